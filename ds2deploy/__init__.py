@@ -1,0 +1,62 @@
+"""Train DeepSpeech 2, export it to ONNX, run it without PyTorch, and prove that they agree.
+
+    import ds2deploy
+
+    recognizer = ds2deploy.load("model.onnx")
+    print(recognizer.transcribe("a.wav").text)
+
+Importing this package imports nothing heavy: names are looked up when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ds2deploy.loading import load as load
+    from ds2deploy.runtimes.decoding import Span as Span
+    from ds2deploy.runtimes.decoding import Transcript as Transcript
+    from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
+    from ds2deploy.runtimes.errors import AudioError as AudioError
+    from ds2deploy.runtimes.errors import ConfigError as ConfigError
+    from ds2deploy.runtimes.errors import Ds2Error as Ds2Error
+    from ds2deploy.runtimes.errors import ManifestError as ManifestError
+    from ds2deploy.runtimes.errors import MissingFileError as MissingFileError
+    from ds2deploy.runtimes.errors import ModelFileError as ModelFileError
+    from ds2deploy.runtimes.errors import ParityError as ParityError
+    from ds2deploy.runtimes.errors import RuntimeUnavailableError as RuntimeUnavailableError
+    from ds2deploy.runtimes.recognizer import Recognizer as Recognizer
+
+__version__ = "0.1.0"
+
+_ERRORS = (
+    "AlphabetError",
+    "AudioError",
+    "ConfigError",
+    "Ds2Error",
+    "ManifestError",
+    "MissingFileError",
+    "ModelFileError",
+    "ParityError",
+    "RuntimeUnavailableError",
+)
+_HOMES = {
+    "load": "ds2deploy.loading",
+    "Recognizer": "ds2deploy.runtimes.recognizer",
+    "Span": "ds2deploy.runtimes.decoding",
+    "Transcript": "ds2deploy.runtimes.decoding",
+    **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ds2deploy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,154 @@
+"""Checkpoints: weights and the recipe that made them, without pickled classes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from ds2deploy import __version__
+from ds2deploy.config import Recipe
+from ds2deploy.files import file_sha256, whole_file
+from ds2deploy.model import DeepSpeech2
+from ds2deploy.runtimes.artifact import ArtifactDescription, Source
+from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
+
+FORMAT_VERSION = 1
+KEY = "ds2deploy"
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A trained network with all that is needed to use it.
+
+    Attributes:
+        network: in evaluation mode, on the CPU.
+        recipe: how it was trained; of an imported one, what its file says.
+        source: name and sha256 of the file, and who trained it.
+        metrics: of the last validation, such as `wer`; empty where unknown.
+    """
+
+    network: DeepSpeech2
+    recipe: Recipe
+    source: Source
+    metrics: dict[str, float] = {}
+
+    def description(self) -> ArtifactDescription:
+        """What an artifact of this checkpoint says of itself, but for the parity report."""
+        return ArtifactDescription(
+            precision="fp32",
+            labels=self.recipe.labels,
+            features=self.recipe.features,
+            model=self.recipe.model,
+            source=self.source,
+            created_by=f"ds2deploy {__version__}",
+        )
+
+
+def build_network(recipe: Recipe) -> DeepSpeech2:
+    """The recipe's network with fresh weights."""
+    return DeepSpeech2(recipe.model, recipe.features.bins, len(recipe.labels))
+
+
+def header(recipe: Recipe, metrics: dict[str, float]) -> dict[str, Any]:
+    """What stands under `ds2deploy` in a checkpoint, in plain types."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "version": __version__,
+        "recipe": msgspec.to_builtins(recipe),
+        "metrics": metrics,
+    }
+
+
+def save_checkpoint(
+    path: str | Path, network: DeepSpeech2, recipe: Recipe, metrics: dict[str, float]
+) -> None:
+    """Write weights and recipe; the file appears whole or not at all."""
+    document = {KEY: header(recipe, metrics), "state_dict": network.state_dict()}
+    with whole_file(Path(path)) as temporary:
+        torch.save(document, temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of ds2deploy or of deepspeech.pytorch.
+
+    Neither unpickles a class that the file names.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: damaged, of another project, or newer than this version.
+    """
+    path = Path(path)
+    document = read_document(path)
+    if document is None:
+        from ds2deploy.deepspeech_pytorch import import_checkpoint
+
+        return import_checkpoint(path)
+    recipe, metrics = _read_header(document[KEY], path)
+    network = build_network(recipe)
+    load_weights(network, document.get("state_dict", {}), path)
+    return Checkpoint(
+        network=network.eval(),
+        recipe=recipe,
+        source=Source(name=path.name, sha256=file_sha256(path), kind="ds2deploy"),
+        metrics=metrics,
+    )
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint of ours; None where the file may be another project's.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: damaged.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; expected a checkpoint")
+    if path.stat().st_size == 0:
+        raise ModelFileError(f"{path}: empty file (0 bytes); expected a checkpoint")
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ModelFileError(
+            f"{path}: a damaged or truncated checkpoint ({reason}); copy it again"
+        ) from None
+    return document if isinstance(document, dict) and KEY in document else None
+
+
+def load_weights(network: DeepSpeech2, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Fill a network; every parameter must be there, in the right shape."""
+    expected = network.state_dict()
+    for name, parameter in expected.items():
+        if name not in weights:
+            raise ModelFileError(f"{path}: has no weights {name!r}; it does not fit its own recipe")
+        if weights[name].shape != parameter.shape:
+            raise ModelFileError(
+                f"{path}: weights {name!r} are {tuple(weights[name].shape)}, its recipe "
+                f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
+                f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
+            )
+    if surplus := sorted(weights.keys() - expected.keys()):
+        raise ModelFileError(f"{path}: has weights that its recipe has no place for: {surplus[0]!r}")
+    network.load_state_dict(weights)
+
+
+def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
+    try:
+        version = int(document["format_version"])
+        if version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"{path}: checkpoint format {version}, this ds2deploy reads up to "
+                f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
+            )
+        recipe = msgspec.convert(document["recipe"], Recipe)
+        return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
+    except ModelFileError:
+        raise
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError, ConfigError) as error:
+        raise ModelFileError(f"{path}: its recipe is damaged ({error})") from None
+

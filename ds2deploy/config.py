@@ -1,0 +1,248 @@
+"""The recipe of a training: frozen structs, read from TOML, stored in every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.features import FeatureConfig
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the recipe's sections."""
+
+
+class DataConfig(_Section):
+    """Where the speech is and how it becomes batches.
+
+    Attributes:
+        train: manifest of the training set.
+        valid: manifest of the validation set.
+        batch_size: utterances in a batch, at most.
+        batch_duration_s: seconds of audio in a batch, padding included, at most.
+        buckets: groups of similar duration from which batches are drawn.
+        join: fewest and most utterances of one speaker that are joined into one, anew in
+            every epoch; teaches a model of short recordings to read long ones.
+        pause_s: shortest and longest silence between joined utterances, in seconds.
+        workers: processes that load data; 0 loads it in the training process.
+    """
+
+    train: str = ""
+    valid: str = ""
+    batch_size: int = 16
+    batch_duration_s: float | None = None
+    buckets: int = 10
+    join: tuple[int, int] = (1, 1)
+    pause_s: tuple[float, float] = (0.02, 0.3)
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _positive("data", self, "batch_size", "buckets")
+        _interval("data.join", self.join, least=1)
+        _interval("data.pause_s", self.pause_s, least=0)
+        if self.workers < 0:
+            raise ConfigError(f"data.workers = {self.workers}: expected 0 or more")
+        if self.batch_duration_s is not None and self.batch_duration_s <= 0:
+            raise ConfigError(f"data.batch_duration_s = {self.batch_duration_s}: expected above 0")
+
+
+class AugmentConfig(_Section):
+    """What is done to training audio, anew in every epoch; all of it is off by default.
+
+    Attributes:
+        speed: slowest and fastest playing speed; pitch moves along.
+        gain_db: weakest and strongest gain, in decibels.
+        noise_snr_db: lowest and highest ratio of speech to added noise, in decibels.
+        noise_share: share of the utterances that get noise.
+        frequency_masks: bands of bins that are set to the mean (SpecAugment).
+        frequency_mask_bins: widest such band, in bins.
+        time_masks: stretches of frames that are set to the mean (SpecAugment).
+        time_mask_frames: longest such stretch, in frames.
+    """
+
+    speed: tuple[float, float] = (1.0, 1.0)
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    noise_snr_db: tuple[float, float] | None = None
+    noise_share: float = 0.5
+    frequency_masks: int = 0
+    frequency_mask_bins: int = 20
+    time_masks: int = 0
+    time_mask_frames: int = 10
+
+    def __post_init__(self) -> None:
+        _interval("augment.speed", self.speed, least=0.5)
+        _interval("augment.gain_db", self.gain_db)
+        if self.noise_snr_db is not None:
+            _interval("augment.noise_snr_db", self.noise_snr_db)
+        if not 0 <= self.noise_share <= 1:
+            raise ConfigError(f"augment.noise_share = {self.noise_share}: expected 0 to 1")
+
+
+class TrainingConfig(_Section):
+    """How the weights are found.
+
+    Attributes:
+        run: folder for best.ckpt, last.ckpt and metrics.jsonl.
+        epochs: passes over the training set.
+        learning_rate: the highest one.
+        schedule: `one-cycle` warms up and anneals to nothing over all epochs; `anneal` divides
+            by `anneal` after every epoch, as deepspeech.pytorch does; `constant`.
+        warm_up: share of the steps in which `one-cycle` rises.
+        anneal: divisor per epoch.
+        optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
+        weight_decay: of the optimizer.
+        clip_norm: gradients are scaled down to this norm.
+        precision: Lightning's name: `32-true`, `16-mixed` (GPU only), `bf16-mixed`.
+        accelerator: `auto`, `cpu` or `gpu`.
+        devices: how many of them; 0 takes all.
+        threads: of the CPU; 0 leaves torch's choice.
+        seed: of weights, batches and augmentation.
+        validate_every: epochs between validations.
+        log_every: steps between lines in metrics.jsonl.
+        max_steps: stop after so many, in the middle of an epoch if need be.
+    """
+
+    run: str = "runs/ds2"
+    epochs: int = 20
+    learning_rate: float = 1e-3
+    schedule: Literal["one-cycle", "anneal", "constant"] = "one-cycle"
+    warm_up: float = 0.25
+    anneal: float = 1.1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 1e-5
+    clip_norm: float = 5.0
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    threads: int = 0
+    seed: int = 0
+    validate_every: int = 1
+    log_every: int = 10
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _positive(
+            "training", self, "epochs", "learning_rate", "anneal", "clip_norm",
+            "validate_every", "log_every",
+        )  # fmt: skip
+        if not 0 < self.warm_up < 1:
+            raise ConfigError(f"training.warm_up = {self.warm_up}: expected between 0 and 1")
+        if self.devices < 0 or self.threads < 0 or self.seed < 0 or self.weight_decay < 0:
+            raise ConfigError(
+                "training: devices, threads, seed and weight_decay must not be negative"
+            )
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"training.max_steps = {self.max_steps}: expected at least 1")
+
+
+class Recipe(_Section):
+    """A whole training.
+
+    Attributes:
+        labels: one character each, blank first.
+        model: the network's dimensions.
+        features: what it sees.
+        data: manifests and batches.
+        augment: what is done to training audio.
+        training: optimisation.
+    """
+
+    labels: str = ENGLISH
+    model: ModelShape = msgspec.field(default_factory=ModelShape)
+    features: FeatureConfig = msgspec.field(default_factory=FeatureConfig)
+    data: DataConfig = msgspec.field(default_factory=DataConfig)
+    augment: AugmentConfig = msgspec.field(default_factory=AugmentConfig)
+    training: TrainingConfig = msgspec.field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        Alphabet(self.labels)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: a TOML file, or the name of a recipe that comes with ds2deploy.
+        overrides: `section.key=value`, the value as TOML has it; a bare word is a string.
+
+    Raises:
+        MissingFileError: neither a file nor a known name.
+        ConfigError: not TOML, an unknown key, or a value of another type.
+    """
+    source, text = _read(name)
+    try:
+        document = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{source}: not TOML ({error})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
+    for override in overrides:
+        _override(document, override)
+    try:
+        return msgspec.convert(document, Recipe)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from None
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with ds2deploy."""
+    folder = resources.files("ds2deploy.recipes")
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
+
+
+def _read(name: str) -> tuple[str, bytes]:
+    path = Path(name)
+    if path.is_file():
+        return name, path.read_bytes()
+    if name in recipe_names():
+        return name, (resources.files("ds2deploy.recipes") / f"{name}.toml").read_bytes()
+    kind = "is a directory" if path.is_dir() else "no such file"
+    raise MissingFileError(
+        f"{name}: {kind}; expected a recipe in TOML, or one of {', '.join(recipe_names())}"
+    )
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    *sections, key = name.strip().split(".")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    document[key] = _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return msgspec.toml.decode(f"value = {text}")["value"]
+    except msgspec.DecodeError:
+        return text
+
+
+def _explain(error: Exception) -> str:
+    """msgspec's message with the key's path first: `training.epochs: Expected ...`."""
+    message, _, path = str(error).partition(" - at `$")
+    message = message.replace("Object contains unknown field", "unknown key")
+    path = path.rstrip("`").lstrip(".")
+    return f"{path}: {message}" if path else message
+
+
+def _positive(section: str, struct: _Section, *names: str) -> None:
+    for name in names:
+        if getattr(struct, name) <= 0:
+            raise ConfigError(f"{section}.{name} = {getattr(struct, name)}: expected above 0")
+
+
+def _interval(name: str, pair: tuple[float, float], least: float = float("-inf")) -> None:
+    if not least <= pair[0] <= pair[1]:
+        floor = "" if least == float("-inf") else f", neither under {least:g}"
+        raise ConfigError(f"{name} = {list(pair)}: expected the smaller first{floor}")

@@ -1,0 +1,127 @@
+"""From manifests to batches: lhotse's bucketing sampler and the one feature extractor."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ds2deploy.augmentation import augment_audio, mask_features
+from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.manifest import join_utterances, read_audio, transcript
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+
+QUIET = AugmentConfig()
+
+
+class Batch(NamedTuple):
+    """Utterances of similar length.
+
+    Attributes:
+        features: (batch, 1, bins, time) float32.
+        lengths: (batch,) int64, valid frames.
+        targets: (labels of all utterances,) int64, one after the other.
+        target_lengths: (batch,) int64.
+        texts: transcripts, as the labels spell them.
+    """
+
+    features: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    texts: list[str]
+
+
+class SpeechDataset(Dataset[Batch]):
+    """Loads, augments and extracts a batch; the sampler decides which utterances.
+
+    Args:
+        recipe: features, labels and augmentation.
+        augment: whether to augment.
+        epoch: changes what augmentation draws.
+    """
+
+    def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
+        self._alphabet = Alphabet(recipe.labels)
+        self._extract = FeatureExtractor(recipe.features)
+        self._augment = recipe.augment if augment else QUIET
+        self._seed = (recipe.training.seed, epoch)
+
+    def __getitem__(self, cuts: CutSet) -> Batch:  # type: ignore[override]
+        """The batch of the utterances that lhotse's sampler chose."""
+        features, lengths = pad_features([self._features(cut) for cut in cuts])
+        texts = [self._alphabet.normalize(transcript(cut)) for cut in cuts]
+        targets = [self._alphabet.encode(text) for text in texts]
+        return Batch(
+            torch.from_numpy(features),
+            torch.from_numpy(lengths),
+            torch.tensor([label for labels in targets for label in labels]),
+            torch.tensor([len(labels) for labels in targets]),
+            texts,
+        )
+
+    def _features(self, cut: object) -> FloatArray:
+        rate = self._extract.config.sample_rate
+        # Seeded by the utterance, not by its place: the same whatever the number of workers.
+        seed = (*self._seed, zlib.crc32(cut.id.encode()))  # type: ignore[attr-defined]
+        random = np.random.default_rng(seed)
+        samples = augment_audio(read_audio(cut, rate), rate, self._augment, random)
+        return mask_features(self._extract(samples), self._augment, random)
+
+
+def training_loader(cuts: CutSet, recipe: Recipe, epoch: int) -> DataLoader[Batch]:
+    """Shuffled batches of one epoch, a share of them on each process of a distributed run."""
+    data = recipe.data
+    seed = recipe.training.seed
+    if data.join != (1, 1):
+        cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
+    sampler = DynamicBucketingSampler(
+        cuts,
+        max_cuts=data.batch_size,
+        max_duration=data.batch_duration_s,
+        num_buckets=min(data.buckets, max(2, len(cuts) // (2 * data.batch_size))),
+        shuffle=True,
+        seed=seed,
+        drop_last=False,
+    )
+    sampler.set_epoch(epoch)
+    return _loader(SpeechDataset(recipe, augment=True, epoch=epoch), sampler, data.workers)
+
+
+def evaluation_loader(cuts: CutSet, recipe: Recipe) -> DataLoader[Batch]:
+    """All utterances once, longest last, without augmentation."""
+    ordered = CutSet.from_cuts(sorted(cuts, key=lambda cut: cut.duration))
+    sampler = SimpleCutSampler(ordered, max_cuts=recipe.data.batch_size, shuffle=False)
+    return _loader(SpeechDataset(recipe, augment=False), sampler, recipe.data.workers)
+
+
+def global_statistics(
+    cuts: CutSet, recipe: Recipe, utterances: int = 2000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every bin over (at most so many) training utterances."""
+    plain = msgspec.structs.replace(recipe.features, normalize="none", mean=None, deviation=None)
+    extract = FeatureExtractor(plain)
+    total = square = np.zeros(recipe.features.bins)
+    frames = 0
+    chosen = np.random.default_rng(recipe.training.seed).permutation(len(cuts))[:utterances]
+    listed = list(cuts)
+    for i in chosen:
+        spectrogram = extract(read_audio(listed[i], recipe.features.sample_rate)).astype(float)
+        total = total + spectrogram.sum(axis=1)
+        square = square + (spectrogram**2).sum(axis=1)
+        frames += spectrogram.shape[1]
+    mean = total / frames
+    deviation = np.sqrt(np.maximum(square / frames - mean**2, 1e-10))
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _loader(dataset: SpeechDataset, sampler: object, workers: int) -> DataLoader[Batch]:
+    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)  # type: ignore[arg-type]

@@ -1,0 +1,188 @@
+"""DeepSpeech 2 (Amodei et al., 2015), as deepspeech.pytorch computes it.
+
+features (batch, 1, bins, time)
+  -> two masked convolutions        (batch, 32, bins / 4, time / 2)
+  -> recurrent layers               (time / 2, batch, hidden), both directions summed
+  -> [lookahead convolution]        unidirectional models only
+  -> batch norm, linear, log-softmax (batch, time / 2, labels)
+
+This is the reference: training runs it, and every exported artifact is compared with it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ModelShape, conv_bins
+
+CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+LARGEST_ACTIVATION = 20.0
+"""Upper end of the Hardtanh, the paper's clipped rectifier."""
+
+
+class DeepSpeech2(nn.Module):
+    """The network.
+
+    Args:
+        shape: dimensions of the recurrent part.
+        bins: frequency bins of the features.
+        labels: number of labels, blank included.
+    """
+
+    def __init__(self, shape: ModelShape, bins: int = 161, labels: int = 29) -> None:
+        super().__init__()
+        self.shape, self.bins, self.labels = shape, bins, labels
+        self.conv = MaskedConvolutions()
+        sizes = [CONV_MAPS * conv_bins(bins)] + [shape.hidden] * (shape.layers - 1)
+        self.rnns = nn.ModuleList(
+            RecurrentLayer(shape, size, normalize=i > 0) for i, size in enumerate(sizes)
+        )
+        self.lookahead = (
+            None if shape.bidirectional else Lookahead(shape.hidden, context=shape.lookahead)
+        )
+        self.output_norm = nn.BatchNorm1d(shape.hidden)
+        self.output = nn.Linear(shape.hidden, labels, bias=False)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the labels.
+
+        Args:
+            features: (batch, 1, bins, time) float32; what stands past a length is ignored.
+            lengths: (batch,) int64, valid frames, from 1 to time.
+
+        Returns:
+            log_probs (batch, time', labels) float32 with time' = (time - 1) // 2 + 1,
+            meaningless past output_lengths, and output_lengths (batch,) int64.
+        """
+        features = features.masked_fill(~valid_frames(lengths, features.shape[3]), 0.0)
+        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        x = self.conv(features, output_lengths)
+        x = x.flatten(1, 2).permute(2, 0, 1).contiguous()
+        for layer in self.rnns:
+            x = layer(x, output_lengths)
+        if self.lookahead is not None:
+            x = self.lookahead(x)
+        x = self.output(over_frames(self.output_norm, x))
+        return F.log_softmax(x.float(), dim=-1).transpose(0, 1), output_lengths
+
+
+class MaskedConvolutions(nn.Module):
+    """Two convolutions over frequency and time; padded frames are zero after every layer.
+
+    The mask stands where deepspeech.pytorch has it, after each of the six layers: batch norm
+    counts padded frames as zeros, and its shift does not leak into the next convolution.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(1, CONV_MAPS, (41, 11), stride=(2, TIME_STRIDE), padding=(20, 5)),
+                nn.BatchNorm2d(CONV_MAPS),
+                nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
+                nn.Conv2d(CONV_MAPS, CONV_MAPS, (21, 11), stride=(2, 1), padding=(10, 5)),
+                nn.BatchNorm2d(CONV_MAPS),
+                nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
+            ]
+        )
+
+    def forward(self, features: Tensor, output_lengths: Tensor) -> Tensor:
+        """(batch, 1, bins, time) to (batch, 32, bins / 4, time / 2)."""
+        x = features
+        padded: Tensor | None = None
+        for layer in self.layers:
+            x = layer(x)
+            if padded is None:
+                padded = ~valid_frames(output_lengths, x.shape[3])
+            x = x.masked_fill(padded, 0.0)
+        return x
+
+
+class RecurrentLayer(nn.Module):
+    """Batch norm over frames (but for the first layer), then an RNN; directions are summed.
+
+    Args:
+        shape: kind, hidden size, directions.
+        inputs: features of a frame.
+        normalize: whether there is a batch norm.
+    """
+
+    def __init__(self, shape: ModelShape, inputs: int, normalize: bool) -> None:
+        super().__init__()
+        self.batch_norm = nn.BatchNorm1d(inputs) if normalize else None
+        self.rnn = CELLS[shape.rnn](inputs, shape.hidden, bidirectional=shape.bidirectional)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
+        if self.batch_norm is not None:
+            x = over_frames(self.batch_norm, x)
+        outputs = self._packed(x, lengths) if x.is_cuda else self._unpacked(x, lengths)
+        if self.rnn.bidirectional:
+            outputs = outputs.unflatten(2, (2, -1)).sum(2)
+        padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
+        return outputs.masked_fill(padded[:, :, None], 0.0)
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """cuDNN takes packed sequences well."""
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+        outputs, _ = self.rnn(packed)
+        return nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
+
+    def _unpacked(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """On a CPU oneDNN's fused cells run unpacked only: each direction by itself.
+
+        The backward direction reads every utterance reversed in place, so it begins at the last
+        valid frame; what either direction computes after the end is never looked at.
+        """
+        forward = self._direction(x, "")
+        if not self.rnn.bidirectional:
+            return forward
+        time = torch.arange(len(x), device=x.device)[:, None]
+        mirror = torch.where(time < lengths, lengths - 1 - time, time)[:, :, None]
+        reversed_x = x.gather(0, mirror.expand_as(x))
+        backward = self._direction(reversed_x, "_reverse")
+        return torch.cat([forward, backward.gather(0, mirror.expand_as(backward))], dim=2)
+
+    def _direction(self, x: Tensor, suffix: str) -> Tensor:
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        weights = [cast(Tensor, getattr(self.rnn, name + suffix)) for name in names]
+        state = x.new_zeros(1, x.shape[1], self.rnn.hidden_size)
+        if self.rnn.mode == "LSTM":
+            options = (True, 1, 0.0, self.training, False, False)
+            return torch.lstm(x, [state, state], weights, *options)[0]
+        cell = torch.gru if self.rnn.mode == "GRU" else torch.rnn_tanh
+        return cell(x, state, weights, True, 1, 0.0, self.training, False, False)[0]
+
+
+class Lookahead(nn.Module):
+    """Each unit's weighted sum over the frames to come (Wang et al., 2016), then Hardtanh.
+
+    Args:
+        units: of a frame.
+        context: frames in the sum, the current one included.
+    """
+
+    def __init__(self, units: int, context: int) -> None:
+        super().__init__()
+        self.context = context
+        self.conv = nn.Conv1d(units, units, context, groups=units, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(time, batch, units) to the same."""
+        x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
+        return F.hardtanh(self.conv(x).permute(2, 0, 1), 0.0, LARGEST_ACTIVATION)
+
+
+def valid_frames(lengths: Tensor, time: int) -> Tensor:
+    """Mask (batch, 1, 1, time): whether a frame stands before the utterance's length."""
+    return (torch.arange(time, device=lengths.device) < lengths[:, None])[:, None, None, :]
+
+
+def over_frames(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """Sequence-wise batch norm: statistics over all frames of the batch, padding included."""
+    return cast(Tensor, norm(x.flatten(0, 1))).view_as(x)

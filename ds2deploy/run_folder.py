@@ -1,0 +1,115 @@
+"""What a training leaves behind: best.ckpt, last.ckpt, metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import msgspec
+
+from ds2deploy.checkpoint import save_checkpoint
+from ds2deploy.files import whole_file
+
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+METRICS = "metrics.jsonl"
+
+
+class RunFolder:
+    """The folder of one training.
+
+    Args:
+        path: of the folder; it is made when the training starts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def holds_training(self) -> bool:
+        """Whether something here would be lost."""
+        return any((self.path / name).exists() for name in (BEST, LAST, METRICS))
+
+    def callback(self) -> RunRecorder:
+        """What writes the files during a training."""
+        return RunRecorder(self)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl; a last line that a dying process left unfinished is not one."""
+        path = self.path / METRICS
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [msgspec.json.decode(line) for line in lines]
+
+    def best_metrics(self) -> dict[str, float]:
+        """Of the validation with the lowest WER."""
+        validations = [line for line in self.metrics() if line["kind"] == "valid"]
+        best = min(validations, key=lambda line: (line["wer"], line["valid_loss"]), default={})
+        return {name: best[name] for name in ("wer", "cer", "valid_loss", "epoch") if name in best}
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / METRICS).open("ab") as file:
+            file.write(msgspec.json.encode(line) + b"\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines past a step, which a resumed training will write again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with whole_file(self.path / METRICS) as temporary:
+            temporary.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+
+
+class RunRecorder(lightning.Callback):
+    """Writes metrics at every step that the recipe logs, checkpoints after every validation.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._best = (float("inf"), float("inf"))
+        self._started = time.monotonic()
+        self.validated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must remember: the best validation so far."""
+        return {"best": list(self._best)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self._best = tuple(state["best"])
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """One line every `training.log_every` steps."""
+        step = trainer.global_step
+        if trainer.is_global_zero and (step == 1 or step % module.recipe.training.log_every == 0):
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._write(trainer, kind="train", loss=float(outputs["loss"]), learning_rate=rate)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """One line, and `best.ckpt` if this is the best validation so far."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.validated_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        self._write(trainer, kind="valid", **metrics)
+        score = (metrics["wer"], metrics["valid_loss"])
+        if score < self._best:
+            save_checkpoint(self._folder.path / BEST, module.network, module.recipe, metrics)
+            self._best = score
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """`last.ckpt`, from which a training resumes at the next epoch."""
+        path = self._folder.path / LAST
+        temporary = path.with_name(f".{LAST}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(path)
+
+    def _write(self, trainer: lightning.Trainer, **values: Any) -> None:
+        elapsed = round(time.monotonic() - self._started, 2)
+        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._folder.append({**place, **values, "elapsed_s": elapsed})

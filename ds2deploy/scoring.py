@@ -1,0 +1,54 @@
+"""Word and character error rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jiwer
+import msgspec
+
+
+class ErrorCounts(msgspec.Struct, frozen=True):
+    """Errors and reference lengths, which add up over batches and processes.
+
+    Attributes:
+        word_errors: substitutions, deletions and insertions of words.
+        words: in the references.
+        char_errors: the same of characters, spaces included.
+        chars: in the references.
+    """
+
+    word_errors: int = 0
+    words: int = 0
+    char_errors: int = 0
+    chars: int = 0
+
+    def __add__(self, other: ErrorCounts) -> ErrorCounts:
+        return ErrorCounts(
+            self.word_errors + other.word_errors,
+            self.words + other.words,
+            self.char_errors + other.char_errors,
+            self.chars + other.chars,
+        )
+
+    @property
+    def wer(self) -> float:
+        """Word error rate: 0 is perfect, 1 is every word wrong; insertions can exceed it."""
+        return self.word_errors / max(self.words, 1)
+
+    @property
+    def cer(self) -> float:
+        """Character error rate."""
+        return self.char_errors / max(self.chars, 1)
+
+
+def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
+    """Align hypotheses with their references, which must not be empty."""
+    words = jiwer.process_words(list(references), list(hypotheses))
+    chars = jiwer.process_characters(list(references), list(hypotheses))
+    return ErrorCounts(
+        words.substitutions + words.deletions + words.insertions,
+        words.hits + words.substitutions + words.deletions,
+        chars.substitutions + chars.deletions + chars.insertions,
+        chars.hits + chars.substitutions + chars.deletions,
+    )

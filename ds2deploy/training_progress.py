@@ -1,0 +1,74 @@
+"""A person's view of a training: a bar on a terminal, a line per validation elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class TrainingProgress(lightning.Callback):
+    """Shows epoch, step, loss and the last word error rate, on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._started = time.monotonic()
+        self._loss = float("nan")
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Open the bar, where there is a terminal."""
+        if not trainer.is_global_zero or not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps  {task.description}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        training = module.recipe.training
+        total = int(trainer.num_training_batches) * training.epochs
+        total = min(total, training.max_steps or total)
+        self._task = self._bar.add_task("", total=total, completed=trainer.global_step)
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Advance it."""
+        loss = float(outputs["loss"])
+        self._loss = loss if self._loss != self._loss else 0.9 * self._loss + 0.1 * loss
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=trainer.global_step, description=f"loss {self._loss:.2f}"
+            )
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """One line that stays."""
+        if trainer.is_global_zero:
+            metrics = trainer.callback_metrics
+            self._console.print(
+                f"epoch {trainer.current_epoch + 1:3}/{module.recipe.training.epochs}  "
+                f"step {trainer.global_step:5}  loss {self._loss:7.2f}  "
+                f"WER {100 * metrics['wer']:6.2f} %  CER {100 * metrics['cer']:6.2f} %  "
+                f"{time.monotonic() - self._started:6.0f} s",
+                highlight=False,
+            )
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Close it."""
+        self._close()
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: Any) -> None:
+        """Close it."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,75 @@
+"""The labels of a model: blank first, one character each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ds2deploy.runtimes.errors import AlphabetError, ConfigError
+
+BLANK = 0
+"""Index of the CTC blank, as in deepspeech.pytorch."""
+
+ENGLISH = "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "
+"""deepspeech.pytorch's 29 labels: blank, apostrophe, A to Z, space."""
+
+
+class Alphabet:
+    """Turns transcripts into labels and back; a character without a label is an error.
+
+    Args:
+        labels: one character per label, the blank first.
+
+    Raises:
+        ConfigError: fewer than two labels, or one that stands twice.
+    """
+
+    def __init__(self, labels: str = ENGLISH) -> None:
+        if len(labels) < 2 or len(set(labels)) != len(labels):
+            raise ConfigError(
+                f"labels {labels!r}: expected the blank and then every character once"
+            )
+        self.labels = labels
+        self._index = {character: i for i, character in enumerate(labels) if i != BLANK}
+        self._upper = labels == labels.upper()
+        self._lower = labels == labels.lower()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalize(self, text: str) -> str:
+        """Fold case where the labels have one case only, and white space to single spaces."""
+        text = " ".join(text.split())
+        if self._upper and not self._lower:
+            return text.upper()
+        return text.lower() if self._lower and not self._upper else text
+
+    def unknown(self, text: str) -> list[str]:
+        """The characters of a transcript, after `normalize`, that have no label; sorted."""
+        return sorted(set(self.normalize(text)) - self._index.keys())
+
+    def encode(self, text: str, source: str = "transcript") -> list[int]:
+        """Labels of a transcript.
+
+        Args:
+            text: the transcript; `normalize` is applied first.
+            source: what to name in the error: the file or the utterance.
+
+        Raises:
+            AlphabetError: a character has no label. None is ever dropped.
+        """
+        if unknown := self.unknown(text):
+            raise AlphabetError(
+                f"{source}: no label for {', '.join(map(repr, unknown))} in {text!r}; "
+                f"correct the transcript, or train with labels that have it "
+                f"(these are {self.labels[1:]!r})"
+            )
+        return [self._index[character] for character in self.normalize(text)]
+
+    def decode(self, labels: Iterable[int]) -> str:
+        """Text of a label sequence that holds no blanks."""
+        return "".join(self.labels[label] for label in labels)
+
+
+def joined(labels: Sequence[str]) -> str:
+    """The labels of deepspeech.pytorch, a list of characters, as one string."""
+    return "".join(labels)

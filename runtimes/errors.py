@@ -1,0 +1,43 @@
+"""Errors that a person can act on: each message names the file and the remedy, in one line."""
+
+from __future__ import annotations
+
+
+class Ds2Error(Exception):
+    """Base of every error that ds2deploy raises on purpose."""
+
+
+class MissingFileError(Ds2Error, FileNotFoundError):
+    """A path that was given does not exist, or is not a file."""
+
+    # OSError formats (errno, strerror) pairs; a single message must come out as it went in.
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class AudioError(Ds2Error, ValueError):
+    """A recording cannot be decoded, or holds nothing to recognise."""
+
+
+class AlphabetError(Ds2Error, ValueError):
+    """A transcript holds a character for which the model has no label."""
+
+
+class ModelFileError(Ds2Error, ValueError):
+    """A checkpoint or an artifact is damaged, of another kind, or newer than this version."""
+
+
+class ConfigError(Ds2Error, ValueError):
+    """A recipe, or an option that overrides it, asks for something that does not exist."""
+
+
+class ManifestError(Ds2Error, ValueError):
+    """A list of utterances is damaged, or points at something that is not there."""
+
+
+class RuntimeUnavailableError(Ds2Error, RuntimeError):
+    """The runtime that was asked for cannot run on this machine; nothing else is tried instead."""
+
+
+class ParityError(Ds2Error, ArithmeticError):
+    """An artifact does not compute what its checkpoint computes."""

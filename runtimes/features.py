@@ -1,0 +1,164 @@
+"""The one feature extractor: a log spectrogram in numpy, for training and device alike.
+
+Linear frequency bins of a centred, zero-padded short-time Fourier transform, log(1 + magnitude),
+normalised; deepspeech.pytorch's `SpectrogramParser`, which takes the transform from librosa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.errors import ConfigError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+FRAMES_PER_BLOCK = 8192
+"""Frames transformed at a time: keeps the temporaries of an hour of audio to some 20 MB."""
+
+SMALLEST_DEVIATION = 1e-5
+"""Divisor of an utterance that is constant (digital silence), which then becomes zeros."""
+
+
+class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that decides what the network sees.
+
+    Attributes:
+        sample_rate: in Hz; other audio is resampled to it.
+        window_ms: length of the analysis window, and of the Fourier transform.
+        stride_ms: from one frame to the next.
+        window: shape of the analysis window (periodic).
+        normalize: `utterance` subtracts the mean of the whole utterance and divides by its
+            unbiased deviation; `global` uses `mean` and `deviation`; `none` leaves the logarithm.
+        mean: per bin, for `global`.
+        deviation: per bin, for `global`.
+    """
+
+    sample_rate: int = 16_000
+    window_ms: float = 20.0
+    stride_ms: float = 10.0
+    window: Literal["hamming", "hann", "blackman", "bartlett"] = "hamming"
+    normalize: Literal["utterance", "global", "none"] = "utterance"
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sample_rate <= 0 or self.stride < 1 or self.n_fft < 2:
+            raise ConfigError(
+                f"features: a sample rate of {self.sample_rate} Hz with a window of "
+                f"{self.window_ms} ms and a stride of {self.stride_ms} ms leaves no samples"
+            )
+        for name, values in (("mean", self.mean), ("deviation", self.deviation)):
+            if values is not None and len(values) != self.bins:
+                raise ConfigError(f"features.{name} has {len(values)} values for {self.bins} bins")
+
+    @property
+    def n_fft(self) -> int:
+        """Samples in a window."""
+        return int(round(self.sample_rate * self.window_ms / 1000))
+
+    @property
+    def stride(self) -> int:
+        """Samples from one frame to the next."""
+        return int(round(self.sample_rate * self.stride_ms / 1000))
+
+    @property
+    def bins(self) -> int:
+        """Frequency bins: 161 at 16 kHz and 20 ms."""
+        return self.n_fft // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """Frames of so many samples: the first is centred on sample 0."""
+        return samples // self.stride + 1
+
+
+class FeatureExtractor:
+    """Computes the features of one utterance.
+
+    Args:
+        config: with `normalize = "global"` its statistics must be there.
+
+    Raises:
+        ConfigError: global normalisation without statistics.
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        self.config = config
+        self._window = analysis_window(config.window, config.n_fft)
+        if config.normalize == "global":
+            if config.mean is None or config.deviation is None:
+                raise ConfigError(
+                    'features.normalize = "global" needs mean and deviation of every bin; '
+                    "`ds2deploy train` gathers them from the training data"
+                )
+            self._mean = np.asarray(config.mean, np.float32)[:, None]
+            self._deviation = np.asarray(config.deviation, np.float32)[:, None]
+
+    def __call__(self, samples: FloatArray) -> FloatArray:
+        """Features of one utterance.
+
+        Args:
+            samples: (samples,) float32 in [-1, 1] at the configured sample rate.
+
+        Returns:
+            (bins, time) float32, one column per stride.
+        """
+        return self.normalize(self.log_spectrogram(samples))
+
+    def log_spectrogram(self, samples: FloatArray) -> FloatArray:
+        """log(1 + magnitude), before normalisation: (bins, time) float32."""
+        config = self.config
+        half = config.n_fft // 2
+        padded = np.pad(np.asarray(samples, np.float32), (half, config.n_fft - half))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)
+        windows = windows[:: config.stride][: config.frames(len(samples))]
+        output = np.empty((config.bins, len(windows)), np.float32)
+        for start in range(0, len(windows), FRAMES_PER_BLOCK):
+            block = windows[start : start + FRAMES_PER_BLOCK] * self._window
+            magnitude = np.abs(np.fft.rfft(block, axis=1)).astype(np.float32, copy=False)
+            output[:, start : start + len(block)] = np.log1p(magnitude).T
+        return output
+
+    def normalize(self, spectrogram: FloatArray) -> FloatArray:
+        """Apply the configured normalisation to a log spectrogram (bins, time)."""
+        if self.config.normalize == "utterance":
+            # Sums in float64: over an hour of frames float32 would lose digits.
+            mean = np.float32(spectrogram.mean(dtype=np.float64))
+            deviation = np.float32(spectrogram.std(dtype=np.float64, ddof=1))
+            return (spectrogram - mean) / max(deviation, np.float32(SMALLEST_DEVIATION))
+        if self.config.normalize == "global":
+            return (spectrogram - self._mean) / self._deviation
+        return spectrogram
+
+
+def analysis_window(name: str, length: int) -> FloatArray:
+    """A periodic window of `length` samples, float32, as `scipy.signal.get_window` gives it."""
+    shapes = {
+        "hamming": np.hamming,
+        "hann": np.hanning,
+        "blackman": np.blackman,
+        "bartlett": np.bartlett,
+    }
+    return np.asarray(shapes[name](length + 1)[:-1], np.float32)
+
+
+def pad_features(utterances: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
+    """Make a batch of utterances of any lengths.
+
+    Args:
+        utterances: each (bins, time) float32.
+
+    Returns:
+        features (batch, 1, bins, time) float32, zero past each length, and lengths (batch,) int64.
+    """
+    lengths = np.array([utterance.shape[1] for utterance in utterances], np.int64)
+    bins = utterances[0].shape[0]
+    features = np.zeros((len(utterances), 1, bins, int(lengths.max())), np.float32)
+    for row, utterance in zip(features, utterances, strict=True):
+        row[0, :, : utterance.shape[1]] = utterance
+    return features, lengths
