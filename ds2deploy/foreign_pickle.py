@@ -248,9 +248,11 @@ def read_foreign_checkpoint(path: Path) -> dict[Any, Any]:
 
     Returns the pickled dict. Tensors and parameters are read-only numpy arrays (views of a
     storage that they may share; bfloat16 as float32); plain containers, numbers and text are
-    themselves; everything else is a `Foreign`, sparse, quantised and float8 tensors included.
-    Raises `MissingFileError` where there is no file, and `ModelFileError` for another format,
-    damage, or a top level that is not a dict. The format: torch/serialization.py of torch 2.13.
+    themselves; everything else is a `Foreign`, sparse and float8 tensors included. Raises
+    `MissingFileError` where there is no file, and `ModelFileError` for another format, damage,
+    complex or quantised tensors, or a top level that is not a dict.
+
+    The format: torch/serialization.py of torch 2.13.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
@@ -305,8 +307,8 @@ def _plain(value: Any, done: dict[int, Any]) -> Any:
         raise RecursionError
     if id(value) not in done:
         done[id(value)] = _UNDER_WAY
-        convert = _plain_object if isinstance(value, Foreign) else _plain_container
-        done[id(value)] = convert(value, done)
+        foreign = isinstance(value, Foreign)
+        done[id(value)] = (_plain_object if foreign else _plain_container)(value, done)
     return done[id(value)]
 
 
@@ -316,7 +318,7 @@ def _plain_container(value: Any, done: dict[int, Any]) -> Any:
     return type(value)(_plain(item, done) for item in value)
 
 
-def _plain_object(value: Foreign, done: dict[int, Any]) -> Any:
+def _plain_object(value: Any, done: dict[int, Any]) -> Any:
     if value.entries or value.elements:
         return _plain(value.entries or value.elements, done)
     if isinstance(value.state, dict):

@@ -29,6 +29,7 @@ FSDD_TEST_INDICES = range(5)
 DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 
 Layout = Literal["folder", "fsdd"]
+LAYOUTS: tuple[Layout, ...] = ("folder", "fsdd")
 
 
 class Utterance(NamedTuple):

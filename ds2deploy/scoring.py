@@ -43,9 +43,26 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Align hypotheses with their references, which must not be empty."""
-    words = jiwer.process_words(list(references), list(hypotheses))
-    chars = jiwer.process_characters(list(references), list(hypotheses))
+    """Align hypotheses with their references.
+
+    Args:
+        references: what was said; where nothing was, all of the hypothesis is wrong.
+        hypotheses: what was recognised, one for each reference.
+    """
+    pairs = list(zip(references, hypotheses, strict=True))
+    spoken = [pair for pair in pairs if pair[0]]
+    invented = [hypothesis for reference, hypothesis in pairs if not reference]
+    counts = ErrorCounts(
+        word_errors=sum(len(text.split()) for text in invented),
+        char_errors=sum(map(len, invented)),
+    )
+    return counts + _align(spoken) if spoken else counts
+
+
+def _align(pairs: list[tuple[str, str]]) -> ErrorCounts:
+    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
+    words = jiwer.process_words(references, hypotheses)
+    chars = jiwer.process_characters(references, hypotheses)
     return ErrorCounts(
         words.substitutions + words.deletions + words.insertions,
         words.hits + words.substitutions + words.deletions,

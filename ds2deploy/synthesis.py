@@ -2,9 +2,9 @@
 
 espeak-ng keeps state from one utterance to the next that no call resets: the position in its
 pitch flutter, a cycle count, a random seed taken from the clock. Of the 104 variants that
-espeakng-loader 0.2.4 ships, 91 never spoke the same sentence twice alike. So the library is
-opened and closed around every utterance, which costs 5 ms; the audio then depends on the
-arguments alone.
+espeakng-loader 0.2.4 ships, 91 spoke one sentence differently within four tries. So the library
+is opened and closed around every utterance, which brings a word to 4 ms from 1; the audio then
+depends on the arguments alone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _voices(variants_by_accent: dict[str, str]) -> tuple[Voice, ...]:
 
 
 # `en` is British: espeak_SetVoiceByName does not know the name `en-gb`. Left out are whispers,
-# robots, echoes, voices whose noise comes from libc's rand(), and twins of a test voice (aunty
+# robots, loud echoes, voices whose noise comes from libc's rand(), and twins of a test voice (aunty
 # has the formants of f4; gustave and marcelo lie next to Michael, Nguyen next to m7).
 TRAIN_VOICES = _voices(
     {

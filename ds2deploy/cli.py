@@ -1,0 +1,453 @@
+"""The command line: every function parses, calls one function of the library, and reports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+
+import typer
+from typer.core import TyperGroup
+
+from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError
+
+if TYPE_CHECKING:
+    from ds2deploy.export.parity import ParityReport
+    from ds2deploy.runtimes.decoding import Transcript
+
+BAD_RESULT = 1
+BAD_INPUT = 2
+
+
+class ErrorsInOneLine(TyperGroup):
+    """Turns the errors that a person can act on into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ParityError as error:
+            _fail(str(error), BAD_RESULT)
+        except Ds2Error as error:
+            _fail(str(error), BAD_INPUT)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.filename is None:
+                raise
+            _fail(f"{error.filename}: {error.strerror}", BAD_INPUT)
+
+
+app = typer.Typer(
+    cls=ErrorsInOneLine,
+    help="Train DeepSpeech 2, export it to ONNX, run it without PyTorch, and prove they agree.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runtime choose.")]
+
+
+def main() -> None:
+    """Entry point of the `ds2deploy` command."""
+    app(prog_name="ds2deploy")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ds2deploy import __version__
+
+        typer.echo(f"ds2deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of ds2deploy itself."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder, or manifest of deepspeech.pytorch.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the manifests.")],
+    layout: Annotated[
+        str, typer.Option(help="folder: a .txt beside each recording; fsdd: the digit data set.")
+    ] = "folder",
+    labels: Annotated[
+        str | None, typer.Option(help="Blank and characters; English letters by default.")
+    ] = None,
+    valid: Annotated[float, typer.Option(min=0, max=0.9, help="Share for validation.")] = 0.1,
+    join: Annotated[
+        str, typer.Option(help="Also write the held-out set joined by so many, such as 2,6.")
+    ] = "1,1",
+    join_times: Annotated[int, typer.Option(min=1, help="Uses of each utterance in it.")] = 1,
+    json: Json = False,
+) -> None:
+    """Make manifests of recordings with transcripts.
+
+    Example: ds2deploy prepare recordings data/mine
+    """
+    import_heavy("lhotse", "train")
+    from ds2deploy.manifest import LAYOUTS
+    from ds2deploy.manifest import prepare as prepare_manifests
+    from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+
+    kind = next((name for name in LAYOUTS if name == layout), None)
+    if kind is None:
+        raise ConfigError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
+    manifests = prepare_manifests(
+        source, out, kind, Alphabet(labels or ENGLISH), valid, _pair(join), join_times
+    )
+    rows = [
+        {
+            "manifest": str(out / f"{name}.jsonl.gz"),
+            "utterances": len(cuts),
+            "hours": round(sum(cut.duration for cut in cuts) / 3600, 4),
+        }
+        for name, cuts in manifests.items()
+    ]
+    if json:
+        _print_json({"manifests": rows})
+    for row in [] if json else rows:
+        typer.echo(f"{row['manifest']}  {row['utterances']} utterances, {row['hours']} h")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="TOML file, or the name of a built-in recipe.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from RUN/last.ckpt.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a network; writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl.
+
+    Example: ds2deploy train digits --set training.run=runs/mine
+    """
+    import_heavy("msgspec", "train")
+    from ds2deploy.config import load_recipe
+
+    parsed = load_recipe(recipe, set_ or [])
+    import_heavy("lightning", "train")
+    from ds2deploy.training import train as train_network
+
+    metrics = train_network(parsed, resume)
+    best = str(Path(parsed.training.run) / "best.ckpt")
+    if json:
+        _print_json({"checkpoint": best, **metrics})
+    else:
+        typer.echo(f"{best}  WER {100 * metrics['wer']:.2f} %  CER {100 * metrics['cer']:.2f} %")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
+    manifest: Annotated[Path, typer.Argument(help="Utterances with transcripts.")],
+    device: Device = "cpu",
+    threads: Threads = 0,
+    errors: Annotated[bool, typer.Option("--errors", help="List the utterances that differ.")] = (
+        False
+    ),
+    json: Json = False,
+) -> None:
+    """Word and character error rate of a model, on any runtime.
+
+    Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
+    """
+    import_heavy("lhotse", "train")
+    import_heavy("jiwer", "train")
+    import msgspec
+
+    from ds2deploy.evaluation import evaluate as evaluate_model
+    from ds2deploy.loading import load
+    from ds2deploy.manifest import read_manifest
+
+    recognizer = load(model, device, threads=threads)
+    cuts = read_manifest(manifest)
+    with _progress(f"evaluating {model.name}", len(cuts)) as advance:
+        result = evaluate_model(recognizer, cuts, str(manifest), advance)
+    if json:
+        factor = round(result.real_time_factor, 5)
+        _print_json({**msgspec.to_builtins(result), "real_time_factor": factor})
+        return
+    for item in result.hypotheses if errors else ():
+        if item.reference != item.hypothesis:
+            typer.echo(f"{item.audio}\n  said  {item.reference}\n  heard {item.hypothesis}")
+    typer.echo(
+        f"WER {100 * result.wer:.2f} %  CER {100 * result.cer:.2f} %  "
+        f"({result.errors.word_errors} of {result.errors.words} words, {result.utterances} "
+        f"utterances, {result.audio_s:.0f} s of audio; {result.runtime}, real-time factor "
+        f"{result.real_time_factor:.3f})"
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Of ds2deploy or of deepspeech.pytorch.")],
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX (the default).")] = True,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, or both: fp32,fp16.")] = "fp32",
+    audio: Annotated[
+        Path | None, typer.Option(help="Manifest of real speech for the parity check.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Export a checkpoint to ONNX; only what passes the parity check is written.
+
+    Example: ds2deploy export runs/mine/best.ckpt --out deploy --onnx --precision fp32,fp16
+    """
+    import_heavy("onnx", "export")
+    import_heavy("onnxruntime", "cpu")
+    import msgspec
+
+    from ds2deploy.export.artifacts import export_onnx
+
+    with _status(f"exporting {checkpoint}") as status:
+        exported = export_onnx(checkpoint, out, _precisions(precision), audio, status)
+    if json:
+        _print_json({"artifacts": msgspec.to_builtins(exported)})
+        return
+    for item in exported:
+        typer.echo(
+            f"{item.path}  {item.size / 1e6:.1f} MB, {item.nodes} nodes, "
+            f"verified on {len(item.report.cases)} shapes: {_verdict(item.report)}"
+        )
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="ONNX file that ds2deploy exported.")],
+    checkpoint: Annotated[Path, typer.Argument(help="What it should compute.")],
+    audio: Annotated[
+        Path | None, typer.Option(help="Manifest of real speech; synthetic without it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare an artifact with a checkpoint; exit code 1 where they disagree.
+
+    Example: ds2deploy verify deploy/model.onnx runs/mine/best.ckpt
+    """
+    import_heavy("onnx", "export")
+    import_heavy("onnxruntime", "cpu")
+    from ds2deploy.export.artifacts import verify_onnx
+
+    with _status(f"verifying {artifact}") as status:
+        report = verify_onnx(artifact, checkpoint, audio, status)
+    if json:
+        _print_json(report.summary())
+    else:
+        _print_report(report)
+    if not report.passed:
+        _fail(f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}", 1)
+
+
+@app.command()
+def transcribe(
+    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
+    audio: Annotated[list[Path], typer.Argument(help="Recordings of any format and rate.")],
+    format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
+    device: Device = "cpu",
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Print what is said in recordings; more than one gives a line each, with its name.
+
+    Example: ds2deploy transcribe model.onnx a.wav --format srt
+    """
+    from ds2deploy.loading import load
+    from ds2deploy.runtimes.subtitles import to_srt, to_vtt
+
+    kind = "json" if json else format_
+    if kind not in ("text", "json", "srt", "vtt"):
+        raise ConfigError(f"--format {format_}: expected text, json, srt or vtt")
+    if kind in ("srt", "vtt") and len(audio) > 1:
+        raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
+    transcripts = load(model, device, threads=threads).transcribe(list(audio))
+    if kind == "json":
+        _print_json({"transcripts": _named(audio, transcripts)})
+    elif kind == "srt":
+        typer.echo(to_srt(transcripts[0]), nl=False)
+    elif kind == "vtt":
+        typer.echo(to_vtt(transcripts[0]), nl=False)
+    else:
+        for path, transcript in zip(audio, transcripts, strict=True):
+            typer.echo(transcript.text if len(audio) == 1 else f"{path}\t{transcript.text}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Checkpoint, artifact, manifest or recording.")],
+    json: Json = False,
+) -> None:
+    """Say what a file is.
+
+    Example: ds2deploy inspect deploy/model.onnx
+    """
+    from ds2deploy.inspection import inspect_file
+
+    facts = inspect_file(file)
+    if json:
+        _print_json(facts)
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        typer.echo(f"{name:{width}}  {value}")
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say which runtimes work here, and the command that mends each that does not.
+
+    Example: ds2deploy doctor
+    """
+    import msgspec
+
+    from ds2deploy.doctor import examine
+
+    findings = examine()
+    if json:
+        _print_json({"findings": msgspec.to_builtins(findings)})
+        return
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "yes" if finding.works else "no "
+        typer.echo(f"{mark}  {finding.name:{width}}  {finding.detail}")
+        if finding.remedy:
+            typer.echo(f"     {'':{width}}  -> {finding.remedy}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of voices, weights and batches.")] = 0,
+    json: Json = False,
+) -> None:
+    """The whole way on synthetic speech: train, export, verify, transcribe, in a few minutes.
+
+    Example: ds2deploy demo --out runs/demo
+    """
+    for module in ("espeakng_loader", "lightning", "onnx"):
+        import_heavy(module, "demo")
+    import_heavy("onnxruntime", "cpu")
+    from ds2deploy.demo import run_demo
+    from ds2deploy.export.artifacts import export_onnx
+
+    result = run_demo(out, export_onnx, seed)
+    if json:
+        _print_json(result.summary())
+    if not result.passed:
+        _fail(f"{out}: {result.failure()}", BAD_RESULT)
+
+
+def import_heavy(module: str, extra: str) -> None:
+    """Refuse a command whose packages are missing, with the command that installs them.
+
+    Raises:
+        RuntimeUnavailableError: names the extra.
+    """
+    import importlib.util
+
+    from ds2deploy.runtimes.errors import RuntimeUnavailableError
+
+    if importlib.util.find_spec(module) is None:
+        raise RuntimeUnavailableError(
+            f"this command needs {module}, which is not installed: pip install 'ds2deploy[{extra}]'"
+        )
+
+
+def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, Any]]:
+    import msgspec
+
+    return [
+        {"audio": str(path), **msgspec.to_builtins(transcript)}
+        for path, transcript in zip(audio, transcripts, strict=True)
+    ]
+
+
+def _precisions(text: str) -> list[Any]:
+    known = ("fp32", "fp16")
+    chosen = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in chosen if name not in known]:
+        raise ConfigError(f"--precision {unknown[0]!r}: expected one or more of {', '.join(known)}")
+    return list(dict.fromkeys(chosen))
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--join {text}: expected two whole numbers, such as 2,6") from None
+    if not 1 <= low <= high:
+        raise ConfigError(f"--join {text}: expected the smaller number first, from 1")
+    return low, high
+
+
+def _verdict(report: ParityReport) -> str:
+    words = report.words
+    difference = f"log-probabilities within {report.max_difference:.1e}"
+    if words is None:
+        return difference
+    return f"{difference}, {words.different} of {words.words} words differ"
+
+
+def _print_report(report: ParityReport) -> None:
+    typer.echo(f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'same label':>10}  same text")
+    for case in report.cases:
+        typer.echo(
+            f"{case.batch:5}  {case.frames:6}  {case.max_difference:10.1e}  "
+            f"{100 * case.argmax_share:8.2f} %  {'yes' if case.same_text else 'no':9}"
+            f"{'' if case.passed else '  OVER TOLERANCE'}"
+        )
+    typer.echo(
+        f"{report.precision} on {report.runtime}, {report.speech} speech: {_verdict(report)} "
+        f"(allowed: {report.tolerance.log_probs:g}): {'passed' if report.passed else 'FAILED'}"
+    )
+
+
+def _print_json(document: Any) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"ds2deploy: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Any]:
+    """A bar on stderr where it is a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def _status(title: str) -> Iterator[Any]:
+    """What is being done right now, on stderr where it is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda message: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda message: status.update(f"{title}: {message}")

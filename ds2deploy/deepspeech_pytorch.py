@@ -1,0 +1,104 @@
+"""Imports checkpoints of deepspeech.pytorch: that project's own numbers, none of its code.
+
+Its two generations of file: version 3 (Lightning: `state_dict` and `hyper_parameters` with
+`model_cfg` and `spect_cfg`) is read; older ones are refused with the remedy.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from ds2deploy.checkpoint import Checkpoint, build_network, load_weights
+from ds2deploy.config import Recipe
+from ds2deploy.files import file_sha256
+from ds2deploy.foreign_pickle import plain, read_foreign_checkpoint
+from ds2deploy.runtimes.alphabet import joined
+from ds2deploy.runtimes.artifact import Source
+from ds2deploy.runtimes.errors import ModelFileError
+
+# Parameter names there, as patterns, and here.
+NAMES = (
+    (r"conv\.seq_module\.(\d)\.(\w+)", r"conv.layers.\1.\2"),
+    (r"rnns\.(\d+)\.rnn\.(\w+)", r"rnns.\1.rnn.\2"),
+    (r"rnns\.(\d+)\.batch_norm\.module\.(\w+)", r"rnns.\1.batch_norm.\2"),
+    (r"lookahead\.0\.conv\.(\w+)", r"lookahead.conv.\1"),
+    (r"fc\.0\.module\.0\.(\w+)", r"output_norm.\1"),
+    (r"fc\.0\.module\.1\.(\w+)", r"output.\1"),
+)
+
+
+def import_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of deepspeech.pytorch without running anything that it names.
+
+    Raises:
+        ModelFileError: not such a checkpoint, damaged, or of a model that ds2deploy lacks.
+    """
+    document = read_foreign_checkpoint(path)
+    weights = document.get("state_dict")
+    if not isinstance(weights, dict) or "hyper_parameters" not in document:
+        raise ModelFileError(
+            f"{path}: a torch file, but neither a checkpoint of ds2deploy nor one of "
+            "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters)"
+        )
+    try:
+        recipe = _recipe(plain(document["hyper_parameters"]), weights)
+    except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
+        raise ModelFileError(
+            f"{path}: its hyper_parameters are not deepspeech.pytorch's "
+            f"({type(error).__name__}: {error})"
+        ) from None
+    network = build_network(recipe)
+    load_weights(network, _rename(weights, path), path)
+    return Checkpoint(
+        network=network.eval(),
+        recipe=recipe,
+        source=Source(name=path.name, sha256=file_sha256(path), kind="deepspeech.pytorch"),
+    )
+
+
+def parameter_name(name: str) -> str | None:
+    """Our name of one of deepspeech.pytorch's parameters; None for one that it does not have."""
+    for pattern, ours in NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, ours, name)
+    return None
+
+
+def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:
+    model, spectrogram = hyper["model_cfg"], hyper["spect_cfg"]
+    bidirectional = any(name.endswith("_reverse") for name in weights)
+    document = {
+        "labels": joined(hyper["labels"]),
+        "model": {
+            "rnn": str(model["rnn_type"]).lower(),
+            "hidden": model["hidden_size"],
+            "layers": model["hidden_layers"],
+            "bidirectional": bidirectional,
+            "lookahead": model.get("lookahead_context", 20),
+        },
+        "features": {
+            "sample_rate": spectrogram["sample_rate"],
+            "window_ms": 1000 * spectrogram["window_size"],
+            "stride_ms": 1000 * spectrogram["window_stride"],
+            "window": spectrogram["window"],
+        },
+    }
+    return msgspec.convert(document, Recipe)
+
+
+def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, array in weights.items():
+        ours = parameter_name(name)
+        if ours is None or not isinstance(array, np.ndarray):
+            raise ModelFileError(f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model")
+        renamed[ours] = torch.tensor(array)
+    return renamed
+
+

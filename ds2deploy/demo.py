@@ -1,0 +1,273 @@
+"""The whole way on synthetic speech, so that a newcomer sees it work before bringing data."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import soundfile
+from lhotse import CutSet
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ds2deploy.config import Recipe, load_recipe
+from ds2deploy.evaluation import Evaluation, evaluate
+from ds2deploy.loading import load
+from ds2deploy.manifest import Utterance, make_cuts, read_audio
+from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
+from ds2deploy.training import train
+
+LARGEST_WER = 0.10
+"""What the demo must reach on voices that it never heard in training."""
+
+
+class Split(NamedTuple):
+    """Part of the demo's speech."""
+
+    name: str
+    strings: int
+    voices: Sequence[Voice]
+    digits: tuple[int, int]
+
+
+SPLITS = (
+    Split("train", 1600, TRAIN_VOICES, (1, 4)),
+    Split("valid", 96, TRAIN_VOICES, (2, 5)),
+    Split("test", 160, TEST_VOICES, (2, 6)),
+)
+
+
+class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model file in the final table.
+
+    Attributes:
+        model: path.
+        runtime: that ran it.
+        size: of the file, in bytes.
+        wer: on the test voices.
+        max_difference: of log-probabilities from the checkpoint's; None for the checkpoint.
+        words_different: of the test words, from the checkpoint's; None for the checkpoint.
+        speed: seconds of audio recognised in a second, one clip at a time.
+    """
+
+    model: str
+    runtime: str
+    size: int
+    wer: float
+    max_difference: float | None
+    words_different: int | None
+    speed: float
+
+
+class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demo found.
+
+    Attributes:
+        rows: checkpoint first, then the artifacts.
+        words: in the test strings.
+        test_voices: never heard in training.
+        seconds: of the whole demo.
+    """
+
+    rows: tuple[DemoRow, ...]
+    words: int
+    test_voices: int
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row reaches the word error rate."""
+        return all(row.wer <= LARGEST_WER for row in self.rows)
+
+    def failure(self) -> str:
+        """Why not."""
+        worst = max(row.wer for row in self.rows)
+        return f"word error rate {100 * worst:.1f} %, expected at most {100 * LARGEST_WER:g} %"
+
+    def summary(self) -> dict[str, Any]:
+        """As plain data."""
+        plain = msgspec.to_builtins(self)
+        assert isinstance(plain, dict)
+        return {**plain, "passed": self.passed}
+
+
+def run_demo(
+    out: Path,
+    export: Callable[..., Sequence[Any]],
+    seed: int = 0,
+    splits: Sequence[Split] = SPLITS,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Synthesise, train, evaluate, export, verify, transcribe; report on stderr.
+
+    Args:
+        out: folder for audio, training and artifacts; an earlier demo in it is replaced.
+        export: `ds2deploy.export.artifacts.export_onnx`.
+        seed: of voices, weights and batches.
+        splits: how much speech.
+        overrides: of the recipe.
+
+    Raises:
+        ParityError: an artifact does not compute what was trained.
+    """
+    console = Console(stderr=True, highlight=False)
+    started = time.perf_counter()
+    stage = _stages(console)
+    for name in ("run", "models"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+    stage(f"Speaking: {splits[0].strings} strings of digits in {len(TRAIN_VOICES)} voices")
+    manifests = {split.name: speak(split, out, seed, console) for split in splits}
+
+    recipe = demo_recipe(out, manifests, seed, overrides)
+    stage(f"Training: {recipe.model.layers} x {recipe.model.rnn} of {recipe.model.hidden}")
+    train(recipe)
+    checkpoint = out / "run" / "best.ckpt"
+
+    stage("Exporting to ONNX and verifying: each artifact against the checkpoint, on real shapes")
+    test = manifests["test"]
+    with console.status("exporting") as status:
+        exported = export(
+            checkpoint, out / "models", ("fp32", "fp16"), test,
+            lambda message: status.update(f"exporting: {message}"),
+        )  # fmt: skip
+
+    stage(f"Recognising {splits[-1].strings} strings by {len(TEST_VOICES)} voices never heard")
+    cuts = CutSet.from_jsonl(test).to_eager()
+    paths = [checkpoint, *(Path(item.path) for item in exported)]
+    evaluations = []
+    for path in track(paths, "models", console=console, transient=True):
+        evaluations.append(evaluate(load(path), cuts, str(test)))
+    _print_clips(console, evaluations[1])
+    result = DemoResult(
+        rows=_rows(paths, evaluations, exported, cuts),
+        words=evaluations[0].errors.words,
+        test_voices=len(TEST_VOICES),
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    _print_table(console, result, checkpoint, evaluations[1])
+    return result
+
+
+def speak(split: Split, out: Path, seed: int, console: Console) -> Path:
+    """Write the split's recordings with their transcripts, and its manifest."""
+    folder = out / "audio" / split.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    utterances = []
+    offset = [name for name, *_ in SPLITS].index(split.name)
+    strings = digit_strings(split.strings, split.voices, 10 * seed + offset, split.digits)
+    for i, spoken in enumerate(
+        track(strings, split.name, split.strings, console=console, transient=True)
+    ):
+        audio = folder / f"{i:05}.wav"
+        soundfile.write(audio, spoken.samples, spoken.sample_rate, subtype="PCM_16")
+        audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
+        utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
+    manifest = out / "audio" / f"{split.name}.jsonl.gz"
+    manifest.unlink(missing_ok=True)
+    make_cuts(utterances, folder).to_file(manifest)
+    return manifest
+
+
+def demo_recipe(
+    out: Path, manifests: dict[str, Path], seed: int, overrides: Sequence[str]
+) -> Recipe:
+    """The built-in recipe `demo` on the speech that was made."""
+    return load_recipe(
+        "demo",
+        [
+            f"data.train={manifests['train']}",
+            f"data.valid={manifests['valid']}",
+            f"training.run={out / 'run'}",
+            f"training.seed={seed}",
+            *overrides,
+        ],
+    )
+
+
+def _rows(
+    paths: list[Path], evaluations: list[Evaluation], exported: Sequence[Any], cuts: CutSet
+) -> tuple[DemoRow, ...]:
+    reports = [None, *(item.report for item in exported)]
+    return tuple(
+        DemoRow(
+            model=str(path),
+            runtime=evaluation.runtime,
+            size=path.stat().st_size,
+            wer=evaluation.wer,
+            max_difference=None if report is None else report.max_difference,
+            words_different=None if report is None else report.words.different,
+            speed=speed,
+        )
+        for path, evaluation, report, speed in zip(
+            paths, evaluations, reports, measure_speed(paths, cuts), strict=True
+        )
+    )
+
+
+def measure_speed(paths: Sequence[Path], cuts: CutSet, clips: int = 12) -> list[float]:
+    """Seconds of audio recognised in a second, one clip at a time, models in turns."""
+    recognizers = [load(path) for path in paths]
+    rate = recognizers[0].description.features.sample_rate
+    audio = [read_audio(cut, rate) for cut in list(cuts)[:clips]]
+    speeds: list[list[float]] = [[] for _ in paths]
+    for samples in audio:
+        for recognizer, measured in zip(recognizers, speeds, strict=True):
+            started = time.perf_counter()
+            recognizer.transcribe(samples, rate)
+            measured.append(len(samples) / rate / (time.perf_counter() - started))
+    # The first clip warms up.
+    return [round(statistics.median(measured[1:] or measured), 1) for measured in speeds]
+
+
+def _stages(console: Console) -> Callable[[str], None]:
+    count = iter(range(1, 100))
+
+    def stage(title: str) -> None:
+        console.print(f"\n[bold]{next(count)}. {title}[/bold]")
+
+    return stage
+
+
+def _print_clips(console: Console, evaluation: Evaluation) -> None:
+    for item in evaluation.hypotheses[:4]:
+        mark = "[green]=[/green]" if item.reference == item.hypothesis else "[red]≠[/red]"
+        console.print(f"  {Path(item.audio).name}  said  {item.reference}")
+        console.print(f"  {' ' * len(Path(item.audio).name)}  heard {item.hypothesis} {mark}")
+
+
+def _print_table(
+    console: Console, result: DemoResult, checkpoint: Path, evaluation: Evaluation
+) -> None:
+    table = Table(title="What was trained, and what would run on a device")
+    for heading in ("model", "runs on", "size", "word errors", "same as trained?", "speed"):
+        table.add_column(heading, justify="left" if heading in ("model", "runs on") else "right")
+    for row in result.rows:
+        parity = "(the reference)"
+        if row.max_difference is not None:
+            parity = f"within {row.max_difference:.0e}, {row.words_different} words differ"
+        table.add_row(
+            Path(row.model).name,
+            row.runtime,
+            f"{row.size / 1e6:.1f} MB",
+            f"{100 * row.wer:.1f} %",
+            parity,
+            f"{row.speed:.0f} x real time",
+        )
+    console.print()
+    console.print(table)
+    audio = Path(evaluation.hypotheses[0].audio)
+    shown = audio.relative_to(Path.cwd()) if audio.is_relative_to(Path.cwd()) else audio
+    console.print(
+        f"Word errors: of {result.words} words by {result.test_voices} voices that training never "
+        "heard. Same as trained: largest\ndifference of log-probabilities over nine shapes of "
+        f"batches, and words decoded differently. Took {result.seconds:.0f} s.\n"
+        f"Try: ds2deploy transcribe {result.rows[1].model} {shown}"
+    )

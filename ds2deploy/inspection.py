@@ -1,0 +1,124 @@
+"""What a file is: checkpoint, artifact, manifest or recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ds2deploy.loading import model_runtime
+from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+
+
+def inspect_file(path: str | Path) -> dict[str, Any]:
+    """Facts about a file, by their names.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError, ManifestError, AudioError: none of the known kinds, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a directory" if path.is_dir() else "no such file"
+        raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".csv")):
+        return _manifest(path)
+    if path.suffix == ".onnx":
+        return _artifact(path)
+    try:
+        model_runtime(path)
+    except ModelFileError:
+        return _recording(path)
+    return _checkpoint(path)
+
+
+def _artifact(path: Path) -> dict[str, Any]:
+    from ds2deploy.runtimes.onnx_session import OnnxSession
+
+    description = OnnxSession(path).description
+    return {
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
+        "is": f"ONNX artifact, {description.kind}, {description.precision}, "
+        f"{description.input} in",
+        **_model(description),
+        "inputs": ", ".join(description.inputs),
+        "outputs": ", ".join(description.outputs),
+        "from": f"{description.source.name} ({description.source.kind}, "
+        f"sha256 {description.source.sha256[:12]})",
+        "parity": _parity(description),
+        "made by": description.created_by,
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from ds2deploy.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())
+    return {
+        "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
+        "is": f"checkpoint of {checkpoint.source.kind}, {parameters:,} parameters",
+        **_model(checkpoint.description()),
+        "metrics": ", ".join(f"{name} {value:.4g}" for name, value in checkpoint.metrics.items())
+        or "none in the file",
+        "sha256": checkpoint.source.sha256,
+    }
+
+
+def _model(description: ArtifactDescription) -> dict[str, Any]:
+    model, features = description.model, description.features
+    directions = "bidirectional" if model.bidirectional else f"lookahead {model.lookahead}"
+    return {
+        "model": f"{model.layers} x {model.rnn} of {model.hidden}, {directions}",
+        "labels": f"{len(description.labels)}: {description.labels}",
+        "features": f"{features.sample_rate} Hz, {features.bins} bins, {features.window} "
+        f"{features.window_ms:g} ms every {features.stride_ms:g} ms, "
+        f"normalize {features.normalize}",
+    }
+
+
+def _parity(description: ArtifactDescription) -> str:
+    report = description.parity
+    if report is None:
+        return "no report in the file"
+    worst = max(case["max_difference"] for case in report["cases"])
+    verdict = "passed" if report["passed"] else "FAILED"
+    return (
+        f"{verdict} on {report['runtime']}, {len(report['cases'])} shapes, {report['speech']} "
+        f"speech: log-probabilities within {worst:.1e}"
+    )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    from ds2deploy.manifest import read_manifest, speaker, transcript
+
+    cuts = read_manifest(path)
+    durations = [float(cut.duration) for cut in cuts]
+    characters = sorted(set("".join(transcript(cut) for cut in cuts)))
+    return {
+        "file": str(path),
+        "is": f"manifest of {len(durations)} utterances",
+        "audio": f"{sum(durations) / 3600:.3f} h, {min(durations):.2f} to {max(durations):.2f} s",
+        "speakers": len({speaker(cut) for cut in cuts}),
+        "characters": "".join(characters),
+    }
+
+
+def _recording(path: Path) -> dict[str, Any]:
+    import soundfile
+
+    from ds2deploy.runtimes.audio import load_audio
+
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError:
+        raise ModelFileError(
+            f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
+            "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio"
+        ) from None
+    load_audio(path, info.samplerate)
+    return {
+        "file": str(path),
+        "is": f"recording, {info.format_info}, {info.subtype_info}",
+        "audio": f"{info.duration:.3f} s, {info.samplerate} Hz, {info.channels} channels",
+    }

@@ -1,0 +1,148 @@
+"""The network as a device computes it: batch norms folded, recurrent layers that know padding.
+
+Everything here is numpy: arrays in, arrays out, in float64 until the last step.
+
+**Padding.** An RNN must not see padded frames, yet `sequence_lens` parses in TensorRT in fp32
+only. So every recurrent layer gets a few columns more than its input has, of which the first
+tells valid frames from padded ones, and weights that make padding harmless:
+
+* LSTM and tanh RNN: the column is 1 on *valid* frames and carries the whole bias. On a padded
+  frame input and bias are then zero, and a state of zero stays exactly zero: the cell adds
+  sigmoid(0) * tanh(0). A backward pass that begins in padding thus begins from zero. What a
+  forward pass computes behind the last valid frame is never looked at.
+* GRU: its candidate has a bias inside the reset gate, which no input column can reach. The column
+  is 1 on *padded* frames and drives the update gate to one, which holds the state as it is.
+
+Seven more columns of zeros keep matrix sizes multiples of eight, as tensor cores like them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from ds2deploy.model import DeepSpeech2, RecurrentLayer
+from ds2deploy.runtimes.artifact import ModelShape
+
+Array = npt.NDArray[np.float64]
+
+GATE_COLUMNS = 8
+HOLD = 1e4
+"""Into the update gate: sigmoid(1e4) is 1 in every precision, and fp16 ends at 65504."""
+
+# PyTorch's order of the gates in its stacked weights, in ONNX's order.
+GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
+
+
+class Convolution(NamedTuple):
+    """weight (maps, channels, bins, time) and bias (maps,), batch norm folded in."""
+
+    weight: Array
+    bias: Array
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+class Recurrence(NamedTuple):
+    """Weights of one layer as the ONNX operators LSTM, GRU and RNN take them.
+
+    W (directions, gates * hidden, inputs + GATE_COLUMNS), R (directions, gates * hidden, hidden),
+    B (directions, 2 * gates * hidden).
+    """
+
+    W: Array
+    R: Array
+    B: Array
+
+
+class DeployModel(NamedTuple):
+    """All arrays of the deployed network, in the order in which they are used.
+
+    lookahead is (hidden, 1, context), output_weight (hidden, labels), output_bias (labels,).
+    """
+
+    shape: ModelShape
+    bins: int
+    labels: int
+    convolutions: tuple[Convolution, ...]
+    recurrences: tuple[Recurrence, ...]
+    lookahead: Array | None
+    output_weight: Array
+    output_bias: Array
+
+
+def lower(network: DeepSpeech2) -> DeployModel:
+    """Fold a trained network.
+
+    Args:
+        network: in any mode; the running statistics of its batch norms are used.
+    """
+    conv1, norm1, _, conv2, norm2, _ = network.conv.layers
+    scale, shift = _scale_shift(network.output_norm)
+    output = _array(network.output.weight)
+    layers = [layer for layer in network.rnns if isinstance(layer, RecurrentLayer)]
+    return DeployModel(
+        shape=network.shape,
+        bins=network.bins,
+        labels=network.labels,
+        convolutions=(_convolution(conv1, norm1), _convolution(conv2, norm2)),
+        recurrences=tuple(_recurrence(layer, network.shape) for layer in layers),
+        lookahead=None if network.lookahead is None else _array(network.lookahead.conv.weight),
+        output_weight=(output * scale).T,
+        output_bias=output @ shift,
+    )
+
+
+def _convolution(conv: nn.Module, norm: nn.Module) -> Convolution:
+    """The clip and the mask that follow make the mask between the two superfluous."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    scale, shift = _scale_shift(norm)
+    return Convolution(
+        weight=_array(conv.weight) * scale[:, None, None, None],
+        bias=_array(conv.bias) * scale + shift,
+        stride=(conv.stride[0], conv.stride[1]),
+        padding=(int(conv.padding[0]), int(conv.padding[1])),
+    )
+
+
+def _recurrence(layer: RecurrentLayer, shape: ModelShape) -> Recurrence:
+    suffixes = ("", "_reverse") if shape.bidirectional else ("",)
+    directions = [_direction(layer, shape.rnn, suffix) for suffix in suffixes]
+    return Recurrence(*(np.stack(arrays) for arrays in zip(*directions, strict=True)))
+
+
+def _direction(layer: RecurrentLayer, kind: str, suffix: str) -> tuple[Array, Array, Array]:
+    def stacked(name: str) -> Array:
+        parts = np.split(_array(getattr(layer.rnn, f"{name}_l0{suffix}")), len(GATES[kind]))
+        return np.concatenate([parts[gate] for gate in GATES[kind]])
+
+    W, R = stacked("weight_ih"), stacked("weight_hh")
+    input_bias, state_bias = stacked("bias_ih"), stacked("bias_hh")
+    if layer.batch_norm is not None:
+        scale, shift = _scale_shift(layer.batch_norm)
+        input_bias = input_bias + W @ shift
+        W = W * scale
+    columns = np.zeros((len(W), GATE_COLUMNS))
+    if kind == "gru":
+        columns[: layer.rnn.hidden_size, 0] = HOLD  # the update gate comes first in ONNX
+    else:
+        columns[:, 0] = input_bias + state_bias
+        input_bias, state_bias = np.zeros_like(input_bias), np.zeros_like(state_bias)
+    return np.hstack([W, columns]), R, np.concatenate([input_bias, state_bias])
+
+
+def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
+    """A batch norm in evaluation mode: x * scale + shift."""
+    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
+    return scale, _array(norm.bias) - _array(norm.running_mean) * scale
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.detach().cpu().double().numpy()

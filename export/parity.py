@@ -1,0 +1,298 @@
+"""The proof: a written artifact gives the log-probabilities of the checkpoint it came from.
+
+Every case is a padded batch of ragged lengths through the artifact. The reference computes each
+utterance **alone and without padding** in PyTorch, so one comparison covers the exporter and the
+padding at once. Speech goes in, not noise: a network that answers everything with blank would
+agree with anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lhotse
+import msgspec
+import numpy as np
+
+from ds2deploy.export.speech import speech_features
+from ds2deploy.manifest import read_audio
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import Precision, output_length
+from ds2deploy.runtimes.decoding import greedy_labels
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+from ds2deploy.runtimes.session import Session
+from ds2deploy.scoring import count_errors
+
+BATCHES = (1, 3, 8)
+FRAMES = (40, 457, 2000)
+SHORTEST = 1
+"""Frames of the shortest utterance that the model accepts."""
+
+SHARES = (1.0, 0.0, 0.55, 0.8, 0.35, 0.2, 0.1, 0.67)
+"""Length of each utterance of a batch over the longest's; 0 stands for the shortest."""
+
+FLOOR = -10.0
+"""Log-probabilities under this decide nothing: e^-10 is a chance of 1 in 22,000."""
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """What an artifact may differ by.
+
+    Attributes:
+        log_probs: largest difference of a log-probability above `FLOOR`. Two labels that the
+            reference holds closer together than twice this count as equally likely: no runtime
+            can order them.
+        words: share of the words of real audio that may come out differently.
+    """
+
+    log_probs: float
+    words: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    # Measured: 2e-6 to 2e-5 on trained models.
+    "fp32": Tolerance(log_probs=1e-4, words=0.0),
+    # Half precision keeps 11 bits: 20 activations of up to 20, summed, are off by some 1e-2.
+    "fp16": Tolerance(log_probs=0.1, words=0.002),
+}
+
+
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One batch.
+
+    Attributes:
+        batch: utterances.
+        frames: of the longest one.
+        lengths: of each, in frames.
+        max_difference: largest difference of log-probabilities above `FLOOR`, on valid frames.
+        argmax_share: share of the valid frames whose best label is the same.
+        same_text: whether greedy decoding gives the same text for every utterance.
+        passed: within tolerance.
+    """
+
+    batch: int
+    frames: int
+    lengths: tuple[int, ...]
+    max_difference: float
+    argmax_share: float
+    same_text: bool
+    passed: bool
+
+
+class WordsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Decoded text of real audio, against the checkpoint's.
+
+    Attributes:
+        utterances: compared.
+        words: that the checkpoint recognises in them.
+        different: of those, substituted, deleted or inserted by the artifact.
+        passed: within tolerance.
+    """
+
+    utterances: int
+    words: int
+    different: int
+    passed: bool
+
+
+class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was compared.
+
+    Attributes:
+        runtime: that ran the artifact.
+        precision: of the artifact.
+        speech: what went in: `synthetic`, or the manifest's name.
+        tolerance: that was applied.
+        cases: the shape grid.
+        words: on real audio; None without a manifest.
+        passed: all of it.
+    """
+
+    runtime: str
+    precision: Precision
+    speech: str
+    tolerance: Tolerance
+    cases: tuple[CaseResult, ...]
+    words: WordsResult | None
+    passed: bool
+
+    @property
+    def max_difference(self) -> float:
+        """Largest difference of all cases."""
+        return max(case.max_difference for case in self.cases)
+
+    def summary(self) -> dict[str, Any]:
+        """The report as plain data, for a file's description."""
+        plain = msgspec.to_builtins(self)
+        assert isinstance(plain, dict)
+        return plain
+
+    def failure(self) -> str:
+        """What is over tolerance, in a line."""
+        failed = [case for case in self.cases if not case.passed]
+        if failed:
+            worst = max(failed, key=lambda case: case.max_difference)
+            return (
+                f"{len(failed)} of {len(self.cases)} shapes over tolerance: log-probabilities "
+                f"differ by up to {worst.max_difference:.2g} (allowed: {self.tolerance.log_probs:g})"
+                f" at batch {worst.batch} x {worst.frames} frames, "
+                f"{100 * worst.argmax_share:.2f} % of the frames have the same best label"
+            )
+        if self.words is not None and not self.words.passed:
+            return (
+                f"{self.words.different} of {self.words.words} words differ "
+                f"(allowed: {100 * self.tolerance.words:g} %)"
+            )
+        return "none"
+
+
+def check_parity(
+    artifact: Session,
+    reference: Session,
+    audio: tuple[str, lhotse.CutSet] | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> ParityReport:
+    """Compare an artifact with the checkpoint that it was made from.
+
+    Args:
+        artifact: a session on the written file.
+        reference: the checkpoint in PyTorch, fp32.
+        audio: name and utterances of a manifest: the grid then runs on real speech, and the
+            decoded words of all utterances are compared too.
+        progress: told what is being compared.
+    """
+    config = reference.description.features
+    tolerance = TOLERANCES[artifact.description.precision]
+    recordings = [] if audio is None else _recordings(audio[1], FeatureExtractor(config))
+    speech = (
+        _grid_speech(recordings)
+        if recordings
+        else speech_features(config, max(BATCHES), max(FRAMES))
+    )
+    comparison = _Comparison(artifact, reference, speech, tolerance.log_probs)
+    cases = []
+    for batch, frames in ((batch, frames) for frames in FRAMES for batch in BATCHES):
+        progress(f"batch {batch} x {frames} frames")
+        cases.append(comparison.case(batch, frames))
+    words = None
+    if recordings:
+        progress(f"words of {len(recordings)} utterances")
+        words = _compare_words(artifact, reference, recordings, tolerance.words)
+    return ParityReport(
+        runtime=artifact.runtime,
+        precision=artifact.description.precision,
+        speech="synthetic" if audio is None else audio[0],
+        tolerance=tolerance,
+        cases=tuple(cases),
+        words=words,
+        passed=all(case.passed for case in cases) and (words is None or words.passed),
+    )
+
+
+class _Comparison:
+    """Runs cases; remembers what the reference said to an utterance."""
+
+    def __init__(
+        self, artifact: Session, reference: Session, speech: list[FloatArray], tolerance: float
+    ) -> None:
+        self._artifact, self._reference = artifact, reference
+        self._speech, self._tolerance = speech, tolerance
+        self._alphabet = Alphabet(reference.description.labels)
+        self._known: dict[tuple[int, int], FloatArray] = {}
+
+    def case(self, batch: int, frames: int) -> CaseResult:
+        lengths = tuple(max(SHORTEST, int(share * frames)) for share in SHARES[:batch])
+        features, counts = pad_features(
+            [self._speech[i][:, :length] for i, length in enumerate(lengths)]
+        )
+        log_probs, output_lengths = self._artifact.run(features, counts)
+        if output_lengths.tolist() != [output_length(length) for length in lengths]:
+            return _nothing_alike(batch, frames, lengths)
+        pairs = [
+            (self._expected(i, length), rows[: output_length(length)])
+            for i, (length, rows) in enumerate(zip(lengths, log_probs, strict=True))
+        ]
+        expected = np.concatenate([pair[0] for pair in pairs])
+        actual = np.concatenate([pair[1] for pair in pairs])
+        if not np.isfinite(actual).all():
+            return _nothing_alike(batch, frames, lengths)
+        decisive = np.maximum(expected, actual) > FLOOR
+        difference = float(np.abs(expected - actual)[decisive].max())
+        best, chosen = expected.max(axis=1), actual.argmax(axis=1)
+        taken = np.take_along_axis(expected, chosen[:, None], axis=1)[:, 0]
+        return CaseResult(
+            batch=batch,
+            frames=frames,
+            lengths=lengths,
+            max_difference=difference,
+            argmax_share=float((expected.argmax(axis=1) == chosen).mean()),
+            same_text=all(self._text(left) == self._text(right) for left, right in pairs),
+            passed=difference <= self._tolerance
+            and bool((best - taken <= 2 * self._tolerance).all()),
+        )
+
+    def _expected(self, index: int, length: int) -> FloatArray:
+        if (index, length) not in self._known:
+            features, counts = pad_features([self._speech[index][:, :length]])
+            self._known[index, length] = self._reference.run(features, counts)[0][0]
+        return self._known[index, length]
+
+    def _text(self, log_probs: FloatArray) -> str:
+        return self._alphabet.decode(label for label, _, _ in greedy_labels(log_probs))
+
+
+def _nothing_alike(batch: int, frames: int, lengths: tuple[int, ...]) -> CaseResult:
+    """Other output lengths, or values that are not finite."""
+    return CaseResult(
+        batch=batch,
+        frames=frames,
+        lengths=lengths,
+        max_difference=float("inf"),
+        argmax_share=0.0,
+        same_text=False,
+        passed=False,
+    )
+
+
+def _recordings(cuts: lhotse.CutSet, extract: FeatureExtractor) -> list[FloatArray]:
+    return [extract(read_audio(cut, extract.config.sample_rate)) for cut in cuts]
+
+
+def _grid_speech(recordings: Sequence[FloatArray]) -> list[FloatArray]:
+    """As many long utterances as the grid needs: recordings one after the other."""
+    speech = []
+    for i in range(max(BATCHES)):
+        pieces: list[FloatArray] = []
+        while sum(piece.shape[1] for piece in pieces) < max(FRAMES):
+            pieces.append(recordings[(i * 7 + len(pieces)) % len(recordings)])
+        speech.append(np.concatenate(pieces, axis=1)[:, : max(FRAMES)])
+    return speech
+
+
+def _compare_words(
+    artifact: Session, reference: Session, recordings: list[FloatArray], tolerance: float
+) -> WordsResult:
+    expected = decode_all(reference, recordings)
+    errors = count_errors(expected, decode_all(artifact, recordings))
+    return WordsResult(
+        utterances=len(recordings),
+        words=errors.words,
+        different=errors.word_errors,
+        passed=errors.word_errors <= tolerance * errors.words,
+    )
+
+
+def decode_all(session: Session, recordings: list[FloatArray], batch: int = 8) -> list[str]:
+    """Greedy text of every recording (bins, time), in batches of similar length."""
+    alphabet = Alphabet(session.description.labels)
+    order = sorted(range(len(recordings)), key=lambda i: recordings[i].shape[1])
+    texts = [""] * len(recordings)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        features, lengths = pad_features([recordings[i] for i in chosen])
+        log_probs, output_lengths = session.run(features, lengths)
+        for i, rows, length in zip(chosen, log_probs, output_lengths, strict=True):
+            labels = (label for label, _, _ in greedy_labels(rows[:length]))
+            texts[i] = " ".join(alphabet.decode(labels).split())
+    return texts
