@@ -49,7 +49,7 @@ _HOMES = {
     **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.model import DeepSpeech2
 from ds2deploy.runtimes.artifact import ArtifactDescription, Source
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
+from ds2deploy.runtimes.features import FeatureExtractor
 
 FORMAT_VERSION = 1
 KEY = "ds2deploy"
+LONGEST_ZIP_END = 22 + 65_535
+"""Bytes of a zip archive's last record, with the longest comment."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +91,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         return import_checkpoint(path)
     recipe, metrics = _read_header(document[KEY], path)
     network = build_network(recipe)
-    load_weights(network, document.get("state_dict", {}), path)
+    load_weights(network, document.get("state_dict"), path)
     return Checkpoint(
         network=network.eval(),
         recipe=recipe,
@@ -105,36 +108,53 @@ def read_document(path: Path) -> dict[str, Any] | None:
         ModelFileError: damaged.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a checkpoint")
+        kind = "is a directory" if path.is_dir() else "no such file"
+        raise MissingFileError(f"{path}: {kind}; expected a checkpoint")
     if path.stat().st_size == 0:
         raise ModelFileError(f"{path}: empty file (0 bytes); expected a checkpoint")
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch trips over other projects' files and over damage in a dozen ways
+        if _has_lost_its_end(path):
+            raise ModelFileError(
+                f"{path}: a truncated checkpoint, its end is missing; copy it again"
+            ) from None
         return None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ModelFileError(
-            f"{path}: a damaged or truncated checkpoint ({reason}); copy it again"
-        ) from None
     return document if isinstance(document, dict) and KEY in document else None
 
 
-def load_weights(network: DeepSpeech2, weights: dict[str, torch.Tensor], path: Path) -> None:
+def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
     """Fill a network; every parameter must be there, in the right shape."""
+    if not isinstance(weights, dict):
+        raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
     for name, parameter in expected.items():
-        if name not in weights:
-            raise ModelFileError(f"{path}: has no weights {name!r}; it does not fit its own recipe")
+        if not isinstance(weights.get(name), torch.Tensor):
+            raise ModelFileError(
+                f"{path}: has no weights {name!r}; it does not fit its own recipe, "
+                "restore the original"
+            )
         if weights[name].shape != parameter.shape:
             raise ModelFileError(
                 f"{path}: weights {name!r} are {tuple(weights[name].shape)}, its recipe "
                 f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
                 f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
             )
-    if surplus := sorted(weights.keys() - expected.keys()):
-        raise ModelFileError(f"{path}: has weights that its recipe has no place for: {surplus[0]!r}")
+    if surplus := sorted(map(str, weights.keys() - expected.keys())):
+        raise ModelFileError(
+            f"{path}: has weights that its recipe has no place for: {surplus[0]!r}"
+        )
     network.load_state_dict(weights)
+
+
+def _has_lost_its_end(path: Path) -> bool:
+    """Whether a file begins like a zip archive but lacks the directory at its end."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+        file.seek(max(0, path.stat().st_size - LONGEST_ZIP_END))
+        return zipped and b"PK\x05\x06" not in file.read()
 
 
 def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
@@ -146,9 +166,11 @@ def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
         recipe = msgspec.convert(document["recipe"], Recipe)
+        FeatureExtractor(recipe.features)  # a recipe to train by may lack statistics, this may not
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
     except ModelFileError:
         raise
     except (KeyError, TypeError, ValueError, msgspec.ValidationError, ConfigError) as error:
-        raise ModelFileError(f"{path}: its recipe is damaged ({error})") from None
-
+        raise ModelFileError(
+            f"{path}: its recipe is damaged ({error}); restore the original"
+        ) from None

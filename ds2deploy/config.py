@@ -19,7 +19,7 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Base of the recipe's sections."""
 
 
-class DataConfig(_Section):
+class DataConfig(_Section, frozen=True):
     """Where the speech is and how it becomes batches.
 
     Attributes:
@@ -53,7 +53,7 @@ class DataConfig(_Section):
             raise ConfigError(f"data.batch_duration_s = {self.batch_duration_s}: expected above 0")
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(_Section, frozen=True):
     """What is done to training audio, anew in every epoch; all of it is off by default.
 
     Attributes:
@@ -85,7 +85,7 @@ class AugmentConfig(_Section):
             raise ConfigError(f"augment.noise_share = {self.noise_share}: expected 0 to 1")
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(_Section, frozen=True):
     """How the weights are found.
 
     Attributes:
@@ -142,7 +142,7 @@ class TrainingConfig(_Section):
             raise ConfigError(f"training.max_steps = {self.max_steps}: expected at least 1")
 
 
-class Recipe(_Section):
+class Recipe(_Section, frozen=True):
     """A whole training.
 
     Attributes:
@@ -229,7 +229,7 @@ def _value(text: str) -> Any:
 
 
 def _explain(error: Exception) -> str:
-    """msgspec's message with the key's path first: `training.epochs: Expected ...`."""
+    """Msgspec's message with the key's path first: `training.epochs: Expected ...`."""
     message, _, path = str(error).partition(" - at `$")
     message = message.replace("Object contains unknown field", "unknown key")
     path = path.rstrip("`").lstrip(".")

@@ -55,7 +55,7 @@ class SpeechDataset(Dataset[Batch]):
         self._augment = recipe.augment if augment else QUIET
         self._seed = (recipe.training.seed, epoch)
 
-    def __getitem__(self, cuts: CutSet) -> Batch:  # type: ignore[override]
+    def __getitem__(self, cuts: CutSet) -> Batch:
         """The batch of the utterances that lhotse's sampler chose."""
         features, lengths = pad_features([self._features(cut) for cut in cuts])
         texts = [self._alphabet.normalize(transcript(cut)) for cut in cuts]

@@ -97,8 +97,8 @@ def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     for name, array in weights.items():
         ours = parameter_name(name)
         if ours is None or not isinstance(array, np.ndarray):
-            raise ModelFileError(f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model")
+            raise ModelFileError(
+                f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"
+            )
         renamed[ours] = torch.tensor(array)
     return renamed
-
-

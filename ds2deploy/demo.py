@@ -19,7 +19,7 @@ from rich.table import Table
 from ds2deploy.config import Recipe, load_recipe
 from ds2deploy.evaluation import Evaluation, evaluate
 from ds2deploy.loading import load
-from ds2deploy.manifest import Utterance, make_cuts, read_audio
+from ds2deploy.manifest import Utterance, make_cuts, read_audio, write_manifest
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
 from ds2deploy.training import train
 
@@ -171,8 +171,7 @@ def speak(split: Split, out: Path, seed: int, console: Console) -> Path:
         audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
         utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
     manifest = out / "audio" / f"{split.name}.jsonl.gz"
-    manifest.unlink(missing_ok=True)
-    make_cuts(utterances, folder).to_file(manifest)
+    write_manifest(make_cuts(utterances, folder), manifest)
     return manifest
 
 
@@ -247,27 +246,30 @@ def _print_table(
     console: Console, result: DemoResult, checkpoint: Path, evaluation: Evaluation
 ) -> None:
     table = Table(title="What was trained, and what would run on a device")
-    for heading in ("model", "runs on", "size", "word errors", "same as trained?", "speed"):
+    for heading in ("model", "runs on", "size", "word errors", "differs by", "speed"):
         table.add_column(heading, justify="left" if heading in ("model", "runs on") else "right")
     for row in result.rows:
-        parity = "(the reference)"
+        parity = "reference"
         if row.max_difference is not None:
-            parity = f"within {row.max_difference:.0e}, {row.words_different} words differ"
+            parity = f"{row.max_difference:.0e}, {row.words_different} words"
         table.add_row(
             Path(row.model).name,
             row.runtime,
             f"{row.size / 1e6:.1f} MB",
             f"{100 * row.wer:.1f} %",
             parity,
-            f"{row.speed:.0f} x real time",
+            f"{row.speed:.0f} x",
         )
     console.print()
     console.print(table)
     audio = Path(evaluation.hypotheses[0].audio)
     shown = audio.relative_to(Path.cwd()) if audio.is_relative_to(Path.cwd()) else audio
     console.print(
-        f"Word errors: of {result.words} words by {result.test_voices} voices that training never "
-        "heard. Same as trained: largest\ndifference of log-probabilities over nine shapes of "
-        f"batches, and words decoded differently. Took {result.seconds:.0f} s.\n"
-        f"Try: ds2deploy transcribe {result.rows[1].model} {shown}"
+        f"word errors  of {result.words} words by {result.test_voices} voices that training "
+        "never heard\n"
+        "differs by   from what was trained: log-probabilities, words of those\n"
+        "speed        seconds of audio recognised in a second, one clip at a time\n\n"
+        f"All of it took {result.seconds:.0f} s. Now try:\n"
+        f"  ds2deploy transcribe {result.rows[1].model} {shown}",
+        soft_wrap=True,
     )

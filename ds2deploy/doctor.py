@@ -50,7 +50,9 @@ def _onnxruntime(device: str, provider: str, remedy: str) -> Finding:
     except ImportError as error:
         return Finding(name, False, _reason(error), remedy)
     if provider not in onnxruntime.get_available_providers():
-        return Finding(name, False, f"onnxruntime {onnxruntime.__version__} has no {provider}", remedy)
+        return Finding(
+            name, False, f"onnxruntime {onnxruntime.__version__} has no {provider}", remedy
+        )
     if device == "cuda" and not _nvidia_driver():
         return Finding(name, False, "no NVIDIA driver", "install the driver of your GPU")
     return Finding(name, True, f"onnxruntime {onnxruntime.__version__}")

@@ -38,14 +38,13 @@ def _artifact(path: Path) -> dict[str, Any]:
     description = OnnxSession(path).description
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
-        "is": f"ONNX artifact, {description.kind}, {description.precision}, "
-        f"{description.input} in",
+        "is": f"ONNX artifact, {description.kind}, {description.precision}, {description.input} in",
         **_model(description),
         "inputs": ", ".join(description.inputs),
         "outputs": ", ".join(description.outputs),
         "from": f"{description.source.name} ({description.source.kind}, "
         f"sha256 {description.source.sha256[:12]})",
-        "parity": _parity(description),
+        "parity": _parity(description, path),
         "made by": description.created_by,
     }
 
@@ -77,16 +76,19 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
     }
 
 
-def _parity(description: ArtifactDescription) -> str:
+def _parity(description: ArtifactDescription, path: Path) -> str:
     report = description.parity
     if report is None:
         return "no report in the file"
-    worst = max(case["max_difference"] for case in report["cases"])
-    verdict = "passed" if report["passed"] else "FAILED"
-    return (
-        f"{verdict} on {report['runtime']}, {len(report['cases'])} shapes, {report['speech']} "
-        f"speech: log-probabilities within {worst:.1e}"
-    )
+    try:
+        worst = max(case["max_difference"] for case in report["cases"])
+        verdict = "passed" if report["passed"] else "FAILED"
+        return (
+            f"{verdict} on {report['runtime']}, {len(report['cases'])} shapes, "
+            f"{report['speech']} speech: log-probabilities within {worst:.1e}"
+        )
+    except (KeyError, TypeError, ValueError):
+        raise ModelFileError(f"{path}: its parity report is damaged; export it again") from None
 
 
 def _manifest(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,8 @@ def model_runtime(path: Path) -> Runtime:
 
 def open_session(path: Path, runtime: Runtime, device: str, threads: int) -> Session:
     """The session of a model file on its runtime."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
     if runtime == "onnxruntime":
         from ds2deploy.runtimes.onnx_session import OnnxSession
 

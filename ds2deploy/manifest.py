@@ -18,13 +18,19 @@ from lhotse.cut import Cut
 
 from ds2deploy.files import whole_file
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio import convert_audio, load_audio
+from ds2deploy.runtimes.audio import SHORTEST_MS, convert_audio, load_audio
 from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}
 FSDD_TEST_INDICES = range(5)
 """Recordings 0 to 4 of every digit and speaker are that data set's own test set."""
+
+FSDD_VALID_INDICES = range(45, 50)
+"""Recordings that training does not see either, for choosing the best checkpoint."""
+
+JOIN_PAUSE_S = (0.05, 0.3)
+"""Silence between the recordings of a joined held-out utterance."""
 
 DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 
@@ -133,7 +139,8 @@ def prepare(
         layout: of a folder: audio with a .txt beside each, or the Free Spoken Digit Dataset.
         alphabet: that the transcripts must be spelled with.
         valid_share: share of a folder's or manifest's utterances that becomes `valid`.
-        join: fewest and most utterances that are joined into one in the test manifest.
+        join: fewest and most utterances that are joined into one in `valid-joined` and
+            `test-joined`; (1, 1) makes neither.
         join_times: how often each utterance is used for that.
 
     Returns:
@@ -154,20 +161,23 @@ def prepare(
     }
     for cuts in manifests.values():
         check_transcripts(cuts, alphabet, source)
-    if join != (1, 1):
-        held_out = next(name for name in ("test", "valid", "train") if name in manifests)
-        chains = [join_utterances(manifests[held_out], join, (0.05, 0.3), i) for i in range(join_times)]
-        manifests[f"{held_out}-joined"] = CutSet.from_cuts(cut for chain in chains for cut in chain)
+    for name in ("valid", "test"):
+        if join != (1, 1) and name in manifests:
+            manifests[f"{name}-joined"] = _joined(manifests[name], join, join_times)
     for name, cuts in manifests.items():
-        with whole_file(out / f"{name}.jsonl.gz") as temporary:
-            # lhotse takes format and compression from the name
-            named = temporary.with_name(f".{name}.{temporary.name[-12:]}.jsonl.gz")
-            try:
-                cuts.to_file(named)
-                named.replace(temporary)
-            finally:
-                named.unlink(missing_ok=True)
+        write_manifest(cuts, out / f"{name}.jsonl.gz")
     return manifests
+
+
+def write_manifest(cuts: CutSet, path: Path) -> None:
+    """Write a cut manifest, `.jsonl.gz`; it appears whole or not at all."""
+    with whole_file(path) as temporary:
+        cuts.to_file(temporary)
+
+
+def _joined(cuts: CutSet, counts: tuple[int, int], times: int) -> CutSet:
+    rounds = (join_utterances(cuts, counts, JOIN_PAUSE_S, seed) for seed in range(times))
+    return CutSet.from_cuts(cut for joined in rounds for cut in joined)
 
 
 def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
@@ -220,8 +230,11 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError:
         raise AudioError(f"{path}: not audio that can be read, but {source} lists it") from None
-    if info.frames == 0:
-        raise AudioError(f"{path}: 0 samples; expected speech; take it out of {source}")
+    if info.frames * 1000 < SHORTEST_MS * info.samplerate:
+        raise AudioError(
+            f"{path}: {info.frames} samples; expected at least {SHORTEST_MS:g} ms of speech; "
+            f"take it out of {source}"
+        )
     path = path.resolve()
     identity = f"{path.stem}-{zlib.crc32(str(path).encode()):08x}"
     recording = Recording(
@@ -267,7 +280,9 @@ def _utterances(source: Path, layout: Layout, valid_share: float) -> Iterator[Ut
 def _folder(folder: Path) -> Iterator[Utterance]:
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Utterance(path, _read_transcript(path.with_suffix(".txt"), path), path.parent.name)
+            yield Utterance(
+                path, _read_transcript(path.with_suffix(".txt"), path), path.parent.name
+            )
 
 
 def _fsdd(folder: Path) -> Iterator[Utterance]:
@@ -277,6 +292,7 @@ def _fsdd(folder: Path) -> Iterator[Utterance]:
             raise ManifestError(f"{path}: expected a name such as 7_jackson_32.wav")
         digit, speaker_name, index = match.groups()
         split = "test" if int(index) in FSDD_TEST_INDICES else "train"
+        split = "valid" if int(index) in FSDD_VALID_INDICES else split
         yield Utterance(path, DIGITS[int(digit)], speaker_name, split)
 
 
@@ -307,7 +323,9 @@ def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path]]:
     try:
         rows = list(csv.reader(manifest.read_text(encoding="utf-8").splitlines()))
     except (UnicodeDecodeError, csv.Error):
-        raise ManifestError(f"{manifest}: not a text file; expected audio,transcript lines") from None
+        raise ManifestError(
+            f"{manifest}: not a text file; expected audio,transcript lines"
+        ) from None
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise ManifestError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ModelShape, conv_bins
 
-CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 LARGEST_ACTIVATION = 20.0
 """Upper end of the Hardtanh, the paper's clipped rectifier."""
@@ -123,12 +123,12 @@ class RecurrentLayer(nn.Module):
             x = over_frames(self.batch_norm, x)
         outputs = self._packed(x, lengths) if x.is_cuda else self._unpacked(x, lengths)
         if self.rnn.bidirectional:
-            outputs = outputs.unflatten(2, (2, -1)).sum(2)
+            outputs = outputs.view(*outputs.shape[:2], 2, -1).sum(2)
         padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
         return outputs.masked_fill(padded[:, :, None], 0.0)
 
     def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """cuDNN takes packed sequences well."""
+        """CuDNN takes packed sequences well."""
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         outputs, _ = self.rnn(packed)
         return nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]

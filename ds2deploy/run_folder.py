@@ -36,7 +36,7 @@ class RunFolder:
         return RunRecorder(self)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl; a last line that a dying process left unfinished is not one."""
+        """All lines of metrics.jsonl, without one that a dying process left unfinished."""
         path = self.path / METRICS
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [msgspec.json.decode(line) for line in lines]

@@ -96,13 +96,13 @@ class SpeechRecognition(lightning.LightningModule):
         """The optimiser and the learning rate of every step."""
         training = self.recipe.training
         parameters = self.network.parameters()
-        options = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        rate, decay = training.learning_rate, training.weight_decay
         if training.optimizer == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                parameters, momentum=0.9, nesterov=True, **options
+                parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True
             )
         else:
-            optimizer = torch.optim.AdamW(parameters, **options)
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
         steps_per_epoch = max(1, sum(1 for _ in self.train_dataloader().sampler))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(self.recipe, step, steps_per_epoch)
@@ -192,6 +192,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         torch.set_num_threads(recipe.training.threads)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     module = SpeechRecognition(recipe, *cuts)
+    if not torch.cuda.is_available():
+        # oneDNN's convolutions run an eighth faster so.
+        module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recorder = folder.callback()
     trainer = make_trainer(recipe, [recorder, TrainingProgress()])
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
@@ -242,6 +245,7 @@ def silence_lightning() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+    warnings.filterwarnings("ignore", module=r"lhotse\..*", category=UserWarning)
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
 
 

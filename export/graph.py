@@ -133,14 +133,16 @@ def _masked_input(g: GraphBuilder, precision: Precision) -> str:
 
     A selection, not a product: what stands there may be NaN.
     """
-    valid = g.node("Unsqueeze", "input/maps", _valid(g, "input", FEATURES, LENGTHS), g.integers(1, 2))
+    valid = g.node(
+        "Unsqueeze", "input/maps", _valid(g, "input", FEATURES, LENGTHS), g.integers(1, 2)
+    )
     zero = g.constant("input/zero", np.array(0, np.float32))
     x = g.node("Where", "input/mask", valid, FEATURES, zero)
     return x if precision == "fp32" else g.node("Cast", "input/cast", x, to=_onnx_type(g))
 
 
 def _valid(g: GraphBuilder, name: str, x: str, lengths: str) -> str:
-    """Booleans (batch, time): whether a frame of x (batch, maps, bins, time) is before its length."""
+    """Whether a frame of x (batch, maps, bins, time) is before its length: (batch, time)."""
     time = g.node("Shape", f"{name}/time", x, start=3, end=4)
     time = g.node("Squeeze", f"{name}/frames", time)
     frames = g.node("Range", f"{name}/range", g.integer(0), time, g.integer(1))
@@ -157,7 +159,7 @@ def _convolution(g: GraphBuilder, deploy: DeployModel, index: int, x: str) -> st
 
 
 def _recurrent_layers(g: GraphBuilder, deploy: DeployModel, x: str, valid: str) -> str:
-    """x (time, batch, features), valid (batch, time) in the graph's type."""
+    """X (time, batch, features), valid (batch, time) in the graph's type."""
     time_first = g.node("Transpose", "valid/time_first", valid, perm=[1, 0])
     mask = g.node("Unsqueeze", "valid/frames_mask", time_first, g.integers(2))
     first = np.eye(1, GATE_COLUMNS)[None]
@@ -194,9 +196,7 @@ def _labels(g: GraphBuilder, deploy: DeployModel, x: str, precision: Precision) 
         x = g.node("Transpose", "lookahead/time_last", x, perm=[1, 2, 0])
         weight = g.weight("lookahead/weight", deploy.lookahead)
         context = deploy.lookahead.shape[2]
-        x = g.node(
-            "Conv", "lookahead", x, weight, group=deploy.shape.hidden, pads=[0, context - 1]
-        )
+        x = g.node("Conv", "lookahead", x, weight, group=deploy.shape.hidden, pads=[0, context - 1])
         x = _hardtanh(g, "lookahead/clip", x)
         x = g.node("Transpose", "lookahead/batch_first", x, perm=[0, 2, 1])
     else:

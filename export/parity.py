@@ -135,8 +135,8 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
             worst = max(failed, key=lambda case: case.max_difference)
             return (
                 f"{len(failed)} of {len(self.cases)} shapes over tolerance: log-probabilities "
-                f"differ by up to {worst.max_difference:.2g} (allowed: {self.tolerance.log_probs:g})"
-                f" at batch {worst.batch} x {worst.frames} frames, "
+                f"differ by up to {worst.max_difference:.2g}, {self.tolerance.log_probs:g} allowed, "
+                f"at batch {worst.batch} x {worst.frames} frames, "
                 f"{100 * worst.argmax_share:.2f} % of the frames have the same best label"
             )
         if self.words is not None and not self.words.passed:

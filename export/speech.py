@@ -12,7 +12,13 @@ import numpy as np
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
 
 # First, second, third formant in Hz of some vowels (Peterson and Barney, 1952).
-VOWELS = ((270, 2290, 3010), (530, 1840, 2480), (730, 1090, 2440), (570, 840, 2410), (300, 870, 2240))
+VOWELS = (
+    (270, 2290, 3010),
+    (530, 1840, 2480),
+    (730, 1090, 2440),
+    (570, 840, 2410),
+    (300, 870, 2240),
+)
 BANDWIDTHS = (80.0, 100.0, 140.0)
 FRICATIVES = ((4500.0, 1500.0), (2500.0, 700.0), (6500.0, 2000.0))
 SYLLABLE_S = (0.12, 0.35)

@@ -68,7 +68,7 @@ def _half(bins: int) -> int:
     return (bins - 1) // 2 + 1
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the weights came from.
 
     Attributes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 
@@ -17,6 +20,26 @@ SHORTEST_MS = 10.0
 
 UNKNOWN_SIZE = 0x7FFF_0000
 """A header that declares this much or more was written by a stream that did not know its end."""
+
+BLOCK = 1 << 20
+"""Samples read at a time. A header cannot be trusted with the size of the array: a FLAC stream
+declares 2^63 - 1 samples."""
+
+
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """A recording read from beginning to end, whatever length its header declares."""
+
+    def seekable(self) -> bool:
+        """No: soundfile would seek after each read, which fails at the end of a FLAC stream."""
+        return False
+
+    def samples(self) -> Iterator[FloatArray]:
+        """Blocks of (samples, channels) float32; the last is shorter, maybe empty."""
+        while True:
+            block: FloatArray = self.read(BLOCK, dtype="float32", always_2d=True)
+            yield block
+            if len(block) < BLOCK:
+                return
 
 
 def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
@@ -45,7 +68,7 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
 
 
 def convert_audio(
-    samples: FloatArray, sample_rate: int, to_rate: int, source: str = "audio"
+    samples: npt.ArrayLike, sample_rate: float, to_rate: int, source: str = "audio"
 ) -> FloatArray:
     """Mix down, check and resample audio that is in memory.
 
@@ -61,6 +84,7 @@ def convert_audio(
     Raises:
         AudioError: not an array of finite float samples, or shorter than 10 ms.
     """
+    samples = np.asarray(samples)
     if not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(
             f"{source}: samples of type {samples.dtype}; expected float32 in [-1, 1] "
@@ -68,19 +92,25 @@ def convert_audio(
         )
     if samples.ndim not in (1, 2):
         raise AudioError(f"{source}: {samples.ndim} dimensions; expected (samples, channels)")
-    if sample_rate <= 0:
+    if not sample_rate > 0:  # so that NaN is refused as well
         raise AudioError(f"{source}: a sample rate of {sample_rate} Hz; expected a positive number")
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-    if len(mono) == 0:
+    if samples.size == 0:
         raise AudioError(f"{source}: 0 samples; expected speech, record or copy it again")
-    duration_ms = 1000 * len(mono) / sample_rate
+    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        raise AudioError(
+            f"{source}: shape {samples.shape}; expected (samples, channels), transpose it"
+        )
+    duration_ms = 1000 * len(samples) / sample_rate
     if duration_ms < SHORTEST_MS:
-        count = f"{len(mono)} sample{'s' if len(mono) > 1 else ''}"
+        count = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
         raise AudioError(
             f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
         )
+    mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32)
     if not np.isfinite(mono).all():
-        raise AudioError(f"{source}: holds samples that are not finite (NaN or infinity); repair it")
+        raise AudioError(
+            f"{source}: holds samples that are not finite (NaN or infinity); repair it"
+        )
     if sample_rate != to_rate:
         mono = soxr.resample(mono, sample_rate, to_rate)
     return np.ascontiguousarray(mono, np.float32)
@@ -88,9 +118,9 @@ def convert_audio(
 
 def _read(path: Path) -> tuple[FloatArray, int]:
     try:
-        with soundfile.SoundFile(path) as sound:
-            declared, log = sound.frames, sound.extra_info
-            samples = sound.read(dtype="float32", always_2d=True)
+        with _Forward(_unsized_wav(path) or path) as sound:
+            samples = np.concatenate(list(sound.samples()))
+            truncated = _truncated(path, sound, len(samples))
             rate = int(sound.samplerate)
     except soundfile.LibsndfileError as error:
         detail = str(error.error_string).strip().rstrip(".") or "cannot be decoded"
@@ -98,14 +128,62 @@ def _read(path: Path) -> tuple[FloatArray, int]:
             f"{path}: not audio that can be read, or damaged ({detail}); "
             "expected WAV, FLAC, Ogg or another format of libsndfile"
         ) from None
-    if 0 < len(samples) < declared < UNKNOWN_SIZE or _cut_off(log):
+    if truncated:
         raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
     return samples, rate
 
 
+def _truncated(path: Path, sound: soundfile.SoundFile, decoded: int) -> bool:
+    """Whether the container says that there was more than what could be decoded."""
+    if sound.format == "OGG":
+        return not _ogg_is_whole(path)
+    if sound.format == "MP3" and not _mp3_counts_frames(path):
+        return False  # libsndfile's length is then a guess from the size of the first frame
+    return decoded < sound.frames < UNKNOWN_SIZE or _cut_off(sound.extra_info)
+
+
 def _cut_off(log: str) -> bool:
-    """Whether libsndfile's account of the header names a chunk longer than what is there."""
-    sizes = re.findall(r":\s*(\d+) \(should be (\d+)\)", log)
-    return any(
-        int(actual) + 1 < int(declared) < UNKNOWN_SIZE for declared, actual in sizes
-    )
+    """Whether libsndfile's account of the header names a chunk longer than what is there.
+
+    The total in a RIFF or FORM header does not count: many writers get it wrong, and the chunk
+    that holds the audio has a size of its own.
+    """
+    sizes = re.findall(r"^(?!RIFF|FORM).*:\s*(\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return any(int(actual) < int(declared) < UNKNOWN_SIZE for declared, actual in sizes)
+
+
+def _ogg_is_whole(path: Path) -> bool:
+    """Whether the last page is complete and marked as the last (RFC 3533, section 6)."""
+    content = path.read_bytes()
+    page = content[content.rfind(b"OggS") :]
+    if len(page) < 27 or not page[5] & 4:
+        return False
+    segments = page[27 : 27 + page[26]]
+    return len(segments) == page[26] and len(page) >= 27 + len(segments) + sum(segments)
+
+
+def _mp3_counts_frames(path: Path) -> bool:
+    """Whether the first frame says how many follow (LAME's Xing or Info header)."""
+    with path.open("rb") as file:
+        head = file.read(10)
+        tag = head[6:10] if head.startswith(b"ID3") else b""
+        file.seek(10 + int("".join(f"{byte:07b}" for byte in tag), 2) if tag else 0)
+        frame = file.read(64)
+    return b"Xing" in frame or b"Info" in frame
+
+
+def _unsized_wav(path: Path) -> io.BytesIO | None:
+    """A WAV stream whose sizes were left at zero (GStreamer's), given the size for "unknown".
+
+    libsndfile reads no samples from such a file; ffmpeg reads to its end, as is done here.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    data = head.find(b"data\0\0\0\0")
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE" or data < 0:
+        return None
+    content = bytearray(path.read_bytes())
+    if int.from_bytes(content[4:8], "little") == len(content) - 8:
+        return None  # an empty recording, properly closed
+    content[data + 4 : data + 8] = b"\xff" * 4
+    return io.BytesIO(content)

@@ -56,16 +56,18 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for name, values in (("mean", self.mean), ("deviation", self.deviation)):
             if values is not None and len(values) != self.bins:
                 raise ConfigError(f"features.{name} has {len(values)} values for {self.bins} bins")
+        if self.deviation is not None and not all(d > 0 for d in self.deviation):
+            raise ConfigError("features.deviation: expected a positive number for every bin")
 
     @property
     def n_fft(self) -> int:
         """Samples in a window."""
-        return int(round(self.sample_rate * self.window_ms / 1000))
+        return round(self.sample_rate * self.window_ms / 1000)
 
     @property
     def stride(self) -> int:
         """Samples from one frame to the next."""
-        return int(round(self.sample_rate * self.stride_ms / 1000))
+        return round(self.sample_rate * self.stride_ms / 1000)
 
     @property
     def bins(self) -> int:

@@ -41,7 +41,9 @@ class Recognizer:
         self._extract = FeatureExtractor(self.description.features)
 
     @overload
-    def transcribe(self, audio: Audio, sample_rate: int | None = None) -> Transcript: ...
+    def transcribe(  # type: ignore[overload-overlap]  # a str is also a sequence of str
+        self, audio: Audio, sample_rate: int | None = None
+    ) -> Transcript: ...
     @overload
     def transcribe(
         self, audio: Sequence[Audio], sample_rate: int | None = None

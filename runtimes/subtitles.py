@@ -18,7 +18,7 @@ MOST_CHARACTERS = 42
 def to_srt(transcript: Transcript) -> str:
     """SubRip: numbered cues, times with a comma."""
     return "\n".join(
-        f"{number}\n{_time(cue[0].start, ',')} --> {_time(cue[-1].end, ',')}\n{_text(cue)}\n"
+        f"{number}\n{_times(cue, ',')}\n{_text(cue)}\n"
         for number, cue in enumerate(cues(transcript.words), start=1)
     )
 
@@ -26,8 +26,7 @@ def to_srt(transcript: Transcript) -> str:
 def to_vtt(transcript: Transcript) -> str:
     """WebVTT: a header, then cues with a point in their times."""
     return "WEBVTT\n" + "".join(
-        f"\n{_time(cue[0].start, '.')} --> {_time(cue[-1].end, '.')}\n{_text(cue)}\n"
-        for cue in cues(transcript.words)
+        f"\n{_times(cue, '.')}\n{_text(cue)}\n" for cue in cues(transcript.words)
     )
 
 
@@ -49,6 +48,12 @@ def cues(words: Sequence[Span]) -> Iterator[list[Span]]:
 
 def _text(cue: Sequence[Span]) -> str:
     return " ".join(word.text for word in cue)
+
+
+def _times(cue: Sequence[Span], point: str) -> str:
+    # A word in the last frame may end where it starts, which WebVTT does not allow.
+    end = max(cue[-1].end, cue[0].start + 0.001)
+    return f"{_time(cue[0].start, point)} --> {_time(end, point)}"
 
 
 def _time(seconds: float, point: str) -> str:

@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TYPED := build/typed/ds2deploy
+
+.PHONY: demo test test-gpu lint format wheel clean
+
+# On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
+# build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
+.venv/ready: pyproject.toml
+	@echo "Making .venv: a minute, or several where torch has to be fetched"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all-cpu]'
+	@touch $@
+
+demo: .venv/ready
+	$(BIN)/ds2deploy demo --out runs/demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest --ignore tests/gpu
+
+test-gpu: .venv/ready
+	$(BIN)/python -m pytest tests/gpu
+
+# mypy finds packages by their folders, and export/ and runtimes/ are subpackages of ds2deploy.
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/typed && mkdir -p $(TYPED)
+	@ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p ds2deploy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/ready
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,196 @@
+"""Paths and small models that the tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Two cores are what the figures are for; more threads than that only disturb each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+import numpy as np
+import pytest
+import soundfile
+
+if TYPE_CHECKING:
+    from ds2deploy.config import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+DIGITS_CHECKPOINT = ROOT / "tests" / "models" / "digits.ckpt"
+
+
+TONES = {"A": 400.0, "B": 900.0, "C": 1800.0, "D": 3000.0}
+"""Letters of a language of pure tones, which a tiny network learns in seconds."""
+
+TINY = """
+labels = "_ABCD "
+[model]
+rnn = "lstm"
+hidden = 16
+layers = 1
+[features]
+sample_rate = 8000
+[data]
+batch_size = 8
+workers = 0
+[training]
+epochs = 4
+learning_rate = 5e-3
+threads = 1
+accelerator = "cpu"
+log_every = 1
+"""
+
+
+def speak_tones(text: str, random: np.random.Generator) -> np.ndarray:
+    """Each letter is a tone of 0.1 s, each space 0.1 s of silence; 8 kHz."""
+    time = np.arange(800) / 8000
+    tones = [
+        np.sin(2 * np.pi * TONES[letter] * time) * np.hanning(800) if letter != " " else 0 * time
+        for letter in text
+    ]
+    sound = 0.3 * np.concatenate(tones)
+    return (sound + 0.003 * random.standard_normal(len(sound))).astype(np.float32)
+
+
+def write_corpus(folder: Path, utterances: int, seed: int) -> Path:
+    """Recordings with a .txt beside each."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(utterances):
+        words = [
+            "".join(random.choice(list(TONES), size=random.integers(1, 4)))
+            for _ in range(random.integers(1, 4))
+        ]
+        text = " ".join(words)
+        soundfile.write(folder / f"{seed}-{i:03}.wav", speak_tones(text, random), 8000)
+        (folder / f"{seed}-{i:03}.txt").write_text(f"{text}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoints() -> Path:
+    """deepspeech.pytorch's checkpoints and numbers; only beside the project."""
+    folder = SHARED / "fixtures" / "deepspeech_pytorch"
+    if not folder.is_dir():
+        pytest.skip("the checkpoints of deepspeech.pytorch are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spoken_digits() -> Path:
+    """Recordings of the Free Spoken Digit Dataset; only beside the project."""
+    folder = SHARED / "data" / "fsdd"
+    if not folder.is_dir():
+        pytest.skip("the Free Spoken Digit Dataset is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint() -> Path:
+    """The trained model that comes with the project."""
+    return DIGITS_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Path:
+    """That model, exported and verified."""
+    from ds2deploy.export.artifacts import export_onnx
+
+    out = tmp_path_factory.mktemp("digits")
+    return Path(export_onnx(digits_checkpoint, out)[0].path)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def small_recipe() -> Recipe:
+    """Of a network that costs next to nothing: few bins, few samples per frame."""
+    import msgspec
+
+    from ds2deploy.config import Recipe
+
+    document = {
+        "model": {"hidden": 8, "layers": 1},
+        "features": {"sample_rate": 8000, "window_ms": 4.0, "stride_ms": 2.0},
+        "data": {"batch_size": 2, "workers": 0},
+        "training": {"epochs": 1, "accelerator": "cpu", "log_every": 1},
+    }
+    return msgspec.convert(document, Recipe)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Path:
+    """A checkpoint of that network, untrained."""
+    import torch
+
+    from ds2deploy.checkpoint import build_network, save_checkpoint
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("small") / "small.ckpt"
+    save_checkpoint(path, build_network(small_recipe), small_recipe, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Path:
+    """It as an ONNX file, written but not verified, which would take seconds."""
+    import onnx
+
+    from ds2deploy.checkpoint import load_checkpoint
+    from ds2deploy.export.artifacts import append_description
+    from ds2deploy.export.graph import build_graph
+    from ds2deploy.export.lowering import lower
+
+    loaded = load_checkpoint(small_checkpoint)
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx.save(build_graph(lower(loaded.network), "fp32"), path)
+    append_description(path, loaded.description())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 40 recordings."""
+    return write_corpus(tmp_path_factory.mktemp("tones") / "speaker", 40, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
+    from ds2deploy.manifest import prepare
+    from ds2deploy.runtimes.alphabet import Alphabet
+
+    out = tmp_path_factory.mktemp("manifests")
+    prepare(tone_corpus, out, "folder", Alphabet("_ABCD "), 0.25, (1, 1), 1)
+    return out
+
+
+@pytest.fixture
+def tone_toml(tmp_path: Path) -> Path:
+    """A recipe for that corpus, without its manifests."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def tone_recipe(tone_manifests: Path, tone_toml: Path, tmp_path: Path) -> Recipe:
+    """A training of a few seconds, into tmp_path/run."""
+    from ds2deploy.config import load_recipe
+
+    return load_recipe(
+        str(tone_toml),
+        [
+            f"data.train={tone_manifests / 'train.jsonl.gz'}",
+            f"data.valid={tone_manifests / 'valid.jsonl.gz'}",
+            f"training.run={tmp_path / 'run'}",
+        ],
+    )

@@ -1,0 +1,142 @@
+"""The exported graph: its size, its operators, its symbolic axes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from ds2deploy.checkpoint import build_network, save_checkpoint
+from ds2deploy.config import Recipe
+from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.export.graph import build_graph
+from ds2deploy.export.lowering import lower
+from ds2deploy.model import DeepSpeech2
+from ds2deploy.runtimes.artifact import ModelShape
+
+CELLS = ["lstm", "gru", "rnn"]
+DIRECTIONS = {"both ways": True, "lookahead": False}
+PRECISIONS = ["fp32", "fp16"]
+
+
+def fresh_network(shape: ModelShape, bins: int = 161) -> DeepSpeech2:
+    """Random weights, and batch norms that would be noticed if they were left out."""
+    torch.manual_seed(0)
+    network = DeepSpeech2(shape, bins=bins)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bidirectional", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_five_layers(cell: str, bidirectional: bool, precision: str):
+    shape = ModelShape(rnn=cell, hidden=16, layers=5, bidirectional=bidirectional)
+    model = build_graph(lower(fresh_network(shape)), precision)
+    onnx.checker.check_model(model, full_check=True)
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert len(model.graph.node) <= 70
+    assert not operators.keys() & {"Loop", "Scan", "If", "BatchNormalization"}
+    assert operators[{"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[cell]] == 5
+    assert [opset.version for opset in model.opset_import] == [18]
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    # TensorRT takes sequence_lens in fp32 only.
+    recurrent = [node for node in model.graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
+    assert all(len(node.input) == 4 for node in recurrent)
+
+
+def test_inputs_and_outputs():
+    model = build_graph(lower(fresh_network(ModelShape(hidden=8, layers=1))), "fp16")
+
+    def described(values):
+        return {
+            value.name: (
+                [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim],
+                onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
+            )
+            for value in values
+        }
+
+    assert described(model.graph.input) == {
+        "features": (["batch", 1, 161, "time"], "FLOAT"),
+        "lengths": (["batch"], "INT64"),
+    }
+    assert described(model.graph.output) == {
+        "log_probs": (["batch", "output_time", 29], "FLOAT"),
+        "output_lengths": (["batch"], "INT64"),
+    }
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bidirectional", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_kind_exports_verified(
+    cell: str,
+    bidirectional: bool,
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Weights as large as trained ones, so that gates open and close."""
+    monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 300))
+    shape = ModelShape(rnn=cell, hidden=24, layers=2, bidirectional=bidirectional, lookahead=7)
+    recipe = Recipe(model=shape)
+    network = fresh_network(shape)
+    with torch.no_grad():
+        network.output.weight.mul_(4)
+        for layer in network.rnns:
+            for parameter in layer.rnn.parameters():
+                parameter.mul_(2)
+    save_checkpoint(tmp_path / "x.ckpt", network, recipe, {})
+    exported = export_onnx(tmp_path / "x.ckpt", tmp_path / "out", [precision])[0]
+    assert exported.report.passed
+    answers = {case.argmax_share for case in exported.report.cases}
+    assert min(answers) > (0.999 if precision == "fp32" else 0.9)
+
+
+def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 300))
+    from ds2deploy.runtimes.features import FeatureConfig
+
+    recipe = Recipe(
+        labels="_abc ",
+        model=ModelShape(hidden=8, layers=1),
+        features=FeatureConfig(sample_rate=8000),
+    )
+    network = build_network(recipe)
+    assert network.bins == 81
+    save_checkpoint(tmp_path / "x.ckpt", network, recipe, {})
+    assert export_onnx(tmp_path / "x.ckpt", tmp_path)[0].report.passed
+
+
+@pytest.mark.slow
+def test_the_default_model_exports_in_half_a_minute(tmp_path: Path):
+    recipe = Recipe()
+    assert (recipe.model.hidden, recipe.model.layers, recipe.model.bidirectional) == (1024, 5, True)
+    save_checkpoint(tmp_path / "large.ckpt", fresh_network(recipe.model), recipe, {})
+    started = time.perf_counter()
+    exported = export_onnx(tmp_path / "large.ckpt", tmp_path)[0]
+    assert time.perf_counter() - started < 30, exported
+    assert exported.nodes <= 70
+    assert exported.report.passed
+
+
+def test_gates_are_in_onnx_order():
+    """The update gate's hold weight stands where ONNX has that gate, first, and nowhere else."""
+    network = fresh_network(ModelShape(rnn="gru", hidden=4, layers=1))
+    recurrence = lower(network).recurrences[0]
+    column = recurrence.W[0, :, 1312]
+    np.testing.assert_array_equal(column, [1e4] * 4 + [0] * 8)
+    weight = network.rnns[0].rnn.weight_ih_l0.detach().double().numpy()
+    np.testing.assert_array_equal(recurrence.W[0, :4, :1312], weight[4:8])  # torch: reset, update

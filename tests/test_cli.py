@@ -1,0 +1,144 @@
+"""The command line from a folder of recordings to text, with `--json` at every step."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from typer.testing import CliRunner, Result
+
+from ds2deploy.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "export",
+    "verify",
+    "transcribe",
+    "inspect",
+    "doctor",
+    "demo",
+]
+
+
+def run(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (arguments, result.output, result.exception)
+    return result
+
+
+def run_json(*arguments: str | Path, code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds that are like speech, stereo, at another rate than the model's."""
+    import numpy as np
+
+    from ds2deploy.export.speech import synthesize
+
+    path = tmp_path_factory.mktemp("audio") / "speech.flac"
+    soundfile.write(path, np.stack([synthesize(22050, 44100, seed=1)] * 2, axis=1), 22050)
+    return path
+
+
+def test_every_command_has_help_with_an_example():
+    assert all(f"  {command} " in run("--help").stdout for command in COMMANDS)
+    for command in COMMANDS:
+        assert f"Example: ds2deploy {command}" in run(command, "--help").stdout
+
+
+def test_version():
+    assert re.fullmatch(r"ds2deploy \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_no_arguments_is_a_call_for_help():
+    assert "Commands:" in CliRunner().invoke(app, []).output
+
+
+def test_from_recordings_to_text(tone_corpus: Path, tone_toml: Path, tmp_path: Path):
+    """prepare, train, evaluate, export, verify, transcribe, inspect on a corpus of tones."""
+    corpus = tone_corpus
+    data, out = tmp_path / "data", tmp_path / "deploy"
+    prepared = run_json("prepare", corpus, data, "--labels", "_ABCD ", "--valid", "0.2")
+    assert sum(row["utterances"] for row in prepared["manifests"]) == 40
+
+    settings = [f"data.{name}={data / name}.jsonl.gz" for name in ("train", "valid")]
+    settings += [f"training.run={tmp_path / 'run'}", "training.epochs=2"]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    trained = run_json("train", tone_toml, *overrides)
+    checkpoint = Path(trained["checkpoint"])
+    assert checkpoint == tmp_path / "run" / "best.ckpt"
+
+    exported = run_json("export", checkpoint, "--out", out, "--onnx", "--precision", "fp32,fp16")
+    paths = [Path(item["path"]) for item in exported["artifacts"]]
+    assert paths == [out / "model.onnx", out / "model.fp16.onnx"]
+    assert all(path.is_file() for path in paths)
+    assert sorted(path.name for path in out.iterdir()) == ["model.fp16.onnx", "model.onnx"]
+
+    valid = data / "valid.jsonl.gz"
+    report = run_json("verify", paths[0], checkpoint, "--audio", valid)
+    assert report["passed"]
+    assert report["speech"] == "valid.jsonl.gz"
+    scores = [run_json("evaluate", model, valid) for model in (checkpoint, paths[0])]
+    assert scores[0]["wer"] == scores[1]["wer"]
+    assert [score["runtime"] for score in scores] == ["torch cpu", "onnxruntime cpu"]
+
+    audio = sorted(corpus.glob("*.wav"))[:2]
+    lines = run("transcribe", paths[0], *audio).stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in audio]
+    inspected = run_json("inspect", paths[1])
+    assert "fp16" in inspected["is"]
+    assert inspected["parity"].startswith("passed")
+
+
+def test_verify_against_another_checkpoint_fails(
+    digits_onnx: Path, digits_checkpoint: Path, tmp_path: Path
+):
+    import torch
+
+    from ds2deploy.checkpoint import load_checkpoint, save_checkpoint
+
+    loaded = load_checkpoint(digits_checkpoint)
+    with torch.no_grad():
+        loaded.network.rnns[1].rnn.weight_hh_l0.mul_(1.01)
+    other = tmp_path / "other.ckpt"
+    save_checkpoint(other, loaded.network, loaded.recipe, {})
+    result = run("verify", digits_onnx, other, code=1)
+    assert "does not compute what" in result.stderr
+    assert "OVER TOLERANCE" in result.stdout
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "srt", "vtt"])
+def test_formats_of_transcripts(digits_onnx: Path, recording: Path, kind: str):
+    printed = run("transcribe", digits_onnx, recording, "--format", kind).stdout
+    words = re.findall(r"[A-Z']+", run("transcribe", digits_onnx, recording).stdout)
+    assert words
+    assert set(words) <= set(re.findall(r"[A-Z']+", printed))
+    if kind == "json":
+        transcript = json.loads(printed)["transcripts"][0]
+        assert transcript["audio"] == str(recording)
+        assert transcript["duration"] == pytest.approx(2.0, abs=0.001)
+        assert [word["text"] for word in transcript["words"]] == words
+    if kind in ("srt", "vtt"):
+        assert " --> " in printed
+
+
+def test_inspect_says_what_a_file_is(digits_checkpoint: Path, recording: Path):
+    assert run_json("inspect", digits_checkpoint)["is"].startswith("checkpoint of ds2deploy")
+    assert run_json("inspect", recording)["audio"] == "2.000 s, 22050 Hz, 2 channels"
+
+
+def test_doctor_finds_what_the_tests_use():
+    findings = {item["name"]: item for item in run_json("doctor")["findings"]}
+    for name in ("run .onnx on onnxruntime cpu", "run .ckpt on torch cpu", "training", "export"):
+        assert findings[name]["works"], findings[name]
+    assert all(item["works"] or item["remedy"] for item in findings.values())
