@@ -150,11 +150,12 @@ def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
 
 
 def _has_lost_its_end(path: Path) -> bool:
-    """Whether a file begins like a zip archive but lacks the directory at its end."""
+    """Whether a file begins like a zip archive but lacks the record at its end."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
         file.seek(max(0, path.stat().st_size - LONGEST_ZIP_END))
-        return zipped and b"PK\x05\x06" not in file.read()
+        _, found, record = file.read().rpartition(b"PK\x05\x06")
+    return zipped and not (found and len(record) >= 18)
 
 
 def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:

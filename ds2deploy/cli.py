@@ -31,7 +31,7 @@ class ErrorsInOneLine(TyperGroup):
         except ParityError as error:
             _fail(str(error), BAD_RESULT)
         except Ds2Error as error:
-            _fail(str(error), BAD_INPUT)
+            _fail(_message(error), BAD_INPUT)
         except OSError as error:
             if isinstance(error, BrokenPipeError) or error.filename is None:
                 raise
@@ -419,6 +419,14 @@ def _print_json(document: Any) -> None:
     import msgspec
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+
+
+def _message(error: Ds2Error) -> str:
+    """What it says; torch puts a traceback before it where a process of a data loader fails."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def _fail(message: str, code: int) -> None:

@@ -19,7 +19,11 @@ from torch import Tensor, nn
 
 from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ModelShape, conv_bins
 
-CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+}
 
 LARGEST_ACTIVATION = 20.0
 """Upper end of the Hardtanh, the paper's clipped rectifier."""

@@ -28,7 +28,7 @@ from ds2deploy.data import Batch, evaluation_loader, global_statistics, training
 from ds2deploy.manifest import check_transcripts, read_manifest
 from ds2deploy.run_folder import LAST, RunFolder
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
-from ds2deploy.runtimes.decoding import greedy_labels
+from ds2deploy.runtimes.decoding import greedy_text
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, RuntimeUnavailableError
 from ds2deploy.scoring import ErrorCounts, count_errors
 from ds2deploy.training_progress import TrainingProgress
@@ -72,7 +72,7 @@ class SpeechRecognition(lightning.LightningModule):
         self._valid_loss = (self._valid_loss[0] + loss, self._valid_loss[1] + len(batch.lengths))
         frames = log_probs.float().cpu().numpy()
         hypotheses = [
-            self._text(rows[:length])
+            greedy_text(rows[:length], self._alphabet)
             for rows, length in zip(frames, output_lengths.tolist(), strict=True)
         ]
         self._counts += count_errors(batch.texts, hypotheses)
@@ -126,10 +126,6 @@ class SpeechRecognition(lightning.LightningModule):
         checkpoint["state_dict"] = {
             f"network.{name}": value for name, value in checkpoint["state_dict"].items()
         }
-
-    def _text(self, frames: Any) -> str:
-        labels = (label for label, _, _ in greedy_labels(frames))
-        return " ".join(self._alphabet.decode(labels).split())
 
 
 def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:

@@ -19,8 +19,9 @@ from ds2deploy.export.speech import speech_features
 from ds2deploy.manifest import read_audio
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import Precision, output_length
-from ds2deploy.runtimes.decoding import greedy_labels
+from ds2deploy.runtimes.decoding import greedy_text
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+from ds2deploy.runtimes.recognizer import batches
 from ds2deploy.runtimes.session import Session
 from ds2deploy.scoring import count_errors
 
@@ -135,8 +136,8 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
             worst = max(failed, key=lambda case: case.max_difference)
             return (
                 f"{len(failed)} of {len(self.cases)} shapes over tolerance: log-probabilities "
-                f"differ by up to {worst.max_difference:.2g}, {self.tolerance.log_probs:g} allowed, "
-                f"at batch {worst.batch} x {worst.frames} frames, "
+                f"differ by up to {worst.max_difference:.2g} at batch {worst.batch} x "
+                f"{worst.frames} frames, {self.tolerance.log_probs:g} is allowed; "
                 f"{100 * worst.argmax_share:.2f} % of the frames have the same best label"
             )
         if self.words is not None and not self.words.passed:
@@ -239,7 +240,7 @@ class _Comparison:
         return self._known[index, length]
 
     def _text(self, log_probs: FloatArray) -> str:
-        return self._alphabet.decode(label for label, _, _ in greedy_labels(log_probs))
+        return greedy_text(log_probs, self._alphabet)
 
 
 def _nothing_alike(batch: int, frames: int, lengths: tuple[int, ...]) -> CaseResult:
@@ -283,16 +284,13 @@ def _compare_words(
     )
 
 
-def decode_all(session: Session, recordings: list[FloatArray], batch: int = 8) -> list[str]:
+def decode_all(session: Session, recordings: Sequence[FloatArray]) -> list[str]:
     """Greedy text of every recording (bins, time), in batches of similar length."""
     alphabet = Alphabet(session.description.labels)
-    order = sorted(range(len(recordings)), key=lambda i: recordings[i].shape[1])
     texts = [""] * len(recordings)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in batches([features.shape[1] for features in recordings], 8 * max(FRAMES)):
         features, lengths = pad_features([recordings[i] for i in chosen])
         log_probs, output_lengths = session.run(features, lengths)
         for i, rows, length in zip(chosen, log_probs, output_lengths, strict=True):
-            labels = (label for label, _, _ in greedy_labels(rows[:length]))
-            texts[i] = " ".join(alphabet.decode(labels).split())
+            texts[i] = greedy_text(rows[:length], alphabet)
     return texts

@@ -143,12 +143,13 @@ def _truncated(path: Path, sound: soundfile.SoundFile, decoded: int) -> bool:
 
 
 def _cut_off(log: str) -> bool:
-    """Whether libsndfile's account of the header names a chunk longer than what is there.
+    """Whether libsndfile's account of the header says that the audio is longer than the file.
 
-    The total in a RIFF or FORM header does not count: many writers get it wrong, and the chunk
-    that holds the audio has a size of its own.
+    Only the chunk of the audio counts (WAV, AIFF, AU; the whole file in W64 and RF64): many
+    writers get the total in a RIFF header wrong, and remarks after the audio may be cut.
     """
-    sizes = re.findall(r"^(?!RIFF|FORM).*:\s*(\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    audio = r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)"
+    sizes = re.findall(audio, log, re.MULTILINE)
     return any(int(actual) < int(declared) < UNKNOWN_SIZE for declared, actual in sizes)
 
 

@@ -61,6 +61,16 @@ def greedy_labels(log_probs: FloatArray) -> list[tuple[int, int, int]]:
     ]
 
 
+def greedy_text(log_probs: FloatArray, alphabet: Alphabet) -> str:
+    """The words alone, without leading, trailing or repeated spaces.
+
+    Args:
+        log_probs: (time, labels) float32, valid frames only.
+        alphabet: the model's labels.
+    """
+    return " ".join(alphabet.decode(label for label, _, _ in greedy_labels(log_probs)).split())
+
+
 def decode_greedy(
     log_probs: FloatArray, alphabet: Alphabet, frame_s: float, duration_s: float
 ) -> Transcript:

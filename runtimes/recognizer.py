@@ -22,6 +22,9 @@ Audio = str | Path | FloatArray
 BATCH_SIZE = 8
 """Utterances at a time: beyond it, throughput on a CPU no longer grows."""
 
+BATCH_S = 240.0
+"""Seconds of audio at a time, padding included: bounds the memory that long recordings take."""
+
 
 class Recognizer:
     """Recognises speech with one model.
@@ -67,7 +70,8 @@ class Recognizer:
             return self.transcribe([audio], sample_rate)[0]  # type: ignore[list-item]
         waveforms = [self._load(item, sample_rate) for item in audio]
         transcripts: dict[int, Transcript] = {}
-        for indices in _batches([len(waveform) for waveform in waveforms]):
+        rate = self.description.features.sample_rate
+        for indices in batches([len(waveform) for waveform in waveforms], int(BATCH_S * rate)):
             batch = self._recognize([waveforms[i] for i in indices])
             transcripts.update(zip(indices, batch, strict=True))
         return [transcripts[i] for i in range(len(waveforms))]
@@ -113,8 +117,23 @@ class Recognizer:
         ]
 
 
-def _batches(lengths: list[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), BATCH_SIZE):
-        yield order[start : start + BATCH_SIZE]
+def batches(lengths: Sequence[int], total: int, size: int = BATCH_SIZE) -> Iterator[list[int]]:
+    """Group items of similar length.
+
+    Args:
+        lengths: of every item.
+        total: most that a batch may hold, all items padded to its longest; a single item may
+            exceed it.
+        size: most items in a batch.
+
+    Yields:
+        Indices; every one once, shortest items first.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == size or (len(batch) + 1) * lengths[i] > total):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

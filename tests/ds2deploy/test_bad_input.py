@@ -29,6 +29,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 
 RATE = 8000
 SPEECH = np.random.default_rng(0).uniform(-0.3, 0.3, RATE // 2).astype(np.float32)
+LONG = np.tile(SPEECH, 8)
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\6\0\0\0\x1f\x15\xc4\x89" + bytes(200)
 
 MISSING, FOLDER = object(), object()
@@ -111,8 +112,8 @@ RECORDINGS: dict[str, tuple[str, bytes | object, str]] = {
     "truncated WAV": ("a.wav", half(sound(SPEECH)), "truncated, its end is missing; copy"),
     "truncated FLAC": ("a.flac", half(sound(SPEECH, "FLAC", "PCM_16")), "damaged"),
     "FLAC without its last bytes": ("a.flac", sound(SPEECH, "FLAC", "PCM_16")[:-9], "damaged"),
-    "truncated Vorbis": ("a.ogg", half(sound(SPEECH, "OGG", "VORBIS")), "truncated"),
-    "truncated Opus": ("a.opus", half(sound(SPEECH, "OGG", "OPUS")), "truncated"),
+    "truncated Vorbis": ("a.ogg", half(sound(LONG, "OGG", "VORBIS")), "truncated, its end"),
+    "truncated Opus": ("a.opus", half(sound(LONG, "OGG", "OPUS")), "truncated, its end"),
 }
 HEADERS_TELL = ("0 samples", "1 sample", "text", "an image", "a truncated header")
 """What reading a header, and not the whole recording, is enough to see."""
