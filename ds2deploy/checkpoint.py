@@ -14,7 +14,7 @@ from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.model import DeepSpeech2
 from ds2deploy.runtimes.artifact import ArtifactDescription, Source
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
 from ds2deploy.runtimes.features import FeatureExtractor
 
 FORMAT_VERSION = 1
@@ -84,6 +84,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ModelFileError: damaged, of another project, or newer than this version.
     """
     path = Path(path)
+    if path.suffix == ".onnx" and path.is_file():
+        raise ModelFileError(f"{path}: an ONNX file; expected the checkpoint that it was made from")
     document = read_document(path)
     if document is None:
         from ds2deploy.deepspeech_pytorch import import_checkpoint
@@ -111,7 +113,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a checkpoint")
     if path.stat().st_size == 0:
-        raise ModelFileError(f"{path}: empty file (0 bytes); expected a checkpoint")
+        raise ModelFileError(f"{path}: empty file (0 bytes); expected a checkpoint, copy it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,7 +146,8 @@ def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
             )
     if surplus := sorted(map(str, weights.keys() - expected.keys())):
         raise ModelFileError(
-            f"{path}: has weights that its recipe has no place for: {surplus[0]!r}"
+            f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
+            "restore the original"
         )
     network.load_state_dict(weights)
 
@@ -171,7 +174,7 @@ def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, msgspec.ValidationError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelFileError(
             f"{path}: its recipe is damaged ({error}); restore the original"
         ) from None

@@ -33,9 +33,11 @@ class ErrorsInOneLine(TyperGroup):
         except Ds2Error as error:
             _fail(_message(error), BAD_INPUT)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.filename is None:
+            if isinstance(error, BrokenPipeError) or error.strerror is None:
                 raise
-            _fail(f"{error.filename}: {error.strerror}", BAD_INPUT)
+            in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+            remedy = "; expected a folder, not a file" if in_the_way else ""
+            _fail(f"{error.filename or 'writing'}: {error.strerror}{remedy}", BAD_INPUT)
 
 
 app = typer.Typer(

@@ -187,7 +187,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         _override(document, override)
     try:
         return msgspec.convert(document, Recipe)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except (msgspec.ValidationError, ConfigError, OverflowError) as error:
         raise ConfigError(f"{source}: {_explain(error)}") from None
 
 
@@ -218,7 +218,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    document[key] = _value(value.strip())
+    document[key] = _value(value)
 
 
 def _value(text: str) -> Any:
@@ -231,9 +231,12 @@ def _value(text: str) -> Any:
 def _explain(error: Exception) -> str:
     """Msgspec's message with the key's path first: `training.epochs: Expected ...`."""
     message, _, path = str(error).partition(" - at `$")
-    message = message.replace("Object contains unknown field", "unknown key")
     path = path.rstrip("`").lstrip(".")
-    return f"{path}: {message}" if path else message
+    if "unknown field" in message:
+        message = message.replace("Object contains unknown field", "unknown key")
+        section = getattr(Recipe(), path) if path else Recipe()
+        message += f"; known are {', '.join(section.__struct_fields__)}"
+    return f"{path}: {message}" if path and not message.startswith(f"{path}.") else message
 
 
 def _positive(section: str, struct: _Section, *names: str) -> None:

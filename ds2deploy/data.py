@@ -83,15 +83,14 @@ def training_loader(cuts: CutSet, recipe: Recipe, epoch: int) -> DataLoader[Batc
     seed = recipe.training.seed
     if data.join != (1, 1):
         cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
-    sampler = DynamicBucketingSampler(
-        cuts,
-        max_cuts=data.batch_size,
-        max_duration=data.batch_duration_s,
-        num_buckets=min(data.buckets, max(2, len(cuts) // (2 * data.batch_size))),
-        shuffle=True,
-        seed=seed,
-        drop_last=False,
-    )
+    limits = {"max_cuts": data.batch_size, "max_duration": data.batch_duration_s}
+    buckets = min(data.buckets, len(cuts) // (2 * data.batch_size))
+    if buckets < 2:  # too few utterances to part them
+        sampler = SimpleCutSampler(cuts, **limits, shuffle=True, seed=seed)
+    else:
+        sampler = DynamicBucketingSampler(
+            cuts, **limits, num_buckets=buckets, shuffle=True, seed=seed
+        )
     sampler.set_epoch(epoch)
     return _loader(SpeechDataset(recipe, augment=True, epoch=epoch), sampler, data.workers)
 

@@ -73,7 +73,7 @@ def read_manifest(path: str | Path) -> CutSet:
             ".csv of deepspeech.pytorch"
         )
     if len(cuts) == 0:
-        raise ManifestError(f"{path}: lists no utterances")
+        raise ManifestError(f"{path}: lists no utterances; expected at least one")
     for cut in cuts:
         _check_audio(cut, path)
     return cuts
@@ -149,7 +149,11 @@ def prepare(
     Raises:
         MissingFileError, ManifestError, AudioError, AlphabetError: what is wrong with which file.
     """
+    if out.exists() and not out.is_dir():
+        raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
     utterances = list(_utterances(source, layout, valid_share))
+    if not utterances and source.is_file():
+        raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
         raise ManifestError(
             f"{source}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); "
@@ -232,8 +236,8 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
         raise AudioError(f"{path}: not audio that can be read, but {source} lists it") from None
     if info.frames * 1000 < SHORTEST_MS * info.samplerate:
         raise AudioError(
-            f"{path}: {info.frames} samples; expected at least {SHORTEST_MS:g} ms of speech; "
-            f"take it out of {source}"
+            f"{path}: too short ({1000 * info.frames / info.samplerate:.2g} ms); expected at "
+            f"least {SHORTEST_MS:g} ms of speech; take it out of {source}"
         )
     path = path.resolve()
     identity = f"{path.stem}-{zlib.crc32(str(path).encode()):08x}"
@@ -265,8 +269,12 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
 def _utterances(source: Path, layout: Layout, valid_share: float) -> Iterator[Utterance]:
     if source.is_dir():
         read: Callable[[Path], Iterator[Utterance]] = _fsdd if layout == "fsdd" else _folder
-    elif source.is_file():
+    elif source.is_file() and source.suffix in (".json", ".csv"):
         read = _deepspeech_pytorch
+    elif source.is_file():
+        raise ManifestError(
+            f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
+        )
     else:
         raise MissingFileError(f"{source}: no such file or directory")
     for utterance in read(source):
@@ -348,15 +356,29 @@ def _read_transcript(path: Path, audio: Path) -> str:
 
 def _read_cuts(path: Path) -> CutSet:
     try:
-        cuts = CutSet.from_jsonl(path)
-        cuts = cuts.to_eager()
+        cuts = CutSet.from_jsonl(path).to_eager()
+        for cut in cuts:
+            _check_types(cut)
     except Exception as error:  # lhotse raises whatever the damaged line made it trip over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise ManifestError(
             f"{path}: not a lhotse cut manifest, or damaged ({reason}); "
             "make it again with `ds2deploy prepare`"
         ) from None
     return cuts
+
+
+def _check_types(cut: Cut) -> None:
+    """Use what lhotse takes from a file without a look at its type."""
+    float(cut.duration)
+    transcript(cut)
+    for recording in _recordings(cut):
+        if not recording.sources:
+            raise TypeError("a recording without a file")
+        for source in recording.sources:
+            if source.type != "file":  # lhotse would run a "command", and fetch a "url"
+                raise TypeError(f"audio of type {source.type!r}; expected a file")
+            Path(source.source)
 
 
 def _recordings(cut: Cut) -> list[Recording]:
@@ -370,7 +392,7 @@ def _check_audio(cut: Cut, manifest: Path) -> None:
     if not recordings:
         raise ManifestError(f"{manifest}: utterance {cut.id!r} has no recording")
     for source in (source for recording in recordings for source in recording.sources):
-        if source.type == "file" and not Path(source.source).is_file():
+        if not Path(source.source).is_file():
             raise MissingFileError(f"{source.source}: no such file, but {manifest} lists it")
     if not transcript(cut).strip():
         raise ManifestError(f"{manifest}: {audio_path(cut)} has no transcript")

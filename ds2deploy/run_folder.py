@@ -11,6 +11,7 @@ import msgspec
 
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
+from ds2deploy.runtimes.errors import ConfigError
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -39,7 +40,10 @@ class RunFolder:
         """All lines of metrics.jsonl, without one that a dying process left unfinished."""
         path = self.path / METRICS
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [msgspec.json.decode(line) for line in lines]
+        try:
+            return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
 
     def best_metrics(self) -> dict[str, float]:
         """Of the validation with the lowest WER."""
@@ -71,6 +75,7 @@ class RunRecorder(lightning.Callback):
         self._best = (float("inf"), float("inf"))
         self._started = time.monotonic()
         self.validated_step = -1
+        self._epoch = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must remember: the best validation so far."""
@@ -84,7 +89,7 @@ class RunRecorder(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """One line every `training.log_every` steps."""
-        step = trainer.global_step
+        step, self._epoch = trainer.global_step, trainer.current_epoch + 1
         if trainer.is_global_zero and (step == 1 or step % module.recipe.training.log_every == 0):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._write(trainer, kind="train", loss=float(outputs["loss"]), learning_rate=rate)
@@ -111,5 +116,5 @@ class RunRecorder(lightning.Callback):
 
     def _write(self, trainer: lightning.Trainer, **values: Any) -> None:
         elapsed = round(time.monotonic() - self._started, 2)
-        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        place = {"epoch": self._epoch, "step": trainer.global_step}
         self._folder.append({**place, **values, "elapsed_s": elapsed})

@@ -181,9 +181,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data.
     """
     folder = RunFolder(Path(recipe.training.run))
+    silence_lightning()
+    check_hardware(recipe)
     cuts, recipe = _load_data(recipe)
     checkpoint = _claim(folder, recipe, resume)
-    silence_lightning()
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
@@ -200,22 +201,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
 
 
 def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightning.Trainer:
-    """Lightning's trainer with our own checkpoints, metrics and progress bar.
-
-    Raises:
-        RuntimeUnavailableError: the accelerator that the recipe asks for is not here.
-    """
+    """Lightning's trainer with our own checkpoints, metrics and progress bar."""
     training = recipe.training
-    if training.accelerator == "gpu" and not torch.cuda.is_available():
-        raise RuntimeUnavailableError(
-            f'training.accelerator = "gpu": torch {torch.__version__} sees no CUDA device; '
-            "set it to cpu or auto"
-        )
-    if training.precision == "16-mixed" and not torch.cuda.is_available():
-        raise RuntimeUnavailableError(
-            'training.precision = "16-mixed" needs a CUDA device, and torch sees none; '
-            "use 32-true or bf16-mixed"
-        )
     on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     return lightning.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
@@ -234,6 +221,26 @@ def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightni
         enable_model_summary=False,
         callbacks=callbacks,
     )
+
+
+def check_hardware(recipe: Recipe) -> None:
+    """Refuse a recipe that this machine cannot train.
+
+    Raises:
+        RuntimeUnavailableError: the accelerator, or one for the precision, is not here.
+    """
+    if torch.cuda.is_available():
+        return
+    if recipe.training.accelerator == "gpu":
+        raise RuntimeUnavailableError(
+            f'training.accelerator = "gpu": torch {torch.__version__} sees no CUDA device; '
+            "set it to cpu or auto"
+        )
+    if recipe.training.precision == "16-mixed":
+        raise RuntimeUnavailableError(
+            'training.precision = "16-mixed" needs a CUDA device, and torch sees none; '
+            "use 32-true or bf16-mixed"
+        )
 
 
 def silence_lightning() -> None:
@@ -271,6 +278,9 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
                 "or choose another folder with --set training.run=FOLDER"
             )
         folder.path.mkdir(parents=True, exist_ok=True)
+        return None
+    if not last.is_file() and folder.holds_training():  # it died before its first checkpoint
+        folder.rewind(0)
         return None
     if not last.is_file():
         raise MissingFileError(f"{last}: no such file; nothing to resume, start without --resume")

@@ -17,6 +17,7 @@ class TrainingProgress(lightning.Callback):
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._loss = float("nan")
+        self._epoch = 0
         self._bar: Progress | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -41,6 +42,7 @@ class TrainingProgress(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """Advance it."""
+        self._epoch = trainer.current_epoch + 1
         loss = float(outputs["loss"])
         self._loss = loss if self._loss != self._loss else 0.9 * self._loss + 0.1 * loss
         if self._bar is not None:
@@ -53,7 +55,7 @@ class TrainingProgress(lightning.Callback):
         if trainer.is_global_zero:
             metrics = trainer.callback_metrics
             self._console.print(
-                f"epoch {trainer.current_epoch + 1:3}/{module.recipe.training.epochs}  "
+                f"epoch {self._epoch:3}/{module.recipe.training.epochs}  "
                 f"step {trainer.global_step:5}  loss {self._loss:7.2f}  "
                 f"WER {100 * metrics['wer']:6.2f} %  CER {100 * metrics['cer']:6.2f} %  "
                 f"{time.monotonic() - self._started:6.0f} s",

@@ -106,7 +106,8 @@ def convert_audio(
         raise AudioError(
             f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
         )
-    mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
+        mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32)
     if not np.isfinite(mono).all():
         raise AudioError(
             f"{source}: holds samples that are not finite (NaN or infinity); repair it"
@@ -164,13 +165,13 @@ def _ogg_is_whole(path: Path) -> bool:
 
 
 def _mp3_counts_frames(path: Path) -> bool:
-    """Whether the first frame says how many follow (LAME's Xing or Info header)."""
+    """Whether the first frame says how many follow (in a Xing, Info or VBRI header)."""
     with path.open("rb") as file:
         head = file.read(10)
         tag = head[6:10] if head.startswith(b"ID3") else b""
         file.seek(10 + int("".join(f"{byte:07b}" for byte in tag), 2) if tag else 0)
         frame = file.read(64)
-    return b"Xing" in frame or b"Info" in frame
+    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _unsized_wav(path: Path) -> io.BytesIO | None:

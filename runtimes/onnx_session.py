@@ -9,7 +9,6 @@ from typing import Any
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
 from ds2deploy.runtimes.errors import (
-    ConfigError,
     MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
@@ -124,7 +123,7 @@ def _check_description(description: ArtifactDescription, session: Any, path: Pat
     try:
         labels = len(Alphabet(description.labels))
         bins = FeatureExtractor(description.features).config.bins
-    except ConfigError as error:
+    except ValueError as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None

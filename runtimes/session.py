@@ -45,12 +45,12 @@ def check_batch(
         ValueError: a shape, a type or a length that no session can take.
     """
     batch = np.ascontiguousarray(features, np.float32)
+    if batch.ndim != 4 or batch.shape[1:3] != (1, bins) or 0 in batch.shape:
+        raise ValueError(f"features {batch.shape}: expected (batch, 1, {bins}, time)")
     given = np.asarray(lengths)
     if not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"lengths of type {given.dtype}: expected frames, whole numbers")
     valid = np.ascontiguousarray(given, np.int64)
-    if batch.ndim != 4 or batch.shape[1:3] != (1, bins) or 0 in batch.shape:
-        raise ValueError(f"features {batch.shape}: expected (batch, 1, {bins}, time)")
     if valid.shape != (len(batch),):
         raise ValueError(f"lengths {valid.shape}: expected one per utterance, ({len(batch)},)")
     if valid.min() < 1 or valid.max() > batch.shape[3]:

@@ -215,6 +215,8 @@ SECOND = np.zeros(RATE, np.float32)
         (SECOND[:159], RATE, r"159 samples \(9.9 ms\); expected at least 10 ms"),
         (np.append(SECOND, np.nan), RATE, "not finite"),
         (np.append(SECOND, np.inf), RATE, "not finite"),
+        (np.append(SECOND.astype(float), 1e300), RATE, "not finite"),
+        (np.full((RATE, 2), [np.inf, -np.inf], np.float32), RATE, "not finite"),
         (SECOND, 0, "sample rate of 0 Hz"),
         (SECOND, -8_000, "sample rate of -8000 Hz"),
         (SECOND, float("nan"), "sample rate of nan Hz"),

@@ -63,7 +63,7 @@ def config_name(config: FeatureConfig) -> str:
     return f"{config.sample_rate}-{config.window_ms:g}-{config.stride_ms:g}-{config.window}"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([c for c in CONFIGS if c is not ODD_WINDOW]),
     st.integers(1, 5000),

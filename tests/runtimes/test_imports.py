@@ -1,0 +1,154 @@
+"""What a device does not have is not needed, and dependencies point one way."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "lightning", "onnx", "lhotse", "onnxruntime", "scipy", "jiwer")
+MODULES = sorted(
+    f"ds2deploy.runtimes.{path.stem}"
+    for path in (ROOT / "runtimes").glob("*.py")
+    if path.stem != "__init__"
+)
+
+
+def run(*arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def loaded_after(code: str) -> set[str]:
+    """Those of the heavy packages that a fresh interpreter has loaded after some code."""
+    report = f"print('LOADED', *sorted(set({HEAVY!r}) & set(sys.modules)))"
+    output = run("-c", f"import sys\n{code}\n{report}")
+    return set(output.rsplit("LOADED", 1)[1].split())
+
+
+def seconds_of(*arguments: str) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
+
+
+def test_the_check_sees_what_is_loaded():
+    assert loaded_after("sys.modules['torch'] = sys") == {"torch"}
+
+
+def test_importing_ds2deploy_loads_nothing_heavy():
+    assert loaded_after("import ds2deploy; dir(ds2deploy); ds2deploy.Transcript") == set()
+
+
+def test_importing_the_whole_runtime_loads_nothing_heavy():
+    assert {"ds2deploy.runtimes.onnx_session", "ds2deploy.runtimes.torch_session"} <= set(MODULES)
+    assert loaded_after("\n".join(f"import {module}" for module in MODULES)) == set()
+
+
+def test_looking_up_the_entry_points_loads_nothing_heavy():
+    assert loaded_after("import ds2deploy; ds2deploy.load; ds2deploy.Recognizer") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["transcribe", "--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"""
+from ds2deploy.cli import main
+sys.argv = ["ds2deploy", *{arguments!r}]
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+"""
+    assert loaded_after(code) == set()
+
+
+# Wall clocks of a machine that does other things too: the best of several runs is what it takes.
+
+
+def test_importing_ds2deploy_takes_less_than_0_3_seconds():
+    code = (
+        "import time; start = time.perf_counter(); import ds2deploy; "
+        "print(time.perf_counter() - start)"
+    )
+    assert statistics.median(float(run("-c", code)) for _ in range(5)) < 0.3
+
+
+def test_help_takes_less_than_half_a_second():
+    assert min(seconds_of("-m", "ds2deploy", "--help") for _ in range(4)) < 0.5
+
+
+# Who imports whom, read from the sources
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Names of all modules that a file imports, wherever in it; `from a import b` gives a.b too."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import in line {node.lineno}"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call):
+            yield from _dynamic(node)
+
+
+def _dynamic(call: ast.Call) -> Iterator[str]:
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if name in ("import_module", "__import__") and call.args:
+        argument = call.args[0]
+        if isinstance(argument, ast.Constant):
+            yield str(argument.value)
+
+
+def offenders(folder: str, *refused: str, allowed: str | None = None) -> list[str]:
+    """Imports in a folder of one of the packages, unless of the allowed part of it."""
+
+    def within(module: str, package: str) -> bool:
+        return module == package or module.startswith(f"{package}.")
+
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths
+    return [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in paths
+        if path != ROOT / "ds2deploy" / "cli.py"
+        for module in imports_of(path)
+        if any(within(module, package) for package in refused)
+        and not (allowed and within(module, allowed))
+    ]
+
+
+def test_the_runtime_imports_nothing_else_of_the_project():
+    assert offenders("runtimes", "ds2deploy", "export", allowed="ds2deploy.runtimes") == []
+
+
+def test_the_library_never_imports_the_exporter():
+    assert offenders("ds2deploy", "ds2deploy.export", "export") == []
+
+
+def test_the_scan_sees_imports_inside_functions(tmp_path):
+    source = tmp_path / "module.py"
+    source.write_text(
+        "def f():\n    from ds2deploy import export\n    import importlib\n"
+        "    importlib.import_module('ds2deploy.training')\n"
+    )
+    assert {"ds2deploy.export", "ds2deploy.training"} <= set(imports_of(source))
+
+
+def test_the_command_line_and_the_exporter_do_import_it():
+    # Otherwise the scan above would prove nothing.
+    assert any(m.startswith("ds2deploy.export") for m in imports_of(ROOT / "ds2deploy" / "cli.py"))
+    assert offenders("export", "ds2deploy.runtimes") != []

@@ -1,0 +1,272 @@
+"""What dies while it writes leaves nothing half-written under a final name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import pytest
+import torch
+
+from ds2deploy.checkpoint import load_checkpoint, save_checkpoint
+from ds2deploy.config import Recipe
+from ds2deploy.export import artifacts
+from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.manifest import read_manifest, write_manifest
+from ds2deploy.run_folder import RunFolder
+from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.training import train
+
+PATIENCE_S = 120
+
+
+class Killed(BaseException):
+    """Stands for the end of the process; not an Exception, so that nothing handles it."""
+
+
+# A process that is killed ---------------------------------------------------------------------
+
+
+@contextmanager
+def command(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    call = [sys.executable, "-m", "ds2deploy", *map(str, arguments)]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, delay_s: float) -> None:
+    """Kill a process so long after a file of that name has appeared."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(folder.glob(pattern)):
+        if process.poll() is not None:
+            pytest.fail(f"ended before {pattern} was there: {process.communicate()[1].decode()}")
+        assert time.monotonic() < deadline, f"no {pattern} after {PATIENCE_S} s"
+        time.sleep(0.0005)
+    time.sleep(delay_s)
+    process.kill()
+    process.wait()
+
+
+def final_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 1.0])
+def test_an_export_that_is_killed_before_it_is_verified(
+    delay_s: float, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    with command("export", small_checkpoint, "--out", tmp_path) as process:
+        kill_when(process, tmp_path, ".*model.onnx", delay_s)
+        assert process.returncode == -signal.SIGKILL
+    assert final_names(tmp_path) == set()
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_as_soon_as_its_file_has_its_name(
+    small_checkpoint: Path, tmp_path: Path
+) -> None:
+    with command("export", small_checkpoint, "--out", tmp_path) as process:
+        kill_when(process, tmp_path, "model.onnx", 0.0)
+    assert_whole_artifact(tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pattern", "delay_s"),
+    [("metrics.jsonl", 0.0), (".*best.ckpt", 0.003), ("last.ckpt", 0.3)],
+)
+def test_a_training_that_is_killed(
+    pattern: str, delay_s: float, tone_toml: Path, tone_manifests: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    settings = [f"data.{name}={tone_manifests / name}.jsonl.gz" for name in ("train", "valid")]
+    settings += [f"training.run={run}", "training.epochs=1000"]
+    with command("train", tone_toml, *(p for s in settings for p in ("--set", s))) as process:
+        kill_when(process, run, pattern, delay_s)
+        assert process.returncode == -signal.SIGKILL
+    assert final_names(run) <= {"best.ckpt", "last.ckpt", "metrics.jsonl"}
+    for name in final_names(run) - {"metrics.jsonl"}:
+        assert load_checkpoint(run / name).recipe.training.epochs == 1000
+    *lines, _ = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    assert [msgspec.json.decode(line) for line in lines] == RunFolder(run).metrics()
+
+
+def assert_whole_artifact(path: Path) -> None:
+    onnx.checker.check_model(str(path), full_check=True)
+    parity = OnnxSession(path).description.parity
+    assert parity is not None
+    assert parity["passed"]
+
+
+# The same to the byte: a writer that dies in the middle ----------------------------------------
+
+
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a function write half of its file and die."""
+
+    def patch(owner: Any, name: str, path_at: int) -> None:
+        write = getattr(owner, name)
+
+        def half(*arguments: Any, **options: Any) -> None:
+            write(*arguments, **options)
+            path = Path(arguments[path_at])
+            os.truncate(path, path.stat().st_size // 2)
+            raise Killed
+
+        monkeypatch.setattr(owner, name, half)
+
+    return patch
+
+
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies where a file that is written would get its name."""
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    for owner in (Path, os):
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(owner, name, die)
+
+
+@pytest.fixture(params=[None, b"the file of before"], ids=["fresh", "over an old one"])
+def old(request: pytest.FixtureRequest) -> bytes | None:
+    content: bytes | None = request.param
+    return content
+
+
+def prepared(path: Path, old: bytes | None) -> Path:
+    if old is not None:
+        path.write_bytes(old)
+    return path
+
+
+def assert_as_before(path: Path, old: bytes | None) -> None:
+    assert (path.read_bytes() if path.exists() else None) == old
+
+
+def test_a_checkpoint_that_is_half_written(
+    dying: Callable[..., None], old: bytes | None, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
+    dying(torch, "save", path_at=1)
+    with pytest.raises(Killed):
+        save_checkpoint(path, loaded.network, loaded.recipe, {})
+    assert_as_before(path, old)
+
+
+@pytest.mark.usefixtures("no_names")
+def test_a_checkpoint_without_its_name(
+    old: bytes | None, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
+    with pytest.raises(Killed):
+        save_checkpoint(path, loaded.network, loaded.recipe, {})
+    assert_as_before(path, old)
+
+
+def test_an_export_that_is_half_written(
+    dying: Callable[..., None], old: bytes | None, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = prepared(tmp_path / "model.onnx", old)
+    dying(onnx, "save", path_at=1)
+    with pytest.raises(Killed):
+        export_onnx(small_checkpoint, tmp_path)
+    assert_as_before(path, old)
+
+
+@pytest.mark.parametrize("step", ["check_parity", "append_description", "file_sha256"])
+def test_an_export_that_dies_after_writing(
+    step: str,
+    old: bytes | None,
+    small_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both precisions: what stands or falls together may not leave the first one behind."""
+    paths = [prepared(tmp_path / name, old) for name in ("model.onnx", "model.fp16.onnx")]
+    passes_once(monkeypatch, step)
+    with pytest.raises(Killed):
+        export_onnx(small_checkpoint, tmp_path, ("fp32", "fp16"))
+    for path in paths:
+        assert_as_before(path, old)
+
+
+def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The step dies when it is done for the second artifact; parity is not what is tested."""
+
+    class Passed:
+        passed = True
+
+        def summary(self) -> dict[str, Any]:
+            return {"passed": True}
+
+    calls: list[None] = []
+    monkeypatch.setattr(artifacts, "check_parity", lambda *_: Passed())
+    work = getattr(artifacts, step)
+
+    def once(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            raise Killed
+        return work(*arguments)
+
+    monkeypatch.setattr(artifacts, step, once)
+
+
+def test_a_last_checkpoint_that_is_half_written(
+    dying: Callable[..., None], tone_recipe: Recipe, tmp_path: Path
+) -> None:
+    import lightning
+
+    dying(lightning.Trainer, "save_checkpoint", path_at=1)
+    with pytest.raises(Killed):
+        train(tone_recipe)
+    assert final_names(tmp_path / "run") == {"best.ckpt", "metrics.jsonl"}
+    load_checkpoint(tmp_path / "run" / "best.ckpt")
+
+
+def test_metrics_that_are_half_rewound(dying: Callable[..., None], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in range(10):
+        folder.append({"step": step})
+    before = folder.metrics()
+    dying(Path, "write_bytes", path_at=0)
+    with pytest.raises(Killed):
+        folder.rewind(5)
+    assert folder.metrics() == before
+
+
+def test_a_line_of_metrics_that_is_half_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.append({"step": 1})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "los')
+    assert folder.metrics() == [{"step": 1}]
+
+
+@pytest.mark.usefixtures("no_names")
+def test_a_manifest_without_its_name(
+    old: bytes | None, tone_manifests: Path, tmp_path: Path
+) -> None:
+    cuts = read_manifest(tone_manifests / "valid.jsonl.gz")
+    path = prepared(tmp_path / "train.jsonl.gz", old)
+    with pytest.raises(Killed):
+        write_manifest(cuts, path)
+    assert_as_before(path, old)
