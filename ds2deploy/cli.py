@@ -98,8 +98,8 @@ def prepare(
     Example: ds2deploy prepare recordings data/mine
     """
     import_heavy("lhotse", "train")
-    from ds2deploy.manifest import LAYOUTS
-    from ds2deploy.manifest import prepare as prepare_manifests
+    from ds2deploy.preparation import LAYOUTS
+    from ds2deploy.preparation import prepare as prepare_manifests
     from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 
     kind = next((name for name in LAYOUTS if name == layout), None)

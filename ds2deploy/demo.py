@@ -19,7 +19,8 @@ from rich.table import Table
 from ds2deploy.config import Recipe, load_recipe
 from ds2deploy.evaluation import Evaluation, evaluate
 from ds2deploy.loading import load
-from ds2deploy.manifest import Utterance, make_cuts, read_audio, write_manifest
+from ds2deploy.manifest import make_cuts, read_audio, write_manifest
+from ds2deploy.sources import Utterance
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
 from ds2deploy.training import train
 

@@ -1,16 +1,12 @@
-"""Lists of utterances: lhotse cut sets, from folders and from deepspeech.pytorch's manifests."""
+"""Lists of utterances as lhotse cut sets: opened, checked, made, joined, written."""
 
 from __future__ import annotations
 
-import csv
-import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 import lhotse
-import msgspec
 import numpy as np
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
@@ -21,30 +17,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import SHORTEST_MS, convert_audio, load_audio
 from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}
-FSDD_TEST_INDICES = range(5)
-"""Recordings 0 to 4 of every digit and speaker are that data set's own test set."""
-
-FSDD_VALID_INDICES = range(45, 50)
-"""Recordings that training does not see either, for choosing the best checkpoint."""
-
-JOIN_PAUSE_S = (0.05, 0.3)
-"""Silence between the recordings of a joined held-out utterance."""
-
-DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
-
-Layout = Literal["folder", "fsdd"]
-LAYOUTS: tuple[Layout, ...] = ("folder", "fsdd")
-
-
-class Utterance(NamedTuple):
-    """A recording and what is said in it."""
-
-    audio: Path
-    text: str
-    speaker: str = ""
-    split: str = "train"
+from ds2deploy.sources import Utterance, read_deepspeech_pytorch
 
 
 def read_manifest(path: str | Path) -> CutSet:
@@ -66,7 +39,7 @@ def read_manifest(path: str | Path) -> CutSet:
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         cuts = _read_cuts(path)
     elif path.suffix in (".json", ".csv"):
-        cuts = make_cuts(_deepspeech_pytorch(path), path)
+        cuts = make_cuts(read_deepspeech_pytorch(path), path)
     else:
         raise ManifestError(
             f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), or .json or "
@@ -122,66 +95,10 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
     )
 
 
-def prepare(
-    source: Path,
-    out: Path,
-    layout: Layout,
-    alphabet: Alphabet,
-    valid_share: float,
-    join: tuple[int, int],
-    join_times: int,
-) -> dict[str, CutSet]:
-    """Write the manifests of a data set.
-
-    Args:
-        source: a folder, or a deepspeech.pytorch manifest.
-        out: folder for the manifests.
-        layout: of a folder: audio with a .txt beside each, or the Free Spoken Digit Dataset.
-        alphabet: that the transcripts must be spelled with.
-        valid_share: share of a folder's or manifest's utterances that becomes `valid`.
-        join: fewest and most utterances that are joined into one in `valid-joined` and
-            `test-joined`; (1, 1) makes neither.
-        join_times: how often each utterance is used for that.
-
-    Returns:
-        The manifests by their names; each is `out/NAME.jsonl.gz`.
-
-    Raises:
-        MissingFileError, ManifestError, AudioError, AlphabetError: what is wrong with which file.
-    """
-    if out.exists() and not out.is_dir():
-        raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
-    utterances = list(_utterances(source, layout, valid_share))
-    if not utterances and source.is_file():
-        raise ManifestError(f"{source}: lists no utterances; expected at least one")
-    if not utterances:
-        raise ManifestError(
-            f"{source}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); "
-            "expected recordings with a .txt transcript beside each"
-        )
-    splits = sorted({utterance.split for utterance in utterances})
-    manifests = {
-        split: make_cuts((u for u in utterances if u.split == split), source) for split in splits
-    }
-    for cuts in manifests.values():
-        check_transcripts(cuts, alphabet, source)
-    for name in ("valid", "test"):
-        if join != (1, 1) and name in manifests:
-            manifests[f"{name}-joined"] = _joined(manifests[name], join, join_times)
-    for name, cuts in manifests.items():
-        write_manifest(cuts, out / f"{name}.jsonl.gz")
-    return manifests
-
-
 def write_manifest(cuts: CutSet, path: Path) -> None:
     """Write a cut manifest, `.jsonl.gz`; it appears whole or not at all."""
     with whole_file(path) as temporary:
         cuts.to_file(temporary)
-
-
-def _joined(cuts: CutSet, counts: tuple[int, int], times: int) -> CutSet:
-    rounds = (join_utterances(cuts, counts, JOIN_PAUSE_S, seed) for seed in range(times))
-    return CutSet.from_cuts(cut for joined in rounds for cut in joined)
 
 
 def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
@@ -264,94 +181,6 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
         recording=recording,
         supervisions=[supervision],
     )
-
-
-def _utterances(source: Path, layout: Layout, valid_share: float) -> Iterator[Utterance]:
-    if source.is_dir():
-        read: Callable[[Path], Iterator[Utterance]] = _fsdd if layout == "fsdd" else _folder
-    elif source.is_file() and source.suffix in (".json", ".csv"):
-        read = _deepspeech_pytorch
-    elif source.is_file():
-        raise ManifestError(
-            f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
-        )
-    else:
-        raise MissingFileError(f"{source}: no such file or directory")
-    for utterance in read(source):
-        # By a hash of the name, so that an utterance stays where it is when others come.
-        share = zlib.crc32(utterance.audio.name.encode()) / 2**32
-        if utterance.split == "train" and layout != "fsdd" and share < valid_share:
-            utterance = utterance._replace(split="valid")
-        yield utterance
-
-
-def _folder(folder: Path) -> Iterator[Utterance]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Utterance(
-                path, _read_transcript(path.with_suffix(".txt"), path), path.parent.name
-            )
-
-
-def _fsdd(folder: Path) -> Iterator[Utterance]:
-    for path in sorted(folder.glob("*.wav")):
-        match = re.fullmatch(r"(\d)_([a-z]+)_(\d+)", path.stem)
-        if match is None:
-            raise ManifestError(f"{path}: expected a name such as 7_jackson_32.wav")
-        digit, speaker_name, index = match.groups()
-        split = "test" if int(index) in FSDD_TEST_INDICES else "train"
-        split = "valid" if int(index) in FSDD_VALID_INDICES else split
-        yield Utterance(path, DIGITS[int(digit)], speaker_name, split)
-
-
-def _deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
-    pairs = _json_pairs(manifest) if manifest.suffix == ".json" else _csv_pairs(manifest)
-    for audio, text in pairs:
-        if not audio.is_file():
-            raise MissingFileError(f"{audio}: no such file, but {manifest} lists it")
-        yield Utterance(audio, _read_transcript(text, audio))
-
-
-def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path]]:
-    """deepspeech.pytorch 3: a root and, relative to it, audio and transcript of each sample."""
-    try:
-        document: Any = msgspec.json.decode(manifest.read_bytes())
-        root = manifest.parent / document["root_path"]
-        samples = [(root / s["wav_path"], root / s["transcript_path"]) for s in document["samples"]]
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise ManifestError(
-            f"{manifest}: expected JSON with root_path and samples, each with wav_path and "
-            f"transcript_path ({type(error).__name__}: {error})"
-        ) from None
-    yield from samples
-
-
-def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path]]:
-    """deepspeech.pytorch 2: a line per utterance, audio path and transcript path."""
-    try:
-        rows = list(csv.reader(manifest.read_text(encoding="utf-8").splitlines()))
-    except (UnicodeDecodeError, csv.Error):
-        raise ManifestError(
-            f"{manifest}: not a text file; expected audio,transcript lines"
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ManifestError(
-                f"{manifest}: line {number} has {len(row)} fields; expected audio,transcript paths"
-            )
-        yield manifest.parent / row[0].strip(), manifest.parent / row[1].strip()
-
-
-def _read_transcript(path: Path, audio: Path) -> str:
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected the transcript of {audio}")
-    try:
-        text = " ".join(path.read_text(encoding="utf-8").split())
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path}: not UTF-8 text; expected the transcript of {audio}") from None
-    if not text:
-        raise ManifestError(f"{path}: empty; expected the transcript of {audio}")
-    return text
 
 
 def _read_cuts(path: Path) -> CutSet:

@@ -120,6 +120,8 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.batch_norm = nn.BatchNorm1d(inputs) if normalize else None
         self.rnn = CELLS[shape.rnn](inputs, shape.hidden, bidirectional=shape.bidirectional)
+        if shape.rnn == "lstm":
+            self._begin_by_remembering()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """(time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
@@ -130,6 +132,13 @@ class RecurrentLayer(nn.Module):
             outputs = outputs.view(*outputs.shape[:2], 2, -1).sum(2)
         padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
         return outputs.masked_fill(padded[:, :, None], 0.0)
+
+    def _begin_by_remembering(self) -> None:
+        """A forget gate that begins open learns sooner (Jozefowicz et al., 2015)."""
+        for name, bias in self.rnn.named_parameters():
+            if name.startswith("bias_ih"):
+                with torch.no_grad():
+                    bias[self.rnn.hidden_size : 2 * self.rnn.hidden_size] = 1.0
 
     def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """CuDNN takes packed sequences well."""

@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ds2deploy.digits import DIGITS
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
-
-DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 
 REMEDY = "pip install 'ds2deploy[demo]'"
 

@@ -165,7 +165,7 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
-    from ds2deploy.manifest import prepare
+    from ds2deploy.preparation import prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
     out = tmp_path_factory.mktemp("manifests")

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli import app
 from ds2deploy.config import Recipe
-from ds2deploy.manifest import LAYOUTS, prepare
+from ds2deploy.preparation import LAYOUTS, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 
 RATE = 8000

@@ -16,11 +16,11 @@ from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.data import Batch
 from ds2deploy.deepspeech_pytorch import parameter_name
 from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.lightning_module import ctc_loss
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import load_audio
 from ds2deploy.runtimes.features import FeatureExtractor, pad_features
 from ds2deploy.runtimes.recognizer import Recognizer
-from ds2deploy.training import ctc_loss
 
 TOLERANCE = 1e-4  # of probabilities and of the relative loss
 MODELS = ["digits-bigru128x2", "digits-unilstm160x2"]

@@ -13,11 +13,11 @@ from ds2deploy.data import SpeechDataset, training_loader
 from ds2deploy.manifest import (
     audio_path,
     join_utterances,
-    prepare,
     read_audio,
     read_manifest,
     transcript,
 )
+from ds2deploy.preparation import prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import load_audio
 from ds2deploy.runtimes.errors import AlphabetError

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ds2deploy.digits import DIGITS
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.synthesis import (
-    DIGITS,
     TEST_VOICES,
     TRAIN_VOICES,
     Synthesizer,

@@ -11,9 +11,10 @@ import torch
 
 from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.config import Recipe
+from ds2deploy.lightning_module import learning_rate_factor
 from ds2deploy.run_folder import RunFolder
 from ds2deploy.runtimes.errors import ConfigError
-from ds2deploy.training import learning_rate_factor, train
+from ds2deploy.training import train
 
 
 def changed(recipe: Recipe, **training: Any) -> Recipe:

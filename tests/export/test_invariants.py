@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ds2deploy
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.speech import speech_features
-from ds2deploy.manifest import prepare
+from ds2deploy.preparation import prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 

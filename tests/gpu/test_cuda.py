@@ -14,10 +14,10 @@ from ds2deploy.data import Batch
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.parity import check_parity
 from ds2deploy.export.speech import speech_features
+from ds2deploy.lightning_module import ctc_loss
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 from ds2deploy.runtimes.onnx_session import OnnxSession, available_devices
 from ds2deploy.runtimes.torch_session import TorchSession
-from ds2deploy.training import ctc_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

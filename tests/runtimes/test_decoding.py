@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.alphabet import BLANK, ENGLISH, Alphabet
-from ds2deploy.runtimes.decoding import decode_greedy, greedy_labels
+from ds2deploy.runtimes.decoding import decode_greedy, greedy_labels, greedy_text
 
 FRAME_S = 0.02
 SPACE = ENGLISH.index(" ")
@@ -131,6 +131,7 @@ def test_the_text_has_single_spaces_between_words_only(path):
     text = decode(path).text
     assert text == " ".join(text.split())
     assert text == " ".join(Alphabet().decode(label for label, _, _ in naive(path)).split())
+    assert text == greedy_text(log_probs_of(path), Alphabet())
 
 
 @pytest.mark.parametrize("path", [[BLANK], [BLANK] * 50, [SPACE], [BLANK, SPACE, BLANK, SPACE]])

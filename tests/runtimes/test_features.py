@@ -192,10 +192,10 @@ def test_a_configuration_that_cannot_be_is_refused(fields, message):
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("given_", [{}, {"mean": (0.0,) * 161}, {"deviation": (1.0,) * 161}])
-def test_global_normalisation_without_statistics_is_refused(given_):
+@pytest.mark.parametrize("statistics", [{}, {"mean": (0.0,) * 161}, {"deviation": (1.0,) * 161}])
+def test_global_normalisation_without_statistics_is_refused(statistics):
     with pytest.raises(ConfigError, match="needs mean and deviation of every bin"):
-        FeatureExtractor(FeatureConfig(normalize="global", **given_))
+        FeatureExtractor(FeatureConfig(normalize="global", **statistics))
 
 
 @settings(max_examples=50, deadline=None)

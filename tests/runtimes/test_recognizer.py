@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ds2deploy.runtimes import recognizer as module
 from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
@@ -18,7 +22,7 @@ from ds2deploy.runtimes.artifact import (
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
-from ds2deploy.runtimes.recognizer import BATCH_SIZE, Recognizer
+from ds2deploy.runtimes.recognizer import BATCH_SIZE, Recognizer, batches
 
 RATE = 16_000
 STEP = 8
@@ -133,6 +137,28 @@ def test_batches_hold_utterances_of_similar_length(recognizer, session):
         assert shape == (len(lengths), 1, 161, max(lengths))
 
 
+@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 500), st.integers(1, 8))
+def test_batches_are_as_large_as_they_may_be(lengths, total, size):
+    made = list(batches(lengths, total, size))
+    assert sorted(i for batch in made for i in batch) == list(range(len(lengths)))
+    ordered = [lengths[i] for batch in made for i in batch]
+    assert ordered == sorted(lengths)
+    for batch in made:
+        assert 1 <= len(batch) <= size
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= total
+    for batch, following in pairwise(made):
+        longer = lengths[following[0]]
+        assert len(batch) == size or (len(batch) + 1) * longer > total
+
+
+def test_long_recordings_share_a_batch_only_while_memory_allows(recognizer, session, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_S", 1.0)
+    tunes = [sing("ABC"), sing("D"), sing("EFGH"), sing("A")]  # 0.5, 0.3, 0.6 and 0.3 s
+    transcripts = recognizer.transcribe(tunes, RATE)
+    assert [transcript.text for transcript in transcripts] == ["ABC", "D", "EFGH", "A"]
+    assert [lengths for _, lengths in session.batches] == [[31, 31], [51], [61]]
+
+
 def test_padding_in_a_batch_is_not_decoded(recognizer):
     # The session answers Z past each length.
     short, long = recognizer.transcribe([sing("A"), sing("ABCDEFGH")], RATE)
@@ -167,8 +193,8 @@ def test_stereo_is_mixed_down(recognizer):
 
 def test_a_path_may_be_a_string_or_a_path(recognizer, recording):
     expected = recognizer.transcribe(sing("BAD"), RATE)
-    for given in (recording, str(recording)):
-        transcript = recognizer.transcribe(given)
+    for path in (recording, str(recording)):
+        transcript = recognizer.transcribe(path)
         assert (transcript.text, transcript.duration) == (expected.text, expected.duration)
 
 
@@ -221,9 +247,9 @@ def test_log_probs_takes_features_and_lengths(recognizer, session):
 def test_log_probs_converts_types_and_layouts(recognizer):
     features = np.random.default_rng(0).uniform(size=(2, 1, 161, 30))
     expected, _ = recognizer.log_probs(features.astype(np.float32), np.array([30, 11]))
-    for given in (features, np.asfortranarray(features, np.float32), features.tolist()):
+    for mine in (features, np.asfortranarray(features, np.float32), features.tolist()):
         for lengths in ([30, 11], np.array([30, 11], np.int32), np.array([30, 11], np.uint8)):
-            result, _ = recognizer.log_probs(given, lengths)
+            result, _ = recognizer.log_probs(mine, lengths)
             np.testing.assert_array_equal(result, expected)
 
 

@@ -1,0 +1,51 @@
+"""The demo in small: every stage runs, and a network that learned nothing does not pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ds2deploy
+from ds2deploy.demo import SPLITS, run_demo
+from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES
+
+pytest.importorskip("espeakng_loader", reason="pip install 'ds2deploy[demo]'")
+
+
+def test_the_test_voices_are_never_heard_in_training():
+    voices = {split.name: {voice.variant for voice in split.voices} for split in SPLITS}
+    assert not voices["test"] & (voices["train"] | voices["valid"])
+    assert len(voices["test"]) >= 6
+
+
+def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    splits = (
+        SPLITS[0]._replace(strings=12, voices=TRAIN_VOICES[:3]),
+        SPLITS[1]._replace(strings=4, voices=TRAIN_VOICES[:2]),
+        SPLITS[2]._replace(strings=4, voices=TEST_VOICES[:2]),
+    )
+    overrides = ["training.max_steps=2", "training.epochs=1", "model.hidden=16"]
+    result = run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for heading in ("1. Speaking", "2. Training", "3. Exporting", "4. Recognising"):
+        assert heading in captured.err
+    assert [Path(row.model).name for row in result.rows] == [
+        "best.ckpt",
+        "model.onnx",
+        "model.fp16.onnx",
+    ]
+    assert all(row.speed > 0 and row.size > 0 for row in result.rows)
+    assert not result.passed
+    assert "word error rate" in result.failure()
+    assert result.summary()["passed"] is False
+
+    audio = sorted((tmp_path / "audio" / "test").glob("*.wav"))
+    assert len(audio) == 4
+    assert audio[0].with_suffix(".txt").read_text().split()
+    assert isinstance(ds2deploy.load(result.rows[1].model).transcribe(audio[0]).text, str)
+
+    again = run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+    assert again.rows[0].wer == result.rows[0].wer
