@@ -55,7 +55,7 @@ class GraphBuilder:
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
         """Add an array in the graph's precision."""
-        return self.constant(name, array.astype(self.dtype))
+        return self.constant(name, array.astype(self.dtype, copy=False))
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         """Add an array as it is; the same name twice is the same array."""

@@ -1,6 +1,6 @@
 """The network as a device computes it: batch norms folded, recurrent layers that know padding.
 
-Everything here is numpy: arrays in, arrays out, in float64 until the last step.
+Everything here is numpy: weights in float32, what is folded into them computed in float64.
 
 **Padding.** An RNN must not see padded frames, yet `sequence_lens` parses in TensorRT in fp32
 only. So every recurrent layer gets a few columns more than its input has, of which the first
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ds2deploy.model import DeepSpeech2, RecurrentLayer
 from ds2deploy.runtimes.artifact import ModelShape
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 GATE_COLUMNS = 8
 HOLD = 1e4
@@ -91,7 +91,7 @@ def lower(network: DeepSpeech2) -> DeployModel:
         convolutions=(_convolution(conv1, norm1), _convolution(conv2, norm2)),
         recurrences=tuple(_recurrence(layer, network.shape) for layer in layers),
         lookahead=None if network.lookahead is None else _array(network.lookahead.conv.weight),
-        output_weight=(output * scale).T,
+        output_weight=_scaled(output, scale).T,
         output_bias=output @ shift,
     )
 
@@ -102,7 +102,7 @@ def _convolution(conv: nn.Module, norm: nn.Module) -> Convolution:
     assert conv.bias is not None
     scale, shift = _scale_shift(norm)
     return Convolution(
-        weight=_array(conv.weight) * scale[:, None, None, None],
+        weight=_scaled(_array(conv.weight), scale[:, None, None, None]),
         bias=_array(conv.bias) * scale + shift,
         stride=(conv.stride[0], conv.stride[1]),
         padding=(int(conv.padding[0]), int(conv.padding[1])),
@@ -125,14 +125,16 @@ def _direction(layer: RecurrentLayer, kind: str, suffix: str) -> tuple[Array, Ar
     if layer.batch_norm is not None:
         scale, shift = _scale_shift(layer.batch_norm)
         input_bias = input_bias + W @ shift
-        W = W * scale
-    columns = np.zeros((len(W), GATE_COLUMNS))
+        W = _scaled(W, scale)
+    columns = np.zeros((len(W), GATE_COLUMNS), np.float32)
     if kind == "gru":
         columns[: layer.rnn.hidden_size, 0] = HOLD  # the update gate comes first in ONNX
     else:
         columns[:, 0] = input_bias + state_bias
         input_bias, state_bias = np.zeros_like(input_bias), np.zeros_like(state_bias)
-    return np.hstack([W, columns]), R, np.concatenate([input_bias, state_bias])
+    weights: Array = np.hstack([W, columns])
+    biases: Array = np.concatenate([input_bias, state_bias])
+    return weights, R, biases
 
 
 def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
@@ -140,9 +142,18 @@ def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
     assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    scale = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
-    return scale, _array(norm.bias) - _array(norm.running_mean) * scale
+    weight, bias, mean, variance = (
+        _array(tensor).astype(np.float64)
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    )
+    scale = weight / np.sqrt(variance + norm.eps)
+    return scale, bias - mean * scale
+
+
+def _scaled(weight: Array, scale: Array) -> Array:
+    return np.multiply(weight, scale.astype(np.float32))
 
 
 def _array(tensor: Tensor) -> Array:
-    return tensor.detach().cpu().double().numpy()
+    array: npt.NDArray[np.float32] = tensor.detach().cpu().float().numpy()
+    return array
