@@ -18,7 +18,7 @@ Seven more columns of zeros keep matrix sizes multiples of eight, as tensor core
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ds2deploy.model import DeepSpeech2, RecurrentLayer
 from ds2deploy.runtimes.artifact import ModelShape
 
-Array = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 
 GATE_COLUMNS = 8
 HOLD = 1e4
@@ -132,9 +132,8 @@ def _direction(layer: RecurrentLayer, kind: str, suffix: str) -> tuple[Array, Ar
     else:
         columns[:, 0] = input_bias + state_bias
         input_bias, state_bias = np.zeros_like(input_bias), np.zeros_like(state_bias)
-    weights: Array = np.hstack([W, columns])
-    biases: Array = np.concatenate([input_bias, state_bias])
-    return weights, R, biases
+    biases = np.concatenate([input_bias, state_bias])
+    return np.concatenate([W, columns], axis=1), R, biases
 
 
 def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
