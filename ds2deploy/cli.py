@@ -140,9 +140,12 @@ def train(
 
     parsed = load_recipe(recipe, set_ or [])
     import_heavy("lightning", "train")
+    from ds2deploy.training import is_main_process
     from ds2deploy.training import train as train_network
 
     metrics = train_network(parsed, resume)
+    if not is_main_process():
+        return
     best = str(Path(parsed.training.run) / "best.ckpt")
     if json:
         _print_json({"checkpoint": best, **metrics})

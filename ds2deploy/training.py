@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightni
         enable_model_summary=False,
         callbacks=callbacks,
     )
+
+
+def is_main_process() -> bool:
+    """Whether this is the one process of a distributed training that reports.
+
+    Lightning's own launcher sets LOCAL_RANK, torchrun sets RANK too.
+    """
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def check_hardware(recipe: Recipe) -> None:
