@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.errors import AudioError as AudioError
     from ds2deploy.runtimes.errors import ConfigError as ConfigError
     from ds2deploy.runtimes.errors import Ds2Error as Ds2Error
+    from ds2deploy.runtimes.errors import FeaturesError as FeaturesError
     from ds2deploy.runtimes.errors import ManifestError as ManifestError
     from ds2deploy.runtimes.errors import MissingFileError as MissingFileError
     from ds2deploy.runtimes.errors import ModelFileError as ModelFileError
     from ds2deploy.runtimes.errors import ParityError as ParityError
     from ds2deploy.runtimes.errors import RuntimeUnavailableError as RuntimeUnavailableError
+    from ds2deploy.runtimes.errors import TrainingError as TrainingError
     from ds2deploy.runtimes.recognizer import Recognizer as Recognizer
 
 __version__ = "0.1.0"
@@ -35,11 +37,13 @@ _ERRORS = (
     "AudioError",
     "ConfigError",
     "Ds2Error",
+    "FeaturesError",
     "ManifestError",
     "MissingFileError",
     "ModelFileError",
     "ParityError",
     "RuntimeUnavailableError",
+    "TrainingError",
 )
 _HOMES = {
     "load": "ds2deploy.loading",

@@ -161,6 +161,11 @@ def _has_lost_its_end(path: Path) -> bool:
     return zipped and not (found and len(record) >= 18)
 
 
+def read_recipe(document: dict[str, Any], path: Path) -> Recipe:
+    """The recipe in the content of a checkpoint of ours, see `read_document`."""
+    return _read_header(document[KEY], path)[0]
+
+
 def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
     try:
         version = int(document["format_version"])

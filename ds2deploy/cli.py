@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError
+from ds2deploy.extras import require
+from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError, TrainingError
 
 if TYPE_CHECKING:
     from ds2deploy.export.parity import ParityReport
@@ -28,7 +29,7 @@ class ErrorsInOneLine(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except ParityError as error:
+        except (ParityError, TrainingError) as error:
             _fail(str(error), BAD_RESULT)
         except Ds2Error as error:
             _fail(_message(error), BAD_INPUT)
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 for another GPU.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runtime choose.")]
 
 
@@ -88,16 +89,17 @@ def prepare(
     ] = None,
     valid: Annotated[float, typer.Option(min=0, max=0.9, help="Share for validation.")] = 0.1,
     join: Annotated[
-        str, typer.Option(help="Also write the held-out set joined by so many, such as 2,6.")
+        str,
+        typer.Option(help="Also write the held-out sets, MIN,MAX recordings joined: 2,6."),
     ] = "1,1",
-    join_times: Annotated[int, typer.Option(min=1, help="Uses of each utterance in it.")] = 1,
+    join_times: Annotated[int, typer.Option(min=1, help="Uses of each in those.")] = 1,
     json: Json = False,
 ) -> None:
     """Make manifests of recordings with transcripts.
 
     Example: ds2deploy prepare recordings data/mine
     """
-    import_heavy("lhotse", "train")
+    require("lhotse", "train")
     from ds2deploy.preparation import LAYOUTS
     from ds2deploy.preparation import prepare as prepare_manifests
     from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
@@ -135,11 +137,10 @@ def train(
 
     Example: ds2deploy train digits --set training.run=runs/mine
     """
-    import_heavy("msgspec", "train")
+    require("lightning", "train")
     from ds2deploy.config import load_recipe
 
     parsed = load_recipe(recipe, set_ or [])
-    import_heavy("lightning", "train")
     from ds2deploy.training import is_main_process
     from ds2deploy.training import train as train_network
 
@@ -168,8 +169,8 @@ def evaluate(
 
     Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
     """
-    import_heavy("lhotse", "train")
-    import_heavy("jiwer", "train")
+    require("lhotse", "train")
+    require("jiwer", "train")
     import msgspec
 
     from ds2deploy.evaluation import evaluate as evaluate_model
@@ -210,8 +211,8 @@ def export(
 
     Example: ds2deploy export runs/mine/best.ckpt --out deploy --onnx --precision fp32,fp16
     """
-    import_heavy("onnx", "export")
-    import_heavy("onnxruntime", "cpu")
+    require("onnx", "export")
+    require("onnxruntime", "cpu")
     import msgspec
 
     from ds2deploy.export.artifacts import export_onnx
@@ -241,8 +242,8 @@ def verify(
 
     Example: ds2deploy verify deploy/model.onnx runs/mine/best.ckpt
     """
-    import_heavy("onnx", "export")
-    import_heavy("onnxruntime", "cpu")
+    require("onnx", "export")
+    require("onnxruntime", "cpu")
     from ds2deploy.export.artifacts import verify_onnx
 
     with _status(f"verifying {artifact}") as status:
@@ -252,7 +253,10 @@ def verify(
     else:
         _print_report(report)
     if not report.passed:
-        _fail(f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}", 1)
+        _fail(
+            f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}",
+            BAD_RESULT,
+        )
 
 
 @app.command()
@@ -269,11 +273,11 @@ def transcribe(
     Example: ds2deploy transcribe model.onnx a.wav --format srt
     """
     from ds2deploy.loading import load
-    from ds2deploy.runtimes.subtitles import to_srt, to_vtt
+    from ds2deploy.runtimes.subtitles import Format, to_srt, to_vtt
 
     kind = "json" if json else format_
-    if kind not in ("text", "json", "srt", "vtt"):
-        raise ConfigError(f"--format {format_}: expected text, json, srt or vtt")
+    if kind not in get_args(Format):
+        raise ConfigError(f"--format {format_}: expected {', '.join(get_args(Format))}")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
     transcripts = load(model, device, threads=threads).transcribe(list(audio))
@@ -303,6 +307,7 @@ def inspect(
     if json:
         _print_json(facts)
         return
+    del facts["details"]
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         typer.echo(f"{name:{width}}  {value}")
@@ -343,8 +348,8 @@ def demo(
     Example: ds2deploy demo --out runs/demo
     """
     for module in ("espeakng_loader", "lightning", "onnx"):
-        import_heavy(module, "demo")
-    import_heavy("onnxruntime", "cpu")
+        require(module, "demo")
+    require("onnxruntime", "cpu")
     from ds2deploy.demo import run_demo
     from ds2deploy.export.artifacts import export_onnx
 
@@ -353,22 +358,6 @@ def demo(
         _print_json(result.summary())
     if not result.passed:
         _fail(f"{out}: {result.failure()}", BAD_RESULT)
-
-
-def import_heavy(module: str, extra: str) -> None:
-    """Refuse a command whose packages are missing, with the command that installs them.
-
-    Raises:
-        RuntimeUnavailableError: names the extra.
-    """
-    import importlib.util
-
-    from ds2deploy.runtimes.errors import RuntimeUnavailableError
-
-    if importlib.util.find_spec(module) is None:
-        raise RuntimeUnavailableError(
-            f"this command needs {module}, which is not installed: pip install 'ds2deploy[{extra}]'"
-        )
 
 
 def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class DataConfig(_Section, frozen=True):
         train: manifest of the training set.
         valid: manifest of the validation set.
         batch_size: utterances in a batch, at most.
-        batch_duration_s: seconds of audio in a batch, padding included, at most.
+        batch_duration_s: seconds of audio in a batch, before any change of speed, at most.
         buckets: groups of similar duration from which batches are drawn.
         join: fewest and most utterances of one speaker that are joined into one, anew in
             every epoch; teaches a model of short recordings to read long ones.
@@ -92,7 +92,7 @@ class TrainingConfig(_Section, frozen=True):
         run: folder for best.ckpt, last.ckpt and metrics.jsonl.
         epochs: passes over the training set.
         learning_rate: the highest one.
-        schedule: `one-cycle` warms up and anneals to nothing over all epochs; `anneal` divides
+        schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
             by `anneal` after every epoch, as deepspeech.pytorch does; `constant`.
         warm_up: share of the steps in which `one-cycle` rises.
         anneal: divisor per epoch.
@@ -102,6 +102,7 @@ class TrainingConfig(_Section, frozen=True):
         precision: Lightning's name: `32-true`, `16-mixed` (GPU only), `bf16-mixed`.
         accelerator: `auto`, `cpu` or `gpu`.
         devices: how many of them; 0 takes all.
+        nodes: machines, each with so many devices, started by torchrun or a scheduler.
         threads: of the CPU; 0 leaves torch's choice.
         seed: of weights, batches and augmentation.
         validate_every: epochs between validations.
@@ -121,6 +122,7 @@ class TrainingConfig(_Section, frozen=True):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
+    nodes: int = 1
     threads: int = 0
     seed: int = 0
     validate_every: int = 1
@@ -129,7 +131,7 @@ class TrainingConfig(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         _positive(
-            "training", self, "epochs", "learning_rate", "anneal", "clip_norm",
+            "training", self, "epochs", "learning_rate", "anneal", "clip_norm", "nodes",
             "validate_every", "log_every",
         )  # fmt: skip
         if not 0 < self.warm_up < 1:

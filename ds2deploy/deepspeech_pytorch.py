@@ -1,7 +1,7 @@
 """Imports checkpoints of deepspeech.pytorch: that project's own numbers, none of its code.
 
-Its two generations of file: version 3 (Lightning: `state_dict` and `hyper_parameters` with
-`model_cfg` and `spect_cfg`) is read; older ones are refused with the remedy.
+Files of its version 3 are read (Lightning's: `state_dict`, and `hyper_parameters` with `model_cfg`
+and `spect_cfg`); others are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ds2deploy.checkpoint import Checkpoint, build_network, load_weights
 from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256
 from ds2deploy.foreign_pickle import plain, read_foreign_checkpoint
-from ds2deploy.runtimes.alphabet import joined
 from ds2deploy.runtimes.artifact import Source
 from ds2deploy.runtimes.errors import ModelFileError
 
@@ -44,14 +43,15 @@ def import_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(weights, dict) or "hyper_parameters" not in document:
         raise ModelFileError(
             f"{path}: a torch file, but neither a checkpoint of ds2deploy nor one of "
-            "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters)"
+            "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
+            "give one of those"
         )
     try:
         recipe = _recipe(plain(document["hyper_parameters"]), weights)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
         raise ModelFileError(
             f"{path}: its hyper_parameters are not deepspeech.pytorch's "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error}); restore the original"
         ) from None
     network = build_network(recipe)
     load_weights(network, _rename(weights, path), path)
@@ -74,7 +74,7 @@ def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:
     model, spectrogram = hyper["model_cfg"], hyper["spect_cfg"]
     bidirectional = any(name.endswith("_reverse") for name in weights)
     document = {
-        "labels": joined(hyper["labels"]),
+        "labels": "".join(hyper["labels"]),
         "model": {
             "rnn": str(model["rnn_type"]).lower(),
             "hidden": model["hidden_size"],

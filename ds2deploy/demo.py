@@ -20,9 +20,12 @@ from ds2deploy.config import Recipe, load_recipe
 from ds2deploy.evaluation import Evaluation, evaluate
 from ds2deploy.loading import load
 from ds2deploy.manifest import make_cuts, read_audio, write_manifest
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.sources import Utterance
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
 from ds2deploy.training import train
+
+MARKER = ".ds2deploy-demo"
 
 LARGEST_WER = 0.10
 """What the demo must reach on voices that it never heard in training."""
@@ -115,15 +118,15 @@ def run_demo(
         overrides: of the recipe.
 
     Raises:
+        ConfigError: the folder holds files of other work.
         ParityError: an artifact does not compute what was trained.
     """
     console = Console(stderr=True, highlight=False)
     started = time.perf_counter()
     stage = _stages(console)
-    for name in ("run", "models"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    _claim(out)
 
-    stage(f"Speaking: {splits[0].strings} strings of digits in {len(TRAIN_VOICES)} voices")
+    stage(f"Speaking: {sum(split.strings for split in splits)} strings of digits")
     manifests = {split.name: speak(split, out, seed, console) for split in splits}
 
     recipe = demo_recipe(out, manifests, seed, overrides)
@@ -131,7 +134,7 @@ def run_demo(
     train(recipe)
     checkpoint = out / "run" / "best.ckpt"
 
-    stage("Exporting to ONNX and verifying: each artifact against the checkpoint, on real shapes")
+    stage("Exporting to ONNX; comparing each artifact with the checkpoint on the test strings")
     test = manifests["test"]
     with console.status("exporting") as status:
         exported = export(
@@ -156,10 +159,20 @@ def run_demo(
     return result
 
 
+def _claim(out: Path) -> None:
+    """Remove what an earlier demo left in a folder; refuse one that is somebody's own."""
+    mine = [out / name for name in ("audio", "run", "models")]
+    if not (out / MARKER).exists() and any(path.exists() for path in mine):
+        raise ConfigError(f"{out}: holds files of other work; choose another folder with --out")
+    for path in mine:
+        shutil.rmtree(path, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+
+
 def speak(split: Split, out: Path, seed: int, console: Console) -> Path:
     """Write the split's recordings with their transcripts, and its manifest."""
     folder = out / "audio" / split.name
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     utterances = []
     offset = [name for name, *_ in SPLITS].index(split.name)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ds2deploy.extras import require
 from ds2deploy.loading import model_runtime
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
-    """Facts about a file, by their names.
+    """Facts about a file, by their names, for a person; `details` has them for a program.
 
     Raises:
         MissingFileError: no such file.
@@ -46,10 +49,12 @@ def _artifact(path: Path) -> dict[str, Any]:
         f"sha256 {description.source.sha256[:12]})",
         "parity": _parity(description, path),
         "made by": description.created_by,
+        "details": {**_plain(description), "kind": "artifact", "size": path.stat().st_size},
     }
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
+    require("torch", "train")
     from ds2deploy.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
@@ -61,6 +66,14 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "metrics": ", ".join(f"{name} {value:.4g}" for name, value in checkpoint.metrics.items())
         or "none in the file",
         "sha256": checkpoint.source.sha256,
+        "details": {
+            "kind": "checkpoint",
+            "size": path.stat().st_size,
+            "parameters": parameters,
+            "recipe": _plain(checkpoint.recipe),
+            "metrics": checkpoint.metrics,
+            "source": _plain(checkpoint.source),
+        },
     }
 
 
@@ -92,6 +105,7 @@ def _parity(description: ArtifactDescription, path: Path) -> str:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    require("lhotse", "train")
     from ds2deploy.manifest import read_manifest, speaker, transcript
 
     cuts = read_manifest(path)
@@ -103,6 +117,13 @@ def _manifest(path: Path) -> dict[str, Any]:
         "audio": f"{sum(durations) / 3600:.3f} h, {min(durations):.2f} to {max(durations):.2f} s",
         "speakers": len({speaker(cut) for cut in cuts}),
         "characters": "".join(characters),
+        "details": {
+            "kind": "manifest",
+            "utterances": len(durations),
+            "audio_s": round(sum(durations), 3),
+            "shortest_s": min(durations),
+            "longest_s": max(durations),
+        },
     }
 
 
@@ -123,4 +144,16 @@ def _recording(path: Path) -> dict[str, Any]:
         "file": str(path),
         "is": f"recording, {info.format_info}, {info.subtype_info}",
         "audio": f"{info.duration:.3f} s, {info.samplerate} Hz, {info.channels} channels",
+        "details": {
+            "kind": "recording",
+            "duration_s": info.duration,
+            "sample_rate": info.samplerate,
+            "channels": info.channels,
+        },
     }
+
+
+def _plain(struct: msgspec.Struct) -> dict[str, Any]:
+    plain = msgspec.to_builtins(struct)
+    assert isinstance(plain, dict)
+    return plain

@@ -38,6 +38,7 @@ class SpeechRecognition(lightning.LightningModule):
         self._alphabet = Alphabet(recipe.labels)
         self._counts = ErrorCounts()
         self._valid_loss = (0.0, 0)
+        self.steps_per_epoch = 1
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The batches of the current epoch."""
@@ -90,9 +91,9 @@ class SpeechRecognition(lightning.LightningModule):
             )
         else:
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        steps_per_epoch = max(1, sum(1 for _ in self.train_dataloader().sampler))
+        self.steps_per_epoch = steps = max(1, sum(1 for _ in self.train_dataloader().sampler))
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(self.recipe, step, steps_per_epoch)
+            optimizer, lambda step: learning_rate_factor(self.recipe, step, steps)
         )
         return {
             "optimizer": optimizer,

@@ -22,7 +22,7 @@ def load(
 
     Args:
         path: an exported ONNX file, or a checkpoint of ds2deploy or of deepspeech.pytorch.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, `cuda:1`, ...
         runtime: what must run it; None takes the one that the file is for.
         threads: of the CPU; 0 leaves the runtime's choice.
 
@@ -46,7 +46,7 @@ def model_runtime(path: Path) -> Runtime:
 
     Raises:
         MissingFileError: no such file.
-        ModelFileError: neither.
+        ModelFileError: not a model, or of no known kind.
     """
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"

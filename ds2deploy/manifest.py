@@ -83,7 +83,7 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
     Raises:
         MissingFileError, AudioError: see `load_audio`.
     """
-    if isinstance(cut, MonoCut) and cut.start == 0 and cut.duration == cut.recording.duration:
+    if _is_whole_file(cut):
         return load_audio(audio_path(cut), sample_rate)
     try:
         samples = cut.load_audio()
@@ -120,19 +120,32 @@ def join_utterances(
         counts: fewest and most in one; the last of a speaker may have fewer.
         pause_s: shortest and longest silence between two, in seconds.
         seed: decides who stands beside whom.
+
+    Speakers that the manifest does not name count as one; sample rates are kept apart.
     """
     random = np.random.default_rng(seed)
-    voices: dict[str, list[Cut]] = {}
+    voices: dict[tuple[str, int], list[Cut]] = {}
     for cut in cuts:
-        voices.setdefault(speaker(cut), []).append(cut)
+        voices.setdefault((speaker(cut), cut.sampling_rate), []).append(cut)
     chains: list[Cut] = []
     for _, members in sorted(voices.items()):
         members = [members[i] for i in random.permutation(len(members))]
         while members:
             count = int(random.integers(counts[0], counts[1] + 1))
+            if 0 < len(members) - count < counts[0]:  # the rest would be too short a chain
+                count = len(members) if len(members) <= counts[1] else len(members) - counts[0]
             chain, members = members[:count], members[count:]
             chains.append(_chain(chain, pause_s, random).with_id(f"joined-{seed}-{len(chains)}"))
     return CutSet.from_cuts(chains)
+
+
+def _is_whole_file(cut: Cut) -> bool:
+    """Whether a cut is nothing but a recording: all its time, its only channel, unchanged."""
+    if not isinstance(cut, MonoCut) or cut.recording.transforms:
+        return False
+    recording = cut.recording
+    whole = cut.start == 0 and cut.duration == recording.duration
+    return bool(whole and recording.num_channels == 1)
 
 
 def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Generator) -> Cut:

@@ -56,7 +56,7 @@ def prepare(
     """
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
-    utterances = list(_utterances(source, layout, valid_share))
+    utterances = _utterances(source, layout, valid_share)
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
@@ -83,7 +83,7 @@ def _joined(cuts: CutSet, counts: tuple[int, int], times: int) -> CutSet:
     return CutSet.from_cuts(cut for joined in rounds for cut in joined)
 
 
-def _utterances(source: Path, layout: Layout, valid_share: float) -> Iterator[Utterance]:
+def _utterances(source: Path, layout: Layout, valid_share: float) -> list[Utterance]:
     if source.is_dir():
         read: Callable[[Path], Iterator[Utterance]] = read_fsdd if layout == "fsdd" else read_folder
     elif source.is_file() and source.suffix in (".json", ".csv"):
@@ -94,9 +94,23 @@ def _utterances(source: Path, layout: Layout, valid_share: float) -> Iterator[Ut
         )
     else:
         raise MissingFileError(f"{source}: no such file or directory")
-    for utterance in read(source):
-        # By a hash of the name, so that an utterance stays where it is when others come.
-        share = zlib.crc32(utterance.audio.name.encode()) / 2**32
-        if utterance.split == "train" and layout != "fsdd" and share < valid_share:
-            utterance = utterance._replace(split="valid")
-        yield utterance
+    utterances = list(read(source))
+    return utterances if read is read_fsdd else _split(utterances, source, valid_share)
+
+
+def _split(utterances: list[Utterance], source: Path, valid_share: float) -> list[Utterance]:
+    """Part of them to `valid`: by a hash of the path, so that none moves when others come."""
+    base = source if source.is_dir() else source.parent
+
+    def place(utterance: Utterance) -> float:
+        path = utterance.audio
+        name = path.relative_to(base) if path.is_relative_to(base) else path
+        return zlib.crc32(name.as_posix().encode()) / 2**32
+
+    if len(utterances) < 2 or valid_share == 0:
+        return utterances
+    chosen = {u.audio for u in utterances if place(u) < valid_share}
+    # Neither side of a small corpus stays empty.
+    chosen.add(min(utterances, key=place).audio)
+    chosen.discard(max(utterances, key=place).audio)
+    return [u._replace(split="valid") if u.audio in chosen else u for u in utterances]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import msgspec
 
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
-from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.errors import ConfigError, TrainingError
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -48,7 +49,7 @@ class RunFolder:
     def best_metrics(self) -> dict[str, float]:
         """Of the validation with the lowest WER."""
         validations = [line for line in self.metrics() if line["kind"] == "valid"]
-        best = min(validations, key=lambda line: (line["wer"], line["valid_loss"]), default={})
+        best = min(validations, key=_score, default={})
         return {name: best[name] for name in ("wer", "cer", "valid_loss", "epoch") if name in best}
 
     def append(self, line: dict[str, Any]) -> None:
@@ -63,6 +64,12 @@ class RunFolder:
             temporary.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
 
 
+def _score(metrics: dict[str, Any]) -> tuple[float, float]:
+    """Lower is better; what is not finite stands as null in metrics.jsonl."""
+    wer, loss = metrics.get("wer"), metrics.get("valid_loss")
+    return (float("inf") if wer is None else wer, float("inf") if loss is None else loss)
+
+
 class RunRecorder(lightning.Callback):
     """Writes metrics at every step that the recipe logs, checkpoints after every validation.
 
@@ -72,18 +79,10 @@ class RunRecorder(lightning.Callback):
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._best = (float("inf"), float("inf"))
+        self._best = _score(folder.best_metrics())
         self._started = time.monotonic()
         self.validated_step = -1
         self._epoch = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed training must remember: the best validation so far."""
-        return {"best": list(self._best)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        self._best = tuple(state["best"])
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -101,7 +100,12 @@ class RunRecorder(lightning.Callback):
         if not trainer.is_global_zero:
             return
         self._write(trainer, kind="valid", **metrics)
-        score = (metrics["wer"], metrics["valid_loss"])
+        if not math.isfinite(metrics["valid_loss"]):
+            raise TrainingError(
+                f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
+                f"{trainer.global_step}; start again with a lower training.learning_rate"
+            )
+        score = _score(metrics)
         if score < self._best:
             save_checkpoint(self._folder.path / BEST, module.network, module.recipe, metrics)
             self._best = score

@@ -33,7 +33,7 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
     @property
     def wer(self) -> float:
-        """Word error rate: 0 is perfect, 1 is every word wrong; insertions can exceed it."""
+        """Word error rate: 0 is perfect, 1 is every word wrong; insertions can push it above 1."""
         return self.word_errors / max(self.words, 1)
 
     @property

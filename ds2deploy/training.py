@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning
 import msgspec
 import torch
 from lhotse import CutSet
+from lightning.pytorch.utilities import rank_zero_only
 
-from ds2deploy.checkpoint import build_network, load_weights, read_document
+from ds2deploy.checkpoint import build_network, load_weights, read_document, read_recipe
 from ds2deploy.config import Recipe
 from ds2deploy.data import global_statistics
 from ds2deploy.lightning_module import SpeechRecognition
@@ -31,11 +32,14 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         resume: go on from `last.ckpt` in the run's folder.
 
     Returns:
-        The metrics of the best checkpoint: `wer`, `cer`, `valid_loss`.
+        The metrics of the best checkpoint: `wer`, `cer`, `valid_loss`, `epoch`.
 
     Raises:
-        ConfigError: the run's folder holds a training, or there is none to resume.
-        MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data.
+        ConfigError: the run's folder holds a training, or one of another model.
+        RuntimeUnavailableError: the recipe asks for hardware that is not here.
+        MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data;
+            there is nothing to resume.
+        TrainingError: the loss is no longer a number.
     """
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
@@ -46,7 +50,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         torch.set_num_threads(recipe.training.threads)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     module = SpeechRecognition(recipe, *cuts)
-    if not torch.cuda.is_available():
+    if not uses_gpu(recipe):
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recorder = folder.callback()
@@ -60,10 +64,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
 def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     """Lightning's trainer with our own checkpoints, metrics and progress bar."""
     training = recipe.training
-    on_gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     return lightning.Trainer(
-        accelerator="gpu" if on_gpu else "cpu",
+        accelerator="gpu" if uses_gpu(recipe) else "cpu",
         devices=training.devices or "auto",
+        num_nodes=training.nodes,
         precision=training.precision,
         max_epochs=training.epochs,
         max_steps=training.max_steps or -1,
@@ -81,11 +85,13 @@ def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightni
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process of a distributed training that reports.
+    """Whether this is the one process of a distributed training that reports."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
-    Lightning's own launcher sets LOCAL_RANK, torchrun sets RANK too.
-    """
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+def uses_gpu(recipe: Recipe) -> bool:
+    """Whether the recipe trains on a GPU on this machine."""
+    return recipe.training.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def check_hardware(recipe: Recipe) -> None:
@@ -94,17 +100,23 @@ def check_hardware(recipe: Recipe) -> None:
     Raises:
         RuntimeUnavailableError: the accelerator, or one for the precision, is not here.
     """
-    if torch.cuda.is_available():
+    training = recipe.training
+    if uses_gpu(recipe):
+        if training.devices > torch.cuda.device_count():
+            raise RuntimeUnavailableError(
+                f"training.devices = {training.devices}: this machine has "
+                f"{torch.cuda.device_count()} CUDA devices; 0 takes all of them"
+            )
         return
-    if recipe.training.accelerator == "gpu":
+    if training.accelerator == "gpu":
         raise RuntimeUnavailableError(
             f'training.accelerator = "gpu": torch {torch.__version__} sees no CUDA device; '
             "set it to cpu or auto"
         )
-    if recipe.training.precision == "16-mixed":
+    if training.precision == "16-mixed":
         raise RuntimeUnavailableError(
-            'training.precision = "16-mixed" needs a CUDA device, and torch sees none; '
-            "use 32-true or bf16-mixed"
+            'training.precision = "16-mixed" needs a CUDA device; on a CPU use 32-true or '
+            "bf16-mixed"
         )
 
 
@@ -152,6 +164,18 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
     document = read_document(last)
     if document is None or "loops" not in document:
         raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
-    load_weights(build_network(recipe), document["state_dict"], last)
+    _check_same(recipe, document, last)
     folder.rewind(int(document["global_step"]))
     return last
+
+
+def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
+    """A training is resumed with the model and the features that it began with."""
+    begun = read_recipe(document, last)
+    for name in ("labels", "model", "features"):
+        if getattr(begun, name) != getattr(recipe, name):
+            raise ConfigError(
+                f"{last}: the training that it belongs to has other {name}; resume it with its "
+                "own recipe, or choose another folder with --set training.run=FOLDER"
+            )
+    load_weights(build_network(recipe), document["state_dict"], last)

@@ -11,10 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingProgress(lightning.Callback):
-    """Shows epoch, step, loss and the last word error rate, on stderr."""
+    """Shows epoch, step, loss and the last word error rate.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    Args:
+        console: where to; stderr without one.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self._loss = float("nan")
         self._epoch = 0
@@ -33,7 +37,7 @@ class TrainingProgress(lightning.Callback):
             console=self._console,
         )
         training = module.recipe.training
-        total = int(trainer.num_training_batches) * training.epochs
+        total = module.steps_per_epoch * training.epochs
         total = min(total, training.max_steps or total)
         self._task = self._bar.add_task("", total=total, completed=trainer.global_step)
         self._bar.start()

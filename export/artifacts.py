@@ -18,7 +18,7 @@ from ds2deploy.export.parity import ParityReport, check_parity
 from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
-from ds2deploy.runtimes.errors import MissingFileError, ParityError
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, ParityError
 from ds2deploy.runtimes.onnx_session import OnnxSession
 from ds2deploy.runtimes.torch_session import TorchSession
 
@@ -103,9 +103,22 @@ def verify_onnx(
         checkpoint: what it should compute.
         audio: manifest of real speech; synthetic speech without one.
         progress: told what is being done.
+
+    Returns:
+        The report; `passed` says whether they agree.
+
+    Raises:
+        ModelFileError: one of the two is damaged, or they are of different models.
+        MissingFileError, ManifestError, AudioError: what is wrong with which file.
     """
     session = OnnxSession(artifact)
     loaded = load_checkpoint(checkpoint)
+    for name in ("labels", "features", "model"):
+        if getattr(session.description, name) != getattr(loaded.recipe, name):
+            raise ModelFileError(
+                f"{artifact}: its {name} are not those of {checkpoint}; it was exported from "
+                f"{session.description.source.name}, give that"
+            )
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
     return check_parity(session, _reference(loaded), cuts, progress)
 

@@ -9,7 +9,7 @@ tells valid frames from padded ones, and weights that make padding harmless:
 * LSTM and tanh RNN: the column is 1 on *valid* frames and carries the whole bias. On a padded
   frame input and bias are then zero, and a state of zero stays exactly zero: the cell adds
   sigmoid(0) * tanh(0). A backward pass that begins in padding thus begins from zero. What a
-  forward pass computes behind the last valid frame is never looked at.
+  forward pass computes past the last valid frame is never looked at.
 * GRU: its candidate has a bias inside the reset gate, which no input column can reach. The column
   is 1 on *padded* frames and drives the update gate to one, which holds the state as it is.
 

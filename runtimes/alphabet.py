@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError
 
@@ -60,7 +60,7 @@ class Alphabet:
         if unknown := self.unknown(text):
             raise AlphabetError(
                 f"{source}: no label for {', '.join(map(repr, unknown))} in {text!r}; "
-                f"correct the transcript, or train with labels that have it "
+                f"correct the transcript, or train with labels that include them "
                 f"(these are {self.labels[1:]!r})"
             )
         return [self._index[character] for character in self.normalize(text)]
@@ -68,8 +68,3 @@ class Alphabet:
     def decode(self, labels: Iterable[int]) -> str:
         """Text of a label sequence that holds no blanks."""
         return "".join(self.labels[label] for label in labels)
-
-
-def joined(labels: Sequence[str]) -> str:
-    """The labels of deepspeech.pytorch, a list of characters, as one string."""
-    return "".join(labels)

@@ -39,5 +39,13 @@ class RuntimeUnavailableError(Ds2Error, RuntimeError):
     """The runtime that was asked for cannot run on this machine; nothing else is tried instead."""
 
 
+class FeaturesError(Ds2Error, ValueError):
+    """A batch of features has a shape, a type or lengths that no session can take."""
+
+
+class TrainingError(Ds2Error, ArithmeticError):
+    """A training came to nothing: its loss is no longer a number."""
+
+
 class ParityError(Ds2Error, ArithmeticError):
     """An artifact does not compute what its checkpoint computes."""

@@ -23,7 +23,7 @@ class OnnxSession:
 
     Args:
         path: the artifact.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, `cuda:1`, ...
         threads: of the CPU; 0 takes one per core.
         description: overrides the one in the file, for an exporter that has not written it yet.
 
@@ -57,33 +57,25 @@ class OnnxSession:
         return log_probs, output_lengths
 
 
-def available_devices() -> list[str]:
-    """Devices that the installed ONNX Runtime has a provider for; empty without one."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return []
-    present = onnxruntime.get_available_providers()
-    return [device for device, provider in PROVIDERS.items() if provider in present]
-
-
 def _open(path: Path, device: str, threads: int) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        extra = "gpu" if device == "cuda" else "cpu"
+        extra = "gpu" if device.startswith("cuda") else "cpu"
         raise RuntimeUnavailableError(
             f"{path}: ONNX Runtime is not installed: pip install 'ds2deploy[{extra}]'"
         ) from None
-    provider = PROVIDERS.get(device)
-    if provider is None:
+    kind, _, index = device.partition(":")
+    if kind not in PROVIDERS or (index and not (kind == "cuda" and index.isdecimal())):
         raise RuntimeUnavailableError(
             f"{path}: device {device!r} is not one of {', '.join(PROVIDERS)}"
         )
+    provider = PROVIDERS[kind]
+    choice = (provider, {"device_id": index}) if index else provider
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeUnavailableError(
             f"{path}: the installed ONNX Runtime has no {provider}: "
-            "pip uninstall onnxruntime && pip install 'ds2deploy[gpu]'"
+            "pip uninstall -y onnxruntime && pip install 'ds2deploy[gpu]'"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -92,7 +84,7 @@ def _open(path: Path, device: str, threads: int) -> Any:
     # sessions: measured, torch beside such a session ran at half its speed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[choice])
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise ModelFileError(
             f"{path}: not an ONNX model that can be read, or damaged "

@@ -90,7 +90,7 @@ class Recognizer:
             output_lengths (batch,) int64.
 
         Raises:
-            ValueError: a shape or a length that the model cannot take.
+            FeaturesError: a shape or a length that the model cannot take.
         """
         return self.session.run(*check_batch(features, lengths, self.description.features.bins))
 

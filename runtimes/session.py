@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.errors import FeaturesError
 from ds2deploy.runtimes.features import FloatArray, IntArray
 
 
@@ -42,19 +43,19 @@ def check_batch(
     """Validate a batch of features from outside.
 
     Raises:
-        ValueError: a shape, a type or a length that no session can take.
+        FeaturesError: a shape, a type or a length that no session can take.
     """
     batch = np.ascontiguousarray(features, np.float32)
     if batch.ndim != 4 or batch.shape[1:3] != (1, bins) or 0 in batch.shape:
-        raise ValueError(f"features {batch.shape}: expected (batch, 1, {bins}, time)")
+        raise FeaturesError(f"features {batch.shape}: expected (batch, 1, {bins}, time)")
     given = np.asarray(lengths)
     if not np.issubdtype(given.dtype, np.integer):
-        raise ValueError(f"lengths of type {given.dtype}: expected frames, whole numbers")
+        raise FeaturesError(f"lengths of type {given.dtype}: expected frames, whole numbers")
     valid = np.ascontiguousarray(given, np.int64)
     if valid.shape != (len(batch),):
-        raise ValueError(f"lengths {valid.shape}: expected one per utterance, ({len(batch)},)")
+        raise FeaturesError(f"lengths {valid.shape}: expected one per utterance, ({len(batch)},)")
     if valid.min() < 1 or valid.max() > batch.shape[3]:
-        raise ValueError(
+        raise FeaturesError(
             f"lengths {valid.min()} to {valid.max()}: expected 1 to {batch.shape[3]} frames"
         )
     return batch, valid

@@ -29,9 +29,11 @@ class TorchSession:
     ) -> None:
         import torch
 
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        index = int(device.partition(":")[2] or 0)
+        if device.startswith("cuda") and index >= torch.cuda.device_count():
             raise RuntimeUnavailableError(
-                f"{description.source.name}: torch {torch.__version__} sees no CUDA device; "
+                f"{description.source.name}: torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices, {device} is not among them; "
                 "use the CPU, or install a driver and a CUDA build of torch"
             )
         self._device = torch.device(device)

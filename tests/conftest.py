@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ds2deploy.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+SHARED = Path(os.environ.get("DS2DEPLOY_TEST_DATA", ROOT.parent / "shared"))
+"""Holds data/fsdd and fixtures/deepspeech_pytorch, which are not part of this repository."""
+
 DIGITS_CHECKPOINT = ROOT / "tests" / "models" / "digits.ckpt"
 
 
@@ -76,7 +78,7 @@ def reference_checkpoints() -> Path:
     """deepspeech.pytorch's checkpoints and numbers; only beside the project."""
     folder = SHARED / "fixtures" / "deepspeech_pytorch"
     if not folder.is_dir():
-        pytest.skip("the checkpoints of deepspeech.pytorch are not beside this checkout")
+        pytest.skip(f"{folder}: not there; DS2DEPLOY_TEST_DATA says where else to look")
     return folder
 
 
@@ -85,7 +87,7 @@ def spoken_digits() -> Path:
     """Recordings of the Free Spoken Digit Dataset; only beside the project."""
     folder = SHARED / "data" / "fsdd"
     if not folder.is_dir():
-        pytest.skip("the Free Spoken Digit Dataset is not beside this checkout")
+        pytest.skip(f"{folder}: not there; DS2DEPLOY_TEST_DATA says where else to look")
     return folder
 
 

@@ -97,6 +97,7 @@ def test_from_recordings_to_text(tone_corpus: Path, tone_toml: Path, tmp_path: P
     inspected = run_json("inspect", paths[1])
     assert "fp16" in inspected["is"]
     assert inspected["parity"].startswith("passed")
+    assert inspected["details"]["parity"]["passed"]
 
 
 def test_verify_against_another_checkpoint_fails(
@@ -115,6 +116,25 @@ def test_verify_against_another_checkpoint_fails(
     assert "does not compute what" in result.stderr
     assert "OVER TOLERANCE" in result.stdout
     assert result.stderr.count("\n") == 1
+
+
+def test_verify_refuses_a_checkpoint_of_another_model(
+    digits_onnx: Path, digits_checkpoint: Path, tmp_path: Path
+):
+    import msgspec
+
+    from ds2deploy.checkpoint import build_network, load_checkpoint, save_checkpoint
+
+    recipe = load_checkpoint(digits_checkpoint).recipe
+    for name, value in {
+        "labels": "_AB ",
+        "model": msgspec.structs.replace(recipe.model, hidden=8),
+    }.items():
+        other = msgspec.structs.replace(recipe, **{name: value})
+        save_checkpoint(tmp_path / "other.ckpt", build_network(other), other, {})
+        result = run("verify", digits_onnx, tmp_path / "other.ckpt", code=2)
+        assert f"its {name} are not those of" in result.stderr
+        assert "it was exported from digits.ckpt" in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "srt", "vtt"])

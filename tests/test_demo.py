@@ -9,6 +9,8 @@ import pytest
 import ds2deploy
 from ds2deploy.demo import SPLITS, run_demo
 from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.run_folder import RunFolder
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES
 
 pytest.importorskip("espeakng_loader", reason="pip install 'ds2deploy[demo]'")
@@ -45,7 +47,21 @@ def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     audio = sorted((tmp_path / "audio" / "test").glob("*.wav"))
     assert len(audio) == 4
     assert audio[0].with_suffix(".txt").read_text().split()
-    assert isinstance(ds2deploy.load(result.rows[1].model).transcribe(audio[0]).text, str)
+    texts = [ds2deploy.load(row.model).transcribe(audio[0]).text for row in result.rows[:2]]
+    assert texts[0] == texts[1]
 
-    again = run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
-    assert again.rows[0].wer == result.rows[0].wer
+    first = losses(tmp_path)
+    run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+    assert losses(tmp_path) == first
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in RunFolder(out / "run").metrics() if line["kind"] == "train"]
+
+
+def test_a_folder_of_other_work_is_left_alone(tmp_path: Path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "mine.wav").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="holds files of other work"):
+        run_demo(tmp_path, export_onnx)
+    assert (tmp_path / "audio" / "mine.wav").read_bytes() == b"precious"

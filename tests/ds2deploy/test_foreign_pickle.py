@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from ds2deploy.foreign_pickle import Foreign, plain, read_foreign_checkpoint
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
 
-REFERENCES = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "deepspeech_pytorch"
+BESIDE = Path(__file__).resolve().parents[3] / "shared"
+REFERENCES = Path(os.environ.get("DS2DEPLOY_TEST_DATA", BESIDE)) / "fixtures/deepspeech_pytorch"
 CHECKPOINTS = ["digits-bigru128x2", "digits-unilstm160x2"]
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from rich.console import Console
 
 from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.lightning_module import learning_rate_factor
 from ds2deploy.run_folder import RunFolder
-from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.errors import ConfigError, TrainingError
 from ds2deploy.training import train
+from ds2deploy.training_progress import TrainingProgress
 
 
 def changed(recipe: Recipe, **training: Any) -> Recipe:
@@ -127,6 +133,51 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
 def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precision: str):
     recipe = changed(tone_recipe, max_steps=2, optimizer=optimizer, precision=precision)
     assert train(recipe)["valid_loss"] > 0
+
+
+def test_two_processes(tone_recipe: Recipe, tone_toml: Path, tmp_path: Path):
+    """Lightning starts the second by the same command; only the first reports."""
+    data = tone_recipe.data
+    settings = [
+        f"data.train={data.train}", f"data.valid={data.valid}", "training.devices=2",
+        "training.epochs=2", f"training.run={tmp_path / 'two'}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "ds2deploy", "train", str(tone_toml), "--json"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    reported = json.loads(done.stdout)
+    lines = RunFolder(tmp_path / "two").metrics()
+    valid = [line for line in lines if line["kind"] == "valid"]
+    assert [line["epoch"] for line in valid] == [1, 2]
+    assert reported["wer"] == min(line["wer"] for line in valid)
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == list(range(1, len(steps) + 1))
+    load_checkpoint(tmp_path / "two" / "last.ckpt")
+
+
+def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda: TrainingProgress(console))
+    train(changed(tone_recipe, epochs=1))
+    assert "training" in screen.getvalue()
+    assert "steps  loss" in screen.getvalue()
+    assert "WER" in screen.getvalue()
+
+
+def test_resuming_another_model_is_refused(tone_recipe: Recipe):
+    train(changed(tone_recipe, epochs=1))
+    other = msgspec.structs.replace(
+        tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
+    )
+    with pytest.raises(ConfigError, match="has other features"):
+        train(changed(other, epochs=2), resume=True)
+
+
+def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
+    with pytest.raises(TrainingError, match="with a lower training"):
+        train(changed(tone_recipe, epochs=1, learning_rate=1e30, schedule="constant"))
 
 
 def test_one_cycle(tone_recipe: Recipe):

@@ -18,6 +18,7 @@ from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import DeployModel, lower
 from ds2deploy.export.parity import BATCHES, FRAMES, check_parity
 from ds2deploy.export.speech import speech_features, synthesize
+from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
 from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.torch_session import TorchSession
@@ -121,6 +122,34 @@ def test_one_bad_precision_spoils_the_whole_export(
     with pytest.raises(ParityError, match="the fp16 artifact"):
         export_onnx(digits_checkpoint, tmp_path, ["fp32", "fp16"])
     assert list(tmp_path.iterdir()) == []
+
+
+class Fixed:
+    """Says the same of every frame: two labels, the second less likely by `gap`."""
+
+    runtime = "fixed"
+
+    def __init__(self, description: ArtifactDescription, first: int, gap: float) -> None:
+        self.description = description
+        self._frame = np.full(len(description.labels), -20.0, np.float32)
+        self._frame[[first, 3 - first]] = [-0.5, -0.5 - gap]
+
+    def run(self, features, lengths):
+        time = output_length(features.shape[3])
+        log_probs = np.broadcast_to(self._frame, (len(features), time, len(self._frame)))
+        return log_probs, (lengths + 1) // 2
+
+
+@pytest.mark.parametrize(("gap", "passed"), [(4e-6, True), (4e-5, False)])
+def test_another_best_label_counts_even_within_the_difference(
+    digits_checkpoint: Path, gap: float, passed: bool
+):
+    """Both are within 1e-4; only what no runtime could order may change places."""
+    description = load_checkpoint(digits_checkpoint).description()
+    report = check_parity(Fixed(description, 2, gap), Fixed(description, 1, gap))
+    assert all(case.argmax_share == 0 for case in report.cases)
+    assert report.max_difference < 1e-4
+    assert report.passed is passed
 
 
 def test_nan_is_noticed(digits_checkpoint: Path):
