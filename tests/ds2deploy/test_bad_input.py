@@ -962,7 +962,7 @@ def test_transcribe_refuses_a_format(
 ) -> None:
     audio = put(tmp_path / "a.wav", sound(SPEECH))
     line = refused("transcribe", models.onnx, audio, "--format", "pdf")
-    assert "--format pdf: expected text, json, srt or vtt" in line
+    assert "--format pdf: expected text, json, srt, vtt" in line
     line = refused("transcribe", models.onnx, audio, audio, "--format", "srt")
     assert "--format srt: subtitles are of one recording, 2 given" in line
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds2deploy.runtimes.alphabet import BLANK, ENGLISH, Alphabet, joined
+from ds2deploy.runtimes.alphabet import BLANK, ENGLISH, Alphabet
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError, Ds2Error
 
 CHARACTERS = ENGLISH[1:]
@@ -101,6 +101,3 @@ def test_labels_that_are_too_few_or_stand_twice_are_refused(labels):
     with pytest.raises(ConfigError, match="expected the blank and then every character once"):
         Alphabet(labels)
 
-
-def test_a_list_of_labels_is_joined():
-    assert joined(list(ENGLISH)) == ENGLISH
