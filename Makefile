@@ -12,8 +12,8 @@ TYPED := build/typed/ds2deploy
 	@echo "Making .venv: a minute, or several where torch has to be fetched"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[all-cpu]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable '.[all-cpu]'
 	@touch $@
 
 demo: .venv/ready

@@ -100,4 +100,3 @@ def test_a_space_needs_a_label_too():
 def test_labels_that_are_too_few_or_stand_twice_are_refused(labels):
     with pytest.raises(ConfigError, match="expected the blank and then every character once"):
         Alphabet(labels)
-
