@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import soundfile
 from lhotse import CutSet
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -146,7 +147,9 @@ def run_demo(
     cuts = CutSet.from_jsonl(test).to_eager()
     paths = [checkpoint, *(Path(item.path) for item in exported)]
     evaluations = []
-    for path in track(paths, "models", console=console, transient=True):
+    for path in track(
+        paths, "models", console=console, transient=True, disable=not console.is_terminal
+    ):
         evaluations.append(evaluate(load(path), cuts, str(test)))
     _print_clips(console, evaluations[1])
     result = DemoResult(
@@ -155,7 +158,7 @@ def run_demo(
         test_voices=len(TEST_VOICES),
         seconds=round(time.perf_counter() - started, 1),
     )
-    _print_table(console, result, checkpoint, evaluations[1])
+    _print_table(console, result, evaluations[1])
     return result
 
 
@@ -178,7 +181,14 @@ def speak(split: Split, out: Path, seed: int, console: Console) -> Path:
     offset = [name for name, *_ in SPLITS].index(split.name)
     strings = digit_strings(split.strings, split.voices, 10 * seed + offset, split.digits)
     for i, spoken in enumerate(
-        track(strings, split.name, split.strings, console=console, transient=True)
+        track(
+            strings,
+            split.name,
+            split.strings,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
     ):
         audio = folder / f"{i:05}.wav"
         soundfile.write(audio, spoken.samples, spoken.sample_rate, subtype="PCM_16")
@@ -256,12 +266,14 @@ def _print_clips(console: Console, evaluation: Evaluation) -> None:
         console.print(f"  {' ' * len(Path(item.audio).name)}  heard {item.hypothesis} {mark}")
 
 
-def _print_table(
-    console: Console, result: DemoResult, checkpoint: Path, evaluation: Evaluation
-) -> None:
-    table = Table(title="What was trained, and what would run on a device")
-    for heading in ("model", "runs on", "size", "word errors", "differs by", "speed"):
-        table.add_column(heading, justify="left" if heading in ("model", "runs on") else "right")
+def _print_table(console: Console, result: DemoResult, evaluation: Evaluation) -> None:
+    table = Table(
+        title="What was trained, and what would run on a device", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for heading in ("model", "runs on", "size", "errors", "differs by", "speed"):
+        table.add_column(
+            heading, justify="left" if heading in ("model", "runs on") else "right", no_wrap=True
+        )
     for row in result.rows:
         parity = "reference"
         if row.max_difference is not None:
@@ -279,9 +291,9 @@ def _print_table(
     audio = Path(evaluation.hypotheses[0].audio)
     shown = audio.relative_to(Path.cwd()) if audio.is_relative_to(Path.cwd()) else audio
     console.print(
-        f"word errors  of {result.words} words by {result.test_voices} voices that training "
+        f"errors       of {result.words} words by {result.test_voices} voices that training "
         "never heard\n"
-        "differs by   from what was trained: log-probabilities, words of those\n"
+        "differs by   the first row: largest difference of log-probabilities, other words\n"
         "speed        seconds of audio recognised in a second, one clip at a time\n\n"
         f"All of it took {result.seconds:.0f} s. Now try:\n"
         f"  ds2deploy transcribe {result.rows[1].model} {shown}",
