@@ -163,7 +163,9 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
     try:
         info = soundfile.info(str(path))
     except soundfile.LibsndfileError:
-        raise AudioError(f"{path}: not audio that can be read, but {source} lists it") from None
+        raise AudioError(
+            f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
+        ) from None
     if info.frames * 1000 < SHORTEST_MS * info.samplerate:
         raise AudioError(
             f"{path}: too short ({1000 * info.frames / info.samplerate:.2g} ms); expected at "

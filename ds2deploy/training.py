@@ -162,9 +162,14 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
     if not last.is_file():
         raise MissingFileError(f"{last}: no such file; nothing to resume, start without --resume")
     document = read_document(last)
-    if document is None or "loops" not in document:
+    if document is None or not {"loops", "epoch", "global_step"} <= document.keys():
         raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
     _check_same(recipe, document, last)
+    if (done := int(document["epoch"]) + 1) >= recipe.training.epochs:
+        raise ConfigError(
+            f"{last}: trained for {done} epochs, as many as the recipe asks for; "
+            f"go on with --set training.epochs={2 * done}"
+        )
     folder.rewind(int(document["global_step"]))
     return last
 
@@ -175,7 +180,8 @@ def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
     for name in ("labels", "model", "features"):
         if getattr(begun, name) != getattr(recipe, name):
             raise ConfigError(
-                f"{last}: the training that it belongs to has other {name}; resume it with its "
-                "own recipe, or choose another folder with --set training.run=FOLDER"
+                f"{last}: its training began with {name} {getattr(begun, name)}, the recipe has "
+                f"{getattr(recipe, name)}; resume it with its own recipe, or choose another "
+                "folder with --set training.run=FOLDER"
             )
     load_weights(build_network(recipe), document["state_dict"], last)

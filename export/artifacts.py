@@ -116,11 +116,14 @@ def verify_onnx(
     for name in ("labels", "features", "model"):
         if getattr(session.description, name) != getattr(loaded.recipe, name):
             raise ModelFileError(
-                f"{artifact}: its {name} are not those of {checkpoint}; it was exported from "
-                f"{session.description.source.name}, give that"
+                f"{artifact}: differs from {checkpoint} in its {name}; it was exported from "
+                f"another checkpoint, {session.description.source.name} of sha256 "
+                f"{session.description.source.sha256[:12]}: give that"
             )
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    return check_parity(session, _reference(loaded), cuts, progress)
+    report = check_parity(session, _reference(loaded), cuts, progress)
+    same = session.description.source.sha256 == loaded.source.sha256
+    return msgspec.structs.replace(report, same_checkpoint=same)
 
 
 def _write(

@@ -110,6 +110,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         cases: the shape grid.
         words: on real audio; None without a manifest.
         passed: all of it.
+        same_checkpoint: whether the checkpoint is the file that the artifact was exported from.
     """
 
     runtime: str
@@ -119,6 +120,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[CaseResult, ...]
     words: WordsResult | None
     passed: bool
+    same_checkpoint: bool = True
 
     @property
     def max_difference(self) -> float:
@@ -133,6 +135,10 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def failure(self) -> str:
         """What is over tolerance, in a line."""
+        changed = "the checkpoint is not the file that it was exported from, export it again; "
+        return ("" if self.same_checkpoint else changed) + self._disagreement()
+
+    def _disagreement(self) -> str:
         failed = [case for case in self.cases if not case.passed]
         if failed:
             worst = max(failed, key=lambda case: case.max_difference)

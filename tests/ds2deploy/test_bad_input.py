@@ -864,7 +864,9 @@ def test_resume_refuses_damaged_metrics(
     (tmp_path / "run").mkdir()
     put(
         tmp_path / "run" / "last.ckpt",
-        edited(models.checkpoint, lambda document: document.update(loops={}, global_step=1)),
+        edited(
+            models.checkpoint, lambda document: document.update(loops={}, epoch=0, global_step=1)
+        ),
     )
     put(tmp_path / "run" / "metrics.jsonl", line + b"\n")
     assert f"{Path('run') / 'metrics.jsonl'}: holds a damaged line (" in refused(

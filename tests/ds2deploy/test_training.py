@@ -171,8 +171,19 @@ def test_resuming_another_model_is_refused(tone_recipe: Recipe):
     other = msgspec.structs.replace(
         tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
     )
-    with pytest.raises(ConfigError, match="has other features"):
+    with pytest.raises(ConfigError, match="began with features"):
         train(changed(other, epochs=2), resume=True)
+
+
+def test_resuming_a_finished_training_is_refused(tone_recipe: Recipe, tmp_path: Path):
+    recipe = changed(tone_recipe, epochs=2)
+    train(recipe)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for epochs in (1, 2):
+        with pytest.raises(ConfigError, match="trained for 2 epochs"):
+            train(changed(tone_recipe, epochs=epochs), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert train(changed(tone_recipe, epochs=3), resume=True)["epoch"] <= 3
 
 
 def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
