@@ -870,7 +870,7 @@ def test_resume_refuses_damaged_metrics(
     )
     put(tmp_path / "run" / "metrics.jsonl", line + b"\n")
     assert f"{Path('run') / 'metrics.jsonl'}: holds a damaged line (" in refused(
-        *training, "--resume"
+        *training, "--resume", "--set", "training.epochs=2"
     )
 
 
