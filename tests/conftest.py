@@ -73,22 +73,24 @@ def write_corpus(folder: Path, utterances: int, seed: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def reference_checkpoints() -> Path:
-    """deepspeech.pytorch's checkpoints and numbers; only beside the project."""
-    folder = SHARED / "fixtures" / "deepspeech_pytorch"
+def shared_folder(name: str) -> Path:
+    """A folder of the data beside the project; skips the test where it is not there."""
+    folder = SHARED / name
     if not folder.is_dir():
         pytest.skip(f"{folder}: not there; DS2DEPLOY_TEST_DATA says where else to look")
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoints() -> Path:
+    """deepspeech.pytorch's checkpoints and numbers; only beside the project."""
+    return shared_folder("fixtures/deepspeech_pytorch")
 
 
 @pytest.fixture(scope="session")
 def spoken_digits() -> Path:
     """Recordings of the Free Spoken Digit Dataset; only beside the project."""
-    folder = SHARED / "data" / "fsdd"
-    if not folder.is_dir():
-        pytest.skip(f"{folder}: not there; DS2DEPLOY_TEST_DATA says where else to look")
-    return folder
+    return shared_folder("data/fsdd")
 
 
 @pytest.fixture(scope="session")
