@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -15,11 +16,19 @@ from ds2deploy.extras import require
 from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError, TrainingError
 
 if TYPE_CHECKING:
-    from ds2deploy.export.parity import ParityReport
     from ds2deploy.runtimes.decoding import Transcript
+
+T = TypeVar("T")
+
+EXPORT_SOURCE = (
+    "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
+)
 
 BAD_RESULT = 1
 BAD_INPUT = 2
+
+LOG_EVERY_S = 15.0
+"""Seconds between two lines on what is being done, where standard error is no terminal."""
 
 
 class ErrorsInOneLine(TyperGroup):
@@ -51,7 +60,13 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 for another GPU.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, or cuda:1; by default what the runtime is for.")
+]
+RuntimeName = Annotated[
+    str | None,
+    typer.Option(help="onnxruntime, torch, cuda, tensorrt or rtx; else what the file is for."),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runtime choose.")]
 
 
@@ -158,7 +173,8 @@ def train(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
     manifest: Annotated[Path, typer.Argument(help="Utterances with transcripts.")],
-    device: Device = "cpu",
+    device: Device = None,
+    runtime: RuntimeName = None,
     threads: Threads = 0,
     errors: Annotated[bool, typer.Option("--errors", help="List the utterances that differ.")] = (
         False
@@ -177,7 +193,7 @@ def evaluate(
     from ds2deploy.loading import load
     from ds2deploy.manifest import read_manifest
 
-    recognizer = load(model, device, threads=threads)
+    recognizer = load(model, device, _runtime(runtime), threads)
     cuts = read_manifest(manifest)
     with _progress(f"evaluating {model.name}", len(cuts)) as advance:
         result = evaluate_model(recognizer, cuts, str(manifest), advance)
@@ -198,44 +214,107 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Of ds2deploy or of deepspeech.pytorch.")],
+    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=EXPORT_SOURCE)],
     out: Annotated[Path, typer.Option(help="Folder for the artifacts.")],
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX (the default).")] = True,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, or both: fp32,fp16.")] = "fp32",
+    onnx: Annotated[
+        bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX files too (the default).")
+    ] = True,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Build TensorRT engines for the GPU of this machine.")
+    ] = False,
+    rtx: Annotated[
+        bool, typer.Option("--rtx", help="Build TensorRT-RTX engines; needs no GPU.")
+    ] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 (the default), fp16, bf16, or several: fp32,fp16.")
+    ] = None,
     audio: Annotated[
         Path | None, typer.Option(help="Manifest of real speech for the parity check.")
     ] = None,
+    batch: Annotated[
+        str, typer.Option(help="Engine: utterances at least, usually, at most.")
+    ] = "1,4,16",
+    seconds: Annotated[
+        str | None, typer.Option(help="Engine: audio at least, usually, at most; 0.5,5,30.")
+    ] = None,
+    profile_from: Annotated[
+        Path | None, typer.Option(help="Engine: take --seconds from this manifest's durations.")
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(help="Engine: limit of its scratch memory, in MiB.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="Engine: 0 builds fast, 5 runs fast.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="--trt: file that makes the next build faster.")
+    ] = None,
+    hardware_compatibility: Annotated[
+        str, typer.Option(help="--trt: none, ampere_plus or same_compute_capability.")
+    ] = "none",
+    targets: Annotated[
+        str | None, typer.Option(help="--rtx: compute capabilities, such as 8.6,8.9,12.0.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint to ONNX; only what passes the parity check is written.
+    """Export a checkpoint to ONNX and to engines; only what passes the parity check is written.
 
-    Example: ds2deploy export runs/mine/best.ckpt --out deploy --onnx --precision fp32,fp16
+    Examples: ds2deploy export runs/mine/best.ckpt --out deploy --onnx --precision fp32,fp16;
+    ds2deploy export deploy/model.fp16.onnx --out deploy --trt --batch 1,1,4 --seconds 0.5,5,20
     """
-    require("onnx", "export")
     require("onnxruntime", "cpu")
     import msgspec
 
-    from ds2deploy.export.artifacts import export_onnx
+    from ds2deploy.export.engine_options import engine_options
+    from ds2deploy.export.reporting import artifact_lines
 
-    with _status(f"exporting {checkpoint}") as status:
-        exported = export_onnx(checkpoint, out, _precisions(precision), audio, status)
+    engines = engine_options(
+        trt=trt,
+        rtx=rtx,
+        batch=_numbers("--batch", batch, int),
+        seconds=None if seconds is None else _numbers("--seconds", seconds, float),
+        profile_from=profile_from,
+        workspace_mb=workspace,
+        optimization_level=optimization_level,
+        timing_cache=timing_cache,
+        hardware_compatibility=hardware_compatibility,
+        targets=targets,
+    )
+    with _status(f"exporting {source}") as status:
+        if source.suffix == ".onnx":
+            from ds2deploy.export.engines import export_engines
+
+            if precision is not None or audio is not None or not onnx:
+                raise ConfigError(
+                    f"{source}: --precision, --audio and --no-onnx are for checkpoints; an engine "
+                    "of an ONNX file has its precision"
+                )
+            exported: list[Any] = [*export_engines(source, out, engines, status)]
+        else:
+            require("onnx", "export")
+            from ds2deploy.export.artifacts import export_checkpoint
+
+            precisions = _precisions(precision or "fp32")
+            exported = [*export_checkpoint(source, out, precisions, audio, status, engines, onnx)]
     if json:
         _print_json({"artifacts": msgspec.to_builtins(exported)})
         return
     for item in exported:
-        typer.echo(
-            f"{item.path}  {item.size / 1e6:.1f} MB, {item.nodes} nodes, "
-            f"verified on {len(item.report.cases)} shapes: {_verdict(item.report)}"
-        )
+        for line in artifact_lines(item):
+            typer.echo(line)
 
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="ONNX file that ds2deploy exported.")],
+    artifact: Annotated[Path, typer.Argument(help="ONNX file or engine that ds2deploy exported.")],
     checkpoint: Annotated[Path, typer.Argument(help="What it should compute.")],
     audio: Annotated[
         Path | None, typer.Option(help="Manifest of real speech; synthetic without it.")
     ] = None,
+    network: Annotated[
+        bool,
+        typer.Option("--network", help="The network as TensorRT parses the file, on the CPU."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare an artifact with a checkpoint; exit code 1 where they disagree.
@@ -244,14 +323,18 @@ def verify(
     """
     require("onnx", "export")
     require("onnxruntime", "cpu")
-    from ds2deploy.export.artifacts import verify_onnx
+    from ds2deploy.export.artifacts import verify_artifact
+    from ds2deploy.export.reporting import report_lines
+    from ds2deploy.runtimes.tensorrt_library import any_tensorrt
 
+    library = any_tensorrt() if network else None
     with _status(f"verifying {artifact}") as status:
-        report = verify_onnx(artifact, checkpoint, audio, status)
+        report = verify_artifact(artifact, checkpoint, audio, status, library)
     if json:
         _print_json(report.summary())
     else:
-        _print_report(report)
+        for line in report_lines(report):
+            typer.echo(line)
     if not report.passed:
         _fail(
             f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}",
@@ -264,7 +347,8 @@ def transcribe(
     model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
     audio: Annotated[list[Path], typer.Argument(help="Recordings of any format and rate.")],
     format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
-    device: Device = "cpu",
+    device: Device = None,
+    runtime: RuntimeName = None,
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
@@ -280,7 +364,7 @@ def transcribe(
         raise ConfigError(f"--format {format_}: expected {', '.join(get_args(Format))}")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
-    transcripts = load(model, device, threads=threads).transcribe(list(audio))
+    transcripts = load(model, device, _runtime(runtime), threads).transcribe(list(audio))
     if kind == "json":
         _print_json({"transcripts": _named(audio, transcripts)})
     elif kind == "srt":
@@ -360,6 +444,14 @@ def demo(
         _fail(f"{out}: {result.failure()}", BAD_RESULT)
 
 
+def _runtime(name: str | None) -> Any:
+    from ds2deploy.loading import Runtime
+
+    if name is not None and name not in get_args(Runtime):
+        raise ConfigError(f"--runtime {name}: expected one of {', '.join(get_args(Runtime))}")
+    return name
+
+
 def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, Any]]:
     import msgspec
 
@@ -370,11 +462,21 @@ def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, A
 
 
 def _precisions(text: str) -> list[Any]:
-    known = ("fp32", "fp16")
+    known = ("fp32", "fp16", "bf16")
     chosen = [name.strip() for name in text.split(",")]
     if unknown := [name for name in chosen if name not in known]:
         raise ConfigError(f"--precision {unknown[0]!r}: expected one or more of {', '.join(known)}")
     return list(dict.fromkeys(chosen))
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text}: expected three numbers, at least, usually and at most, such as "
+            f"{'1,4,16' if kind is int else '0.5,5,30'}"
+        ) from None
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -385,28 +487,6 @@ def _pair(text: str) -> tuple[int, int]:
     if not 1 <= low <= high:
         raise ConfigError(f"--join {text}: expected the smaller number first, from 1")
     return low, high
-
-
-def _verdict(report: ParityReport) -> str:
-    words = report.words
-    difference = f"log-probabilities within {report.max_difference:.1e}"
-    if words is None:
-        return difference
-    return f"{difference}, {words.different} of {words.words} words differ"
-
-
-def _print_report(report: ParityReport) -> None:
-    typer.echo(f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'same label':>10}  same text")
-    for case in report.cases:
-        typer.echo(
-            f"{case.batch:5}  {case.frames:6}  {case.max_difference:10.1e}  "
-            f"{100 * case.argmax_share:8.2f} %  {'yes' if case.same_text else 'no':9}"
-            f"{'' if case.passed else '  OVER TOLERANCE'}"
-        )
-    typer.echo(
-        f"{report.precision} on {report.runtime}, {report.speech} speech: {_verdict(report)} "
-        f"(allowed: {report.tolerance.log_probs:g}): {'passed' if report.passed else 'FAILED'}"
-    )
 
 
 def _print_json(document: Any) -> None:
@@ -444,11 +524,23 @@ def _progress(title: str, total: int) -> Iterator[Any]:
 
 @contextmanager
 def _status(title: str) -> Iterator[Any]:
-    """What is being done right now, on stderr where it is a terminal."""
+    """What is being done now, on stderr: live on a terminal, now and then a line elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda message: None
+        yield _Lines(title)
         return
     from rich.console import Console
 
     with Console(stderr=True).status(title) as status:
         yield lambda message: status.update(f"{title}: {message}")
+
+
+class _Lines:
+    """Says what a long command is doing to a log, not more often than it takes to wonder."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._said = title, time.monotonic()
+
+    def __call__(self, message: str) -> None:
+        if time.monotonic() - self._said > LOG_EVERY_S:
+            self._said = time.monotonic()
+            typer.echo(f"{self._title}: {message}", err=True)

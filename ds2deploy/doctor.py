@@ -8,6 +8,14 @@ import platform
 
 import msgspec
 
+from ds2deploy.runtimes.cuda import examine_device
+from ds2deploy.runtimes.engine_description import Flavor
+from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.onnx_providers import PROVIDERS, REMEDIES, Provider, register_rtx
+from ds2deploy.runtimes.tensorrt_library import NAMES, import_tensorrt, install_command
+
+DRIVER = "install the driver of your GPU"
+
 
 class Finding(msgspec.Struct, frozen=True):
     """One thing that was looked at.
@@ -29,33 +37,42 @@ def examine() -> list[Finding]:
     """Look at everything; nothing is changed."""
     return [
         Finding("Python", True, platform.python_version()),
-        _onnxruntime("cpu", "CPUExecutionProvider", "pip install 'ds2deploy[cpu]'"),
-        _onnxruntime(
-            "cuda",
-            "CUDAExecutionProvider",
-            "pip uninstall -y onnxruntime && pip install 'ds2deploy[gpu]'",
-        ),
+        *(_onnxruntime(provider) for provider in PROVIDERS),
         _torch("cpu"),
         _torch("cuda"),
+        _cuda(),
+        _tensorrt("tensorrt"),
+        _tensorrt("rtx"),
+        _run_engine("tensorrt"),
+        _run_engine("rtx"),
         _packages("training", ("lightning", "lhotse", "jiwer"), "train"),
         _packages("export", ("onnx", "torch", "lhotse"), "export"),
         _packages("demo", ("espeakng_loader", "onnx", "torch"), "demo"),
     ]
 
 
-def _onnxruntime(device: str, provider: str, remedy: str) -> Finding:
-    name = f"run .onnx on onnxruntime {device}"
+def _onnxruntime(provider: Provider) -> Finding:
+    name = f"run .onnx on onnxruntime {provider}"
+    remedy = REMEDIES[provider]
     try:
         import onnxruntime
     except ImportError as error:
         return Finding(name, False, _reason(error), remedy)
-    if provider not in onnxruntime.get_available_providers():
-        return Finding(
-            name, False, f"onnxruntime {onnxruntime.__version__} has no {provider}", remedy
-        )
-    if device == "cuda" and not _nvidia_driver():
-        return Finding(name, False, "no NVIDIA driver", "install the driver of your GPU")
-    return Finding(name, True, f"onnxruntime {onnxruntime.__version__}")
+    version = f"onnxruntime {onnxruntime.__version__}"
+    if provider == "rtx":
+        try:
+            devices = register_rtx(onnxruntime)
+        except Exception as error:  # an ImportError, or onnxruntime's own, which share no base
+            return Finding(name, False, f"{version}, its plugin: {_reason(error)}", remedy)
+        detail = f"{version}, its plugin sees {len(devices)} GPUs"
+        return Finding(name, bool(devices), detail, "" if devices else DRIVER)
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
+        return Finding(name, False, f"{version} has no {PROVIDERS[provider]}", remedy)
+    if provider != "cpu" and not _nvidia_driver():
+        return Finding(name, False, f"{version}, no NVIDIA driver", DRIVER)
+    if provider == "tensorrt" and not _library("nvinfer"):
+        return Finding(name, False, f"{version} finds no libnvinfer.so.10", remedy)
+    return Finding(name, True, version)
 
 
 def _torch(device: str) -> Finding:
@@ -68,9 +85,46 @@ def _torch(device: str) -> Finding:
     if device == "cpu":
         return Finding(name, True, version)
     if not torch.cuda.is_available():
-        remedy = "install the driver of your GPU and a CUDA build of torch"
+        remedy = f"{DRIVER}, and a CUDA build of torch"
         return Finding(name, False, f"{version} sees no CUDA device", remedy)
     return Finding(name, True, f"{version}, {torch.cuda.get_device_name()}")
+
+
+def _cuda() -> Finding:
+    works, detail, remedy = examine_device()
+    with_version = f"cuda-bindings {_version('cuda.bindings')}, " if _has("cuda.bindings") else ""
+    return Finding("CUDA from Python", works, f"{with_version}{detail}", remedy)
+
+
+def _tensorrt(flavor: Flavor) -> Finding:
+    """Whether it builds; what parses the network on the CPU as well."""
+    name = f"build {NAMES[flavor]} engines"
+    try:
+        library = import_tensorrt(flavor)
+    except RuntimeUnavailableError as error:
+        return Finding(name, False, *_split(error, install_command(flavor)))
+    if not _has("polygraphy"):
+        missing = f"{library.title}, no polygraphy"
+        return Finding(name, False, missing, f"pip install 'ds2deploy[{flavor}]'")
+    works, detail, remedy = examine_device()
+    if flavor == "tensorrt" and not works:
+        return Finding(name, False, f"{library.title}, needs the GPU: {detail}", remedy)
+    return Finding(name, True, f"{library.title}{'' if works else ', without a GPU'}")
+
+
+def _run_engine(flavor: Flavor) -> Finding:
+    name = f"run {NAMES[flavor]} engines"
+    try:
+        library = import_tensorrt(flavor)
+    except RuntimeUnavailableError as error:
+        return Finding(name, False, *_split(error, install_command(flavor)))
+    works, detail, remedy = examine_device()
+    return Finding(name, works, f"{library.title}, {detail}", remedy)
+
+
+def _split(error: RuntimeUnavailableError, remedy: str) -> tuple[str, str]:
+    """What is wrong, without the remedy that the message ends in."""
+    return str(error).removesuffix(f": {remedy}"), remedy
 
 
 def _packages(name: str, modules: tuple[str, ...], extra: str) -> Finding:
@@ -83,13 +137,24 @@ def _packages(name: str, modules: tuple[str, ...], extra: str) -> Finding:
 
 
 def _version(module: str) -> str:
-    return importlib.metadata.version(module.replace("_", "-"))
+    return importlib.metadata.version(module.replace("_", "-").replace(".", "-"))
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is not there
+        return False
 
 
 def _nvidia_driver() -> bool:
+    return _library("cuda")
+
+
+def _library(name: str) -> bool:
     import ctypes.util
 
-    return ctypes.util.find_library("cuda") is not None
+    return ctypes.util.find_library(name) is not None
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a file is: checkpoint, artifact, manifest or recording."""
+"""What a file is: checkpoint, artifact, engine, manifest or recording."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import msgspec
 from ds2deploy.extras import require
 from ds2deploy.loading import model_runtime
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.engine_file import read_engine
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.tensorrt_library import NAMES
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
@@ -28,6 +31,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         return _manifest(path)
     if path.suffix == ".onnx":
         return _artifact(path)
+    if path.suffix == ENGINE_SUFFIX:
+        return _engine(path)
     try:
         model_runtime(path)
     except ModelFileError:
@@ -36,9 +41,12 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
+    from ds2deploy.runtimes.onnx_metadata import read_onnx_description
     from ds2deploy.runtimes.onnx_session import OnnxSession
 
-    description = OnnxSession(path).description
+    description = read_onnx_description(path)
+    if description.precision != "bf16":  # which ONNX Runtime would not open on a CPU
+        description = OnnxSession(path).description
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "is": f"ONNX artifact, {description.kind}, {description.precision}, {description.input} in",
@@ -50,6 +58,35 @@ def _artifact(path: Path) -> dict[str, Any]:
         "parity": _parity(description, path),
         "made by": description.created_by,
         "details": {**_plain(description), "kind": "artifact", "size": path.stat().st_size},
+    }
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    description, engine, _ = read_engine(path)
+    features = description.features
+    low, usual, high = engine.profile.seconds(features)
+    batch = engine.profile.batch
+    build = engine.build
+    more = "" if engine.hardware_compatibility == "none" else f", {engine.hardware_compatibility}"
+    return {
+        "file": f"{path}, {engine.size / 1e6:.1f} MB",
+        "is": f"{NAMES[engine.flavor]} engine, {description.kind}, {description.precision}, "
+        f"{description.input} in",
+        **_model(description),
+        "runs with": f"{NAMES[engine.flavor]} {engine.version}, compute capability "
+        f"{', '.join(engine.compute_capabilities)}{more}",
+        "takes": f"{batch[0]} to {batch[2]} utterances of {low:g} to {high:g} s, built for "
+        f"{batch[1]} of {usual:g} s",
+        "built in": f"{build.build_s:g} s with {build.peak_memory_mb:.0f} MB, of {build.layers} "
+        "layers",
+        "from": f"{description.source.name} ({description.source.kind}, "
+        f"sha256 {description.source.sha256[:12]})",
+        "verified": engine.verification,
+        "network": _report(engine.network_parity, path),
+        "engine": "not run" if description.parity is None else _report(description.parity, path),
+        "rebuild": engine.rebuild,
+        "made by": description.created_by,
+        "details": {**_plain(description), "kind": "engine", "size": engine.size},
     }
 
 
@@ -90,9 +127,12 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
 
 
 def _parity(description: ArtifactDescription, path: Path) -> str:
-    report = description.parity
-    if report is None:
+    if description.parity is None:
         return "no report in the file"
+    return _report(description.parity, path)
+
+
+def _report(report: dict[str, Any], path: Path) -> str:
     try:
         worst = max(case["max_difference"] for case in report["cases"])
         verdict = "passed" if report["passed"] else "FAILED"

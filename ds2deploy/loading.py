@@ -6,23 +6,34 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.engine_file import read_engine_description
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, RuntimeUnavailableError
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
 
-Runtime = Literal["onnxruntime", "torch"]
+Runtime = Literal["onnxruntime", "torch", "cuda", "tensorrt", "rtx"]
+"""What can be asked for. `cuda`, `tensorrt` and `rtx` are ONNX Runtime's providers for an ONNX
+file, and the last two the library itself for an engine."""
+
+Natural = Literal["onnxruntime", "torch", "tensorrt", "rtx"]
+"""What a file is for."""
 
 ZIP_MAGIC = b"PK\x03\x04"
 
 
 def load(
-    path: str | Path, device: str = "cpu", runtime: Runtime | None = None, threads: int = 0
+    path: str | Path,
+    device: str | None = None,
+    runtime: Runtime | None = None,
+    threads: int = 0,
 ) -> Recognizer:
     """Open a model of any kind.
 
     Args:
-        path: an exported ONNX file, or a checkpoint of ds2deploy or of deepspeech.pytorch.
-        device: `cpu`, `cuda`, `cuda:1`, ...
+        path: an exported ONNX file, an engine, or a checkpoint of ds2deploy or of
+            deepspeech.pytorch.
+        device: `cpu`, `cuda`, `cuda:1`, ...; None takes the one that the runtime is for.
         runtime: what must run it; None takes the one that the file is for.
         threads: of the CPU; 0 leaves the runtime's choice.
 
@@ -33,15 +44,38 @@ def load(
     """
     path = Path(path)
     natural = model_runtime(path)
-    if runtime not in (None, natural):
+    chosen = _choose(path, natural, runtime)
+    if device is None:
+        device = "cpu" if chosen in ("onnxruntime", "torch") else "cuda"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+    if device == "cpu" and chosen not in ("onnxruntime", "torch"):
         raise RuntimeUnavailableError(
-            f"{path}: runs on {natural}, not on {runtime}; "
-            + ("export it first" if natural == "torch" else "give the checkpoint for torch")
+            f"{path}: {chosen} runs on a GPU only: --device cuda, or the ONNX file on onnxruntime"
         )
-    return Recognizer(open_session(path, natural, device, threads))
+    return Recognizer(_open(path, natural, chosen, device, threads))
 
 
-def model_runtime(path: Path) -> Runtime:
+def _choose(path: Path, natural: Natural, runtime: Runtime | None) -> Runtime:
+    """The runtime that is asked for, where it takes such a file."""
+    takes: dict[Natural, tuple[Runtime, ...]] = {
+        "onnxruntime": ("onnxruntime", "cuda", "tensorrt", "rtx"),
+        "torch": ("torch",),
+        "tensorrt": ("tensorrt",),
+        "rtx": ("rtx",),
+    }
+    if runtime is None or runtime in takes[natural]:
+        return runtime or natural
+    if runtime == "torch":
+        remedy = "give the checkpoint for torch"
+    elif natural == "torch":
+        remedy = "export it first"
+    else:
+        remedy = f"give the ONNX file, or one that was exported for {runtime}"
+    raise RuntimeUnavailableError(f"{path}: runs on {natural}, not on {runtime}; {remedy}")
+
+
+def model_runtime(path: Path) -> Natural:
     """The runtime that a model file is for.
 
     Raises:
@@ -50,23 +84,35 @@ def model_runtime(path: Path) -> Runtime:
     """
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {kind}; expected a model (.onnx or .ckpt)")
+        raise MissingFileError(f"{path}: {kind}; expected a model (.onnx, .engine or .ckpt)")
     if path.suffix == ".onnx":
         return "onnxruntime"
+    if path.suffix == ENGINE_SUFFIX:
+        return read_engine_description(path)[1].flavor
     with path.open("rb") as file:
         if file.read(4) == ZIP_MAGIC or path.suffix in (".ckpt", ".pth", ".pt"):
             return "torch"
-    raise ModelFileError(f"{path}: not a model; expected an .onnx artifact or a .ckpt checkpoint")
+    raise ModelFileError(
+        f"{path}: not a model; expected an .onnx artifact, an .engine or a .ckpt checkpoint"
+    )
 
 
-def open_session(path: Path, runtime: Runtime, device: str, threads: int) -> Session:
+def _open(path: Path, natural: Natural, chosen: Runtime, device: str, threads: int) -> Session:
     """The session of a model file on its runtime."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
-    if runtime == "onnxruntime":
+    if natural == "onnxruntime":
         from ds2deploy.runtimes.onnx_session import OnnxSession
 
+        if chosen in ("cuda", "tensorrt", "rtx"):
+            return OnnxSession(path, device, threads, provider=chosen)
         return OnnxSession(path, device, threads)
+    if natural != "torch":
+        from ds2deploy.runtimes.tensorrt import TensorRtSession
+
+        return TensorRtSession(path, device)
+    return _open_checkpoint(path, device, threads)
+
+
+def _open_checkpoint(path: Path, device: str, threads: int) -> Session:
     try:
         import torch
     except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,26 +14,36 @@ import msgspec
 import onnx
 
 from ds2deploy.checkpoint import Checkpoint, load_checkpoint
+from ds2deploy.export.engine_options import EngineOptions, refuse_what_no_parser_takes
+from ds2deploy.export.engines import EngineExport, export_engine
 from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import lower
 from ds2deploy.export.parity import ParityReport, check_parity
+from ds2deploy.export.profiles import grid
+from ds2deploy.export.reference import FRAMES, Reference
+from ds2deploy.export.tensorrt import check_builder, check_network
 from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, ParityError
+from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.engine_file import read_engine_description
+from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError, ParityError
+from ds2deploy.runtimes.onnx_metadata import read_onnx_description
 from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.torch_session import TorchSession
 
 Progress = Callable[[str], None]
 
 
-class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """An artifact that was written.
+class Exported(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="onnx"):
+    """An ONNX file that was written.
 
     Attributes:
         path: of the file.
         size: in bytes.
         sha256: of the file.
+        precision: of weights and activations.
         nodes: in the graph.
         build_s: seconds to fold, write and check the graph.
         verify_s: seconds of the parity check.
@@ -41,6 +53,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     size: int
     sha256: str
+    precision: Precision
     nodes: int
     build_s: float
     verify_s: float
@@ -69,20 +82,97 @@ def export_onnx(
     Raises:
         ParityError: an artifact differs from the checkpoint; none is written.
         MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
+        ConfigError: a precision that ONNX Runtime cannot compute.
+    """
+    exported = export_checkpoint(checkpoint, out, precisions, audio, progress)
+    return [item for item in exported if isinstance(item, Exported)]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    precisions: Sequence[Precision] = ("fp32",),
+    audio: str | Path | None = None,
+    progress: Progress = lambda message: None,
+    engines: Sequence[EngineOptions] = (),
+    keep_onnx: bool = True,
+) -> list[Exported | EngineExport]:
+    """Export a checkpoint to ONNX and to TensorRT engines, each verified.
+
+    Args:
+        checkpoint: of ds2deploy or of deepspeech.pytorch.
+        out: folder for the artifacts.
+        precisions: of the artifacts; those of one call stand or fall together.
+        audio: manifest of real speech for the parity checks; synthetic speech without one.
+        progress: told what is being done.
+        engines: what to build of every precision.
+        keep_onnx: whether the ONNX files, of which the engines are built, are written too.
+
+    Returns:
+        What was written: of each precision the ONNX file, then its engines.
+
+    Raises:
+        ParityError: an artifact differs from the checkpoint; none is written.
+        MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
+        ConfigError: a precision that the model, or what it is exported to, does not take.
+        RuntimeUnavailableError: the library for an engine is not there, or cannot build here.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the artifacts")
+    if "bf16" in precisions and not engines:
+        raise ConfigError(
+            "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
+            "be verified; it is for engines: add --trt or --rtx, or choose fp16"
+        )
+    for options in engines:
+        check_builder(options.flavor)
     loaded = load_checkpoint(checkpoint)
+    for precision in precisions if engines else ():
+        refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    exported = []
+    features = loaded.recipe.features
+    longest = max([max(FRAMES), *(options.profile(features).frames[2] for options in engines)])
+    reference = Reference(_session(loaded), cuts, longest)
+    exported: list[Exported | EngineExport] = []
     with ExitStack() as stack:  # all take their names at its end, or none does
         for precision in precisions:
             path = out / artifact_name(precision)
-            temporary = stack.enter_context(whole_file(path))
-            written = _write(loaded, precision, temporary, cuts, progress)
-            exported.append(msgspec.structs.replace(written, path=str(path)))
+            if keep_onnx:
+                temporary = stack.enter_context(whole_file(path))
+            else:
+                folder = tempfile.TemporaryDirectory(prefix="ds2deploy-")
+                temporary = Path(stack.enter_context(folder)) / path.name
+            library = import_tensorrt(engines[0].flavor) if precision == "bf16" else None
+            written = _write(loaded, precision, temporary, reference, progress, library)
+            if keep_onnx:
+                exported.append(msgspec.structs.replace(written, path=str(path)))
+            for options in engines:
+                item = export_engine(
+                    temporary,
+                    read_onnx_description(temporary),
+                    options,
+                    reference,
+                    path,
+                    _command(checkpoint, out, precision, audio, keep_onnx),
+                    stack,
+                    lambda what, name=precision: progress(f"{name}: {what}"),  # type: ignore[misc]
+                    written.report if options is engines[0] and library is not None else None,
+                )
+                exported.append(item)
     return exported
+
+
+def _command(
+    checkpoint: str | Path,
+    out: Path,
+    precision: Precision,
+    audio: str | Path | None,
+    keep_onnx: bool,
+) -> str:
+    words = ["ds2deploy", "export", str(checkpoint), "--out", str(out), "--precision", precision]
+    words += [] if audio is None else ["--audio", str(audio)]
+    return shlex.join(words + ([] if keep_onnx else ["--no-onnx"]))
 
 
 def artifact_name(precision: Precision) -> str:
@@ -90,19 +180,22 @@ def artifact_name(precision: Precision) -> str:
     return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
 
 
-def verify_onnx(
+def verify_artifact(
     artifact: str | Path,
     checkpoint: str | Path,
     audio: str | Path | None = None,
     progress: Progress = lambda message: None,
+    network: TensorRt | None = None,
 ) -> ParityReport:
     """Compare an artifact with a checkpoint again.
 
     Args:
-        artifact: an ONNX file that ds2deploy exported.
+        artifact: an ONNX file or an engine that ds2deploy exported.
         checkpoint: what it should compute.
         audio: manifest of real speech; synthetic speech without one.
         progress: told what is being done.
+        network: the library whose parser reads the ONNX file: what it makes of it is computed on
+            the CPU, instead of the file in ONNX Runtime.
 
     Returns:
         The report; `passed` says whether they agree.
@@ -111,28 +204,59 @@ def verify_onnx(
         ModelFileError: one of the two is damaged, or they are of different models.
         MissingFileError, ManifestError, AudioError: what is wrong with which file.
     """
-    session = OnnxSession(artifact)
+    path = Path(artifact)
+    description = _description(path)
     loaded = load_checkpoint(checkpoint)
     for name in ("labels", "features", "model"):
-        if getattr(session.description, name) != getattr(loaded.recipe, name):
+        if getattr(description, name) != getattr(loaded.recipe, name):
             raise ModelFileError(
                 f"{artifact}: differs from {checkpoint} in its {name}; it was exported from "
-                f"another checkpoint, {session.description.source.name} of sha256 "
-                f"{session.description.source.sha256[:12]}: give that"
+                f"another checkpoint, {description.source.name} of sha256 "
+                f"{description.source.sha256[:12]}: give that"
             )
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    report = check_parity(session, _reference(loaded), cuts, progress)
-    same = session.description.source.sha256 == loaded.source.sha256
+    if network is not None:
+        reference = Reference(_session(loaded), cuts)
+        report = check_network(path, description, network, reference, progress)
+    elif path.suffix == ENGINE_SUFFIX:
+        report = _verify_engine(path, description, _session(loaded), cuts, progress)
+    else:
+        report = check_parity(OnnxSession(path), Reference(_session(loaded), cuts), progress)
+    same = description.source.sha256 == loaded.source.sha256
     return msgspec.structs.replace(report, same_checkpoint=same)
+
+
+def _description(path: Path) -> ArtifactDescription:
+    if path.suffix == ENGINE_SUFFIX:
+        return read_engine_description(path)[0]
+    return read_onnx_description(path)
+
+
+def _verify_engine(
+    path: Path,
+    description: ArtifactDescription,
+    trusted: TorchSession,
+    cuts: tuple[str, lhotse.CutSet] | None,
+    progress: Progress,
+) -> ParityReport:
+    from ds2deploy.runtimes.tensorrt import TensorRtSession
+
+    assert description.engine is not None
+    profile = description.engine.profile
+    reference = Reference(trusted, cuts, profile.frames[2])
+    with TensorRtSession(path) as session:
+        return check_parity(session, reference, progress, grid(profile))
 
 
 def _write(
     checkpoint: Checkpoint,
     precision: Precision,
     path: Path,
-    audio: tuple[str, lhotse.CutSet] | None,
+    reference: Reference,
     progress: Progress,
+    library: TensorRt | None,
 ) -> Exported:
+    """Write an ONNX file; verified in ONNX Runtime, or as the library's parser takes it."""
     progress(f"{precision}: writing the graph")
     description = msgspec.structs.replace(checkpoint.description(), precision=precision)
     started = time.perf_counter()
@@ -140,12 +264,15 @@ def _write(
     onnx.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
     built = time.perf_counter()
-    report = check_parity(
-        OnnxSession(path, description=description),
-        _reference(checkpoint),
-        audio,
-        lambda message: progress(f"{precision}: comparing {message}"),
-    )
+    if library is None:
+        session = OnnxSession(path, description=description)
+        report = check_parity(
+            session, reference, lambda message: progress(f"{precision}: comparing {message}")
+        )
+    else:
+        report = check_network(
+            path, description, library, reference, lambda what: progress(f"{precision}: {what}")
+        )
     if not report.passed:
         raise ParityError(
             f"{checkpoint.source.name}: the {precision} artifact does not compute what the "
@@ -156,6 +283,7 @@ def _write(
         path=str(path),
         size=path.stat().st_size,
         sha256=file_sha256(path),
+        precision=precision,
         nodes=len(model.graph.node),
         build_s=round(built - started, 2),
         verify_s=round(time.perf_counter() - built, 2),
@@ -176,5 +304,5 @@ def append_description(path: Path, description: ArtifactDescription) -> None:
         file.write(addition.SerializeToString())
 
 
-def _reference(checkpoint: Checkpoint) -> TorchSession:
+def _session(checkpoint: Checkpoint) -> TorchSession:
     return TorchSession(checkpoint.network, checkpoint.description())

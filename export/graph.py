@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -28,11 +29,17 @@ from ds2deploy.runtimes.artifact import (
     conv_bins,
 )
 
-OPSET = 18
-IR_VERSION = 8
-"""ONNX 1.13's, the one of opset 18: what the oldest supported TensorRT reads."""
+OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+"""18 is what every supported runtime reads; Conv and the RNNs take bfloat16 from 22 on."""
 
-DTYPES: dict[Precision, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
+IR_VERSIONS: dict[int, int] = {18: 8, 22: 10}
+"""Of an opset, the IR version that came with it: no newer than what its readers know."""
+
+DTYPES: dict[Precision, Any] = {
+    "fp32": np.float32,
+    "fp16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+}
 OPERATORS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
@@ -40,11 +47,12 @@ class GraphBuilder:
     """Collects nodes and initializers; values are referred to by their names.
 
     Args:
-        dtype: of weights and activations.
+        precision: of weights and activations.
     """
 
-    def __init__(self, dtype: type[np.floating[Any]]) -> None:
-        self.dtype = dtype
+    def __init__(self, precision: Precision) -> None:
+        self.dtype = DTYPES[precision]
+        self._opset = OPSETS[precision]
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
@@ -81,8 +89,8 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._nodes, "deepspeech2", list(inputs), list(outputs), list(self._constants.values())
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-        model.ir_version = IR_VERSION
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)])
+        model.ir_version = IR_VERSIONS[self._opset]
         model.producer_name = "ds2deploy"
         return model
 
@@ -98,7 +106,7 @@ def build_graph(deploy: DeployModel, precision: Precision) -> onnx.ModelProto:
         A model with inputs features (batch, 1, bins, time) float32 and lengths (batch,) int64,
         outputs log_probs (batch, time', labels) float32 and output_lengths (batch,) int64.
     """
-    g = GraphBuilder(DTYPES[precision])
+    g = GraphBuilder(precision)
     x = _masked_input(g, precision)
     output_lengths = g.node(
         "Div", OUTPUT_LENGTHS, g.node("Add", "lengths/plus_one", LENGTHS, g.integer(1)),
@@ -167,26 +175,44 @@ def _recurrent_layers(g: GraphBuilder, deploy: DeployModel, x: str, valid: str) 
     if deploy.shape.rnn == "gru":
         flag = g.node("Sub", "valid/padded", g.scalar(1), mask)
     gate = g.node("Mul", "valid/columns", flag, g.weight("valid/first_column", first))
+    state = _zero_state(g, deploy, x)
     for index, weights in enumerate(deploy.recurrences, start=1):
         name = f"rnn{index}"
         x = g.node("Concat", f"{name}/input", x, gate, axis=2)
         arrays = [g.weight(f"{name}/{key}", array) for key, array in weights._asdict().items()]
-        x = _recurrent(g, deploy, name, x, arrays)
+        x = _recurrent(g, deploy, name, x, [*arrays, *state])
         if index < len(deploy.recurrences) or deploy.lookahead is not None:
             x = g.node("Mul", f"{name}/mask", x, mask)
     return x
 
 
-def _recurrent(g: GraphBuilder, deploy: DeployModel, name: str, x: str, weights: list[str]) -> str:
-    """One layer: (time, batch, features) to (time, batch, hidden), directions summed."""
+def _zero_state(g: GraphBuilder, deploy: DeployModel, x: str) -> list[str]:
+    """The operators' optional inputs from sequence_lens on: initial states in the graph's type.
+
+    Left out, they are zeros as well; but TensorRT's parser (10.1) then makes them in float32,
+    which a strongly typed network in fp16 refuses.
+    """
+    directions = 2 if deploy.shape.bidirectional else 1
+    batch = g.node("Shape", "rnn/batch", x, start=1, end=2)
+    sizes = (g.integers(directions), batch, g.integers(deploy.shape.hidden))
+    size = g.node("Concat", "rnn/state_shape", *sizes, axis=0)
+    state = g.node("Expand", "rnn/zero_state", g.scalar(0), size)
+    return ["", state, state] if deploy.shape.rnn == "lstm" else ["", state]
+
+
+def _recurrent(g: GraphBuilder, deploy: DeployModel, name: str, x: str, inputs: list[str]) -> str:
+    """One layer: (time, batch, features) to (time, batch, hidden), directions summed.
+
+    The inputs are the operator's W, R, B, sequence_lens and initial states.
+    """
     shape = deploy.shape
     attributes: dict[str, Any] = {"hidden_size": shape.hidden}
     if shape.rnn == "gru":
         attributes["linear_before_reset"] = 1
     if not shape.bidirectional:
-        x = g.node(OPERATORS[shape.rnn], name, x, *weights, direction="forward", **attributes)
+        x = g.node(OPERATORS[shape.rnn], name, x, *inputs, direction="forward", **attributes)
         return g.node("Squeeze", f"{name}/direction", x, g.integers(1))
-    x = g.node(OPERATORS[shape.rnn], name, x, *weights, direction="bidirectional", **attributes)
+    x = g.node(OPERATORS[shape.rnn], name, x, *inputs, direction="bidirectional", **attributes)
     return g.node("ReduceSum", f"{name}/sum", x, g.integers(1), keepdims=0)
 
 

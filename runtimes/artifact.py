@@ -1,4 +1,4 @@
-"""What an artifact says of itself: one JSON document, inside the ONNX file.
+"""What an artifact says of itself: one JSON document, inside the ONNX file or beside the engine.
 
 Tensor names and model shape are declared here, once, for exporter and runtimes alike.
 """
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 
@@ -20,7 +21,7 @@ LENGTHS = "lengths"
 LOG_PROBS = "log_probs"
 OUTPUT_LENGTHS = "output_lengths"
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 CONV_MAPS = 32
 """Feature maps of both convolutions."""
@@ -98,6 +99,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         source: the checkpoint.
         parity: the report of the check that the artifact passed.
         created_by: name and version of the exporter.
+        engine: of a TensorRT engine, what it was built with; None for an ONNX file.
     """
 
     format_version: int = FORMAT_VERSION
@@ -112,6 +114,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     source: Source
     parity: dict[str, Any] | None = None
     created_by: str = ""
+    engine: EngineDescription | None = None
 
     def to_json(self) -> str:
         """The document, as it is stored."""

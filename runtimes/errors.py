@@ -49,3 +49,7 @@ class TrainingError(Ds2Error, ArithmeticError):
 
 class ParityError(Ds2Error, ArithmeticError):
     """An artifact does not compute what its checkpoint computes."""
+
+
+class DeviceError(Ds2Error, RuntimeError):
+    """A GPU that was there failed: out of memory, or an execution that it refused."""

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
+from ds2deploy.runtimes.artifact import (
+    METADATA_KEY,
+    ArtifactDescription,
+    Precision,
+    read_description,
+)
+from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import (
+    DeviceError,
     MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from ds2deploy.runtimes.onnx_metadata import no_description, read_onnx_description
+from ds2deploy.runtimes.onnx_providers import (
+    TENSORRT_PROFILE,
+    Provider,
+    check,
+    configure,
+    first_line,
+)
 
 
 class OnnxSession:
@@ -26,11 +38,13 @@ class OnnxSession:
         device: `cpu`, `cuda`, `cuda:1`, ...
         threads: of the CPU; 0 takes one per core.
         description: overrides the one in the file, for an exporter that has not written it yet.
+        provider: what of ONNX Runtime must run it; None takes the device's own.
 
     Raises:
         MissingFileError: no such file.
         ModelFileError: damaged, or not exported by ds2deploy.
-        RuntimeUnavailableError: ONNX Runtime, or the device's provider, is not there.
+        RuntimeUnavailableError: ONNX Runtime, or the provider, is not there, or does not take
+            this model; nothing else runs instead.
     """
 
     def __init__(
@@ -39,43 +53,58 @@ class OnnxSession:
         device: str = "cpu",
         threads: int = 0,
         description: ArtifactDescription | None = None,
+        provider: Provider | None = None,
     ) -> None:
         path = Path(path)
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
         if path.stat().st_size == 0:
             raise ModelFileError(f"{path}: empty file (0 bytes); export it again")
-        self._session = _open(path, device, threads)
+        kind, _, index = device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+            raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+        chosen: Provider = provider or ("cuda" if kind == "cuda" else "cpu")
+        described = description
+        if chosen != "cpu" and described is None:
+            described = read_onnx_description(path)
+        self._session = _open(path, chosen, int(index or 0), threads, described)
         self.description = description or _describe(self._session, path)
-        self.runtime = f"onnxruntime {device}"
+        self.runtime = f"onnxruntime {device if provider in (None, 'cuda') else provider}"
+        self.profile: Profile | None = TENSORRT_PROFILE if chosen == "tensorrt" else None
 
     def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """Run the network; see `Session.run`."""
         names = self.description.inputs
         feed = dict(zip(names, (features, lengths), strict=True))
-        log_probs, output_lengths = self._session.run(list(self.description.outputs), feed)
+        try:
+            log_probs, output_lengths = self._session.run(list(self.description.outputs), feed)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise DeviceError(
+                f"{self.runtime} failed at {len(features)} utterances of {features.shape[3]} "
+                f"frames: {first_line(error)}"
+            ) from error
         return log_probs, output_lengths
 
 
-def _open(path: Path, device: str, threads: int) -> Any:
+def _open(
+    path: Path,
+    provider: Provider,
+    index: int,
+    threads: int,
+    description: ArtifactDescription | None,
+) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        extra = "gpu" if device.startswith("cuda") else "cpu"
         raise RuntimeUnavailableError(
-            f"{path}: ONNX Runtime is not installed: pip install 'ds2deploy[{extra}]'"
+            f"{path}: ONNX Runtime is not installed: pip install "
+            f"'ds2deploy[{'cpu' if provider in ('cpu', 'rtx') else 'gpu'}]'"
         ) from None
-    kind, _, index = device.partition(":")
-    if kind not in PROVIDERS or (index and not (kind == "cuda" and index.isdecimal())):
+    precision = _precision(path) if description is None else description.precision
+    if precision == "bf16" and provider in ("cpu", "cuda"):
         raise RuntimeUnavailableError(
-            f"{path}: device {device!r} is not one of {', '.join(PROVIDERS)}"
-        )
-    provider = PROVIDERS[kind]
-    choice = (provider, {"device_id": index}) if index else provider
-    if provider not in onnxruntime.get_available_providers():
-        raise RuntimeUnavailableError(
-            f"{path}: the installed ONNX Runtime has no {provider}: "
-            "pip uninstall -y onnxruntime && pip install 'ds2deploy[gpu]'"
+            f"{path}: ONNX Runtime computes no bf16 on {provider}; build an engine of its "
+            "checkpoint (--trt or --rtx), or export fp16"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -83,28 +112,35 @@ def _open(path: Path, device: str, threads: int) -> Any:
     # Threads that spin between two calls take the cores from feature extraction and from other
     # sessions: measured, torch beside such a session ran at half its speed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = configure(onnxruntime, options, provider, index, path, description)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[choice])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers or None)
     except Exception as error:  # onnxruntime's exceptions share no base of their own
+        if provider not in ("cpu", "cuda") and precision is not None:
+            raise RuntimeUnavailableError(
+                f"{path}: --runtime {provider} does not take this model ({first_line(error)}); "
+                "try --runtime cuda"
+            ) from None
         raise ModelFileError(
             f"{path}: not an ONNX model that can be read, or damaged "
-            f"({_first_line(error)}); export it again"
+            f"({first_line(error)}); export it again"
         ) from None
-    if provider not in session.get_providers():
-        raise RuntimeUnavailableError(
-            f"{path}: ONNX Runtime could not start {provider} on this machine; "
-            "`ds2deploy doctor` says what is missing"
-        )
+    check(session, provider, path)
     return session
+
+
+def _precision(path: Path) -> Precision | None:
+    """Of a file that can be read; what is wrong with another is told when it is opened."""
+    try:
+        return read_onnx_description(path).precision
+    except ModelFileError:
+        return None
 
 
 def _describe(session: Any, path: Path) -> ArtifactDescription:
     document = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if document is None:
-        raise ModelFileError(
-            f"{path}: an ONNX model, but not one of ds2deploy's (it holds no description); "
-            "export a checkpoint with `ds2deploy export`"
-        )
+        raise no_description(path)
     description = read_description(document, str(path))
     _check_description(description, session, path)
     return description
@@ -130,8 +166,3 @@ def _check_description(description: ArtifactDescription, session: Any, path: Pat
             f"{path}: its description ({bins} bins in, {labels} labels out) is not its graph's; "
             "export it again"
         )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:160]

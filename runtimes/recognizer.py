@@ -14,7 +14,7 @@ from ds2deploy.runtimes.audio import convert_audio, load_audio
 from ds2deploy.runtimes.decoding import Transcript, decode_greedy
 from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray, pad_features
-from ds2deploy.runtimes.session import Session, check_batch
+from ds2deploy.runtimes.session import Session, beyond_profile, check_batch
 
 Audio = str | Path | FloatArray
 """A path, or (samples,) or (samples, channels) float32 in [-1, 1]."""
@@ -64,14 +64,18 @@ class Recognizer:
             A transcript, or a list of them in the order of the input.
 
         Raises:
-            MissingFileError, AudioError: see `load_audio` and `convert_audio`.
+            MissingFileError, AudioError: see `load_audio` and `convert_audio`; and audio that
+                is longer than an engine takes.
+            DeviceError: a GPU failed.
         """
         if not isinstance(audio, (list, tuple)):
             return self.transcribe([audio], sample_rate)[0]  # type: ignore[list-item]
         waveforms = [self._load(item, sample_rate) for item in audio]
         transcripts: dict[int, Transcript] = {}
-        rate = self.description.features.sample_rate
-        for indices in batches([len(waveform) for waveform in waveforms], int(BATCH_S * rate)):
+        rate, profile = self.description.features.sample_rate, self.session.profile
+        size = BATCH_SIZE if profile is None else min(BATCH_SIZE, profile.batch[2])
+        lengths = [len(waveform) for waveform in waveforms]
+        for indices in batches(lengths, int(BATCH_S * rate), size):
             batch = self._recognize([waveforms[i] for i in indices])
             transcripts.update(zip(indices, batch, strict=True))
         return [transcripts[i] for i in range(len(waveforms))]
@@ -95,12 +99,17 @@ class Recognizer:
         return self.session.run(*check_batch(features, lengths, self.description.features.bins))
 
     def _load(self, audio: Audio, sample_rate: int | None) -> FloatArray:
-        rate = self.description.features.sample_rate
+        config, profile = self.description.features, self.session.profile
         if isinstance(audio, (str, Path)):
-            return load_audio(audio, rate)
-        if sample_rate is None:
+            waveform, name = load_audio(audio, config.sample_rate), f"{audio}: "
+        elif sample_rate is None:
             raise AudioError("audio given as an array: say its sample_rate in Hz")
-        return convert_audio(audio, sample_rate, rate)
+        else:
+            waveform, name = convert_audio(audio, sample_rate, config.sample_rate), ""
+        duration_s = len(waveform) / config.sample_rate
+        if profile is not None and (problem := beyond_profile(duration_s, profile, config)):
+            raise AudioError(f"{name}{problem}")
+        return waveform
 
     def _recognize(self, waveforms: list[FloatArray]) -> list[Transcript]:
         config = self.description.features

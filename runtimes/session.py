@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.engine_description import Profile, frames_of
 from ds2deploy.runtimes.errors import FeaturesError
-from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.features import FeatureConfig, FloatArray, IntArray
 
 
 class Session(Protocol):
@@ -18,10 +20,12 @@ class Session(Protocol):
     Attributes:
         description: of the model.
         runtime: its name, such as `onnxruntime cpu`.
+        profile: the shapes that an engine takes; None where any will do.
     """
 
     description: ArtifactDescription
     runtime: str
+    profile: Profile | None
 
     def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """Run the network.
@@ -35,6 +39,21 @@ class Session(Protocol):
             output_lengths (batch,) int64.
         """
         ...
+
+
+def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig) -> str | None:
+    """What to say of audio that is too long for an engine; None where it fits.
+
+    What is shorter than the profile's least is padded by the session, and fits.
+    """
+    if frames_of(duration_s, features) <= profile.frames[2]:
+        return None
+    low, usual, high = profile.seconds(features)
+    enough = 10 * math.ceil(duration_s / 10)
+    return (
+        f"{math.ceil(duration_s * 10 - 1e-6) / 10:.1f} s of audio; this engine takes {low:g} to {high:g} s: split it, "
+        f"or rebuild with --seconds {low:g},{usual:g},{enough}"
+    )
 
 
 def check_batch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
 
@@ -40,6 +41,7 @@ class TorchSession:
         self._module = module.to(self._device).eval()
         self.description = description
         self.runtime = f"torch {device}"
+        self.profile: Profile | None = None
 
     def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """Run the network; see `Session.run`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import soundfile
 
 if TYPE_CHECKING:
     from ds2deploy.config import Recipe
+    from ds2deploy.runtimes.tensorrt_library import TensorRt
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DS2DEPLOY_TEST_DATA", ROOT.parent / "shared"))
@@ -106,6 +108,16 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Pat
 
     out = tmp_path_factory.mktemp("digits")
     return Path(export_onnx(digits_checkpoint, out)[0].path)
+
+
+@pytest.fixture(scope="session")
+def rtx() -> TensorRt:
+    """TensorRT-RTX, which builds without a GPU; it comes with the development environment."""
+    from ds2deploy.runtimes.tensorrt_library import import_tensorrt
+
+    if platform.machine() != "x86_64":
+        pytest.skip("TensorRT-RTX has no wheel for this machine")
+    return import_tensorrt("rtx")
 
 
 @pytest.fixture

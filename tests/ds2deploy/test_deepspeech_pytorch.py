@@ -99,7 +99,7 @@ def test_hypotheses_from_the_recordings(reference: Reference, runtime: str):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_hypotheses_from_its_features(reference: Reference, runtime: str):
-    from ds2deploy.export.parity import decode_all
+    from ds2deploy.export.reference import decode_all
 
     arrays = reference.arrays
     features = [

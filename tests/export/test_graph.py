@@ -50,9 +50,10 @@ def test_five_layers(cell: str, bidirectional: bool, precision: str):
     assert [opset.version for opset in model.opset_import] == [18]
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
-    # TensorRT takes sequence_lens in fp32 only.
+    # TensorRT takes sequence_lens in fp32 only; the initial states are of the graph's type.
     recurrent = [node for node in model.graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
-    assert all(len(node.input) == 4 for node in recurrent)
+    states = ["rnn/zero_state"] * (2 if cell == "lstm" else 1)
+    assert all(list(node.input[4:]) == ["", *states] for node in recurrent)
 
 
 def test_inputs_and_outputs():

@@ -13,10 +13,11 @@ from onnx import numpy_helper
 
 from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.export import artifacts
-from ds2deploy.export.artifacts import export_onnx, verify_onnx
+from ds2deploy.export.artifacts import export_onnx, verify_artifact
 from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import DeployModel, lower
-from ds2deploy.export.parity import BATCHES, FRAMES, check_parity
+from ds2deploy.export.parity import check_parity
+from ds2deploy.export.reference import BATCHES, FRAMES, Reference, decode_all
 from ds2deploy.export.speech import speech_features, synthesize
 from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
 from ds2deploy.runtimes.errors import ParityError
@@ -26,7 +27,7 @@ from ds2deploy.runtimes.torch_session import TorchSession
 
 def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):
     """I3 on the trained model: fp32 in ONNX Runtime against PyTorch."""
-    report = verify_onnx(digits_onnx, digits_checkpoint)
+    report = verify_artifact(digits_onnx, digits_checkpoint)
     assert {(case.batch, case.frames) for case in report.cases} == {
         (batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)
     }
@@ -39,8 +40,6 @@ def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):
 
 def test_the_speech_makes_the_network_talk(digits_checkpoint: Path):
     """All blank would agree with anything."""
-    from ds2deploy.export.parity import decode_all
-
     checkpoint = load_checkpoint(digits_checkpoint)
     session = TorchSession(checkpoint.network, checkpoint.description())
     speech = speech_features(checkpoint.recipe.features, max(BATCHES), max(FRAMES))
@@ -128,6 +127,7 @@ class Fixed:
     """Says the same of every frame: two labels, the second less likely by `gap`."""
 
     runtime = "fixed"
+    profile = None
 
     def __init__(self, description: ArtifactDescription, first: int, gap: float) -> None:
         self.description = description
@@ -146,7 +146,7 @@ def test_another_best_label_counts_even_within_the_difference(
 ):
     """Both are within 1e-4; only what no runtime could order may change places."""
     description = load_checkpoint(digits_checkpoint).description()
-    report = check_parity(Fixed(description, 2, gap), Fixed(description, 1, gap))
+    report = check_parity(Fixed(description, 2, gap), Reference(Fixed(description, 1, gap)))
     assert all(case.argmax_share == 0 for case in report.cases)
     assert report.max_difference < 1e-4
     assert report.passed is passed
@@ -163,7 +163,7 @@ def test_nan_is_noticed(digits_checkpoint: Path):
             return log_probs, output_lengths
 
     broken = Broken(checkpoint.network, checkpoint.description())
-    report = check_parity(broken, reference)
+    report = check_parity(broken, Reference(reference))
     assert not report.passed
 
 
@@ -181,6 +181,6 @@ def test_verify_reads_the_file_that_it_is_given(
         )
     )
     onnx.save(model, changed)
-    report = verify_onnx(changed, digits_checkpoint)
+    report = verify_artifact(changed, digits_checkpoint)
     assert not report.passed
     assert "shapes over tolerance" in report.failure()

@@ -13,6 +13,7 @@ from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.data import Batch
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.parity import check_parity
+from ds2deploy.export.reference import Reference
 from ds2deploy.export.speech import speech_features
 from ds2deploy.lightning_module import ctc_loss
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
@@ -75,7 +76,7 @@ def test_onnxruntime_cuda(digits_checkpoint: Path, tmp_path: Path):
     path = export_onnx(digits_checkpoint, tmp_path)[0].path
     checkpoint = load_checkpoint(digits_checkpoint)
     reference = TorchSession(checkpoint.network, checkpoint.description())
-    report = check_parity(OnnxSession(path, device="cuda"), reference)
+    report = check_parity(OnnxSession(path, device="cuda"), Reference(reference))
     assert report.max_difference < 1e-2  # cuDNN's convolutions may use TF32
     assert all(case.argmax_share > 0.999 for case in report.cases)
 

@@ -20,6 +20,7 @@ from ds2deploy.runtimes.artifact import (
     output_length,
 )
 from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
 from ds2deploy.runtimes.recognizer import BATCH_SIZE, Recognizer, batches
@@ -36,6 +37,7 @@ class TuneSession:
     """
 
     runtime = "numpy"
+    profile: Profile | None = None
 
     def __init__(self, labels: str = ENGLISH, normalize: str = "none") -> None:
         self.description = ArtifactDescription(
@@ -277,3 +279,32 @@ def test_log_probs_refuses_what_no_model_can_take(recognizer, session, shape, le
     with pytest.raises(ValueError, match=message):
         recognizer.log_probs(np.zeros(shape, np.float32), lengths)
     assert session.batches == []
+
+
+def test_audio_beyond_an_engines_profile_is_named_with_the_way_out(tmp_path: Path):
+    """Before anything is computed; and an array, which has no name, just as well."""
+    session = TuneSession()
+    session.profile = Profile(batch=(1, 4, 16), frames=(51, 501, 3001))
+    short, long = sing("A"), np.zeros(round(31.2 * RATE), np.float32)
+    soundfile.write(tmp_path / "long.wav", long, RATE)
+    message = (
+        "31.2 s of audio; this engine takes 0.5 to 30 s: split it, or rebuild with "
+        "--seconds 0.5,5,40"
+    )
+    with pytest.raises(AudioError) as raised:
+        Recognizer(session).transcribe([short, tmp_path / "long.wav"], RATE)
+    assert str(raised.value) == f"{tmp_path / 'long.wav'}: {message}"
+    with pytest.raises(AudioError) as raised:
+        Recognizer(session).transcribe(long, RATE)
+    assert str(raised.value) == message
+    assert session.batches == []
+    assert Recognizer(session).transcribe(short, RATE).text == "A"
+    assert Recognizer(session).transcribe(long[: 30 * RATE], RATE).text == ""
+
+
+def test_batches_are_no_larger_than_an_engine_takes():
+    session = TuneSession()
+    session.profile = Profile(batch=(1, 2, 3), frames=(1, 100, 1000))
+    texts = [t.text for t in Recognizer(session).transcribe([sing("B")] * 8, RATE)]
+    assert texts == ["B"] * 8
+    assert [shape[0] for shape, _ in session.batches] == [3, 3, 2]

@@ -1,0 +1,67 @@
+"""Optimisation profiles in the units of those who have recordings: utterances and seconds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from ds2deploy.runtimes.engine_description import Profile, frames_of
+from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.features import FeatureConfig
+
+BATCH = (1, 4, 16)
+SECONDS = (0.5, 5.0, 30.0)
+"""What a profile is without other wishes: commands and sentences, some at a time."""
+
+
+def engine_profile(
+    features: FeatureConfig, batch: Sequence[int], seconds: Sequence[float]
+) -> Profile:
+    """A profile of so many utterances of so many seconds.
+
+    Args:
+        features: of the model.
+        batch: utterances at least, usually, at most.
+        seconds: of the longest utterance of a batch, at least, usually, at most.
+    """
+    low, usual, high = (frames_of(duration, features) for duration in seconds)
+    return Profile(batch=(batch[0], batch[1], batch[2]), frames=(low, usual, high))
+
+
+def seconds_of(durations_s: Sequence[float]) -> tuple[float, float, float]:
+    """Durations at least, usually and at most of real recordings, rounded outwards to 0.1 s.
+
+    Args:
+        durations_s: of at least one utterance, in seconds.
+    """
+    low = max(0.1, math.floor(min(durations_s) * 10) / 10)
+    high = math.ceil(max(durations_s) * 10 - 1e-9) / 10
+    usual = math.ceil(statistics.median(durations_s) * 10 - 1e-9) / 10
+    return low, max(low, usual), max(low, high)
+
+
+def grid(profile: Profile) -> list[tuple[int, int]]:
+    """The corners of a profile, and its middle: batches and frames for a parity check."""
+    return [
+        (batch, frames)
+        for frames in sorted(set(profile.frames))
+        for batch in sorted(set(profile.batch))
+    ]
+
+
+def check_order(option: str, values: Sequence[float], example: str) -> None:
+    """Refuse what is not three numbers in order.
+
+    Raises:
+        ConfigError: names the option, and gives the example.
+    """
+    text = ",".join(f"{value:g}" for value in values)
+    if len(values) != 3:
+        raise ConfigError(
+            f"{option} {text}: expected three numbers, at least, usually and at most: {example}"
+        )
+    if not 0 < values[0] <= values[1] <= values[2] < math.inf:
+        raise ConfigError(
+            f"{option} {text}: expected the smallest first and the largest last, above 0: {example}"
+        )

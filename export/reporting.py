@@ -1,0 +1,56 @@
+"""What the command line says of reports and artifacts, in lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ds2deploy.export.engines import EngineExport
+from ds2deploy.export.parity import ParityReport
+
+if TYPE_CHECKING:  # it needs torch, which a device that builds its engine has not
+    from ds2deploy.export.artifacts import Exported
+
+
+def verdict(report: ParityReport) -> str:
+    """How far apart, in half a line."""
+    words = report.words
+    difference = f"log-probabilities within {report.max_difference:.1e}"
+    if words is None:
+        return difference
+    return f"{difference}, {words.different} of {words.words} words differ"
+
+
+def report_lines(report: ParityReport) -> Iterator[str]:
+    """A table of all that was compared, and the verdict."""
+    yield f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'same label':>10}  same text"
+    for case in report.cases:
+        yield (
+            f"{case.batch:5}  {case.frames:6}  {case.max_difference:10.1e}  "
+            f"{100 * case.argmax_share:8.2f} %  {'yes' if case.same_text else 'no':9}"
+            f"{'' if case.passed else '  OVER TOLERANCE'}"
+        )
+    yield (
+        f"{report.precision} on {report.runtime}, {report.speech} speech: {verdict(report)} "
+        f"(allowed: {report.tolerance.log_probs:g}): {'passed' if report.passed else 'FAILED'}"
+    )
+
+
+def artifact_lines(item: Exported | EngineExport) -> Iterator[str]:
+    """What was written: an ONNX file in a line, an engine in three."""
+    size = f"{item.path}  {item.size / 1e6:.1f} MB"
+    if not isinstance(item, EngineExport):
+        yield (
+            f"{size}, {item.nodes} nodes, verified on {len(item.report.cases)} shapes: "
+            f"{verdict(item.report)}"
+        )
+        return
+    build = item.build
+    yield (
+        f"{size}, for compute capability {', '.join(item.compute_capabilities)}; built in "
+        f"{build.build_s:.1f} s with {build.peak_memory_mb:.0f} MB"
+    )
+    yield f"  parsed network, {len(item.network.cases)} shapes: {verdict(item.network)}"
+    if item.report is not None:
+        yield f"  engine, {len(item.report.cases)} shapes: {verdict(item.report)}"
+    yield f"  {item.verification}"

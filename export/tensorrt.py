@@ -1,0 +1,309 @@
+"""From a verified ONNX file to a TensorRT engine whose every stage is checked.
+
+First the network as TensorRT's parser made it is computed on the CPU and compared with the
+reference; only then is it built; and where a GPU is present, the engine runs over the shapes of
+its profile. What is over tolerance leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ds2deploy.export.engine_build import Event, Job, job_profile
+from ds2deploy.export.engine_options import RTX_DEFAULT, EngineOptions
+from ds2deploy.export.network_evaluator import NetworkSession
+from ds2deploy.export.parity import ParityReport, check_parity
+from ds2deploy.export.profiles import grid
+from ds2deploy.export.reference import Reference
+from ds2deploy.files import file_sha256
+from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.cuda import NoDeviceError, open_device
+from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Flavor, runs_on
+from ds2deploy.runtimes.engine_file import description_path, sealed
+from ds2deploy.runtimes.errors import ModelFileError, ParityError, RuntimeUnavailableError
+from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
+
+Progress = Callable[[str], None]
+
+NOT_RUN = "engine built, not run: {reason}; the parsed network was verified on the CPU"
+
+
+class EngineResult(NamedTuple):
+    """What `write_engine` did.
+
+    Attributes:
+        description: as it stands beside the engine.
+        network: report of the parsed network.
+        engine: report of the engine on the GPU; None where it was not run.
+    """
+
+    description: ArtifactDescription
+    network: ParityReport
+    engine: ParityReport | None
+
+
+def engine_name(onnx: str, options: EngineOptions) -> str:
+    """`model.fp16.engine` for `model.fp16.onnx`; RTX's ends in `.rtx.engine`."""
+    return f"{onnx.removesuffix('.onnx')}{'.rtx' if options.flavor == 'rtx' else ''}.engine"
+
+
+def check_network(
+    onnx: Path,
+    description: ArtifactDescription,
+    library: TensorRt,
+    reference: Reference,
+    progress: Progress = lambda message: None,
+) -> ParityReport:
+    """Compare the network that TensorRT parsed, computed on the CPU, with the reference.
+
+    Returns:
+        The report; whether a disagreement is an error is the caller's decision.
+
+    Raises:
+        ModelFileError: the parser refuses the file, or a layer is not known here.
+    """
+    progress(f"{library.title} parses the network")
+    session = NetworkSession(onnx, library, description)
+    return check_parity(
+        session, reference, lambda what: progress(f"comparing the parsed network, {what}")
+    )
+
+
+def check_builder(flavor: Flavor) -> TensorRt:
+    """The library, if it can build engines here: TensorRT needs the GPU that they are for.
+
+    Raises:
+        RuntimeUnavailableError: it is not there, or there is no GPU.
+    """
+    library = import_tensorrt(flavor)
+    if flavor == "tensorrt":
+        try:
+            open_device()
+        except NoDeviceError as error:
+            raise RuntimeUnavailableError(
+                f"--trt: TensorRT builds on the GPU that the engine is for, and here is none "
+                f"({error.reason}); export ONNX here, and on the device "
+                "`ds2deploy export model.onnx --trt --out DIR`; or take --rtx, which needs no GPU"
+            ) from None
+    return library
+
+
+def _capabilities(options: EngineOptions) -> tuple[str, ...]:
+    if options.flavor == "rtx":
+        return options.targets or RTX_DEFAULT
+    return (open_device().compute_capability,)
+
+
+def write_engine(
+    onnx: Path,
+    description: ArtifactDescription,
+    options: EngineOptions,
+    reference: Reference,
+    engine: Path,
+    rebuild: str,
+    progress: Progress = lambda message: None,
+    network: ParityReport | None = None,
+) -> EngineResult:
+    """Build an engine, and the description beside it.
+
+    Args:
+        onnx: the verified artifact.
+        description: of that artifact.
+        options: flavour, profile and all that the builder is told.
+        reference: what the engine should compute.
+        engine: path to write to; the description goes beside it.
+        rebuild: command that does the same again.
+        progress: told what is being done.
+        network: report of the parsed network, where it was compared already.
+
+    Raises:
+        ParityError: the parsed network, or the engine, differs from the reference.
+        ModelFileError: the parser or the builder refuses the network.
+        RuntimeUnavailableError: the library is not there, or cannot build here.
+    """
+    library = check_builder(options.flavor)
+    started = time.perf_counter()
+    if network is None:
+        network = check_network(onnx, description, library, reference, progress)
+    if not network.passed:
+        raise ParityError(
+            f"{onnx.name}: the network that {library.title} makes of it does not compute what "
+            f"{description.source.name} computes, no engine is built: {network.failure()}"
+        )
+    checked = time.perf_counter()
+    progress(f"{library.title} builds the engine")
+    parse_s, build_s, peak_mb, layers = _run_build(
+        _job(onnx, engine, options, description), progress
+    )
+    facts = BuildFacts(
+        parse_s=round(parse_s, 2),
+        build_s=round(build_s, 2),
+        network_check_s=round(checked - started, 2),
+        engine_check_s=None,
+        peak_memory_mb=round(peak_mb, 1),
+        layers=layers,
+    )
+    described = msgspec.structs.replace(
+        description,
+        parity=None,
+        engine=EngineDescription(
+            flavor=options.flavor,
+            version=library.version,
+            compute_capabilities=_capabilities(options),
+            hardware_compatibility=options.hardware_compatibility,
+            profile=options.profile(description.features),
+            workspace_mb=options.workspace_mb,
+            optimization_level=options.optimization_level,
+            onnx_sha256=file_sha256(onnx),
+            engine_sha256=file_sha256(engine),
+            size=engine.stat().st_size,
+            network_parity=network.summary(),
+            verification="",
+            rebuild=rebuild,
+            build=facts,
+        ),
+    )
+    return _check_engine(engine, described, network, reference, progress)
+
+
+def _job(onnx: Path, engine: Path, options: EngineOptions, description: ArtifactDescription) -> Job:
+    names = (description.inputs[0], description.inputs[1])
+    cache, features = options.timing_cache, description.features
+    return Job(
+        flavor=options.flavor,
+        onnx=str(onnx.resolve()),
+        engine=str(engine.resolve()),
+        profile=job_profile(options.profile(features), features.bins, names),
+        workspace_mb=options.workspace_mb,
+        optimization_level=options.optimization_level,
+        timing_cache=None if cache is None else str(Path(cache).resolve()),
+        hardware_compatibility=options.hardware_compatibility,
+        targets=options.target_pairs(),
+    )
+
+
+def _run_build(job: Job, progress: Progress) -> tuple[float, float, float, int]:
+    """Build in a process of its own, whose events become progress."""
+    # Without PYTHONSAFEPATH a folder named like a package in the current one would shadow it.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "ds2deploy.export.engine_build"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
+        subprocess.Popen(  # noqa: S603  # our own interpreter and module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(msgspec.json.encode(job).decode() + "\n")
+            process.stdin.flush()
+            last = Event()
+            for line in process.stdout:
+                last = msgspec.json.decode(line, type=Event)
+                if last.phase:
+                    progress(f"building the engine: {last.phase}")
+        except BrokenPipeError:
+            last = Event()
+        finally:
+            if sys.exc_info()[0] is not None:
+                process.kill()
+        process.stdin.close()
+        process.wait()
+        if last.built is not None:
+            return last.built
+        messages.seek(0)
+        raise ModelFileError(_build_failure(job, last, process.returncode, messages.read()))
+
+
+def _build_failure(job: Job, last: Event, status: int, messages: str) -> str:
+    complaints = [
+        " ".join(line.split())
+        for line in messages.splitlines()
+        if line.startswith(("[E]", "[!]")) and "Cuda Runtime" not in line
+    ]
+    reason = complaints[0] if complaints else last.error or f"its process ended with {status}"
+    remedy = (
+        "less memory: a smaller --batch or --seconds, or --workspace"
+        if "memory" in reason.lower()
+        else "try --optimization-level 2, another precision, or --onnx alone"
+    )
+    return f"{Path(job.onnx).name}: building the engine failed ({reason[:300]}); {remedy}"
+
+
+def _check_engine(
+    engine: Path,
+    description: ArtifactDescription,
+    network: ParityReport,
+    reference: Reference,
+    progress: Progress,
+) -> EngineResult:
+    """Run the engine where a GPU is present; say so in the description where none is."""
+    from ds2deploy.runtimes.tensorrt import TensorRtSession
+
+    assert description.engine is not None
+    unfinished = _with_verification(description, "not verified yet", None)
+    description_path(engine).write_text(_document(unfinished), encoding="utf-8")
+    started = time.perf_counter()
+    if reason := _why_not_run(description.engine):
+        described = _with_verification(description, NOT_RUN.format(reason=reason), None)
+        description_path(engine).write_text(_document(described), encoding="utf-8")
+        return EngineResult(described, network, None)
+    with TensorRtSession(engine) as session:
+        report = check_parity(
+            session,
+            reference,
+            lambda what: progress(f"comparing the engine, {what}"),
+            grid(description.engine.profile),
+        )
+    if not report.passed:
+        raise ParityError(
+            f"{engine.name}: the engine does not compute what {description.source.name} computes, "
+            f"nothing is written: {report.failure()}"
+        )
+    seconds = round(time.perf_counter() - started, 2)
+    verified = f"engine verified on {report.runtime}; the parsed network on the CPU"
+    described = _with_verification(
+        msgspec.structs.replace(description, parity=report.summary()), verified, seconds
+    )
+    description_path(engine).write_text(_document(described), encoding="utf-8")
+    return EngineResult(described, network, report)
+
+
+def _with_verification(
+    description: ArtifactDescription, line: str, seconds: float | None
+) -> ArtifactDescription:
+    assert description.engine is not None
+    build = msgspec.structs.replace(description.engine.build, engine_check_s=seconds)
+    engine = msgspec.structs.replace(description.engine, verification=line, build=build)
+    return sealed(msgspec.structs.replace(description, engine=engine))
+
+
+def _why_not_run(engine: EngineDescription) -> str:
+    """What keeps an engine from running here; empty where nothing does."""
+    try:
+        device = open_device()
+    except NoDeviceError as error:
+        return error.reason if "cuda-bindings" in error.reason else "no GPU"
+    if runs_on(engine, device.compute_capability):
+        return ""
+    built_for = ", ".join(engine.compute_capabilities)
+    return f"it is for compute capability {built_for}, this GPU is {device.compute_capability}"
+
+
+def _document(description: ArtifactDescription) -> str:
+    return msgspec.json.format(description.to_json()) + "\n"

@@ -1,0 +1,107 @@
+"""What the document beside a TensorRT engine adds: what it was built with, and for what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from ds2deploy.runtimes.features import FeatureConfig
+
+Flavor = Literal["tensorrt", "rtx"]
+"""Of the library: TensorRT, or TensorRT-RTX."""
+
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+"""Which other GPUs an engine runs on: TensorRT's hardware compatibility levels."""
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The optimisation profile: shapes that an engine takes.
+
+    Attributes:
+        batch: utterances at least, usually, at most.
+        frames: feature frames of the longest utterance, at least, usually, at most. What is
+            shorter is padded by the runtime.
+    """
+
+    batch: tuple[int, int, int]
+    frames: tuple[int, int, int]
+
+    def seconds(self, features: FeatureConfig) -> tuple[float, float, float]:
+        """The frames as durations."""
+        low, usual, high = (
+            (count - 1) * features.stride / features.sample_rate for count in self.frames
+        )
+        return low, usual, high
+
+
+def frames_of(duration_s: float, features: FeatureConfig) -> int:
+    """Feature frames of so much audio: one per stride, and the one at the start."""
+    return math.ceil(duration_s * features.sample_rate - 1e-6) // features.stride + 1
+
+
+class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What building took.
+
+    Attributes:
+        parse_s: seconds to parse the ONNX file.
+        build_s: seconds to build the engine.
+        network_check_s: seconds to compare the parsed network with the checkpoint.
+        engine_check_s: seconds to compare the engine with it; None where no GPU ran it.
+        peak_memory_mb: largest resident memory of the process that built, in 10^6 bytes.
+        layers: of the parsed network.
+    """
+
+    parse_s: float
+    build_s: float
+    network_check_s: float
+    engine_check_s: float | None
+    peak_memory_mb: float
+    layers: int
+
+
+class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What an engine was built with, and for what.
+
+    Attributes:
+        flavor: of the library that built it, and alone can run it.
+        version: of that library.
+        compute_capabilities: of the GPUs that it runs on, such as `8.9`.
+        hardware_compatibility: further GPUs that it runs on.
+        profile: the shapes that it takes.
+        workspace_mb: limit of the scratch memory, in 2^20 bytes; None left TensorRT's own.
+        optimization_level: of the builder, 0 to 5; None left TensorRT's own.
+        onnx_sha256: of the file that was parsed.
+        engine_sha256: of the engine.
+        size: of the engine, in bytes.
+        network_parity: report of the parsed network, evaluated on the CPU.
+        verification: in a line, what has been run.
+        rebuild: the command that builds it again.
+        build: what it took.
+        seal: SHA-256 of the whole document with an empty seal: a document that was edited by
+            hand, or that belongs to another engine, is refused.
+    """
+
+    flavor: Flavor
+    version: str
+    compute_capabilities: tuple[str, ...]
+    hardware_compatibility: Compatibility = "none"
+    profile: Profile
+    workspace_mb: int | None = None
+    optimization_level: int | None = None
+    onnx_sha256: str
+    engine_sha256: str
+    size: int
+    network_parity: dict[str, Any]
+    verification: str
+    rebuild: str
+    build: BuildFacts
+    seal: str = ""
+
+
+def runs_on(engine: EngineDescription, compute_capability: str) -> bool:
+    """Whether an engine is for GPUs of that compute capability, such as `8.9`."""
+    major = int(compute_capability.partition(".")[0])
+    newer = engine.hardware_compatibility == "ampere_plus" and major >= 8
+    return newer or compute_capability in engine.compute_capabilities

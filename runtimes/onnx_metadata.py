@@ -1,0 +1,98 @@
+"""Reads what an ONNX file says of itself, and nothing else of it.
+
+An ONNX file is one message of protocol buffers: fields one after the other, each with its number
+and its length. The graph, which is nearly all of the file, is stepped over, so that neither onnx
+nor ONNX Runtime is needed, nor the memory for the weights (onnx.proto3, message ModelProto).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+
+METADATA_PROPS = 14
+"""Number of the field of ModelProto that holds pairs of key (1) and value (2)."""
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+def read_onnx_description(path: str | Path) -> ArtifactDescription:
+    """The description inside an ONNX artifact of any precision.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not an ONNX file, damaged, or not exported by ds2deploy.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
+    size = path.stat().st_size
+    if size == 0:
+        raise ModelFileError(f"{path}: empty file (0 bytes); export it again")
+    try:
+        with path.open("rb") as file:
+            document = _find(file, size)
+    except (EOFError, UnicodeDecodeError) as error:
+        raise ModelFileError(
+            f"{path}: not an ONNX model that can be read, or damaged ({error}); export it again"
+        ) from None
+    if document is None:
+        raise no_description(path)
+    return read_description(document, str(path))
+
+
+def no_description(path: Path) -> ModelFileError:
+    """The error for a model that somebody else exported."""
+    return ModelFileError(
+        f"{path}: an ONNX model, but not one of ds2deploy's (it holds no description); "
+        "export a checkpoint with `ds2deploy export`"
+    )
+
+
+def _find(file: BinaryIO, size: int) -> str | None:
+    found = None
+    while file.tell() < size:
+        number, kind = divmod(_varint(file), 8)
+        if kind == VARINT:
+            _varint(file)
+        elif kind == BYTES:
+            length = _varint(file)
+            if file.tell() + length > size:
+                raise EOFError(f"{size} bytes, more were expected")
+            if number == METADATA_PROPS:
+                found = _value(file, file.tell() + length) or found
+            else:
+                file.seek(length, 1)
+        elif kind in (FIXED64, FIXED32):
+            file.seek(8 if kind == FIXED64 else 4, 1)
+        else:
+            raise EOFError("bytes of another format")
+    return found
+
+
+def _value(file: BinaryIO, end: int) -> str | None:
+    """The value of one pair, where its key is ours."""
+    texts = {1: "", 2: ""}
+    while file.tell() < end:
+        number, kind = divmod(_varint(file), 8)
+        if kind != BYTES:
+            raise EOFError("bytes of another format")
+        content = file.read(_varint(file)).decode("utf-8")
+        texts[number] = content
+    return texts[2] if texts[1] == METADATA_KEY else None
+
+
+def _varint(file: BinaryIO) -> int:
+    """A number of 7 bits a byte, lowest first, the highest bit set on all but the last."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError("it ends in the middle of a field")
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise EOFError("bytes of another format")

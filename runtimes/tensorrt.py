@@ -1,0 +1,240 @@
+"""A session on TensorRT or TensorRT-RTX: the library, CUDA from Python, and numpy.
+
+A session deserialises the engine once. A run borrows a lane (an execution context with a stream
+and buffers of its own), so that as many threads run at once as there are lanes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ds2deploy.runtimes import cuda
+from ds2deploy.runtimes.engine_description import EngineDescription, Profile, runs_on
+from ds2deploy.runtimes.engine_file import read_engine, read_engine_description
+from ds2deploy.runtimes.errors import (
+    DeviceError,
+    FeaturesError,
+    ModelFileError,
+    RuntimeUnavailableError,
+)
+from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.session import beyond_profile, check_batch
+from ds2deploy.runtimes.tensorrt_lane import GraphSwitch, Lane, LanePool, Shape
+from ds2deploy.runtimes.tensorrt_library import NAMES, TensorRt, import_tensorrt
+from ds2deploy.runtimes.tensorrt_log import make_log, one_line
+from ds2deploy.runtimes.tensorrt_rtx_cache import CACHE_SUFFIX, RuntimeCache
+
+
+class TensorRtSession:
+    """Runs an engine; from several threads, if you like.
+
+    Args:
+        path: of the engine; its description lies beside it.
+        device: `cuda`, `cuda:1`, ...
+        contexts: threads that may run at the same time, at most; each takes device memory, and
+            is made when it is first needed. Further threads wait for one another.
+        cuda_graphs: replay a shape that comes again as a CUDA graph.
+
+    Attributes:
+        description: of the model.
+        runtime: `tensorrt cuda` or `tensorrt-rtx cuda`.
+        profile: the shapes that the engine takes. What is smaller is padded, exactly.
+
+    Raises:
+        MissingFileError: no engine, or no description beside it.
+        ModelFileError: the engine is damaged, or not its description's.
+        RuntimeUnavailableError: it was built for another library, another version of it, or
+            another GPU; or there is no GPU.
+        DeviceError: the GPU failed, or has too little memory.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cuda",
+        contexts: int = 2,
+        cuda_graphs: bool = True,
+    ) -> None:
+        self._path = Path(path)
+        self._closing = threading.Lock()
+        self._pool: LanePool | None = None
+        self._cache: RuntimeCache | None = None
+        self._engine: Any = None
+        self._runtime: Any = None
+        # What is cheap to refuse is refused first: the document, the library, the GPU.
+        self.description, engine = read_engine_description(self._path)
+        library = _open_library(self._path, engine)
+        self._device = _open_device(self._path, engine, device)
+        self.profile: Profile | None = engine.profile
+        self.runtime = f"{'tensorrt' if engine.flavor == 'tensorrt' else 'tensorrt-rtx'} {device}"
+        self._graphs = GraphSwitch(self._path, cuda_graphs)
+        self._log = make_log(library)
+        try:
+            self._load(library, engine)
+            self._pool = LanePool(self._make_lane, max(1, contexts))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def cuda_graphs(self) -> str:
+        """`on`, `off`, or `off: ` and why."""
+        return self._graphs.text
+
+    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network; see `Session.run`.
+
+        Raises:
+            FeaturesError: more utterances or frames than the engine takes.
+            DeviceError: the GPU failed, or the session is closed.
+        """
+        features, lengths = check_batch(features, lengths, self.description.features.bins)
+        shape = self._shape_for(len(features), features.shape[3])
+        try:
+            pool = self._pool
+            if pool is None:
+                raise DeviceError("the session is closed; open another")
+            with pool.lane(shape) as lane:
+                return lane.run(features, lengths, shape)
+        except RuntimeError as error:  # DeviceError is one; so is what TensorRT's binding raises
+            said = self._log.take()
+            raise DeviceError(f"{self._path}: {one_line(error)}{said}") from None
+
+    def close(self) -> None:
+        """Free everything, after the runs under way; again does nothing."""
+        with self._closing:
+            if self._runtime is not None:
+                with contextlib.suppress(DeviceError):
+                    self._device.activate()  # it may be another thread than those that ran
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                pool.stop()
+            try:
+                if self._cache is not None:
+                    self._cache.save()
+            finally:
+                if pool is not None:
+                    pool.free()
+                self._cache = self._engine = self._runtime = None  # freed in this order
+
+    def __enter__(self) -> TensorRtSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A courtesy to who forgets `close`; while the interpreter ends, anything may be gone.
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _load(self, library: TensorRt, description: EngineDescription) -> None:
+        trt = library.module
+        blob = read_engine(self._path)[2]
+        try:
+            self._device.activate()
+            self._runtime = trt.Runtime(self._log)
+            self._engine = self._runtime.deserialize_cuda_engine(blob)
+            if self._engine is None:
+                raise ModelFileError(
+                    f"{self._path}: {library.title} does not load it{self._log.take()}; "
+                    f"build it again: {description.rebuild}"
+                )
+            self._check_tensors(trt, description.rebuild)
+            if library.flavor == "rtx":
+                beside = self._path.with_name(self._path.name + CACHE_SUFFIX)
+                self._cache = RuntimeCache(self._engine.create_runtime_config(), beside)
+        except (RuntimeError, TypeError) as error:
+            raise DeviceError(
+                f"{self._path}: {library.title} fails ({one_line(error)}{self._log.take()})"
+            ) from None
+
+    def _check_tensors(self, trt: Any, rebuild: str) -> None:
+        """Refuse an engine whose tensors are not those that the description names."""
+        found = {}
+        for i in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(i)
+            found[name] = (self._engine.get_tensor_mode(name), self._engine.get_tensor_dtype(name))
+        names = (*self.description.inputs, *self.description.outputs)
+        kinds = [
+            (mode, kind)
+            for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
+            for kind in (trt.DataType.FLOAT, trt.DataType.INT64)
+        ]
+        if found != dict(zip(names, kinds, strict=False)) or len(names) != len(kinds):
+            told = ", ".join(
+                f"{name} ({mode.name.lower()}, {kind.name.lower()})"
+                for name, (mode, kind) in found.items()
+            )
+            raise ModelFileError(
+                f"{self._path}: its tensors are {told}, not {', '.join(names)} "
+                f"of its description: {rebuild}"
+            )
+
+    def _make_lane(self) -> Lane:
+        """An execution context with what it needs; one at a time, for they share the engine."""
+        self._device.activate()
+        return Lane(self._device, self._make_context, self.description, self._graphs)
+
+    def _make_context(self) -> Any:
+        configuration = () if self._cache is None else (self._cache.config,)
+        context = self._engine.create_execution_context(*configuration)
+        if context is None:
+            raise DeviceError(
+                "TensorRT makes no execution context, most often for want of device memory: "
+                "use fewer contexts"
+            )
+        return context
+
+    def _shape_for(self, utterances: int, frames: int) -> Shape:
+        """The shape to run a batch in: the batch's own, or the profile's least."""
+        assert self.profile is not None
+        (low, usual, high), features = self.profile.batch, self.description.features
+        if utterances > high:
+            raise FeaturesError(
+                f"{utterances} utterances; this engine takes {low} to {high} at a time: "
+                f"split them, or rebuild with --batch {low},{usual},{utterances}"
+            )
+        if frames > self.profile.frames[2]:
+            duration_s = (frames - 1) * features.stride / features.sample_rate
+            raise FeaturesError(beyond_profile(duration_s, self.profile, features))
+        return max(utterances, low), max(frames, self.profile.frames[0])
+
+
+def _open_library(path: Path, engine: EngineDescription) -> TensorRt:
+    built = f"{path} was built by {NAMES[engine.flavor]} {engine.version}"
+    try:
+        library = import_tensorrt(engine.flavor)
+    except RuntimeUnavailableError as error:
+        raise RuntimeUnavailableError(
+            f"{built} and needs it here: {error}; or build another: {engine.rebuild}"
+        ) from None
+    if library.version != engine.version:
+        raise RuntimeUnavailableError(
+            f"{built}, here is {library.version}, and engines do not move between versions: "
+            f"{engine.rebuild}"
+        )
+    return library
+
+
+def _open_device(path: Path, engine: EngineDescription, name: str) -> cuda.Device:
+    try:
+        device = cuda.open_device(name)
+    except RuntimeUnavailableError as error:
+        raise RuntimeUnavailableError(f"{path}: {error}") from None
+    has = device.compute_capability
+    if not runs_on(engine, has):
+        raise RuntimeUnavailableError(
+            f"{path} was built for compute capability {', '.join(engine.compute_capabilities)}, "
+            f"this GPU is {has}: {engine.rebuild}"
+        )
+    return device

@@ -1,0 +1,114 @@
+"""TensorRT and TensorRT-RTX: one API in packages of several names.
+
+Both are imported here and nowhere else, by the name that is asked for; neither takes the place of
+the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from ds2deploy.runtimes.engine_description import Flavor
+from ds2deploy.runtimes.errors import RuntimeUnavailableError
+
+NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+
+OLDEST: dict[Flavor, tuple[int, int]] = {"tensorrt": (10, 3), "rtx": (1, 0)}
+"""Releases before these lack what is used here."""
+
+# TensorRT-RTX in the order of preference: its own package; or its bindings, for which ONNX
+# Runtime's plugin brings the libraries and loads them when it is imported.
+RTX_PACKAGES = (
+    ("tensorrt_rtx",),
+    ("onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_bindings"),
+)
+PACKAGES: dict[Flavor, tuple[tuple[str, ...], ...]] = {
+    "tensorrt": (("tensorrt",),),
+    "rtx": RTX_PACKAGES,
+}
+
+
+class TensorRt(NamedTuple):
+    """One of the two libraries, imported.
+
+    Attributes:
+        flavor: which of the two.
+        version: such as `10.3.0`.
+        module: its Python API.
+    """
+
+    flavor: Flavor
+    version: str
+    module: ModuleType
+
+    @property
+    def title(self) -> str:
+        """For people: `TensorRT-RTX 1.7.1.116`."""
+        return f"{NAMES[self.flavor]} {self.version}"
+
+
+def import_tensorrt(flavor: Flavor) -> TensorRt:
+    """Import one of the two libraries.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed, does not load, or is too old.
+    """
+    reason = ""
+    for packages in PACKAGES[flavor]:
+        try:
+            module = [importlib.import_module(name) for name in packages][-1]
+            version = str(module.__version__)
+        except ModuleNotFoundError as error:
+            # Of the packages that are partly there, what they lack tells more than that the
+            # others are not there at all.
+            reason = f"no module {error.name}" if error.name else str(error)
+            continue
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            break
+        return _new_enough(TensorRt(flavor, version, module))
+    raise RuntimeUnavailableError(
+        f"{NAMES[flavor]} does not import ({reason[:160]}): {install_command(flavor)}"
+    )
+
+
+def any_tensorrt() -> TensorRt:
+    """Whichever of the two is there, TensorRT first.
+
+    Raises:
+        RuntimeUnavailableError: neither is; says what brings one.
+    """
+    for flavor in NAMES:
+        try:
+            return import_tensorrt(flavor)
+        except RuntimeUnavailableError:
+            continue
+    raise RuntimeUnavailableError(
+        "neither TensorRT nor TensorRT-RTX imports here, and either can parse the network: "
+        f"{install_command('rtx')}"
+    )
+
+
+def install_command(flavor: Flavor) -> str:
+    """What brings the library to this machine."""
+    import platform
+
+    if flavor == "tensorrt" and platform.machine() == "aarch64":
+        return (
+            "on a Jetson it comes with JetPack: apt install python3-libnvinfer, "
+            "and a venv with --system-site-packages"
+        )
+    return f"pip install 'ds2deploy[{flavor}]'"
+
+
+def _new_enough(library: TensorRt) -> TensorRt:
+    found = tuple(int(part) for part in library.version.split(".")[:2])
+    if found < OLDEST[library.flavor]:
+        oldest = ".".join(map(str, OLDEST[library.flavor]))
+        raise RuntimeUnavailableError(
+            f"{library.title} is too old, {oldest} is the first that works: "
+            f"{install_command(library.flavor)}"
+        )
+    return library
