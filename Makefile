@@ -19,8 +19,10 @@ TYPED := build/typed/ds2deploy
 demo: .venv/ready
 	$(BIN)/ds2deploy demo --out runs/demo
 
+# Two processes of one thread each: most of a test is Python, and threads of two processes that wait
+# for each other take longer than one after the other.
 test: .venv/ready
-	$(BIN)/python -m pytest --ignore tests/gpu
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu

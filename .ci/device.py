@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ds2deploy
 
-ABSENT = ("torch", "lightning", "onnx", "lhotse", "jiwer")
+ABSENT = ("torch", "lightning", "onnx", "lhotse", "jiwer", "tensorrt_rtx_bindings", "polygraphy")
 
 
 def main(demo: Path, expected_file: Path) -> None:
@@ -33,6 +33,7 @@ def main(demo: Path, expected_file: Path) -> None:
     checkpoint = demo / "run" / "best.ckpt"
     for arguments, extra in (
         (["export", checkpoint, "--out", demo / "none"], "export"),
+        (["export", model, "--rtx", "--out", demo / "none"], "rtx"),
         (["transcribe", checkpoint, audio], "train"),
         (["inspect", checkpoint], "train"),
         (["inspect", demo / "audio" / "test.jsonl.gz"], "train"),

@@ -259,8 +259,9 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX and to engines; only what passes the parity check is written.
 
-    Examples: ds2deploy export runs/mine/best.ckpt --out deploy --onnx --precision fp32,fp16;
-    ds2deploy export deploy/model.fp16.onnx --out deploy --trt --batch 1,1,4 --seconds 0.5,5,20
+    Example: ds2deploy export runs/mine/best.ckpt --out deploy --precision fp32,fp16
+
+    On the device: ds2deploy export deploy/model.fp16.onnx --out deploy --trt --seconds 0.5,5,20
     """
     require("onnxruntime", "cpu")
     import msgspec
@@ -294,7 +295,7 @@ def export(
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
 
-            precisions = _precisions(precision or "fp32")
+            precisions = _precisions("fp32" if precision is None else precision)
             exported = [*export_checkpoint(source, out, precisions, audio, status, engines, onnx)]
     if json:
         _print_json({"artifacts": msgspec.to_builtins(exported)})

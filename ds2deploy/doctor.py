@@ -11,7 +11,13 @@ import msgspec
 from ds2deploy.runtimes.cuda import examine_device
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
-from ds2deploy.runtimes.onnx_providers import PROVIDERS, REMEDIES, Provider, register_rtx
+from ds2deploy.runtimes.onnx_providers import (
+    PROVIDERS,
+    REMEDIES,
+    Provider,
+    first_line,
+    register_rtx,
+)
 from ds2deploy.runtimes.tensorrt_library import NAMES, import_tensorrt, install_command
 
 DRIVER = "install the driver of your GPU"
@@ -62,8 +68,12 @@ def _onnxruntime(provider: Provider) -> Finding:
     if provider == "rtx":
         try:
             devices = register_rtx(onnxruntime)
-        except Exception as error:  # an ImportError, or onnxruntime's own, which share no base
-            return Finding(name, False, f"{version}, its plugin: {_reason(error)}", remedy)
+        except ImportError as error:
+            return Finding(name, False, f"{version}, no plugin ({_reason(error)})", remedy)
+        except Exception as error:  # onnxruntime's own, which share no base
+            if not _nvidia_driver():
+                return Finding(name, False, f"{version}, no NVIDIA driver", DRIVER)
+            return Finding(name, False, f"{version}, its plugin: {first_line(error)}", remedy)
         detail = f"{version}, its plugin sees {len(devices)} GPUs"
         return Finding(name, bool(devices), detail, "" if devices else DRIVER)
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():

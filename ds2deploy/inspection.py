@@ -41,12 +41,9 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
-    from ds2deploy.runtimes.onnx_metadata import read_onnx_description
-    from ds2deploy.runtimes.onnx_session import OnnxSession
+    from ds2deploy.runtimes.onnx_session import describe_artifact
 
-    description = read_onnx_description(path)
-    if description.precision != "bf16":  # which ONNX Runtime would not open on a CPU
-        description = OnnxSession(path).description
+    description = describe_artifact(path)
     return {
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "is": f"ONNX artifact, {description.kind}, {description.precision}, {description.input} in",

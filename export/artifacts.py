@@ -29,7 +29,7 @@ from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.engine_file import read_engine_description
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError, ParityError
 from ds2deploy.runtimes.onnx_metadata import read_onnx_description
-from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.torch_session import TorchSession
 
@@ -229,7 +229,7 @@ def verify_artifact(
 def _description(path: Path) -> ArtifactDescription:
     if path.suffix == ENGINE_SUFFIX:
         return read_engine_description(path)[0]
-    return read_onnx_description(path)
+    return describe_artifact(path)
 
 
 def _verify_engine(

@@ -22,8 +22,7 @@ from ds2deploy.runtimes.artifact import ArtifactDescription, Precision
 from ds2deploy.runtimes.engine_description import BuildFacts, Flavor, Profile
 from ds2deploy.runtimes.engine_file import description_path
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError
-from ds2deploy.runtimes.onnx_metadata import read_onnx_description
-from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 
 Progress = Callable[[str], None]
 
@@ -135,12 +134,15 @@ def export_engines(
     """
     artifact, out = Path(artifact), Path(out)
     if not engines:
-        raise ConfigError(f"{artifact}: is ONNX already; add --trt or --rtx to build an engine")
+        raise ConfigError(
+            f"{artifact}: is ONNX already; add --trt or --rtx to build an engine of it, or give a "
+            "checkpoint"
+        )
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the engines")
     for options in engines:
         check_builder(options.flavor)
-    description = read_onnx_description(artifact)
+    description = describe_artifact(artifact)
     if description.precision == "bf16":
         raise ConfigError(
             f"{artifact}: ONNX Runtime computes no bfloat16 on a CPU, so that an engine of it can "

@@ -192,7 +192,7 @@ def open_device(device: str = "cuda") -> Device:
         if index < count:
             return Device(runtime, index)
     except DeviceError as error:
-        raise NoDeviceError(str(error), _driver_remedy(runtime)) from None
+        raise NoDeviceError(f"CUDA finds no GPU ({error})", _driver_remedy(runtime)) from None
     there = ", ".join(f"cuda:{i}" for i in range(count)) or "none"
     raise NoDeviceError(f"no device {device}, CUDA sees {there}", _driver_remedy(runtime))
 

@@ -86,6 +86,18 @@ class OnnxSession:
         return log_probs, output_lengths
 
 
+def describe_artifact(path: str | Path) -> ArtifactDescription:
+    """What an ONNX artifact says of itself, compared with its graph where that can be opened.
+
+    Raises:
+        MissingFileError, ModelFileError, RuntimeUnavailableError: see `OnnxSession`.
+    """
+    description = read_onnx_description(path)
+    if description.precision == "bf16":  # which ONNX Runtime does not open on a CPU
+        return description
+    return OnnxSession(path).description
+
+
 def _open(
     path: Path,
     provider: Provider,

@@ -50,8 +50,9 @@ def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig)
         return None
     low, usual, high = profile.seconds(features)
     enough = 10 * math.ceil(duration_s / 10)
+    shown = math.ceil(duration_s * 10 - 1e-6) / 10
     return (
-        f"{math.ceil(duration_s * 10 - 1e-6) / 10:.1f} s of audio; this engine takes {low:g} to {high:g} s: split it, "
+        f"{shown:.1f} s of audio; this engine takes {low:g} to {high:g} s: split it, "
         f"or rebuild with --seconds {low:g},{usual:g},{enough}"
     )
 

@@ -7,7 +7,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Two cores are what the figures are for; more threads than that only disturb each other.
+# Two cores are what the figures are for; more threads than that only disturb each other. Where two
+# processes test side by side, `make test` gives them one each.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 

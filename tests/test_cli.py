@@ -11,7 +11,9 @@ import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
+import ds2deploy
 from ds2deploy.cli import app
+from ds2deploy.runtimes.cuda import examine_device
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -163,3 +165,104 @@ def test_doctor_finds_what_the_tests_use():
     for name in ("run .onnx on onnxruntime cpu", "run .ckpt on torch cpu", "training", "export"):
         assert findings[name]["works"], findings[name]
     assert all(item["works"] or item["remedy"] for item in findings.values())
+
+
+def test_doctor_looks_at_every_runtime():
+    findings = {item["name"]: item for item in run_json("doctor")["findings"]}
+    for provider in ("cpu", "cuda", "tensorrt", "rtx"):
+        assert "onnxruntime " in findings[f"run .onnx on onnxruntime {provider}"]["detail"]
+    assert findings["CUDA from Python"]["detail"].startswith("cuda-bindings ")
+    for library in ("TensorRT", "TensorRT-RTX"):
+        for verb in ("build", "run"):
+            assert findings[f"{verb} {library} engines"]["detail"].startswith(library)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_doctor_on_a_machine_without_a_gpu():
+    if examine_device()[0]:
+        pytest.skip("there is a GPU")
+    findings = {item["name"]: item for item in run_json("doctor")["findings"]}
+    assert findings["build TensorRT-RTX engines"]["works"]
+    assert findings["build TensorRT-RTX engines"]["detail"].endswith(", without a GPU")
+    assert not findings["run TensorRT-RTX engines"]["works"]
+    assert "CUDA finds no GPU" in findings["run TensorRT-RTX engines"]["detail"]
+    for name in ("cuda", "tensorrt", "rtx"):
+        assert not findings[f"run .onnx on onnxruntime {name}"]["works"]
+
+
+def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
+    """As if ONNX Runtime had every provider: what is missing then is the driver."""
+    import onnxruntime
+
+    from ds2deploy import doctor
+
+    names = list(doctor.PROVIDERS.values())
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(doctor, "_library", lambda name: False)
+    findings = {finding.name: finding for finding in doctor.examine()}
+    for provider in ("cuda", "tensorrt"):
+        finding = findings[f"run .onnx on onnxruntime {provider}"]
+        assert (finding.works, finding.remedy) == (False, "install the driver of your GPU")
+        assert finding.detail.endswith("no NVIDIA driver")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "reason"),
+    [
+        ("cuda", "ONNX Runtime {version} has no CUDAExecutionProvider; pip uninstall -y onnx"),
+        ("tensorrt", "ONNX Runtime {version} has no TensorrtExecutionProvider; pip uninstall"),
+        ("rtx", "its plugin "),
+    ],
+)
+def test_a_provider_that_is_not_there_is_an_error(
+    runtime: str, reason: str, digits_onnx: Path, recording: Path
+):
+    import onnxruntime
+
+    if len(onnxruntime.get_available_providers()) > 2 or examine_device()[0]:
+        pytest.skip("ONNX Runtime has providers for a GPU here")
+    result = CliRunner().invoke(
+        app, ["transcribe", str(digits_onnx), str(recording), "--runtime", runtime]
+    )
+    assert result.exit_code == 2
+    expected = reason.format(version=onnxruntime.__version__)
+    assert f"{digits_onnx}: --runtime {runtime}: {expected}" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime claims the provider, and starts without it: with no more than a warning."""
+    import onnxruntime
+
+    from ds2deploy.runtimes.errors import RuntimeUnavailableError
+
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    with pytest.raises(RuntimeUnavailableError, match="CPUExecutionProvider would run instead"):
+        ds2deploy.load(digits_onnx, runtime="cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("model.onnx", ["--runtime", "torch"], "runs on onnxruntime, not on torch; give the chec"),
+        ("digits.ckpt", ["--runtime", "rtx"], "runs on torch, not on rtx; export it first"),
+        ("model.onnx", ["--runtime", "gpu"], "--runtime gpu: expected one of onnxruntime, torch"),
+        ("model.onnx", ["--runtime", "cuda", "--device", "cpu"], "cuda runs on a GPU only: --dev"),
+    ],
+)
+def test_a_runtime_that_does_not_fit(
+    name: str,
+    options: list[str],
+    message: str,
+    digits_onnx: Path,
+    digits_checkpoint: Path,
+    recording: Path,
+):
+    model = digits_onnx if name == "model.onnx" else digits_checkpoint
+    result = CliRunner().invoke(app, ["transcribe", str(model), str(recording), *options])
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -402,7 +402,7 @@ def test_options_of_one_flavor_go_to_it_alone():
 @pytest.mark.usefixtures("rtx")
 def test_an_onnx_file_needs_a_flavor_and_keeps_its_precision(small_onnx: Path, tmp_path: Path):
     assert refused("export", small_onnx, "--out", tmp_path / "out").endswith(
-        "is ONNX already; add --trt or --rtx to build an engine"
+        "is ONNX already; add --trt or --rtx to build an engine of it, or give a checkpoint"
     )
     line = refused("export", small_onnx, "--rtx", "--precision", "fp16", "--out", tmp_path / "out")
     assert "an engine of an ONNX file has its precision" in line

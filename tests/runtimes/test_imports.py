@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "lightning", "onnx", "lhotse", "onnxruntime", "scipy", "jiwer")
+HEAVY = (
+    "torch", "lightning", "onnx", "lhotse", "onnxruntime", "scipy", "jiwer", "polygraphy",
+    "cuda.bindings", "tensorrt", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx",
+)  # fmt: skip
 MODULES = sorted(
     f"ds2deploy.runtimes.{path.stem}"
     for path in (ROOT / "runtimes").glob("*.py")
@@ -57,6 +60,12 @@ def test_importing_the_whole_runtime_loads_nothing_heavy():
 
 def test_looking_up_the_entry_points_loads_nothing_heavy():
     assert loaded_after("import ds2deploy; ds2deploy.load; ds2deploy.Recognizer") == set()
+
+
+def test_what_a_device_builds_engines_with_loads_nothing_heavy():
+    """TensorRT and ONNX Runtime are imported when they are asked for; torch and onnx never."""
+    code = "import ds2deploy.export.engines, ds2deploy.export.reporting"
+    assert loaded_after(f"{code}, ds2deploy.export.engine_options") == set()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["transcribe", "--help"], ["train", "--help"]])

@@ -371,7 +371,7 @@ def test_what_is_cheap_is_checked_first(small_onnx, tmp_path, machine):
             "cuda",
             "the driver is of CUDA 12, cuda-bindings of 13; pip install 'cuda-bindings==12.*'",
         ),
-        ({"devices": 0}, "cuda", "cudaErrorNoDevice: nodevice: see what nvidia-smi says"),
+        ({"devices": 0}, "cuda", "cudaErrorNoDevice: nodevice): see what nvidia-smi says"),
         ({"devices": 2}, "cuda:2", "no device cuda:2, CUDA sees cuda:0, cuda:1: see what"),
         ({}, "cpu", "device 'cpu' does not run TensorRT engines: use cuda, or cuda:1"),
         ({}, "cuda:", "device 'cuda:' does not run TensorRT engines: use cuda, or cuda:1"),
@@ -1185,7 +1185,7 @@ def test_the_real_cuda_answers_errors_as_the_stand_in_does(real_cudart):
     assert len(real) == len(count) == 2
     works, detail, remedy = cuda.examine_device()
     assert works == (real[0] == real_cudart.cudaError_t.cudaSuccess)
-    assert works or (detail.startswith("cudaGetDeviceCount: cudaError") and remedy)
+    assert works or (detail.startswith("CUDA finds no GPU (cudaGetDeviceCount: cuda") and remedy)
 
 
 # ---- The stand-in sees what must not be done
