@@ -90,7 +90,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         format_version: of this document.
         kind: a whole utterance at a time.
         input: what the first tensor holds.
-        precision: of weights and activations; inputs, outputs and log-softmax are always fp32.
+        precision: of weights and activations; inputs, output layer and log-softmax are fp32.
         labels: one character each, blank first.
         features: how audio becomes features.
         model: the network's dimensions.
