@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
     from ds2deploy.runtimes.errors import AudioError as AudioError
     from ds2deploy.runtimes.errors import ConfigError as ConfigError
+    from ds2deploy.runtimes.errors import DeviceError as DeviceError
     from ds2deploy.runtimes.errors import Ds2Error as Ds2Error
     from ds2deploy.runtimes.errors import FeaturesError as FeaturesError
     from ds2deploy.runtimes.errors import ManifestError as ManifestError
@@ -36,6 +37,7 @@ _ERRORS = (
     "AlphabetError",
     "AudioError",
     "ConfigError",
+    "DeviceError",
     "Ds2Error",
     "FeaturesError",
     "ManifestError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +74,8 @@ Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runti
 
 def main() -> None:
     """Entry point of the `ds2deploy` command."""
+    # What is half-written goes, as it does after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app(prog_name="ds2deploy")
 
 
@@ -193,9 +197,11 @@ def evaluate(
     from ds2deploy.loading import load
     from ds2deploy.manifest import read_manifest
 
-    recognizer = load(model, device, _runtime(runtime), threads)
     cuts = read_manifest(manifest)
-    with _progress(f"evaluating {model.name}", len(cuts)) as advance:
+    with (
+        load(model, device, _runtime(runtime), threads) as recognizer,
+        _progress(f"evaluating {model.name}", len(cuts)) as advance,
+    ):
         result = evaluate_model(recognizer, cuts, str(manifest), advance)
     if json:
         factor = round(result.real_time_factor, 5)
@@ -232,8 +238,8 @@ def export(
         Path | None, typer.Option(help="Manifest of real speech for the parity check.")
     ] = None,
     batch: Annotated[
-        str, typer.Option(help="Engine: utterances at least, usually, at most.")
-    ] = "1,4,16",
+        str | None, typer.Option(help="Engine: utterances at least, usually, at most; 1,4,16.")
+    ] = None,
     seconds: Annotated[
         str | None, typer.Option(help="Engine: audio at least, usually, at most; 0.5,5,30.")
     ] = None,
@@ -250,8 +256,8 @@ def export(
         Path | None, typer.Option(help="--trt: file that makes the next build faster.")
     ] = None,
     hardware_compatibility: Annotated[
-        str, typer.Option(help="--trt: none, ampere_plus or same_compute_capability.")
-    ] = "none",
+        str | None, typer.Option(help="--trt: none, ampere_plus or same_compute_capability.")
+    ] = None,
     targets: Annotated[
         str | None, typer.Option(help="--rtx: compute capabilities, such as 8.6,8.9,12.0.")
     ] = None,
@@ -272,7 +278,7 @@ def export(
     engines = engine_options(
         trt=trt,
         rtx=rtx,
-        batch=_numbers("--batch", batch, int),
+        batch=None if batch is None else _numbers("--batch", batch, int),
         seconds=None if seconds is None else _numbers("--seconds", seconds, float),
         profile_from=profile_from,
         workspace_mb=workspace,
@@ -281,6 +287,10 @@ def export(
         hardware_compatibility=hardware_compatibility,
         targets=targets,
     )
+    if not onnx and not engines:
+        raise ConfigError("--no-onnx: nothing would be written; add --trt or --rtx")
+    if source.suffix == ".engine":
+        raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
     with _status(f"exporting {source}") as status:
         if source.suffix == ".onnx":
             from ds2deploy.export.engines import export_engines
@@ -365,7 +375,8 @@ def transcribe(
         raise ConfigError(f"--format {format_}: expected {', '.join(get_args(Format))}")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
-    transcripts = load(model, device, _runtime(runtime), threads).transcribe(list(audio))
+    with load(model, device, _runtime(runtime), threads) as recognizer:
+        transcripts = recognizer.transcribe(list(audio))
     if kind == "json":
         _print_json({"transcripts": _named(audio, transcripts)})
     elif kind == "srt":
@@ -449,7 +460,10 @@ def _runtime(name: str | None) -> Any:
     from ds2deploy.loading import Runtime
 
     if name is not None and name not in get_args(Runtime):
-        raise ConfigError(f"--runtime {name}: expected one of {', '.join(get_args(Runtime))}")
+        remedy = f"; or --device {name}" if re.fullmatch(r"cpu|cuda:\d+", name) else ""
+        raise ConfigError(
+            f"--runtime {name}: expected one of {', '.join(get_args(Runtime))}{remedy}"
+        )
     return name
 
 
@@ -464,7 +478,7 @@ def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, A
 
 def _precisions(text: str) -> list[Any]:
     known = ("fp32", "fp16", "bf16")
-    chosen = [name.strip() for name in text.split(",")]
+    chosen = [name.strip().lower() for name in text.split(",")]
     if unknown := [name for name in chosen if name not in known]:
         raise ConfigError(f"--precision {unknown[0]!r}: expected one or more of {', '.join(known)}")
     return list(dict.fromkeys(chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     # The suffix stays: libraries take format and compression from it.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -37,3 +39,16 @@ def whole_file(path: Path) -> Iterator[Path]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What processes that were killed left of earlier attempts at this file."""
+    for leftover in path.parent.glob(f".*.{glob.escape(path.name)}"):
+        process = leftover.name[1:].partition(".")[0]
+        if leftover.name == f".{process}.{path.name}" and process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                leftover.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):
+                continue  # of somebody else, who is alive; or no process at all

@@ -27,6 +27,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
+    if path.name.endswith(f"{ENGINE_SUFFIX}.json"):
+        raise ModelFileError(f"{path}: describes an engine; inspect {path.with_suffix('').name}")
     if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".csv")):
         return _manifest(path)
     if path.suffix == ".onnx":
@@ -72,13 +74,14 @@ def _engine(path: Path) -> dict[str, Any]:
         **_model(description),
         "runs with": f"{NAMES[engine.flavor]} {engine.version}, compute capability "
         f"{', '.join(engine.compute_capabilities)}{more}",
-        "takes": f"{batch[0]} to {batch[2]} utterances of {low:g} to {high:g} s, built for "
+        "takes": f"{batch[0]} to {batch[2]} utterances of {low:g} to {high:g} s, tuned for "
         f"{batch[1]} of {usual:g} s",
-        "built in": f"{build.build_s:g} s with {build.peak_memory_mb:.0f} MB, of {build.layers} "
-        "layers",
+        "built in": f"{build.build_s:g} s and {build.peak_memory_mb:.0f} MB of memory, from "
+        f"{build.layers} layers",
         "from": f"{description.source.name} ({description.source.kind}, "
         f"sha256 {description.source.sha256[:12]})",
         "verified": engine.verification,
+        "compared with": engine.compared_with,
         "network": _report(engine.network_parity, path),
         "engine": "not run" if description.parity is None else _report(description.parity, path),
         "rebuild": engine.rebuild,

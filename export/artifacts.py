@@ -20,8 +20,8 @@ from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import lower
 from ds2deploy.export.parity import ParityReport, check_parity
 from ds2deploy.export.profiles import grid
-from ds2deploy.export.reference import FRAMES, Reference
-from ds2deploy.export.tensorrt import check_builder, check_network
+from ds2deploy.export.reference import Reference
+from ds2deploy.export.tensorrt import check_builder, check_network, longest_frames
 from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
@@ -126,14 +126,13 @@ def export_checkpoint(
             "be verified; it is for engines: add --trt or --rtx, or choose fp16"
         )
     for options in engines:
-        check_builder(options.flavor)
+        check_builder(options)
     loaded = load_checkpoint(checkpoint)
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    features = loaded.recipe.features
-    longest = max([max(FRAMES), *(options.profile(features).frames[2] for options in engines)])
-    reference = Reference(_session(loaded), cuts, longest)
+    profiles = [options.profile(loaded.recipe.features) for options in engines]
+    reference = Reference(_session(loaded), cuts, longest_frames(profiles))
     exported: list[Exported | EngineExport] = []
     with ExitStack() as stack:  # all take their names at its end, or none does
         for precision in precisions:
@@ -205,6 +204,10 @@ def verify_artifact(
         MissingFileError, ManifestError, AudioError: what is wrong with which file.
     """
     path = Path(artifact)
+    if path.suffix not in (".onnx", ENGINE_SUFFIX):
+        raise ModelFileError(f"{path}: not an artifact; give an .onnx file or an .engine first")
+    if network is not None and path.suffix == ENGINE_SUFFIX:
+        raise ModelFileError(f"{path}: --network takes the ONNX file that an engine is built of")
     description = _description(path)
     loaded = load_checkpoint(checkpoint)
     for name in ("labels", "features", "model"):

@@ -56,11 +56,13 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         phase: what TensorRT is doing now.
         error: why there is no engine.
+        os_error: whether a file or a folder was to blame.
         built: seconds to parse and to build, peak memory in 10^6 bytes, layers; when it is done.
     """
 
     phase: str = ""
     error: str = ""
+    os_error: bool = False
     built: tuple[float, float, float, int] | None = None
 
 
@@ -91,7 +93,8 @@ def main() -> None:
     try:
         say(Event(built=build(job, lambda phase: say(Event(phase=phase)))))
     except Exception as error:  # whatever it is, the parent reports it
-        say(Event(error=" ".join(str(error).split())[:500] or type(error).__name__))
+        text = " ".join(str(error).split())[:500] or type(error).__name__
+        say(Event(error=text, os_error=isinstance(error, OSError)))
         sys.exit(1)
 
 

@@ -108,13 +108,13 @@ def engine_options(
     *,
     trt: bool,
     rtx: bool,
-    batch: tuple[int, ...],
+    batch: tuple[int, ...] | None,
     seconds: tuple[float, ...] | None,
     profile_from: Path | None,
     workspace_mb: int | None,
     optimization_level: int | None,
     timing_cache: Path | None,
-    hardware_compatibility: str,
+    hardware_compatibility: str | None,
     targets: str | None,
 ) -> list[EngineOptions]:
     """The options of every flavour that is wanted, as the command line gives them.
@@ -127,9 +127,23 @@ def engine_options(
     """
     if seconds is not None and profile_from is not None:
         raise ConfigError("--seconds and --profile-from: both say how long audio is; give one")
-    if hardware_compatibility not in get_args(Compatibility):
+    given = {
+        "--batch": batch,
+        "--seconds": seconds,
+        "--profile-from": profile_from,
+        "--workspace": workspace_mb,
+        "--optimization-level": optimization_level,
+        "--timing-cache": timing_cache,
+        "--hardware-compatibility": hardware_compatibility,
+        "--targets": targets,
+    }
+    unused = [name for name, value in given.items() if value is not None]
+    if unused and not (trt or rtx):
+        raise ConfigError(f"{unused[0]}: is for engines; add --trt or --rtx")
+    compatibility = hardware_compatibility or "none"
+    if compatibility not in get_args(Compatibility):
         raise ConfigError(
-            f"--hardware-compatibility {hardware_compatibility}: expected "
+            f"--hardware-compatibility {compatibility}: expected "
             f"{', '.join(get_args(Compatibility))}"
         )
     if profile_from is not None:
@@ -143,24 +157,15 @@ def engine_options(
         made.append(
             EngineOptions(
                 flavor=flavor,
-                batch=batch,
+                batch=BATCH if batch is None else batch,
                 seconds=SECONDS if seconds is None else seconds,
                 workspace_mb=workspace_mb,
                 optimization_level=optimization_level,
                 timing_cache=str(timing_cache) if timing_cache and for_trt else None,
-                hardware_compatibility=hardware_compatibility if for_trt else "none",  # type: ignore[arg-type]
+                hardware_compatibility=compatibility if for_trt else "none",  # type: ignore[arg-type]
                 targets=parse_targets(targets) if targets is not None and for_rtx else (),
             )
         )
-    given = {
-        "--seconds": seconds,
-        "--workspace": workspace_mb,
-        "--optimization-level": optimization_level,
-        "--timing-cache": timing_cache,
-        "--targets": targets,
-    }
-    if not made and (unused := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(f"{unused[0]}: is for engines; add --trt or --rtx")
     return made
 
 

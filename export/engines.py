@@ -15,13 +15,18 @@ import msgspec
 
 from ds2deploy.export.engine_options import EngineOptions
 from ds2deploy.export.parity import ParityReport
-from ds2deploy.export.reference import FRAMES, Reference
-from ds2deploy.export.tensorrt import check_builder, engine_name, write_engine
+from ds2deploy.export.reference import Reference
+from ds2deploy.export.tensorrt import (
+    check_builder,
+    engine_name,
+    longest_frames,
+    write_engine,
+)
 from ds2deploy.files import whole_file
 from ds2deploy.runtimes.artifact import ArtifactDescription, Precision
 from ds2deploy.runtimes.engine_description import BuildFacts, Flavor, Profile
 from ds2deploy.runtimes.engine_file import description_path
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
 from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 
 Progress = Callable[[str], None]
@@ -84,9 +89,11 @@ def export_engine(
         network: report of the parsed network, where it was compared already.
     """
     engine = final.with_name(engine_name(final.name, options))
-    # The description first: an engine never stands without one.
-    stack.enter_context(whole_file(description_path(engine)))
     temporary = stack.enter_context(whole_file(engine))
+    # A stack unwinds from its end: the description takes its name first, and an engine never
+    # stands without one.
+    beside = stack.enter_context(whole_file(description_path(engine)))
+    assert beside == description_path(temporary)
     rebuild = f"{command} {shlex.join(options.command())}"
     result = write_engine(
         onnx, description, options, reference, temporary, rebuild, progress, network
@@ -141,17 +148,19 @@ def export_engines(
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the engines")
     for options in engines:
-        check_builder(options.flavor)
+        check_builder(options)
     description = describe_artifact(artifact)
+    if not (description.parity or {}).get("passed"):
+        raise ModelFileError(f"{artifact}: holds no parity report that passed; export it again")
     if description.precision == "bf16":
         raise ConfigError(
             f"{artifact}: ONNX Runtime computes no bfloat16 on a CPU, so that an engine of it can "
             "be compared with its checkpoint only: export that"
         )
-    longest = max(
-        [max(FRAMES), *(options.profile(description.features).frames[2] for options in engines)]
+    profiles = [options.profile(description.features) for options in engines]
+    reference = Reference(
+        OnnxSession(artifact), frames=longest_frames(profiles), name=artifact.name
     )
-    reference = Reference(OnnxSession(artifact), frames=longest)
     command = shlex.join(["ds2deploy", "export", str(artifact), "--out", str(out)])
     with ExitStack() as stack:
         return [

@@ -81,9 +81,8 @@ class NetworkSession:
     def __init__(self, path: Path, library: TensorRt, description: ArtifactDescription) -> None:
         network = read_network(path, library)
         self._evaluator = NetworkEvaluator(network)
-        self.layers = len(network.layers)
         self.description = description
-        self.runtime = f"network parsed by {library.title}, on the CPU"
+        self.runtime = f"network parsed by {network.title}, on the CPU"
         self.profile: Profile | None = None
 
     def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
@@ -91,6 +90,9 @@ class NetworkSession:
         names, outputs = self.description.inputs, self.description.outputs
         results = self._evaluator.run(dict(zip(names, (features, lengths), strict=True)))
         return results[outputs[0]], results[outputs[1]]
+
+    def close(self) -> None:
+        """Nothing here needs to be freed by hand."""
 
 
 class _Step(NamedTuple):

@@ -23,6 +23,9 @@ from ds2deploy.export.network_operations import (
 )
 from ds2deploy.export.network_reader import Layer, ParsedNetwork
 
+KINDS = ("CONCATENATE", "REVERSE")
+"""Of loop outputs that gather what every step gives."""
+
 BOUNDARIES = ("TRIP_LIMIT", "ITERATOR", "RECURRENCE", "LOOP_OUTPUT")
 
 
@@ -51,19 +54,26 @@ class Loop:
         def of(kind: str) -> list[Layer]:
             return [network.layers[i] for i in boundaries if network.layers[i].kind == kind]
 
-        (self._limit,) = of("TRIP_LIMIT")
-        if self._limit.attributes["kind"] != "COUNT":
+        self._limit, *others = of("TRIP_LIMIT")
+        if others or self._limit.attributes["kind"] != "COUNT":
             raise unknown(self._limit, "kind")
         self._iterators, self._recurrences = of("ITERATOR"), of("RECURRENCE")
         self._results = of("LOOP_OUTPUT")
+        state_names = {layer.outputs[0] for layer in self._recurrences}
+        for layer in self._results:
+            # The last value of a state is that after the last step.
+            last = layer.attributes["kind"] == "LAST_VALUE"
+            if not (layer.inputs[0] in state_names if last else layer.attributes["kind"] in KINDS):
+                raise unknown(layer, "kind")
         body = _body(network, self._iterators + self._recurrences)
         self.layers = frozenset(boundaries) | frozenset(body)
         ordered = _ordered([network.layers[i] for i in body])
         over_time = {layer.outputs[0] for layer in self._iterators}
+        inside = state_names | {layer.outputs[0] for layer in ordered}
         self._at_once: list[Body] = []
         self._each_step: list[Body] = []
         for layer in ordered:
-            compiled = self._lifted(layer, over_time, network)
+            compiled = self._lifted(layer, over_time, inside, network)
             if compiled is not None:
                 self._at_once.append(compiled)
                 over_time.add(layer.outputs[0])
@@ -95,11 +105,15 @@ class Loop:
             # From the old states, all of them, and only then the new ones.
             states = {layer.outputs[0]: local[str(layer.inputs[1])] for layer in self._recurrences}
         return {
-            layer.outputs[0]: _gathered(layer, items)
+            layer.outputs[0]: states[str(layer.inputs[0])]
+            if layer.attributes["kind"] == "LAST_VALUE"
+            else _gathered(layer, items)
             for layer, items in zip(self._results, gathered, strict=True)
         }
 
-    def _lifted(self, layer: Layer, over_time: set[str], network: ParsedNetwork) -> Body | None:
+    def _lifted(
+        self, layer: Layer, over_time: set[str], inside: set[str], network: ParsedNetwork
+    ) -> Body | None:
         """The layer over all steps at once, time as one more axis in front; None if it cannot."""
         moving = [name in over_time for name in layer.inputs]
         if layer.kind == "UNSQUEEZE" and moving == [True, False]:
@@ -108,7 +122,7 @@ class Loop:
             axis = layer.attributes["axis"] + 1
             function = lambda x: np.concatenate(x, axis)  # noqa: E731
         elif layer.kind == "MATRIX_MULTIPLY" and moving == [True, False]:
-            if layer.attributes["op0"] != "NONE":
+            if layer.attributes["op0"] != "NONE" or layer.inputs[1] in inside:
                 return None
             function = _product_over_time(operation(layer))
         else:
@@ -167,7 +181,8 @@ def _known(name: str | None, first: dict[str, Array], then: dict[str, Array]) ->
 def _dealt(layer: Layer, values: dict[str, Array], steps: int) -> Array:
     """What an iterator deals out: (steps, ...)."""
     sequence = np.moveaxis(values[str(layer.inputs[0])], layer.attributes["axis"], 0)
-    return sequence[::-1][:steps] if layer.attributes["reverse"] else sequence[:steps]
+    dealt = sequence[:steps]  # backwards from the last step, not from the end of the input
+    return dealt[::-1] if layer.attributes["reverse"] else dealt
 
 
 def _product_over_time(multiply: Operation) -> Operation:
@@ -188,9 +203,5 @@ def _product_over_time(multiply: Operation) -> Operation:
 
 
 def _gathered(layer: Layer, items: list[Array]) -> Array:
-    kind, axis = layer.attributes["kind"], layer.attributes["axis"]
-    if kind == "LAST_VALUE":
-        return items[-1]
-    if kind not in ("CONCATENATE", "REVERSE"):
-        raise unknown(layer, "kind")
-    return np.stack(items[::-1] if kind == "REVERSE" else items, axis)
+    backwards = layer.attributes["kind"] == "REVERSE"
+    return np.stack(items[::-1] if backwards else items, layer.attributes["axis"])

@@ -128,7 +128,7 @@ def _constant(layer: Layer) -> Operation:
 
 
 def _convolution(layer: Layer) -> Operation:
-    if layer.attributes["padding_mode"] not in ("EXPLICIT_ROUND_DOWN", "EXPLICIT_ROUND_UP"):
+    if layer.attributes["padding_mode"] != "EXPLICIT_ROUND_DOWN":
         raise unknown(layer, "padding_mode")
     if len(layer.inputs) > 1:
         raise unknown(layer, "kernel")
@@ -217,13 +217,18 @@ def _slice(layer: Layer) -> Operation:
             inputs[i] if i < len(inputs) and inputs[i] is not None else layer.attributes[name]
             for i, name in enumerate(names, start=1)
         )
-        picks = []
         for axis, (low, count, step) in enumerate(zip(start, size, stride, strict=True)):
-            last = low + (count - 1) * step
-            if count and not (0 <= low < x.shape[axis] and 0 <= last < x.shape[axis]):
+            if (low, count, step) == (0, x.shape[axis], 1):
+                continue
+            picked = low + step * np.arange(count)
+            if count and not (picked.min() >= 0 and picked.max() < x.shape[axis]):
                 raise unknown(layer, "bounds")
-            picks.append(slice(low, low + 1) if step == 0 else slice(low, last + 1, step))
-        return np.broadcast_to(x[tuple(picks)], tuple(int(count) for count in size))
+            if step > 0:  # a view, where one will do
+                picks = slice(int(low), int(low + count * step), int(step))
+                x = x[(slice(None),) * axis + (picks,)]
+            else:
+                x = np.take(x, picked, axis)
+        return np.asarray(x)
 
     return cut
 
@@ -240,7 +245,8 @@ def _fill(layer: Layer) -> Operation:
 
     def fill(inputs: Inputs) -> Array:
         shape, start, delta = (np.asarray(x) for x in inputs)
-        assert shape.shape == (1,)
+        if shape.shape != (1,):
+            raise unknown(layer, "shape")
         return np.asarray(start.reshape(()) + np.arange(int(shape[0])) * delta.reshape(()))
 
     return fill
@@ -270,7 +276,7 @@ def _axes(x: Array | None) -> tuple[int, ...]:
 
 def _squeeze(layer: Layer) -> Operation:
     def squeeze(inputs: Inputs) -> Array:
-        axes = _axes(inputs[1]) if len(inputs) > 1 else None
+        axes = _axes(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
         return np.asarray(np.squeeze(inputs[0], axis=axes))
 
     return squeeze

@@ -14,6 +14,9 @@ BATCH = (1, 4, 16)
 SECONDS = (0.5, 5.0, 30.0)
 """What a profile is without other wishes: commands and sentences, some at a time."""
 
+LARGEST = {"--batch": 4096, "--seconds": 3600}
+"""More is a slip of the hand: an hour has 360,000 frames."""
+
 
 def engine_profile(
     features: FeatureConfig, batch: Sequence[int], seconds: Sequence[float]
@@ -61,7 +64,8 @@ def check_order(option: str, values: Sequence[float], example: str) -> None:
         raise ConfigError(
             f"{option} {text}: expected three numbers, at least, usually and at most: {example}"
         )
-    if not 0 < values[0] <= values[1] <= values[2] < math.inf:
+    if not 0 < values[0] <= values[1] <= values[2] <= LARGEST[option]:
         raise ConfigError(
-            f"{option} {text}: expected the smallest first and the largest last, above 0: {example}"
+            f"{option} {text}: expected the smallest first and the largest last, above 0 and up "
+            f"to {LARGEST[option]}: {example}"
         )

@@ -47,9 +47,12 @@ class Reference:
         session: computes what artifacts should compute; fp32.
         audio: name and utterances of a manifest; synthetic speech without one.
         frames: of the longest utterance that will be asked for.
+        name: of the file; else that of the checkpoint behind it.
 
     Attributes:
         description: of the model.
+        name: of the model's file.
+        runtime: that computes it.
         speech: what is asked about: `synthetic`, or the manifest's name.
         recordings: features (bins, frames) of all utterances of the manifest; else empty.
 
@@ -62,8 +65,11 @@ class Reference:
         session: Session,
         audio: tuple[str, lhotse.CutSet] | None = None,
         frames: int = max(FRAMES),
+        name: str = "",
     ) -> None:
         self._session = session
+        self.name = name or session.description.source.name
+        self.runtime = session.runtime
         self._frames = max(frames, max(FRAMES))
         self._known: dict[tuple[int, int], FloatArray] = {}
         self.description = session.description

@@ -48,9 +48,10 @@ def artifact_lines(item: Exported | EngineExport) -> Iterator[str]:
     build = item.build
     yield (
         f"{size}, for compute capability {', '.join(item.compute_capabilities)}; built in "
-        f"{build.build_s:.1f} s with {build.peak_memory_mb:.0f} MB"
+        f"{build.build_s:.1f} s and {build.peak_memory_mb:.0f} MB of memory"
     )
-    yield f"  parsed network, {len(item.network.cases)} shapes: {verdict(item.network)}"
+    allowed = f"(allowed: {item.network.tolerance.log_probs:g})"
+    yield f"  parsed network, {len(item.network.cases)} shapes: {verdict(item.network)} {allowed}"
     if item.report is not None:
         yield f"  engine, {len(item.report.cases)} shapes: {verdict(item.report)}"
     yield f"  {item.verification}"

@@ -7,12 +7,13 @@ its profile. What is over tolerance leaves nothing behind.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,13 +24,20 @@ from ds2deploy.export.engine_options import RTX_DEFAULT, EngineOptions
 from ds2deploy.export.network_evaluator import NetworkSession
 from ds2deploy.export.parity import ParityReport, check_parity
 from ds2deploy.export.profiles import grid
-from ds2deploy.export.reference import Reference
+from ds2deploy.export.reference import FRAMES, Reference
+from ds2deploy.extras import require
 from ds2deploy.files import file_sha256
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.cuda import NoDeviceError, open_device
-from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Flavor, runs_on
+from ds2deploy.runtimes.cuda import NO_DRIVER, NoDeviceError, examine_device, open_device
+from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Profile, runs_on
 from ds2deploy.runtimes.engine_file import description_path, sealed
-from ds2deploy.runtimes.errors import ModelFileError, ParityError, RuntimeUnavailableError
+from ds2deploy.runtimes.errors import (
+    ConfigError,
+    ModelFileError,
+    ParityError,
+    RuntimeUnavailableError,
+)
+from ds2deploy.runtimes.session import beyond_profile
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
 
 Progress = Callable[[str], None]
@@ -78,14 +86,33 @@ def check_network(
     )
 
 
-def check_builder(flavor: Flavor) -> TensorRt:
-    """The library, if it can build engines here: TensorRT needs the GPU that they are for.
+def longest_frames(profiles: Sequence[Profile]) -> int:
+    """Frames of the longest utterance that checks will ask for: engines are run on a GPU only."""
+    works, _, _ = examine_device()
+    longest = [profile.frames[2] for profile in profiles] if works else []
+    return max([max(FRAMES), *longest])
+
+
+def check_builder(options: EngineOptions) -> TensorRt:
+    """The library, if it can build such engines here: TensorRT needs the GPU that they are for.
 
     Raises:
         RuntimeUnavailableError: it is not there, or there is no GPU.
+        ConfigError: an option that this release does not know.
     """
-    library = import_tensorrt(flavor)
-    if flavor == "tensorrt":
+    library = import_tensorrt(options.flavor)
+    require("polygraphy", options.flavor)
+    if options.timing_cache is not None and not Path(options.timing_cache).parent.is_dir():
+        raise ConfigError(
+            f"--timing-cache {options.timing_cache}: no such folder; make it, or name another"
+        )
+    level = options.hardware_compatibility.upper()
+    if level != "NONE" and not hasattr(library.module.HardwareCompatibilityLevel, level):
+        raise ConfigError(
+            f"--hardware-compatibility {options.hardware_compatibility}: {library.title} does not "
+            "know it; none or ampere_plus"
+        )
+    if options.flavor == "tensorrt":
         try:
             open_device()
         except NoDeviceError as error:
@@ -95,6 +122,19 @@ def check_builder(flavor: Flavor) -> TensorRt:
                 "`ds2deploy export model.onnx --trt --out DIR`; or take --rtx, which needs no GPU"
             ) from None
     return library
+
+
+def _check_recordings(
+    reference: Reference, profile: Profile, description: ArtifactDescription
+) -> None:
+    """The words of a manifest are compared on the engine too, so it must take them all."""
+    if not reference.recordings:
+        return
+    longest = max(features.shape[1] for features in reference.recordings)
+    config = description.features
+    duration_s = (longest - 1) * config.stride / config.sample_rate
+    if problem := beyond_profile(duration_s, profile, config):
+        raise ConfigError(f"--audio {reference.speech}: its longest recording is {problem}")
 
 
 def _capabilities(options: EngineOptions) -> tuple[str, ...]:
@@ -130,14 +170,15 @@ def write_engine(
         ModelFileError: the parser or the builder refuses the network.
         RuntimeUnavailableError: the library is not there, or cannot build here.
     """
-    library = check_builder(options.flavor)
+    library = check_builder(options)
+    _check_recordings(reference, options.profile(description.features), description)
     started = time.perf_counter()
     if network is None:
         network = check_network(onnx, description, library, reference, progress)
     if not network.passed:
         raise ParityError(
             f"{onnx.name}: the network that {library.title} makes of it does not compute what "
-            f"{description.source.name} computes, no engine is built: {network.failure()}"
+            f"{reference.name} computes, no engine is built: {network.failure()}"
         )
     checked = time.perf_counter()
     progress(f"{library.title} builds the engine")
@@ -167,6 +208,7 @@ def write_engine(
             engine_sha256=file_sha256(engine),
             size=engine.stat().st_size,
             network_parity=network.summary(),
+            compared_with=f"{reference.runtime}, {reference.name}",
             verification="",
             rebuild=rebuild,
             build=facts,
@@ -193,9 +235,9 @@ def _job(onnx: Path, engine: Path, options: EngineOptions, description: Artifact
 
 def _run_build(job: Job, progress: Progress) -> tuple[float, float, float, int]:
     """Build in a process of its own, whose events become progress."""
-    # Without PYTHONSAFEPATH a folder named like a package in the current one would shadow it.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "ds2deploy.export.engine_build"]
+    # Not `-m`: it looks in the current folder first, where anything may bear a package's name.
+    start = "import sys; del sys.path[0]; from ds2deploy.export.engine_build import main; main()"
+    command = [sys.executable, "-c", start]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as messages,
         subprocess.Popen(  # noqa: S603  # our own interpreter and module
@@ -204,25 +246,25 @@ def _run_build(job: Job, progress: Progress) -> tuple[float, float, float, int]:
             stdout=subprocess.PIPE,
             stderr=messages,
             text=True,
-            env=environment,
         ) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
+        last = Event()
         try:
-            process.stdin.write(msgspec.json.encode(job).decode() + "\n")
-            process.stdin.flush()
-            last = Event()
+            with suppress(BrokenPipeError):  # it died at once; its messages tell why
+                process.stdin.write(msgspec.json.encode(job).decode() + "\n")
+                process.stdin.flush()
             for line in process.stdout:
                 last = msgspec.json.decode(line, type=Event)
                 if last.phase:
                     progress(f"building the engine: {last.phase}")
-        except BrokenPipeError:
-            last = Event()
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            if sys.exc_info()[0] is not None:
-                process.kill()
-        process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
         process.wait()
         if last.built is not None:
             return last.built
@@ -237,12 +279,16 @@ def _build_failure(job: Job, last: Event, status: int, messages: str) -> str:
         if line.startswith(("[E]", "[!]")) and "Cuda Runtime" not in line
     ]
     reason = complaints[0] if complaints else last.error or f"its process ended with {status}"
-    remedy = (
-        "less memory: a smaller --batch or --seconds, or --workspace"
-        if "memory" in reason.lower()
-        else "try --optimization-level 2, another precision, or --onnx alone"
-    )
-    return f"{Path(job.onnx).name}: building the engine failed ({reason[:300]}); {remedy}"
+    if last.os_error:
+        remedy = "make room, or allow writing there"
+    elif "workspace" in reason.lower():
+        remedy = "give it more --workspace, or leave that out"
+    elif "memory" in reason.lower():
+        remedy = "ask for less: a smaller --batch or --seconds"
+    else:
+        remedy = "try another precision" + (", or fewer --targets" if job.targets else "")
+    short = textwrap.shorten(reason, 300, placeholder=" ...")
+    return f"{Path(job.onnx).name}: building the engine failed ({short}); {remedy}"
 
 
 def _check_engine(
@@ -263,7 +309,7 @@ def _check_engine(
         described = _with_verification(description, NOT_RUN.format(reason=reason), None)
         description_path(engine).write_text(_document(described), encoding="utf-8")
         return EngineResult(described, network, None)
-    with TensorRtSession(engine) as session:
+    with TensorRtSession(engine, keep_cache=False) as session:
         report = check_parity(
             session,
             reference,
@@ -272,7 +318,7 @@ def _check_engine(
         )
     if not report.passed:
         raise ParityError(
-            f"{engine.name}: the engine does not compute what {description.source.name} computes, "
+            f"{engine.name}: the engine does not compute what {reference.name} computes, "
             f"nothing is written: {report.failure()}"
         )
     seconds = round(time.perf_counter() - started, 2)
@@ -298,7 +344,7 @@ def _why_not_run(engine: EngineDescription) -> str:
     try:
         device = open_device()
     except NoDeviceError as error:
-        return error.reason if "cuda-bindings" in error.reason else "no GPU"
+        return "no GPU" if error.remedy.startswith(NO_DRIVER) else f"{error.reason}: {error.remedy}"
     if runs_on(engine, device.compute_capability):
         return ""
     built_for = ", ".join(engine.compute_capabilities)

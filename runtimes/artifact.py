@@ -118,7 +118,10 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     def to_json(self) -> str:
         """The document, as it is stored."""
-        return msgspec.json.encode(self).decode()
+        plain = msgspec.to_builtins(self)
+        if self.engine is None:
+            del plain["engine"]
+        return msgspec.json.encode(plain).decode()
 
 
 class _Header(msgspec.Struct):
@@ -143,7 +146,7 @@ def read_description(document: str, path: str) -> ArtifactDescription:
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
         return msgspec.json.decode(document, type=ArtifactDescription)
-    except (msgspec.DecodeError, ConfigError) as error:
+    except (msgspec.DecodeError, ConfigError, RecursionError) as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None

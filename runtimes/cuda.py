@@ -20,6 +20,8 @@ from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError
 
 LOG = logging.getLogger("ds2deploy")
 
+NO_DRIVER = "there is no NVIDIA driver"
+
 
 class NoDeviceError(RuntimeUnavailableError):
     """No GPU that CUDA can use from Python: the reason, and what mends it."""
@@ -192,7 +194,9 @@ def open_device(device: str = "cuda") -> Device:
         if index < count:
             return Device(runtime, index)
     except DeviceError as error:
-        raise NoDeviceError(f"CUDA finds no GPU ({error})", _driver_remedy(runtime)) from None
+        remedy = _driver_remedy(runtime)
+        why = "" if remedy.startswith(NO_DRIVER) else f" ({error})"
+        raise NoDeviceError(f"CUDA finds no GPU{why}", remedy) from None
     there = ", ".join(f"cuda:{i}" for i in range(count)) or "none"
     raise NoDeviceError(f"no device {device}, CUDA sees {there}", _driver_remedy(runtime))
 
@@ -218,10 +222,15 @@ def _import_runtime() -> Any:
 
 def _driver_remedy(runtime: Any) -> str:
     """What gives CUDA a GPU, by the versions of driver and bindings (12060 is 12.6)."""
-    versions = [getattr(runtime, f"cuda{of}GetVersion")()[1] for of in ("Driver", "Runtime")]
-    driver, bindings = (int(version or 0) // 1000 for version in versions)
+    versions = []
+    for function in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"):
+        try:
+            versions.append(int(_call(runtime, function) or 0) // 1000)
+        except DeviceError:
+            versions.append(0)
+    driver, bindings = versions
     if driver == 0:
-        return "there is no NVIDIA driver; install one, or run the ONNX file on the CPU"
+        return f"{NO_DRIVER}; install one, or run the ONNX file on the CPU"
     if driver < bindings:
         return (
             f"the driver is of CUDA {driver}, cuda-bindings of {bindings}; "

@@ -38,7 +38,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 def frames_of(duration_s: float, features: FeatureConfig) -> int:
     """Feature frames of so much audio: one per stride, and the one at the start."""
-    return math.ceil(duration_s * features.sample_rate - 1e-6) // features.stride + 1
+    return features.frames(math.ceil(duration_s * features.sample_rate - 1e-6))
 
 
 class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,6 +76,7 @@ class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         engine_sha256: of the engine.
         size: of the engine, in bytes.
         network_parity: report of the parsed network, evaluated on the CPU.
+        compared_with: runtime and file that the network, and the engine, were compared with.
         verification: in a line, what has been run.
         rebuild: the command that builds it again.
         build: what it took.
@@ -94,6 +95,7 @@ class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     engine_sha256: str
     size: int
     network_parity: dict[str, Any]
+    compared_with: str
     verification: str
     rebuild: str
     build: BuildFacts

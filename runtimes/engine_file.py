@@ -62,6 +62,9 @@ def read_engine_description(path: Path) -> tuple[ArtifactDescription, EngineDesc
             f"{beside}: describes an ONNX file, not an engine; export the checkpoint again "
             "with --trt or --rtx"
         )
+    size = path.stat().st_size
+    if size != description.engine.size:
+        raise _another(path, size, description.engine)
     if sealed(description).engine != description.engine:
         raise ModelFileError(
             f"{beside}: was edited after the export; build the engine again: "
@@ -80,10 +83,12 @@ def read_engine(path: Path) -> tuple[ArtifactDescription, EngineDescription, byt
     description, engine = read_engine_description(path)
     blob = path.read_bytes()
     if hashlib.sha256(blob).hexdigest() != engine.engine_sha256:
-        what = (
-            f"{len(blob)} bytes of {engine.size}: truncated"
-            if len(blob) < engine.size
-            else "not the engine that its description was written with"
-        )
-        raise ModelFileError(f"{path}: {what}; copy both files, or build it: {engine.rebuild}")
+        raise _another(path, len(blob), engine)
     return description, engine, blob
+
+
+def _another(path: Path, size: int, engine: EngineDescription) -> ModelFileError:
+    return ModelFileError(
+        f"{path}: truncated, damaged, or not the engine that its description was written with "
+        f"({size} bytes, {engine.size} expected); copy both files, or build it: {engine.rebuild}"
+    )

@@ -80,8 +80,10 @@ def _value(file: BinaryIO, end: int) -> str | None:
         number, kind = divmod(_varint(file), 8)
         if kind != BYTES:
             raise EOFError("bytes of another format")
-        content = file.read(_varint(file)).decode("utf-8")
-        texts[number] = content
+        length = _varint(file)
+        if file.tell() + length > end:
+            raise EOFError("a field is longer than what holds it")
+        texts[number] = file.read(length).decode("utf-8")
     return texts[2] if texts[1] == METADATA_KEY else None
 
 

@@ -6,12 +6,15 @@ asked for is not there or does not take the graph. Here that is an error that sa
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.tensorrt_library import import_tensorrt
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
 
@@ -66,21 +69,32 @@ def configure(
     name = PROVIDERS[provider]
     if name not in onnxruntime.get_available_providers():
         raise _unavailable(path, provider, f"ONNX Runtime {onnxruntime.__version__} has no {name}")
+    _preload(onnxruntime, provider)
     settings = {"device_id": str(index)}
     if provider == "tensorrt":
         # The whole graph or none of it: what the parser refuses would run on the CPU, unasked.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         precision = "fp32" if description is None else description.precision
         settings |= {
-            "trt_fp16_enable": str(precision == "fp16"),
-            "trt_bf16_enable": str(precision == "bf16"),
             "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(path.parent.resolve()),
             "trt_engine_cache_prefix": path.name,
         }
+        if precision in ("fp16", "bf16"):  # an older release refuses an option that it lacks
+            settings[f"trt_{precision}_enable"] = "True"
         if description is not None:
             settings |= _profile_settings(description)
     return [(name, settings)]
+
+
+def _preload(onnxruntime: Any, provider: Provider) -> None:
+    """Load what pip installed where the system's loader does not look: CUDA, cuDNN, TensorRT."""
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
+    if preload is not None:
+        preload()
+    if provider == "tensorrt":
+        with suppress(RuntimeUnavailableError):  # it may be the system's, and be found
+            import_tensorrt("tensorrt")
 
 
 def _profile_settings(description: ArtifactDescription) -> dict[str, str]:
@@ -118,6 +132,9 @@ def register_rtx(onnxruntime: Any) -> list[Any]:
     name = PROVIDERS["rtx"]
     found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
     if not found:
+        # Its wheel carries the CUDA runtime under a name that nothing looks for.
+        for library in Path(plugin.__file__).parent.glob("libcudart.so.*"):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
         found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
     return found

@@ -85,6 +85,9 @@ class OnnxSession:
             ) from error
         return log_probs, output_lengths
 
+    def close(self) -> None:
+        """Nothing here needs to be freed by hand."""
+
 
 def describe_artifact(path: str | Path) -> ArtifactDescription:
     """What an ONNX artifact says of itself, compared with its graph where that can be opened.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import overload
 
 import numpy.typing as npt
@@ -27,7 +28,7 @@ BATCH_S = 240.0
 
 
 class Recognizer:
-    """Recognises speech with one model.
+    """Recognises speech with one model; a context manager that closes the session at its end.
 
     Args:
         session: the model on its runtime.
@@ -98,17 +99,46 @@ class Recognizer:
         """
         return self.session.run(*check_batch(features, lengths, self.description.features.bins))
 
-    def _load(self, audio: Audio, sample_rate: int | None) -> FloatArray:
+    def check_length(self, samples: int, name: str) -> None:
+        """Refuse audio that is longer than an engine takes.
+
+        Args:
+            samples: of one utterance, at the model's sample rate.
+            name: of the recording; empty for an array.
+
+        Raises:
+            AudioError: says how long it is, what the engine takes, and what to do.
+        """
         config, profile = self.description.features, self.session.profile
+        if profile is None:
+            return
+        if problem := beyond_profile(samples / config.sample_rate, profile, config):
+            raise AudioError(f"{name}: {problem}" if name else problem)
+
+    def close(self) -> None:
+        """Give back what the session holds of a GPU; without need on a CPU."""
+        self.session.close()
+
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _load(self, audio: Audio, sample_rate: int | None) -> FloatArray:
+        rate = self.description.features.sample_rate
         if isinstance(audio, (str, Path)):
-            waveform, name = load_audio(audio, config.sample_rate), f"{audio}: "
+            waveform, name = load_audio(audio, rate), str(audio)
         elif sample_rate is None:
             raise AudioError("audio given as an array: say its sample_rate in Hz")
         else:
-            waveform, name = convert_audio(audio, sample_rate, config.sample_rate), ""
-        duration_s = len(waveform) / config.sample_rate
-        if profile is not None and (problem := beyond_profile(duration_s, profile, config)):
-            raise AudioError(f"{name}{problem}")
+            waveform, name = convert_audio(audio, sample_rate, rate), ""
+        self.check_length(len(waveform), name)
         return waveform
 
     def _recognize(self, waveforms: list[FloatArray]) -> list[Transcript]:

@@ -40,6 +40,10 @@ class Session(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what it holds of a device; a session on a GPU cannot run afterwards."""
+        ...
+
 
 def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig) -> str | None:
     """What to say of audio that is too long for an engine; None where it fits.
@@ -49,6 +53,7 @@ def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig)
     if frames_of(duration_s, features) <= profile.frames[2]:
         return None
     low, usual, high = profile.seconds(features)
+    low = low or 0.1  # a single frame is what no person asks for
     enough = 10 * math.ceil(duration_s / 10)
     shown = math.ceil(duration_s * 10 - 1e-6) / 10
     return (

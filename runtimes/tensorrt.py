@@ -38,6 +38,7 @@ class TensorRtSession:
         contexts: threads that may run at the same time, at most; each takes device memory, and
             is made when it is first needed. Further threads wait for one another.
         cuda_graphs: replay a shape that comes again as a CUDA graph.
+        keep_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
 
     Attributes:
         description: of the model.
@@ -58,8 +59,10 @@ class TensorRtSession:
         device: str = "cuda",
         contexts: int = 2,
         cuda_graphs: bool = True,
+        keep_cache: bool = True,
     ) -> None:
         self._path = Path(path)
+        self._keep_cache = keep_cache
         self._closing = threading.Lock()
         self._pool: LanePool | None = None
         self._cache: RuntimeCache | None = None
@@ -111,9 +114,9 @@ class TensorRtSession:
                 with contextlib.suppress(DeviceError):
                     self._device.activate()  # it may be another thread than those that ran
             pool, self._pool = self._pool, None
-            if pool is not None:
-                pool.stop()
             try:
+                if pool is not None:
+                    pool.stop()
                 if self._cache is not None:
                     self._cache.save()
             finally:
@@ -150,10 +153,10 @@ class TensorRtSession:
                     f"build it again: {description.rebuild}"
                 )
             self._check_tensors(trt, description.rebuild)
-            if library.flavor == "rtx":
+            if library.flavor == "rtx" and self._keep_cache:
                 beside = self._path.with_name(self._path.name + CACHE_SUFFIX)
                 self._cache = RuntimeCache(self._engine.create_runtime_config(), beside)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise DeviceError(
                 f"{self._path}: {library.title} fails ({one_line(error)}{self._log.take()})"
             ) from None

@@ -33,6 +33,7 @@ class Lane:
 
     Attributes:
         shape: that the context is prepared for; None for none.
+        spent: whether a capture failed, after which nobody says what state the context is in.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Lane:
         graphs: GraphSwitch,
     ) -> None:
         self.shape: Shape | None = None
+        self.spent = False
         self._device = device
         self._description = description
         self._graphs = graphs
@@ -154,12 +156,13 @@ class Lane:
         """Record what has just run; where that fails, no lane tries it again."""
         assert self._stream is not None
         try:
-            # TensorRT-RTX can say beforehand; a failed attempt leaves its context unusable.
+            # TensorRT-RTX can say beforehand.
             capturable = getattr(self._context, "is_stream_capturable", None)
             if capturable is not None and not capturable(int(self._stream.handle)):
                 raise DeviceError("the library says that this engine cannot be captured")
             self._graph = cuda.Graph(self._device, self._stream, self._queue)
         except RuntimeError as error:
+            self.spent = True
             self._graphs.give_up(one_line(error))
 
     def _drop_graph(self) -> None:
@@ -203,6 +206,10 @@ class LanePool:
             lane.close()
             self._forget_one()
             raise
+        if lane.spent:
+            lane.close()
+            self._forget_one()
+            return
         with self._changed:
             self._idle.append(lane)
             self._changed.notify_all()

@@ -7,6 +7,7 @@ the other.
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from ds2deploy.runtimes.errors import RuntimeUnavailableError
 
 NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
-OLDEST: dict[Flavor, tuple[int, int]] = {"tensorrt": (10, 3), "rtx": (1, 0)}
+OLDEST: dict[Flavor, tuple[int, int]] = {"tensorrt": (10, 3), "rtx": (1, 7)}
 """Releases before these lack what is used here."""
 
 # TensorRT-RTX in the order of preference: its own package; or its bindings, for which ONNX
@@ -104,7 +105,7 @@ def install_command(flavor: Flavor) -> str:
 
 
 def _new_enough(library: TensorRt) -> TensorRt:
-    found = tuple(int(part) for part in library.version.split(".")[:2])
+    found = tuple(int(part) for part in re.findall(r"\d+", library.version)[:2])
     if found < OLDEST[library.flavor]:
         oldest = ".".join(map(str, OLDEST[library.flavor]))
         raise RuntimeUnavailableError(

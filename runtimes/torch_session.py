@@ -53,3 +53,6 @@ class TorchSession:
                 torch.from_numpy(lengths).to(self._device),
             )
         return log_probs.float().cpu().numpy(), output_lengths.cpu().numpy()
+
+    def close(self) -> None:
+        """Nothing here needs to be freed by hand."""

@@ -270,3 +270,44 @@ def test_a_manifest_without_its_name(
     with pytest.raises(Killed):
         write_manifest(cuts, path)
     assert_as_before(path, old)
+
+
+# What a killed process left -------------------------------------------------------------------
+
+
+def test_leftovers_of_dead_processes_go_with_the_next_attempt(tmp_path: Path) -> None:
+    from ds2deploy.files import whole_file
+
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    path = tmp_path / "model.onnx"
+    leftover = tmp_path / f".{dead.pid}.model.onnx"
+    others = [
+        tmp_path / f".{os.getpid() if os.getpid() != 1 else 2}.other.onnx",
+        tmp_path / f".{os.getppid()}.model.onnx",  # of a process that lives
+        tmp_path / ".x.model.onnx",
+        tmp_path / f".{dead.pid}.my.model.onnx",
+    ]
+    for file in (leftover, *others):
+        file.write_bytes(b"half")
+    with whole_file(path) as temporary:
+        temporary.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert not leftover.exists()
+    assert all(file.exists() for file in others)
+
+
+@pytest.mark.slow
+def test_a_polite_end_leaves_nothing(small_checkpoint: Path, tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler or systemd sends it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with command("export", small_checkpoint, "--out", out) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not any(out.glob(".*model.onnx")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert list(out.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -19,6 +20,7 @@ from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.cli import app
 from ds2deploy.config import Recipe
 from ds2deploy.export import tensorrt
+from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.engine_build import Event, Job, job_profile
 from ds2deploy.export.engine_options import EngineOptions, engine_options
 from ds2deploy.export.profiles import engine_profile, grid, seconds_of
@@ -40,6 +42,19 @@ SMALL = ["--batch", "1,1,2", "--seconds", "0.2,0.5,1"]
 def _few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole grid is for test_network.py; here files and messages are looked at."""
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40,))
+
+
+@pytest.fixture
+def small_onnx(small_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As if it had been verified, which takes seconds."""
+    model = onnx.load(small_onnx)
+    del model.metadata_props[:]
+    path = tmp_path_factory.mktemp("verified") / "small.onnx"
+    onnx.save(model, path)
+    append_description(
+        path, msgspec.structs.replace(read_onnx_description(small_onnx), parity={"passed": True})
+    )
+    return path
 
 
 @pytest.fixture
@@ -84,14 +99,14 @@ def test_two_precisions_of_the_trained_model(
         "model.rtx.engine.json",
         "model.fp16.rtx.engine.json",
     }
-    for onnx, item in zip(artifacts[::2], artifacts[1::2], strict=True):
+    for source, item in zip(artifacts[::2], artifacts[1::2], strict=True):
         assert item["kind"] == "engine"
         assert item["verification"] == NO_GPU
         assert item["report"] is None
         assert item["network"]["passed"]
         description, engine, blob = read_engine(Path(item["path"]))
         assert len(blob) == engine.size == item["size"] > 1e6
-        assert engine.onnx_sha256 == onnx["sha256"]
+        assert engine.onnx_sha256 == source["sha256"]
         assert engine.flavor == "rtx"
         assert engine.version == rtx.version
         assert engine.verification == NO_GPU
@@ -264,9 +279,48 @@ def test_a_builder_that_has_too_little_memory(tmp_path: Path):
         a_job(tmp_path), Event(error="x"), 1, "[I] so\n[E] Cuda Runtime (x)\n[E] out of memory\n"
     )
     assert message == (
-        "x.onnx: building the engine failed ([E] out of memory); less memory: a smaller --batch or "
-        "--seconds, or --workspace"
+        "x.onnx: building the engine failed ([E] out of memory); ask for less: a smaller --batch "
+        "or --seconds"
     )
+
+
+def test_a_disk_that_is_full(tmp_path: Path):
+    event = Event(error="[Errno 28] No space left on device: 'e'", os_error=True)
+    assert tensorrt._build_failure(a_job(tmp_path), event, 1, "").endswith(
+        "([Errno 28] No space left on device: 'e'); make room, or allow writing there"
+    )
+
+
+@pytest.mark.usefixtures("rtx")
+def test_too_small_a_workspace_is_told_apart(small_onnx: Path, tmp_path: Path):
+    message = tensorrt._build_failure(
+        a_job(tmp_path), Event(), 1, "[E] no tactics available within workspace limit\n"
+    )
+    assert message.endswith("; give it more --workspace, or leave that out")
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_folder_for_the_engine_that_cannot_be_written_to(small_onnx: Path, tmp_path: Path):
+    features = read_onnx_description(small_onnx).features
+    profile = engine_profile(features, (1, 1, 2), (0.2, 0.5, 1))
+    job = a_job(
+        tmp_path,
+        onnx=str(small_onnx),
+        engine=str(tmp_path / "no such folder" / "e"),
+        profile=job_profile(profile, features.bins, ("features", "lengths")),
+    )
+    with pytest.raises(ModelFileError, match="make room, or allow writing there"):
+        tensorrt._run_build(job, lambda phase: None)
+
+
+def test_a_timing_cache_in_a_folder_that_is_not_there(
+    small_onnx: Path, rtx: TensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in = rtx._replace(flavor="tensorrt", version="10.3.0")
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda flavor: stand_in)
+    cache = tmp_path / "none" / "cache"
+    line = refused("export", small_onnx, "--trt", "--timing-cache", cache, "--out", tmp_path / "o")
+    assert line == f"--timing-cache {cache}: no such folder; make it, or name another"
 
 
 def test_the_builder_ends_with_the_process_that_started_it(tmp_path: Path):
@@ -319,6 +373,12 @@ def test_a_build_that_fails_leaves_nothing(
     ("options", "message"),
     [
         ("--seconds 1,2,3", "--seconds: is for engines; add --trt or --rtx"),
+        ("--batch 1,2,3", "--batch: is for engines; add --trt or --rtx"),
+        ("--profile-from m", "--profile-from: is for engines; add --trt or --rtx"),
+        ("--hardware-compatibility none", "--hardware-compatibility: is for engines; add --trt"),
+        ("--no-onnx", "--no-onnx: nothing would be written; add --trt or --rtx"),
+        ("--rtx --batch 1,2,100000", "above 0 and up to 4096: 1,4,16"),
+        ("--rtx --seconds 1,2,1e300", "above 0 and up to 3600: 0.5,5,30"),
         ("--targets 8.6", "--targets: is for engines; add --trt or --rtx"),
         ("--rtx --batch 4,1,2", "--batch 4,1,2: expected the smallest first and the largest last"),
         ("--rtx --batch 0,1,2", "--batch 0,1,2: expected the smallest first and the largest last"),
@@ -397,6 +457,16 @@ def test_options_of_one_flavor_go_to_it_alone():
     assert trt.hardware_compatibility == "ampere_plus"
     assert (rtx.flavor, rtx.timing_cache, rtx.targets) == ("rtx", None, ("8.6",))
     assert rtx.hardware_compatibility == "none"
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("parity", [None, {"passed": False}, {}])
+def test_an_onnx_file_that_was_not_verified(parity: Any, small_onnx: Path, tmp_path: Path):
+    """What an engine is compared with must have been compared with its checkpoint."""
+    description = msgspec.structs.replace(read_onnx_description(small_onnx), parity=parity)
+    append_description(small_onnx, description)
+    line = refused("export", small_onnx, "--rtx", "--out", tmp_path / "out")
+    assert line == f"{small_onnx}: holds no parity report that passed; export it again"
 
 
 @pytest.mark.usefixtures("rtx")
@@ -488,7 +558,7 @@ def test_inspect_tells_all_of_an_engine(
     for text in (
         "TensorRT-RTX engine, offline, fp32, features in",
         f"TensorRT-RTX {rtx.version}, compute capability 8.0, 8.6, 8.9, 12.0, 12.1",
-        "1 to 2 utterances of 0.2 to 1 s, built for 1 of 0.5 s",
+        "1 to 2 utterances of 0.2 to 1 s, tuned for 1 of 0.5 s",
         NO_GPU,
         f"ds2deploy export {small_onnx} --out {tmp_path} --rtx --batch 1,1,2 --seconds 0.2,0.5,1",
     ):

@@ -369,3 +369,82 @@ def test_the_files_of_an_export_parse(digits_checkpoint: Path, rtx: TensorRt, tm
     """The description inside the file is no obstacle."""
     exported = export_onnx(digits_checkpoint, tmp_path, ["fp16"])
     assert len(read_network(exported[0].path, rtx).layers) > 250
+
+
+def test_last_values_are_those_after_the_last_step(rtx: TensorRt, tmp_path: Path):
+    """Y_h and Y_c of an LSTM, which a streaming graph hands on; against ONNX Runtime."""
+    import onnxruntime
+
+    random = np.random.default_rng(0)
+    time, batch, inputs, hidden = 7, 3, 5, 4
+    arrays = {
+        "W": random.standard_normal((2, 4 * hidden, inputs)).astype(np.float32),
+        "R": random.standard_normal((2, 4 * hidden, hidden)).astype(np.float32),
+        "B": random.standard_normal((2, 8 * hidden)).astype(np.float32),
+    }
+    node = onnx.helper.make_node(
+        "LSTM", ["x", *arrays], ["y", "y_h", "y_c"], "lstm", hidden_size=hidden,
+        direction="bidirectional",
+    )  # fmt: skip
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [node],
+        "states",
+        [onnx.helper.make_tensor_value_info("x", kind, ["time", "batch", inputs])],
+        [onnx.helper.make_tensor_value_info(name, kind, None) for name in node.output],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    onnx.save(model, tmp_path / "states.onnx")
+    x = random.standard_normal((time, batch, inputs)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(str(tmp_path / "states.onnx")).run(None, {"x": x})
+    found = NetworkEvaluator(read_network(tmp_path / "states.onnx", rtx)).run({"x": x})
+    for name, array in zip(node.output, expected, strict=True):
+        np.testing.assert_allclose(found[name], array, atol=1e-6, err_msg=name)
+
+
+def one_layer(kind: str, inputs: dict[str, np.ndarray], **attributes: object) -> np.ndarray:
+    layer = Layer(kind, "one", tuple(inputs), ("z",), attributes)
+    network = ParsedNetwork("TensorRT", tuple(inputs), ("z",), (layer,), {"z": "FLOAT"})
+    return NetworkEvaluator(network).run(inputs)["z"]
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "stride", "expected"),
+    [
+        (1, 3, 1, [1, 2, 3]),
+        (4, 3, -1, [4, 3, 2]),
+        (0, 3, 2, [0, 2, 4]),
+        (2, 4, 0, [2, 2, 2, 2]),
+        (0, 6, 1, [0, 1, 2, 3, 4, 5]),
+        (3, 0, 2, []),
+    ],
+)
+def test_slices(start: int, size: int, stride: int, expected: list[int]):
+    x = np.arange(6, dtype=np.float32)
+    given = {"start": (start,), "shape": (size,), "stride": (stride,), "axes": None}
+    result = one_layer("SLICE", {"x": x}, mode="STRICT_BOUNDS", **given)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_slice_out_of_bounds_is_an_error():
+    given = {"start": (4,), "shape": (3,), "stride": (1,), "axes": None, "mode": "STRICT_BOUNDS"}
+    with pytest.raises(ModelFileError, match="bounds"):
+        one_layer("SLICE", {"x": np.arange(6, dtype=np.float32)}, **given)
+
+
+def test_an_iterator_goes_back_from_the_last_step():
+    """Three steps over five frames, backwards: 2, 1, 0 (the bindings' text of add_iterator)."""
+    loop = {"loop": "L"}
+    layers = (
+        Layer("TRIP_LIMIT", "limit", ("steps",), (), {"kind": "COUNT", **loop}),
+        Layer("ITERATOR", "i", ("x",), ("item",), {"axis": 0, "reverse": True, **loop}),
+        Layer("UNARY", "negative", ("item",), ("n",), {"op": "NEG"}),
+        Layer("LOOP_OUTPUT", "o", ("n", "steps"), ("z",), {"axis": 0, "kind": "REVERSE", **loop}),
+    )
+    dtypes = {"item": "FLOAT", "n": "FLOAT", "z": "FLOAT"}
+    network = ParsedNetwork("TensorRT", ("x", "steps"), ("z",), layers, dtypes)
+    x = np.arange(5, dtype=np.float32)[:, None]
+    result = NetworkEvaluator(network).run({"x": x, "steps": np.array(3)})["z"]
+    np.testing.assert_array_equal(result, [[0], [-1], [-2]])

@@ -308,3 +308,16 @@ def test_batches_are_no_larger_than_an_engine_takes():
     texts = [t.text for t in Recognizer(session).transcribe([sing("B")] * 8, RATE)]
     assert texts == ["B"] * 8
     assert [shape[0] for shape, _ in session.batches] == [3, 3, 2]
+
+
+def test_it_closes_its_session():
+    closed = []
+
+    class Closing(TuneSession):
+        def close(self) -> None:
+            closed.append(True)
+
+    with Recognizer(Closing()) as recognizer:
+        assert recognizer.transcribe(sing("C"), RATE).text == "C"
+        assert not closed
+    assert closed == [True]
