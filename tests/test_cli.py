@@ -241,7 +241,10 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
         "get_available_providers",
         lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
-    with pytest.raises(RuntimeUnavailableError, match="CPUExecutionProvider would run instead"):
+    with (
+        pytest.raises(RuntimeUnavailableError, match="CPUExecutionProvider would run instead"),
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+    ):
         ds2deploy.load(digits_onnx, runtime="cuda")
 
 
