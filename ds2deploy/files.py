@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -25,6 +26,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     On failure it goes, and so do the folders that were made for it.
     """
+    if path.is_dir():  # now, and not after all the work, when the name is taken
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)

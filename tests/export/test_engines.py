@@ -460,6 +460,19 @@ def test_options_of_one_flavor_go_to_it_alone():
 
 
 @pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("name", ["small.rtx.engine", "small.rtx.engine.json"])
+def test_a_folder_in_the_way_is_found_before_the_work(
+    name: str, small_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tensorrt, "check_network", None)  # which would be called
+    (tmp_path / name).mkdir()
+    assert refused("export", small_onnx, "--rtx", "--out", tmp_path) == (
+        f"{tmp_path / name}: Is a directory"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("parity", [None, {"passed": False}, {}])
 def test_an_onnx_file_that_was_not_verified(parity: Any, small_onnx: Path, tmp_path: Path):
     """What an engine is compared with must have been compared with its checkpoint."""
