@@ -47,10 +47,8 @@ def examine() -> list[Finding]:
         _torch("cpu"),
         _torch("cuda"),
         _cuda(),
-        _tensorrt("tensorrt"),
-        _tensorrt("rtx"),
-        _run_engine("tensorrt"),
-        _run_engine("rtx"),
+        *_engines("tensorrt"),
+        *_engines("rtx"),
         _packages("training", ("lightning", "lhotse", "jiwer"), "train"),
         _packages("export", ("onnx", "torch", "lhotse"), "export"),
         _packages("demo", ("espeakng_loader", "onnx", "torch"), "demo"),
@@ -106,30 +104,22 @@ def _cuda() -> Finding:
     return Finding("CUDA from Python", works, f"{with_version}{detail}", remedy)
 
 
-def _tensorrt(flavor: Flavor) -> Finding:
-    """Whether it builds; what parses the network on the CPU as well."""
-    name = f"build {NAMES[flavor]} engines"
+def _engines(flavor: Flavor) -> list[Finding]:
+    """Whether the library builds engines, and whether it runs them."""
+    build, run = (f"{verb} {NAMES[flavor]} engines" for verb in ("build", "run"))
     try:
         library = import_tensorrt(flavor)
     except RuntimeUnavailableError as error:
-        return Finding(name, False, *_split(error, install_command(flavor)))
+        reason = _split(error, install_command(flavor))
+        return [Finding(build, False, *reason), Finding(run, False, *reason)]
+    works, detail, remedy = examine_device()
+    runs = Finding(run, works, f"{library.title}, {detail}", remedy)
     if not _has("polygraphy"):
         missing = f"{library.title}, no polygraphy"
-        return Finding(name, False, missing, f"pip install 'ds2deploy[{flavor}]'")
-    works, detail, remedy = examine_device()
+        return [Finding(build, False, missing, f"pip install 'ds2deploy[{flavor}]'"), runs]
     if flavor == "tensorrt" and not works:
-        return Finding(name, False, f"{library.title}, needs the GPU: {detail}", remedy)
-    return Finding(name, True, f"{library.title}{'' if works else ', without a GPU'}")
-
-
-def _run_engine(flavor: Flavor) -> Finding:
-    name = f"run {NAMES[flavor]} engines"
-    try:
-        library = import_tensorrt(flavor)
-    except RuntimeUnavailableError as error:
-        return Finding(name, False, *_split(error, install_command(flavor)))
-    works, detail, remedy = examine_device()
-    return Finding(name, works, f"{library.title}, {detail}", remedy)
+        return [Finding(build, False, f"{library.title}, needs the GPU: {detail}", remedy), runs]
+    return [Finding(build, True, f"{library.title}{'' if works else ', without a GPU'}"), runs]
 
 
 def _split(error: RuntimeUnavailableError, remedy: str) -> tuple[str, str]:

@@ -146,10 +146,11 @@ def export_checkpoint(
             written = _write(loaded, precision, temporary, reference, progress, library)
             if keep_onnx:
                 exported.append(msgspec.structs.replace(written, path=str(path)))
+            description = read_onnx_description(temporary)
             for options in engines:
                 item = export_engine(
                     temporary,
-                    read_onnx_description(temporary),
+                    description,
                     options,
                     reference,
                     path,

@@ -7,14 +7,13 @@ rounded to the type that the network gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from graphlib import TopologicalSorter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ds2deploy.export.network_loops import Loop, find_loops
+from ds2deploy.export.network_loops import find_loops, in_order
 from ds2deploy.export.network_operations import Array, Operation, operation, rounder
 from ds2deploy.export.network_reader import Layer, ParsedNetwork, read_network
 from ds2deploy.runtimes.artifact import ArtifactDescription
@@ -37,11 +36,11 @@ class NetworkEvaluator:
         self._network = network
         loops = find_loops(network)
         inside = {layer for loop in loops for layer in loop.layers}
-        steps: list[_Step] = [_whole_loop(loop) for loop in loops]
+        steps: list[_Step] = [_Step(loop.inputs, loop.outputs, loop.run) for loop in loops]
         for index, layer in enumerate(network.layers):
             if index not in inside:
                 steps.append(_single(layer, network.dtypes))
-        self._steps = _in_order(steps)
+        self._steps = in_order(steps)
         self._last_use = {
             name: number for number, step in enumerate(self._steps) for name in step.inputs
         }
@@ -113,17 +112,3 @@ def _single(layer: Layer, dtypes: dict[str, str]) -> _Step:
         return {output: to_type(compute(arguments))}
 
     return _Step(frozenset(filter(None, layer.inputs)), layer.outputs, run)
-
-
-def _whole_loop(loop: Loop) -> _Step:
-    return _Step(frozenset(loop.inputs), loop.outputs, loop.run)
-
-
-def _in_order(steps: Iterable[_Step]) -> list[_Step]:
-    steps = list(steps)
-    made_by = {name: number for number, step in enumerate(steps) for name in step.outputs}
-    graph = {
-        number: {made_by[name] for name in step.inputs if name in made_by}
-        for number, step in enumerate(steps)
-    }
-    return [steps[number] for number in TopologicalSorter(graph).static_order()]

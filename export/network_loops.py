@@ -8,8 +8,9 @@ input and its weights, is computed for all steps at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Loop:
                 raise unknown(layer, "kind")
         body = _body(network, self._iterators + self._recurrences)
         self.layers = frozenset(boundaries) | frozenset(body)
-        ordered = _ordered([network.layers[i] for i in body])
+        ordered = in_order([network.layers[i] for i in body])
         over_time = {layer.outputs[0] for layer in self._iterators}
         inside = state_names | {layer.outputs[0] for layer in ordered}
         self._at_once: list[Body] = []
@@ -158,13 +159,29 @@ def _body(network: ParsedNetwork, sources: list[Layer]) -> list[int]:
     return sorted(found)
 
 
-def _ordered(layers: list[Layer]) -> list[Layer]:
-    made_by = {layer.outputs[0]: i for i, layer in enumerate(layers)}
+class Node(Protocol):
+    """What takes tensors and gives tensors, by their names."""
+
+    @property
+    def inputs(self) -> Iterable[str | None]:
+        """Tensors that it takes; None for an optional one that is not there."""
+
+    @property
+    def outputs(self) -> Iterable[str]:
+        """Tensors that it gives."""
+
+
+N = TypeVar("N", bound=Node)
+
+
+def in_order(nodes: Sequence[N]) -> list[N]:
+    """The same nodes, each after those whose outputs it takes."""
+    made_by = {name: number for number, node in enumerate(nodes) for name in node.outputs}
     graph = {
-        i: {made_by[name] for name in layer.inputs if name in made_by}
-        for i, layer in enumerate(layers)
+        number: {made_by[name] for name in node.inputs if name in made_by}
+        for number, node in enumerate(nodes)
     }
-    return [layers[i] for i in TopologicalSorter(graph).static_order()]
+    return [nodes[number] for number in TopologicalSorter(graph).static_order()]
 
 
 def _compiled(layer: Layer, compute: Operation, network: ParsedNetwork) -> Body:

@@ -29,7 +29,13 @@ from ds2deploy.extras import require
 from ds2deploy.files import file_sha256
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.cuda import NO_DRIVER, NoDeviceError, examine_device, open_device
-from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Profile, runs_on
+from ds2deploy.runtimes.engine_description import (
+    BuildFacts,
+    EngineDescription,
+    Profile,
+    runs_on,
+    seconds_of_frames,
+)
 from ds2deploy.runtimes.engine_file import description_path, sealed
 from ds2deploy.runtimes.errors import (
     ConfigError,
@@ -132,8 +138,7 @@ def _check_recordings(
         return
     longest = max(features.shape[1] for features in reference.recordings)
     config = description.features
-    duration_s = (longest - 1) * config.stride / config.sample_rate
-    if problem := beyond_profile(duration_s, profile, config):
+    if problem := beyond_profile(seconds_of_frames(longest, config), profile, config):
         raise ConfigError(f"--audio {reference.speech}: its longest recording is {problem}")
 
 
@@ -153,7 +158,7 @@ def write_engine(
     progress: Progress = lambda message: None,
     network: ParityReport | None = None,
 ) -> EngineResult:
-    """Build an engine, and the description beside it.
+    """Build an engine, and the description beside it; `check_builder` says beforehand if it can.
 
     Args:
         onnx: the verified artifact.
@@ -170,7 +175,7 @@ def write_engine(
         ModelFileError: the parser or the builder refuses the network.
         RuntimeUnavailableError: the library is not there, or cannot build here.
     """
-    library = check_builder(options)
+    library = import_tensorrt(options.flavor)
     _check_recordings(reference, options.profile(description.features), description)
     started = time.perf_counter()
     if network is None:
@@ -302,13 +307,11 @@ def _check_engine(
     from ds2deploy.runtimes.tensorrt import TensorRtSession
 
     assert description.engine is not None
-    unfinished = _with_verification(description, "not verified yet", None)
-    description_path(engine).write_text(_document(unfinished), encoding="utf-8")
-    started = time.perf_counter()
     if reason := _why_not_run(description.engine):
-        described = _with_verification(description, NOT_RUN.format(reason=reason), None)
-        description_path(engine).write_text(_document(described), encoding="utf-8")
+        described = _describe(engine, description, NOT_RUN.format(reason=reason), None)
         return EngineResult(described, network, None)
+    _describe(engine, description, "not verified yet", None)  # a session reads it
+    started = time.perf_counter()
     with TensorRtSession(engine, keep_cache=False) as session:
         report = check_parity(
             session,
@@ -323,20 +326,21 @@ def _check_engine(
         )
     seconds = round(time.perf_counter() - started, 2)
     verified = f"engine verified on {report.runtime}; the parsed network on the CPU"
-    described = _with_verification(
-        msgspec.structs.replace(description, parity=report.summary()), verified, seconds
-    )
-    description_path(engine).write_text(_document(described), encoding="utf-8")
-    return EngineResult(described, network, report)
+    compared = msgspec.structs.replace(description, parity=report.summary())
+    return EngineResult(_describe(engine, compared, verified, seconds), network, report)
 
 
-def _with_verification(
-    description: ArtifactDescription, line: str, seconds: float | None
+def _describe(
+    engine: Path, description: ArtifactDescription, verification: str, seconds: float | None
 ) -> ArtifactDescription:
+    """Write what stands beside an engine, sealed, and return it."""
     assert description.engine is not None
     build = msgspec.structs.replace(description.engine.build, engine_check_s=seconds)
-    engine = msgspec.structs.replace(description.engine, verification=line, build=build)
-    return sealed(msgspec.structs.replace(description, engine=engine))
+    facts = msgspec.structs.replace(description.engine, verification=verification, build=build)
+    described = sealed(msgspec.structs.replace(description, engine=facts))
+    document = msgspec.json.format(described.to_json()) + "\n"
+    description_path(engine).write_text(document, encoding="utf-8")
+    return described
 
 
 def _why_not_run(engine: EngineDescription) -> str:
@@ -349,7 +353,3 @@ def _why_not_run(engine: EngineDescription) -> str:
         return ""
     built_for = ", ".join(engine.compute_capabilities)
     return f"it is for compute capability {built_for}, this GPU is {device.compute_capability}"
-
-
-def _document(description: ArtifactDescription) -> str:
-    return msgspec.json.format(description.to_json()) + "\n"

@@ -30,15 +30,18 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def seconds(self, features: FeatureConfig) -> tuple[float, float, float]:
         """The frames as durations."""
-        low, usual, high = (
-            (count - 1) * features.stride / features.sample_rate for count in self.frames
-        )
+        low, usual, high = (seconds_of_frames(count, features) for count in self.frames)
         return low, usual, high
 
 
 def frames_of(duration_s: float, features: FeatureConfig) -> int:
     """Feature frames of so much audio: one per stride, and the one at the start."""
     return features.frames(math.ceil(duration_s * features.sample_rate - 1e-6))
+
+
+def seconds_of_frames(frames: int, features: FeatureConfig) -> float:
+    """The least audio that has so many feature frames."""
+    return (frames - 1) * features.stride / features.sample_rate
 
 
 class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -81,10 +81,19 @@ def read_engine(path: Path) -> tuple[ArtifactDescription, EngineDescription, byt
         ModelFileError: one of them is damaged, or they are not of one export.
     """
     description, engine = read_engine_description(path)
+    return description, engine, read_blob(path, engine)
+
+
+def read_blob(path: Path, engine: EngineDescription) -> bytes:
+    """The engine of a description that was read already.
+
+    Raises:
+        ModelFileError: it is not the one that the description was written with.
+    """
     blob = path.read_bytes()
     if hashlib.sha256(blob).hexdigest() != engine.engine_sha256:
         raise _another(path, len(blob), engine)
-    return description, engine, blob
+    return blob
 
 
 def _another(path: Path, size: int, engine: EngineDescription) -> ModelFileError:

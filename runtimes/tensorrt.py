@@ -13,8 +13,13 @@ from types import TracebackType
 from typing import Any
 
 from ds2deploy.runtimes import cuda
-from ds2deploy.runtimes.engine_description import EngineDescription, Profile, runs_on
-from ds2deploy.runtimes.engine_file import read_engine, read_engine_description
+from ds2deploy.runtimes.engine_description import (
+    EngineDescription,
+    Profile,
+    runs_on,
+    seconds_of_frames,
+)
+from ds2deploy.runtimes.engine_file import read_blob, read_engine_description
 from ds2deploy.runtimes.errors import (
     DeviceError,
     FeaturesError,
@@ -142,7 +147,7 @@ class TensorRtSession:
 
     def _load(self, library: TensorRt, description: EngineDescription) -> None:
         trt = library.module
-        blob = read_engine(self._path)[2]
+        blob = read_blob(self._path, description)
         try:
             self._device.activate()
             self._runtime = trt.Runtime(self._log)
@@ -208,7 +213,7 @@ class TensorRtSession:
                 f"split them, or rebuild with --batch {low},{usual},{utterances}"
             )
         if frames > self.profile.frames[2]:
-            duration_s = (frames - 1) * features.stride / features.sample_rate
+            duration_s = seconds_of_frames(frames, features)
             raise FeaturesError(beyond_profile(duration_s, self.profile, features))
         return max(utterances, low), max(frames, self.profile.frames[0])
 
