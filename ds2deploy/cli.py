@@ -19,12 +19,17 @@ from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError, Traini
 
 if TYPE_CHECKING:
     from ds2deploy.runtimes.decoding import Transcript
+    from ds2deploy.runtimes.pcm import PcmStream
+    from ds2deploy.runtimes.recognizer import Recognizer
 
 T = TypeVar("T")
 
 EXPORT_SOURCE = (
     "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
 )
+
+STDIN = Path("-")
+"""In the place of a recording: raw audio on standard input."""
 
 BAD_RESULT = 1
 BAD_INPUT = 2
@@ -234,11 +239,25 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="fp32 (the default), fp16, bf16, or several: fp32,fp16.")
     ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Blocks of streams, instead of whole utterances.")
+    ] = False,
+    block_ms: Annotated[
+        float | None, typer.Option(help="--streaming: milliseconds in a block; 320.")
+    ] = None,
+    waveform: Annotated[
+        bool, typer.Option("--waveform", help="Samples in: the feature extractor in the graph.")
+    ] = False,
+    statistics_from: Annotated[
+        Path | None,
+        typer.Option(help="--streaming: speech that normalises a model trained per utterance."),
+    ] = None,
     audio: Annotated[
         Path | None, typer.Option(help="Manifest of real speech for the parity check.")
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Engine: utterances at least, usually, at most; 1,4,16.")
+        str | None,
+        typer.Option(help="Engine: utterances, or streams, at least, usually, at most; 1,4,16."),
     ] = None,
     seconds: Annotated[
         str | None, typer.Option(help="Engine: audio at least, usually, at most; 0.5,5,30.")
@@ -266,6 +285,8 @@ def export(
     """Export a checkpoint to ONNX and to engines; only what passes the parity check is written.
 
     Example: ds2deploy export runs/mine/best.ckpt --out deploy --precision fp32,fp16
+
+    For streams: ds2deploy export best.ckpt --out deploy --streaming --waveform
 
     On the device: ds2deploy export deploy/model.fp16.onnx --out deploy --trt --seconds 0.5,5,20
     """
@@ -295,18 +316,30 @@ def export(
         if source.suffix == ".onnx":
             from ds2deploy.export.engines import export_engines
 
-            if precision is not None or audio is not None or not onnx:
+            formed = streaming or waveform or statistics_from is not None or block_ms is not None
+            if precision is not None or audio is not None or not onnx or formed:
                 raise ConfigError(
-                    f"{source}: --precision, --audio and --no-onnx are for checkpoints; an engine "
-                    "of an ONNX file has its precision"
+                    f"{source}: --precision, --audio, --no-onnx, --streaming, --block-ms, "
+                    "--waveform and --statistics-from are for checkpoints; an engine of an ONNX "
+                    "file is what that is"
                 )
             exported: list[Any] = [*export_engines(source, out, engines, status)]
         else:
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
+            from ds2deploy.export.form import Form
+            from ds2deploy.runtimes.blocks import BLOCK_MS
 
+            form = Form(
+                streaming=streaming,
+                waveform=waveform,
+                block_ms=BLOCK_MS if block_ms is None else block_ms,
+                statistics_from=None if statistics_from is None else str(statistics_from),
+            )
             precisions = _precisions("fp32" if precision is None else precision)
-            exported = [*export_checkpoint(source, out, precisions, audio, status, engines, onnx)]
+            exported = [
+                *export_checkpoint(source, out, precisions, audio, status, engines, onnx, form)
+            ]
     if json:
         _print_json({"artifacts": msgspec.to_builtins(exported)})
         return
@@ -356,8 +389,21 @@ def verify(
 @app.command()
 def transcribe(
     model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
-    audio: Annotated[list[Path], typer.Argument(help="Recordings of any format and rate.")],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(help="Recordings of any format and rate; - is raw audio on stdin."),
+    ],
     format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print words as they come; --json: an object a line.")
+    ] = False,
+    rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of raw 16-bit mono on stdin, in Hz; the model's by default."),
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds: longer audio is taken in windows; 60.")
+    ] = None,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -366,6 +412,8 @@ def transcribe(
     """Print what is said in recordings; more than one gives a line each, with its name.
 
     Example: ds2deploy transcribe model.onnx a.wav --format srt
+
+    While it is spoken: arecord -f S16_LE -r 16000 | ds2deploy transcribe --stream model.onnx -
     """
     from ds2deploy.loading import load
     from ds2deploy.runtimes.subtitles import Format, to_srt, to_vtt
@@ -375,8 +423,22 @@ def transcribe(
         raise ConfigError(f"--format {format_}: expected {', '.join(get_args(Format))}")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
+    if kind in ("srt", "vtt") and stream:
+        raise ConfigError(f"--format {kind}: subtitles are made at the end; leave --stream out")
+    piped = STDIN in audio
+    if piped and len(audio) > 1:
+        raise ConfigError(f"{STDIN}: standard input is one recording; give it alone")
+    if rate is not None and not piped:
+        raise ConfigError(f"--rate {rate}: is for raw audio on standard input ({STDIN})")
     with load(model, device, _runtime(runtime), threads) as recognizer:
-        transcripts = recognizer.transcribe(list(audio))
+        if stream:
+            for path in audio:
+                _follow(recognizer, path, rate, kind == "json", len(audio) > 1)
+            return
+        if piped:
+            transcripts = [_transcribe_pipe(recognizer, rate, window)]
+        else:
+            transcripts = recognizer.transcribe(list(audio), window_s=window)
     if kind == "json":
         _print_json({"transcripts": _named(audio, transcripts)})
     elif kind == "srt":
@@ -386,6 +448,56 @@ def transcribe(
     else:
         for path, transcript in zip(audio, transcripts, strict=True):
             typer.echo(transcript.text if len(audio) == 1 else f"{path}\t{transcript.text}")
+
+
+def _follow(
+    recognizer: Recognizer, path: Path, rate: int | None, json: bool, several: bool
+) -> None:
+    """Print what is said in one recording, or on standard input, as it comes."""
+    from ds2deploy.live import (
+        Display,
+        JsonDisplay,
+        LineDisplay,
+        WordDisplay,
+        follow,
+        recording_pieces,
+    )
+
+    display: Display
+    prefix = f"{path}\t" if several else ""
+    if json:
+        display = JsonDisplay(_print_json_line, str(path))
+    elif sys.stdout.isatty():
+        display = LineDisplay(sys.stdout, prefix)
+    else:
+        display = WordDisplay(sys.stdout, prefix)
+    if path == STDIN:
+        pcm = _pipe(recognizer, rate)
+        follow(recognizer, pcm, pcm.format.sample_rate, display)
+    else:
+        own = recognizer.description.features.sample_rate
+        follow(recognizer, recording_pieces(path, own), own, display)
+
+
+def _transcribe_pipe(
+    recognizer: Recognizer, rate: int | None, window_s: float | None
+) -> Transcript:
+    """Recognise standard input to its end; a streaming model needs not keep all of it."""
+    import numpy as np
+
+    from ds2deploy.live import NoDisplay, follow
+
+    pcm = _pipe(recognizer, rate)
+    if recognizer.description.blocks is not None:
+        return follow(recognizer, pcm, pcm.format.sample_rate, NoDisplay())
+    return recognizer.transcribe(np.concatenate(list(pcm)), pcm.format.sample_rate, window_s)
+
+
+def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:
+    from ds2deploy.runtimes.pcm import PcmStream
+
+    own = recognizer.description.features.sample_rate
+    return PcmStream(sys.stdin.buffer, rate or own, name="standard input", told=rate is not None)
 
 
 @app.command()
@@ -508,6 +620,13 @@ def _print_json(document: Any) -> None:
     import msgspec
 
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+
+
+def _print_json_line(document: Any) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    sys.stdout.flush()
 
 
 def _message(error: Ds2Error) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from lhotse import CutSet
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
@@ -17,9 +18,17 @@ from ds2deploy.augmentation import augment_audio, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.manifest import join_utterances, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+from ds2deploy.runtimes.features import (
+    SMALLEST_DEVIATION,
+    FeatureExtractor,
+    FloatArray,
+    pad_features,
+)
 
 QUIET = AugmentConfig()
+
+LEAST_DEVIATION = 0.5
+"""Of a bin, as a share of the root mean square over all bins, in global statistics."""
 
 
 class Batch(NamedTuple):
@@ -105,21 +114,47 @@ def evaluation_loader(cuts: CutSet, recipe: Recipe) -> DataLoader[Batch]:
 def global_statistics(
     cuts: CutSet, recipe: Recipe, utterances: int = 2000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of every bin over (at most so many) training utterances."""
+    """Mean and deviation of every bin over (at most so many) utterances.
+
+    A bin that the recordings leave empty, such as those above 4 kHz in telephone speech, would
+    have next to no deviation, and the first device with a better microphone would be deafening:
+    no bin has less than `LEAST_DEVIATION` of the deviation of all.
+    """
+    mean, square = _moments(cuts, recipe, utterances)
+    variance = np.maximum(square - mean**2, 0)
+    least = LEAST_DEVIATION * np.sqrt(max(variance.mean(), SMALLEST_DEVIATION**2))
+    deviation = np.maximum(np.sqrt(variance), least)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> tuple[float, float]:
+    """One mean and one deviation over all bins: what normalisation per utterance has of each.
+
+    A network that was trained with that knows a spectrogram whose bins keep their proportions;
+    statistics of every bin would be another one.
+    """
+    mean, square = _moments(cuts, recipe, utterances)
+    pooled = float(mean.mean())
+    variance = float(square.mean()) - pooled**2
+    return pooled, max(float(np.sqrt(max(variance, 0))), SMALLEST_DEVIATION)
+
+
+def _moments(
+    cuts: CutSet, recipe: Recipe, utterances: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and mean square of every bin of the log spectrogram."""
     plain = msgspec.structs.replace(recipe.features, normalize="none", mean=None, deviation=None)
     extract = FeatureExtractor(plain)
     total = square = np.zeros(recipe.features.bins)
     frames = 0
-    chosen = np.random.default_rng(recipe.training.seed).permutation(len(cuts))[:utterances]
     listed = list(cuts)
+    chosen = np.random.default_rng(recipe.training.seed).permutation(len(listed))[:utterances]
     for i in chosen:
         spectrogram = extract(read_audio(listed[i], recipe.features.sample_rate)).astype(float)
         total = total + spectrogram.sum(axis=1)
         square = square + (spectrogram**2).sum(axis=1)
         frames += spectrogram.shape[1]
-    mean = total / frames
-    deviation = np.sqrt(np.maximum(square / frames - mean**2, 1e-10))
-    return tuple(mean.tolist()), tuple(deviation.tolist())
+    return total / frames, square / frames
 
 
 def _loader(dataset: SpeechDataset, sampler: object, workers: int) -> DataLoader[Batch]:

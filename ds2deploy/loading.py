@@ -121,9 +121,8 @@ def _open_checkpoint(path: Path, device: str, threads: int) -> Session:
             "or export it to ONNX where PyTorch is and run that here"
         ) from None
     from ds2deploy.checkpoint import load_checkpoint
-    from ds2deploy.runtimes.torch_session import TorchSession
+    from ds2deploy.streaming import torch_session
 
     if threads:
         torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(path)
-    return TorchSession(checkpoint.network, checkpoint.description(), device)
+    return torch_session(load_checkpoint(path), device)

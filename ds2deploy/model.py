@@ -17,7 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ModelShape, conv_bins
+from ds2deploy.runtimes.artifact import (
+    CONV_FRAMES,
+    CONV_MAPS,
+    CONV_PADDING,
+    TIME_STRIDE,
+    ModelShape,
+    conv_bins,
+)
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,
@@ -86,10 +93,22 @@ class MaskedConvolutions(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                nn.Conv2d(1, CONV_MAPS, (41, 11), stride=(2, TIME_STRIDE), padding=(20, 5)),
+                nn.Conv2d(
+                    1,
+                    CONV_MAPS,
+                    (41, CONV_FRAMES),
+                    stride=(2, TIME_STRIDE),
+                    padding=(20, CONV_PADDING),
+                ),
                 nn.BatchNorm2d(CONV_MAPS),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
-                nn.Conv2d(CONV_MAPS, CONV_MAPS, (21, 11), stride=(2, 1), padding=(10, 5)),
+                nn.Conv2d(
+                    CONV_MAPS,
+                    CONV_MAPS,
+                    (21, CONV_FRAMES),
+                    stride=(2, 1),
+                    padding=(10, CONV_PADDING),
+                ),
                 nn.BatchNorm2d(CONV_MAPS),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
             ]
@@ -188,7 +207,11 @@ class Lookahead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(time, batch, units) to the same."""
         x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
-        return F.hardtanh(self.conv(x).permute(2, 0, 1), 0.0, LARGEST_ACTIVATION)
+        return self.clip(self.conv(x).permute(2, 0, 1))
+
+    def clip(self, x: Tensor) -> Tensor:
+        """The Hardtanh."""
+        return F.hardtanh(x, 0.0, LARGEST_ACTIVATION)
 
 
 def valid_frames(lengths: Tensor, time: int) -> Tensor:

@@ -16,6 +16,7 @@ import onnx
 from ds2deploy.checkpoint import Checkpoint, load_checkpoint
 from ds2deploy.export.engine_options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.engines import EngineExport, export_engine
+from ds2deploy.export.form import Form, artifact_name
 from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import lower
 from ds2deploy.export.parity import ParityReport, check_parity
@@ -32,8 +33,11 @@ from ds2deploy.runtimes.onnx_metadata import read_onnx_description
 from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.torch_session import TorchSession
+from ds2deploy.streaming import torch_session
 
 Progress = Callable[[str], None]
+
+WHOLE_FEATURES = Form()
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="onnx"):
@@ -66,6 +70,7 @@ def export_onnx(
     precisions: Sequence[Precision] = ("fp32",),
     audio: str | Path | None = None,
     progress: Progress = lambda message: None,
+    form: Form = WHOLE_FEATURES,
 ) -> list[Exported]:
     """Export a checkpoint to ONNX, verified, with dynamic batch and time.
 
@@ -75,6 +80,7 @@ def export_onnx(
         precisions: of the artifacts; those of one call stand or fall together.
         audio: manifest of real speech for the parity check; synthetic speech without one.
         progress: told what is being done.
+        form: what the artifacts take.
 
     Returns:
         What was written, in the order of `precisions`.
@@ -84,7 +90,7 @@ def export_onnx(
         MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
         ConfigError: a precision that ONNX Runtime cannot compute.
     """
-    exported = export_checkpoint(checkpoint, out, precisions, audio, progress)
+    exported = export_checkpoint(checkpoint, out, precisions, audio, progress, form=form)
     return [item for item in exported if isinstance(item, Exported)]
 
 
@@ -96,6 +102,7 @@ def export_checkpoint(
     progress: Progress = lambda message: None,
     engines: Sequence[EngineOptions] = (),
     keep_onnx: bool = True,
+    form: Form = WHOLE_FEATURES,
 ) -> list[Exported | EngineExport]:
     """Export a checkpoint to ONNX and to TensorRT engines, each verified.
 
@@ -107,6 +114,7 @@ def export_checkpoint(
         progress: told what is being done.
         engines: what to build of every precision.
         keep_onnx: whether the ONNX files, of which the engines are built, are written too.
+        form: what the artifacts take.
 
     Returns:
         What was written: of each precision the ONNX file, then its engines.
@@ -127,23 +135,30 @@ def export_checkpoint(
         )
     for options in engines:
         check_builder(options)
-    loaded = load_checkpoint(checkpoint)
+    loaded = form.prepare(load_checkpoint(checkpoint), str(checkpoint))
+    blocks = form.describe(loaded, "fp32").blocks
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    profiles = [options.profile(loaded.recipe.features) for options in engines]
-    reference = Reference(_session(loaded), cuts, longest_frames(profiles))
+    profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
+    reference = Reference(
+        torch_session(loaded),
+        cuts,
+        longest_frames(profiles),
+        sound="waveform" if form.waveform else "features",
+    )
     exported: list[Exported | EngineExport] = []
     with ExitStack() as stack:  # all take their names at its end, or none does
         for precision in precisions:
-            path = out / artifact_name(precision)
+            path = out / artifact_name(form, precision)
             if keep_onnx:
                 temporary = stack.enter_context(whole_file(path))
             else:
                 folder = tempfile.TemporaryDirectory(prefix="ds2deploy-")
                 temporary = Path(stack.enter_context(folder)) / path.name
             library = import_tensorrt(engines[0].flavor) if precision == "bf16" else None
-            written = _write(loaded, precision, temporary, reference, progress, library)
+            described = form.describe(loaded, precision)
+            written = _write(loaded, described, temporary, reference, progress, library)
             if keep_onnx:
                 exported.append(msgspec.structs.replace(written, path=str(path)))
             description = read_onnx_description(temporary)
@@ -154,7 +169,7 @@ def export_checkpoint(
                     options,
                     reference,
                     path,
-                    _command(checkpoint, out, precision, audio, keep_onnx),
+                    _command(checkpoint, out, precision, audio, keep_onnx, form),
                     stack,
                     lambda what, name=precision: progress(f"{name}: {what}"),  # type: ignore[misc]
                     written.report if options is engines[0] and library is not None else None,
@@ -169,15 +184,11 @@ def _command(
     precision: Precision,
     audio: str | Path | None,
     keep_onnx: bool,
+    form: Form,
 ) -> str:
     words = ["ds2deploy", "export", str(checkpoint), "--out", str(out), "--precision", precision]
     words += [] if audio is None else ["--audio", str(audio)]
-    return shlex.join(words + ([] if keep_onnx else ["--no-onnx"]))
-
-
-def artifact_name(precision: Precision) -> str:
-    """`model.onnx`, or `model.fp16.onnx`."""
-    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+    return shlex.join(words + form.command() + ([] if keep_onnx else ["--no-onnx"]))
 
 
 def verify_artifact(
@@ -211,6 +222,8 @@ def verify_artifact(
         raise ModelFileError(f"{path}: --network takes the ONNX file that an engine is built of")
     description = _description(path)
     loaded = load_checkpoint(checkpoint)
+    if description.statistics_from and loaded.recipe.features.normalize == "utterance":
+        loaded = _with_features(loaded, description)  # compare with the model so normalised
     for name in ("labels", "features", "model"):
         if getattr(description, name) != getattr(loaded.recipe, name):
             raise ModelFileError(
@@ -219,15 +232,28 @@ def verify_artifact(
                 f"{description.source.sha256[:12]}: give that"
             )
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    if network is not None:
-        reference = Reference(_session(loaded), cuts)
-        report = check_network(path, description, network, reference, progress)
-    elif path.suffix == ENGINE_SUFFIX:
-        report = _verify_engine(path, description, _session(loaded), cuts, progress)
+    trusted = torch_session(loaded)
+    if path.suffix == ENGINE_SUFFIX:
+        report = _verify_engine(path, description, trusted, cuts, progress)
     else:
-        report = check_parity(OnnxSession(path), Reference(_session(loaded), cuts), progress)
+        reference = Reference(trusted, cuts, sound=description.input)
+        if network is not None:
+            report = check_network(path, description, network, reference, progress)
+        else:
+            report = check_parity(OnnxSession(path), reference, progress)
     same = description.source.sha256 == loaded.source.sha256
     return msgspec.structs.replace(report, same_checkpoint=same)
+
+
+def _with_features(checkpoint: Checkpoint, description: ArtifactDescription) -> Checkpoint:
+    """The checkpoint with the statistics that the artifact was exported with."""
+    statistics = {"normalize", "mean", "deviation"}
+    given = msgspec.structs.asdict(description.features)
+    features = msgspec.structs.replace(
+        checkpoint.recipe.features, **{name: given[name] for name in statistics}
+    )
+    recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
+    return msgspec.structs.replace(checkpoint, recipe=recipe)
 
 
 def _description(path: Path) -> ArtifactDescription:
@@ -247,24 +273,24 @@ def _verify_engine(
 
     assert description.engine is not None
     profile = description.engine.profile
-    reference = Reference(trusted, cuts, profile.frames[2])
+    reference = Reference(trusted, cuts, profile.frames[2], sound=description.input)
     with TensorRtSession(path) as session:
-        return check_parity(session, reference, progress, grid(profile))
+        return check_parity(session, reference, progress, grid(profile, description.blocks))
 
 
 def _write(
     checkpoint: Checkpoint,
-    precision: Precision,
+    description: ArtifactDescription,
     path: Path,
     reference: Reference,
     progress: Progress,
     library: TensorRt | None,
 ) -> Exported:
     """Write an ONNX file; verified in ONNX Runtime, or as the library's parser takes it."""
+    precision = description.precision
     progress(f"{precision}: writing the graph")
-    description = msgspec.structs.replace(checkpoint.description(), precision=precision)
     started = time.perf_counter()
-    model = build_graph(lower(checkpoint.network), precision)
+    model = build_graph(lower(checkpoint.network), description)
     onnx.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
     built = time.perf_counter()
@@ -306,7 +332,3 @@ def append_description(path: Path, description: ArtifactDescription) -> None:
     entry.key, entry.value = METADATA_KEY, description.to_json()
     with path.open("ab") as file:
         file.write(addition.SerializeToString())
-
-
-def _session(checkpoint: Checkpoint) -> TorchSession:
-    return TorchSession(checkpoint.network, checkpoint.description())

@@ -20,8 +20,10 @@ from typing import Any
 
 import msgspec
 
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
+from ds2deploy.runtimes.tensors import Shapes, input_tensors, profile_shapes
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +44,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     flavor: Flavor
     onnx: str
     engine: str
-    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    profile: dict[str, Shapes]
     workspace_mb: int | None = None
     optimization_level: int | None = None
     timing_cache: str | None = None
@@ -66,15 +68,11 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     built: tuple[float, float, float, int] | None = None
 
 
-def job_profile(
-    profile: Profile, bins: int, names: tuple[str, ...]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """The shapes of features and lengths, which bear these names."""
-    features, lengths = names
-    low, usual, high = zip(profile.batch, profile.frames, strict=True)
+def job_profile(profile: Profile, description: ArtifactDescription) -> dict[str, Shapes]:
+    """The shapes of every input."""
     return {
-        features: tuple((batch, 1, bins, time) for batch, time in (low, usual, high)),  # type: ignore[dict-item]
-        lengths: tuple((batch,) for batch, _ in (low, usual, high)),  # type: ignore[dict-item]
+        tensor.name: profile_shapes(tensor, profile, description.features)
+        for tensor in input_tensors(description)
     }
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ds2deploy.export.profiles import BATCH, SECONDS, check_order, engine_profile, seconds_of
 from ds2deploy.extras import require
-from ds2deploy.runtimes.artifact import ModelShape, Precision
+from ds2deploy.runtimes.artifact import Blocks, ModelShape, Precision
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
@@ -28,7 +28,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         flavor: of the library.
         batch: utterances at least, usually, at most.
-        seconds: of the longest utterance of a batch, at least, usually, at most.
+        seconds: of the longest utterance of a batch, at least, usually, at most; None is the
+            default, and what a streaming model has.
         workspace_mb: limit of its scratch memory, in 2^20 bytes; None is TensorRT's own.
         optimization_level: of the builder, from 0 (builds fast) to 5 (runs fast); None is its own.
         timing_cache: file that remembers which kernels were fast; TensorRT only.
@@ -41,7 +42,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     flavor: Flavor
     batch: tuple[int, ...] = BATCH
-    seconds: tuple[float, ...] = SECONDS
+    seconds: tuple[float, ...] | None = None
     workspace_mb: int | None = None
     optimization_level: int | None = None
     timing_cache: str | None = None
@@ -50,7 +51,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_order("--batch", self.batch, "1,4,16")
-        check_order("--seconds", self.seconds, "0.5,5,30")
+        if self.seconds is not None:
+            check_order("--seconds", self.seconds, "0.5,5,30")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"--optimization-level {self.optimization_level}: expected 0 to 5")
         if self.workspace_mb is not None and self.workspace_mb < 1:
@@ -79,9 +81,18 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.timing_cache is not None:
             raise ConfigError("--timing-cache: TensorRT-RTX times nothing while it builds")
 
-    def profile(self, features: FeatureConfig) -> Profile:
-        """The optimisation profile, in the frames of a model."""
-        return engine_profile(features, self.batch, self.seconds)
+    def profile(self, features: FeatureConfig, blocks: Blocks | None) -> Profile:
+        """The optimisation profile, in the frames of a model.
+
+        Raises:
+            ConfigError: durations for a streaming model.
+        """
+        if blocks is not None and self.seconds is not None:
+            raise ConfigError(
+                "--seconds, --profile-from: a stream has no length, and its blocks are all alike; "
+                "--batch says how many streams are run at a time"
+            )
+        return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 
     def target_pairs(self) -> tuple[tuple[int, int], ...]:
         """The targets as major and minor numbers."""
@@ -92,7 +103,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         words = ["--trt" if self.flavor == "tensorrt" else "--rtx"]
         for option, value in (
             ("--batch", ",".join(map(str, self.batch))),
-            ("--seconds", ",".join(f"{duration:g}" for duration in self.seconds)),
+            ("--seconds", ",".join(f"{duration:g}" for duration in self.seconds or ()) or None),
             ("--workspace", self.workspace_mb),
             ("--optimization-level", self.optimization_level),
             ("--timing-cache", self.timing_cache),
@@ -158,7 +169,7 @@ def engine_options(
             EngineOptions(
                 flavor=flavor,
                 batch=BATCH if batch is None else batch,
-                seconds=SECONDS if seconds is None else seconds,
+                seconds=seconds,
                 workspace_mb=workspace_mb,
                 optimization_level=optimization_level,
                 timing_cache=str(timing_cache) if timing_cache and for_trt else None,

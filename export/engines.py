@@ -157,7 +157,7 @@ def export_engines(
             f"{artifact}: ONNX Runtime computes no bfloat16 on a CPU, so that an engine of it can "
             "be compared with its checkpoint only: export that"
         )
-    profiles = [options.profile(description.features) for options in engines]
+    profiles = [options.profile(description.features, description.blocks) for options in engines]
     reference = Reference(
         OnnxSession(artifact), frames=longest_frames(profiles), name=artifact.name
     )

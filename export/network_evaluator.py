@@ -19,7 +19,9 @@ from ds2deploy.export.network_reader import Layer, ParsedNetwork, read_network
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.session import Session, run_whole
 from ds2deploy.runtimes.tensorrt_library import TensorRt
+from ds2deploy.runtimes.tensors import Tensors
 
 
 class NetworkEvaluator:
@@ -84,11 +86,17 @@ class NetworkSession:
         self.runtime = f"network parsed by {network.title}, on the CPU"
         self.profile: Profile | None = None
 
-    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network; see `Session.run`."""
-        names, outputs = self.description.inputs, self.description.outputs
-        results = self._evaluator.run(dict(zip(names, (features, lengths), strict=True)))
-        return results[outputs[0]], results[outputs[1]]
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`."""
+        return self._evaluator.run(dict(tensors))
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """Itself, where it takes blocks."""
+        return self if self.description.blocks is not None else None
 
     def close(self) -> None:
         """Nothing here needs to be freed by hand."""

@@ -204,12 +204,15 @@ def _shuffle(layer: Layer) -> Operation:
 
 
 def _slice(layer: Layer) -> Operation:
-    """Start, size and stride per axis, each an attribute or an input; a stride of 0 repeats."""
+    """Start, size and stride per axis, each an attribute or an input; a stride of 0 repeats.
+
+    They are those of the axes that are named, or of all.
+    """
     if layer.attributes["mode"] != "STRICT_BOUNDS":
         raise unknown(layer, "mode")
-    if layer.attributes["axes"] is not None or len(layer.inputs) > 4:
+    if len(layer.inputs) > 4:
         raise unknown(layer, "axes")
-    names = ("start", "shape", "stride")
+    axes, names = layer.attributes["axes"], ("start", "shape", "stride")
 
     def cut(inputs: Inputs) -> Array:
         x = inputs[0]
@@ -217,7 +220,8 @@ def _slice(layer: Layer) -> Operation:
             inputs[i] if i < len(inputs) and inputs[i] is not None else layer.attributes[name]
             for i, name in enumerate(names, start=1)
         )
-        for axis, (low, count, step) in enumerate(zip(start, size, stride, strict=True)):
+        named = range(x.ndim) if axes is None else (axis % x.ndim for axis in axes)
+        for axis, low, count, step in zip(named, start, size, stride, strict=True):
             if (low, count, step) == (0, x.shape[axis], 1):
                 continue
             picked = low + step * np.arange(count)

@@ -1,9 +1,10 @@
 """The proof: a written artifact gives the log-probabilities of the checkpoint it came from.
 
-Every case is a padded batch of ragged lengths through the artifact. The reference computes each
-utterance **alone and without padding** in PyTorch, so one comparison covers the exporter and the
-padding at once. Speech goes in, not noise: a network that answers everything with blank would
-agree with anything.
+Every case is a padded batch of ragged lengths through the artifact; through a streaming artifact
+block by block, each stream beginning later than the one before. The reference computes each
+utterance **alone, whole and without padding** in PyTorch, so one comparison covers the exporter,
+the padding and the streams at once. Speech goes in, not noise: a network that answers everything
+with blank would agree with anything.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ds2deploy.export.reference import BATCHES, FRAMES, Reference, decode_all, lengths_of
+from ds2deploy.export.reference import BATCHES, FRAMES, Reference, decode_all, lengths_of, pad
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import Precision, output_length
 from ds2deploy.runtimes.decoding import greedy_text
-from ds2deploy.runtimes.features import FloatArray, pad_features
+from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.stream_state import run_in_blocks
 
 FLOOR = -10.0
 """Log-probabilities under this decide nothing: e^-10 is a chance of 1 in 22,000."""
@@ -100,6 +102,8 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         cases: the shape grid.
         words: on real audio; None without a manifest.
         passed: all of it.
+        latency_ms: of a streaming artifact, how long a frame waits at most before it is read,
+            without the time that computing takes, and what for; None of an offline one.
         same_checkpoint: whether the checkpoint is the file that the artifact was exported from.
     """
 
@@ -110,6 +114,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     cases: tuple[CaseResult, ...]
     words: WordsResult | None
     passed: bool
+    latency_ms: dict[str, float] | None = None
     same_checkpoint: bool = True
 
     @property
@@ -174,7 +179,7 @@ def check_parity(
     for batch, frames in grid:
         progress(f"batch {batch} x {frames} frames")
         cases.append(comparison.case(batch, frames))
-    words = None
+    words, blocks = None, artifact.description.blocks
     if reference.recordings:
         progress(f"words of {len(reference.recordings)} utterances")
         words = _compare_words(artifact, reference, tolerance.words)
@@ -186,6 +191,7 @@ def check_parity(
         cases=tuple(cases),
         words=words,
         passed=all(case.passed for case in cases) and (words is None or words.passed),
+        latency_ms=None if blocks is None else blocks.parts(),
     )
 
 
@@ -196,10 +202,10 @@ class _Comparison:
 
     def case(self, batch: int, frames: int) -> CaseResult:
         lengths = lengths_of(batch, frames)
-        features, counts = pad_features(
+        sound, counts = pad(
             [self._reference.utterance(i, length) for i, length in enumerate(lengths)]
         )
-        log_probs, output_lengths = self._artifact.run(features, counts)
+        log_probs, output_lengths = self._run(sound, counts)
         if output_lengths.tolist() != [output_length(length) for length in lengths]:
             return _nothing_alike(batch, frames, lengths)
         pairs = [
@@ -225,6 +231,12 @@ class _Comparison:
             passed=difference <= self._tolerance.log_probs
             and bool((best - taken <= self._tolerance.tie).all()),
         )
+
+    def _run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Streams begin one after the other, so that a batch holds them at different places."""
+        if self._artifact.description.blocks is None:
+            return self._artifact.run(sound, lengths)
+        return run_in_blocks(self._artifact, sound, lengths, stagger=1)
 
     def _text(self, log_probs: FloatArray) -> str:
         return greedy_text(log_probs, self._alphabet)

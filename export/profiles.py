@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from ds2deploy.runtimes.artifact import Blocks
 from ds2deploy.runtimes.engine_description import Profile, frames_of
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
@@ -18,16 +19,26 @@ LARGEST = {"--batch": 4096, "--seconds": 3600}
 """More is a slip of the hand: an hour has 360,000 frames."""
 
 
+STREAM_FRAMES = (40, 457)
+"""Frames of the streams that an engine is compared on; it takes them block by block."""
+
+
 def engine_profile(
-    features: FeatureConfig, batch: Sequence[int], seconds: Sequence[float]
+    features: FeatureConfig,
+    batch: Sequence[int],
+    seconds: Sequence[float],
+    blocks: Blocks | None = None,
 ) -> Profile:
-    """A profile of so many utterances of so many seconds.
+    """A profile of so many utterances of so many seconds, or of so many streams.
 
     Args:
         features: of the model.
         batch: utterances at least, usually, at most.
         seconds: of the longest utterance of a batch, at least, usually, at most.
+        blocks: of a streaming model, all of one size.
     """
+    if blocks is not None:
+        return Profile(batch=(batch[0], batch[1], batch[2]), frames=(blocks.frames,) * 3)
     low, usual, high = (frames_of(duration, features) for duration in seconds)
     return Profile(batch=(batch[0], batch[1], batch[2]), frames=(low, usual, high))
 
@@ -44,11 +55,14 @@ def seconds_of(durations_s: Sequence[float]) -> tuple[float, float, float]:
     return low, max(low, usual), max(low, high)
 
 
-def grid(profile: Profile) -> list[tuple[int, int]]:
-    """The corners of a profile, and its middle: batches and frames for a parity check."""
+def grid(profile: Profile, blocks: Blocks | None = None) -> list[tuple[int, int]]:
+    """The corners of a profile, and its middle: batches and frames for a parity check.
+
+    Streams are longer than the one block that a profile of theirs knows.
+    """
     return [
         (batch, frames)
-        for frames in sorted(set(profile.frames))
+        for frames in (STREAM_FRAMES if blocks is not None else sorted(set(profile.frames)))
         for batch in sorted(set(profile.batch))
     ]
 

@@ -6,16 +6,23 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ds2deploy.export.speech import speech_features
+from ds2deploy.export.speech import speech_waveforms
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import Input
 from ds2deploy.runtimes.decoding import greedy_text
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+from ds2deploy.runtimes.features import (
+    FeatureExtractor,
+    FloatArray,
+    IntArray,
+    pad_features,
+    pad_waveforms,
+)
 from ds2deploy.runtimes.recognizer import batches
 from ds2deploy.runtimes.session import Session
 
@@ -48,13 +55,16 @@ class Reference:
         audio: name and utterances of a manifest; synthetic speech without one.
         frames: of the longest utterance that will be asked for.
         name: of the file; else that of the checkpoint behind it.
+        sound: what the artifacts take; by default what the session takes.
 
     Attributes:
         description: of the model.
         name: of the model's file.
         runtime: that computes it.
         speech: what is asked about: `synthetic`, or the manifest's name.
-        recordings: features (bins, frames) of all utterances of the manifest; else empty.
+        sound: what the artifacts take.
+        recordings: all utterances of the manifest as the artifacts take them, features
+            (bins, frames) or samples (samples,); else empty.
 
     Raises:
         AudioError: a recording of the manifest cannot be read.
@@ -66,6 +76,7 @@ class Reference:
         audio: tuple[str, lhotse.CutSet] | None = None,
         frames: int = max(FRAMES),
         name: str = "",
+        sound: Input | None = None,
     ) -> None:
         self._session = session
         self.name = name or session.description.source.name
@@ -73,61 +84,85 @@ class Reference:
         self._frames = max(frames, max(FRAMES))
         self._known: dict[tuple[int, int], FloatArray] = {}
         self.description = session.description
+        self.sound: Input = sound or session.description.input
         self.speech = "synthetic" if audio is None else audio[0]
+        self._extract = FeatureExtractor(self.description.features)
         self.recordings: list[FloatArray] = []
         if audio is not None:
-            self.recordings = _recordings(audio[1], FeatureExtractor(self.description.features))
+            self.recordings = [self._taken(samples) for samples in self._read(audio[1])]
 
     def utterance(self, index: int, frames: int) -> FloatArray:
-        """Features (bins, frames) of an utterance of the grid; the index may be any number."""
-        return self._speech[index % len(self._speech)][:, :frames]
+        """An utterance of the grid as the artifacts take it; the index may be any number.
+
+        Samples end in the middle of a stride, as recordings do.
+        """
+        index %= len(self._speech)
+        if self.sound == "features":
+            return self._speech[index][:, :frames]
+        stride = self.description.features.stride
+        return self._speech[index][: (frames - 1) * stride + 1 + 37 * index % (stride - 1)]
 
     def log_probs(self, index: int, frames: int) -> FloatArray:
         """(time', labels) of that utterance, computed alone and without padding."""
         key = (index % len(self._speech), frames)
         if key not in self._known:
-            features, lengths = pad_features([self.utterance(*key)])
-            self._known[key] = self._session.run(features, lengths)[0][0]
+            self._known[key] = self._session.run(*pad([self._given(self.utterance(*key))]))[0][0]
         return self._known[key]
 
     @cached_property
     def texts(self) -> list[str]:
         """Greedy text of every recording."""
-        return decode_all(self._session, self.recordings)
+        return decode_all(self._session, [self._given(sound) for sound in self.recordings])
 
     @cached_property
     def _speech(self) -> list[FloatArray]:
         if self.recordings:
-            return _grid_speech(self.recordings, self._frames)
-        return speech_features(self.description.features, max(BATCHES), self._frames)
+            stride = 1 if self.sound == "features" else self.description.features.stride
+            return _grid_speech(self.recordings, self._frames * stride)
+        waveforms = speech_waveforms(self.description.features, max(BATCHES), self._frames)
+        return [self._taken(samples) for samples in waveforms]
+
+    def _taken(self, samples: FloatArray) -> FloatArray:
+        """Samples as the artifacts take them."""
+        return samples if self.sound == "waveform" else self._extract(samples)
+
+    def _given(self, sound: FloatArray) -> FloatArray:
+        """What the artifacts take as the session takes it."""
+        if sound.ndim == 1 and self._session.description.input == "features":
+            return self._extract(sound)
+        return sound
+
+    def _read(self, cuts: lhotse.CutSet) -> Iterator[FloatArray]:
+        from ds2deploy.manifest import read_audio
+
+        return (read_audio(cut, self._extract.config.sample_rate) for cut in cuts)
+
+
+def pad(sounds: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
+    """A batch of features (bins, frames), or of samples (samples,)."""
+    return pad_waveforms(sounds) if sounds[0].ndim == 1 else pad_features(sounds)
 
 
 def decode_all(session: Session, recordings: Sequence[FloatArray]) -> list[str]:
-    """Greedy text of every recording (bins, time), in batches of similar length."""
-    alphabet = Alphabet(session.description.labels)
+    """Greedy text of every recording, as the session takes it, in batches of similar length."""
+    alphabet, features = Alphabet(session.description.labels), session.description.features
     texts = [""] * len(recordings)
     size = 8 if session.profile is None else min(8, session.profile.batch[2])
-    lengths = [features.shape[1] for features in recordings]
-    for chosen in batches(lengths, 8 * max(FRAMES), size):
-        features, counts = pad_features([recordings[i] for i in chosen])
-        log_probs, output_lengths = session.run(features, counts)
+    lengths = [sound.shape[-1] for sound in recordings]
+    longest = max(FRAMES) * (1 if recordings[0].ndim > 1 else features.stride)
+    for chosen in batches(lengths, 8 * longest, size):
+        log_probs, output_lengths = session.run(*pad([recordings[i] for i in chosen]))
         for i, rows, length in zip(chosen, log_probs, output_lengths, strict=True):
             texts[i] = greedy_text(rows[:length], alphabet)
     return texts
 
 
-def _recordings(cuts: lhotse.CutSet, extract: FeatureExtractor) -> list[FloatArray]:
-    from ds2deploy.manifest import read_audio
-
-    return [extract(read_audio(cut, extract.config.sample_rate)) for cut in cuts]
-
-
-def _grid_speech(recordings: Sequence[FloatArray], frames: int) -> list[FloatArray]:
+def _grid_speech(recordings: Sequence[FloatArray], length: int) -> list[FloatArray]:
     """As many long utterances as the grid needs: recordings one after the other."""
     speech = []
     for i in range(max(BATCHES)):
         pieces: list[FloatArray] = []
-        while sum(piece.shape[1] for piece in pieces) < frames:
+        while sum(piece.shape[-1] for piece in pieces) < length:
             pieces.append(recordings[(i * 7 + len(pieces)) % len(recordings)])
-        speech.append(np.concatenate(pieces, axis=1)[:, :frames])
+        speech.append(np.concatenate(pieces, axis=-1)[..., :length])
     return speech

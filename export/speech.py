@@ -36,11 +36,13 @@ def speech_features(config: FeatureConfig, utterances: int, frames: int) -> list
         Arrays (bins, frames) float32, normalised as the model wants them; the same every time.
     """
     extract = FeatureExtractor(config)
+    return [extract(samples) for samples in speech_waveforms(config, utterances, frames)]
+
+
+def speech_waveforms(config: FeatureConfig, utterances: int, frames: int) -> list[FloatArray]:
+    """The same as samples: arrays (samples,) float32, each of so many frames."""
     samples = (frames - 1) * config.stride
-    return [
-        extract(synthesize(config.sample_rate, samples, seed=i))[:, :frames]
-        for i in range(utterances)
-    ]
+    return [synthesize(config.sample_rate, samples, seed=i) for i in range(utterances)]
 
 
 def synthesize(sample_rate: int, samples: int, seed: int) -> FloatArray:

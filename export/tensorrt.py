@@ -134,10 +134,11 @@ def _check_recordings(
     reference: Reference, profile: Profile, description: ArtifactDescription
 ) -> None:
     """The words of a manifest are compared on the engine too, so it must take them all."""
-    if not reference.recordings:
+    if not reference.recordings or description.blocks is not None:
         return
-    longest = max(features.shape[1] for features in reference.recordings)
     config = description.features
+    longest = max(sound.shape[-1] for sound in reference.recordings)
+    longest = config.frames(longest) if description.input == "waveform" else longest
     if problem := beyond_profile(seconds_of_frames(longest, config), profile, config):
         raise ConfigError(f"--audio {reference.speech}: its longest recording is {problem}")
 
@@ -176,7 +177,8 @@ def write_engine(
         RuntimeUnavailableError: the library is not there, or cannot build here.
     """
     library = import_tensorrt(options.flavor)
-    _check_recordings(reference, options.profile(description.features), description)
+    profile = options.profile(description.features, description.blocks)
+    _check_recordings(reference, profile, description)
     started = time.perf_counter()
     if network is None:
         network = check_network(onnx, description, library, reference, progress)
@@ -188,7 +190,7 @@ def write_engine(
     checked = time.perf_counter()
     progress(f"{library.title} builds the engine")
     parse_s, build_s, peak_mb, layers = _run_build(
-        _job(onnx, engine, options, description), progress
+        _job(onnx, engine, options, description, profile), progress
     )
     facts = BuildFacts(
         parse_s=round(parse_s, 2),
@@ -206,7 +208,7 @@ def write_engine(
             version=library.version,
             compute_capabilities=_capabilities(options),
             hardware_compatibility=options.hardware_compatibility,
-            profile=options.profile(description.features),
+            profile=profile,
             workspace_mb=options.workspace_mb,
             optimization_level=options.optimization_level,
             onnx_sha256=file_sha256(onnx),
@@ -222,14 +224,19 @@ def write_engine(
     return _check_engine(engine, described, network, reference, progress)
 
 
-def _job(onnx: Path, engine: Path, options: EngineOptions, description: ArtifactDescription) -> Job:
-    names = (description.inputs[0], description.inputs[1])
-    cache, features = options.timing_cache, description.features
+def _job(
+    onnx: Path,
+    engine: Path,
+    options: EngineOptions,
+    description: ArtifactDescription,
+    profile: Profile,
+) -> Job:
+    cache = options.timing_cache
     return Job(
         flavor=options.flavor,
         onnx=str(onnx.resolve()),
         engine=str(engine.resolve()),
-        profile=job_profile(options.profile(features), features.bins, names),
+        profile=job_profile(profile, description),
         workspace_mb=options.workspace_mb,
         optimization_level=options.optimization_level,
         timing_cache=None if cache is None else str(Path(cache).resolve()),
@@ -317,7 +324,7 @@ def _check_engine(
             session,
             reference,
             lambda what: progress(f"comparing the engine, {what}"),
-            grid(description.engine.profile),
+            grid(description.engine.profile, description.blocks),
         )
     if not report.passed:
         raise ParityError(

@@ -1,6 +1,6 @@
 """What an artifact says of itself: one JSON document, inside the ONNX file or beside the engine.
 
-Tensor names and model shape are declared here, once, for exporter and runtimes alike.
+The model's shape is declared here, once, for exporter and runtimes alike; its tensors in `tensors`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from ds2deploy.runtimes.features import FeatureConfig
 FORMAT_VERSION = 1
 METADATA_KEY = "ds2deploy"
 
-FEATURES = "features"
-LENGTHS = "lengths"
-LOG_PROBS = "log_probs"
-OUTPUT_LENGTHS = "output_lengths"
-
 Precision = Literal["fp32", "fp16", "bf16"]
+Kind = Literal["offline", "streaming"]
+Input = Literal["features", "waveform"]
 
 CONV_MAPS = 32
 """Feature maps of both convolutions."""
 
+CONV_FRAMES = 11
+"""Frames that both convolutions see at a time."""
+
+CONV_PADDING = CONV_FRAMES // 2
+"""Frames on either side of the one in the middle."""
+
 TIME_STRIDE = 2
-"""Input frames per output frame."""
+"""Input frames per output frame: the step of the first convolution."""
 
 
 class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,7 +60,7 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 def conv_bins(bins: int) -> int:
     """Frequency bins after the two convolutions: 41 of 161."""
-    return _half(_half(bins))
+    return half(half(bins))
 
 
 def output_length(frames: int) -> int:
@@ -65,7 +68,8 @@ def output_length(frames: int) -> int:
     return (frames - 1) // TIME_STRIDE + 1
 
 
-def _half(bins: int) -> int:
+def half(bins: int) -> int:
+    """Frequency bins after one convolution."""
     return (bins - 1) // 2 + 1
 
 
@@ -83,12 +87,52 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     kind: Literal["ds2deploy", "deepspeech.pytorch"]
 
 
+class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a streaming artifact takes time: block by block, all of one size.
+
+    The latency of a frame is what it waits for after it was spoken, at most; computing comes on
+    top. All of the last four add up to it.
+
+    Attributes:
+        frames: feature frames of a block; even.
+        output_delay: row `j` of a block's log_probs is output frame
+            `position / 2 - output_delay + j`; there is none below 0.
+        window_ms: until the analysis window of a frame is full.
+        convolutions_ms: frames ahead that the convolutions see.
+        lookahead_ms: frames ahead that the lookahead sees.
+        waiting_ms: until the block is full, at most; the last output frame of a block waits for
+            nothing.
+    """
+
+    frames: int
+    output_delay: int
+    window_ms: float
+    convolutions_ms: float
+    lookahead_ms: float
+    waiting_ms: float
+
+    @property
+    def latency_ms(self) -> float:
+        """From sound to log-probabilities at most, without the time that computing takes."""
+        return self.window_ms + self.convolutions_ms + self.lookahead_ms + self.waiting_ms
+
+    def parts(self) -> dict[str, float]:
+        """What the latency is made up of, and the whole, in milliseconds."""
+        return {
+            "window": self.window_ms,
+            "convolutions": self.convolutions_ms,
+            "lookahead": self.lookahead_ms,
+            "waiting": self.waiting_ms,
+            "total": self.latency_ms,
+        }
+
+
 class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All that a runtime needs to know of a model file.
 
     Attributes:
         format_version: of this document.
-        kind: a whole utterance at a time.
+        kind: a whole utterance at a time, or block by block.
         input: what the first tensor holds.
         precision: of weights and activations; inputs, output layer and log-softmax are fp32.
         labels: one character each, blank first.
@@ -97,30 +141,40 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         inputs: tensor names.
         outputs: tensor names.
         source: the checkpoint.
+        blocks: of a streaming artifact; None for an offline one.
+        statistics_from: manifest whose speech gave the statistics that stand in `features` in the
+            place of the checkpoint's normalisation per utterance; None where nothing was replaced.
         parity: the report of the check that the artifact passed.
         created_by: name and version of the exporter.
         engine: of a TensorRT engine, what it was built with; None for an ONNX file.
     """
 
     format_version: int = FORMAT_VERSION
-    kind: Literal["offline"] = "offline"
-    input: Literal["features"] = "features"
+    kind: Kind = "offline"
+    input: Input = "features"
     precision: Precision
     labels: str
     features: FeatureConfig
     model: ModelShape
-    inputs: tuple[str, ...] = (FEATURES, LENGTHS)
-    outputs: tuple[str, ...] = (LOG_PROBS, OUTPUT_LENGTHS)
+    inputs: tuple[str, ...] = ("features", "lengths")
+    outputs: tuple[str, ...] = ("log_probs", "output_lengths")
     source: Source
+    blocks: Blocks | None = None
+    statistics_from: str | None = None
     parity: dict[str, Any] | None = None
     created_by: str = ""
     engine: EngineDescription | None = None
 
+    def __post_init__(self) -> None:
+        if (self.kind == "streaming") != (self.blocks is not None):
+            raise ConfigError(f'kind = "{self.kind}" with blocks = {self.blocks}')
+
     def to_json(self) -> str:
         """The document, as it is stored."""
         plain = msgspec.to_builtins(self)
-        if self.engine is None:
-            del plain["engine"]
+        for name in ("engine", "blocks", "statistics_from"):
+            if plain[name] is None:
+                del plain[name]
         return msgspec.json.encode(plain).decode()
 
 

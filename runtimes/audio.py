@@ -18,6 +18,9 @@ from ds2deploy.runtimes.features import FloatArray
 SHORTEST_MS = 10.0
 """Less than one stride of audio holds no speech."""
 
+MOST_CHANNELS = 32
+"""A short block may have fewer samples than channels; more of them are samples, transposed."""
+
 UNKNOWN_SIZE = 0x7FFF_0000
 """A header that declares this much or more was written by a stream that did not know its end."""
 
@@ -56,6 +59,17 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
         MissingFileError: no such file, or not a file.
         AudioError: not audio, damaged, truncated, empty, not finite, or too short.
     """
+    return np.concatenate(list(read_blocks(path, sample_rate)))
+
+
+def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
+    """Read a recording of any length in blocks, so that it need not fit in memory.
+
+    The arguments and errors are those of `load_audio`; some errors come with the last block.
+
+    Yields:
+        (samples,) float32 in [-1, 1]; joined, what `load_audio` gives.
+    """
     path = Path(path)
     if path.is_dir():
         raise MissingFileError(f"{path}: is a directory; expected an audio file")
@@ -63,8 +77,26 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
         raise MissingFileError(f"{path}: no such file; expected an audio file")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file (0 bytes); expected audio, record or copy it again")
-    samples, rate = _read(path)
-    return convert_audio(samples, rate, sample_rate, source=str(path))
+    try:
+        with _Forward(_unsized_wav(path) or path) as sound:
+            decoded, resampler = 0, None
+            if sound.samplerate != sample_rate:
+                resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32")
+            for block in sound.samples():
+                decoded += len(block)
+                mono = mix_down(block, str(path))
+                yield mono if resampler is None else resampler.resample_chunk(mono)
+            if _truncated(path, sound, decoded):
+                raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
+            check_duration(decoded, sound.samplerate, str(path))
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    except soundfile.LibsndfileError as error:
+        detail = str(error.error_string).strip().rstrip(".") or "cannot be decoded"
+        raise AudioError(
+            f"{path}: not audio that can be read, or damaged ({detail}); "
+            "expected WAV, FLAC, Ogg or another format of libsndfile"
+        ) from None
 
 
 def convert_audio(
@@ -85,6 +117,57 @@ def convert_audio(
         AudioError: not an array of finite float samples, or shorter than 10 ms.
     """
     samples = np.asarray(samples)
+    check_rate(sample_rate, source)
+    mono = mix_down(samples, source)
+    check_duration(len(mono), sample_rate, source)
+    if sample_rate != to_rate:
+        mono = soxr.resample(mono, sample_rate, to_rate)
+    return np.ascontiguousarray(mono, np.float32)
+
+
+def check_duration(samples: int, sample_rate: float, source: str) -> None:
+    """Refuse what is too short to be an utterance.
+
+    Raises:
+        AudioError: shorter than 10 ms.
+    """
+    if samples == 0:
+        raise AudioError(f"{source}: 0 samples; expected speech, record or copy it again")
+    duration_ms = 1000 * samples / sample_rate
+    if duration_ms < SHORTEST_MS:
+        count = f"{samples} sample{'s' if samples > 1 else ''}"
+        raise AudioError(
+            f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
+        )
+
+
+def check_rate(sample_rate: float, source: str = "audio") -> None:
+    """Refuse what is no sample rate.
+
+    Raises:
+        AudioError: not a number above 0.
+    """
+    # Not `<= 0`, so that NaN is refused as well.
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.number)):
+        raise AudioError(f"{source}: a sample rate of {sample_rate!r}; expected a number, in Hz")
+    if not sample_rate > 0:
+        raise AudioError(f"{source}: a sample rate of {sample_rate} Hz; expected a positive number")
+
+
+def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:
+    """Check audio that is in memory, and take the mean of its channels.
+
+    Args:
+        samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
+        source: what to name in an error.
+
+    Returns:
+        (samples,) float32, which may be the same array.
+
+    Raises:
+        AudioError: not an array of finite float samples.
+    """
+    samples = np.asarray(samples)
     if not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(
             f"{source}: samples of type {samples.dtype}; expected float32 in [-1, 1] "
@@ -92,46 +175,20 @@ def convert_audio(
         )
     if samples.ndim not in (1, 2):
         raise AudioError(f"{source}: {samples.ndim} dimensions; expected (samples, channels)")
-    if not sample_rate > 0:  # so that NaN is refused as well
-        raise AudioError(f"{source}: a sample rate of {sample_rate} Hz; expected a positive number")
     if samples.size == 0:
-        raise AudioError(f"{source}: 0 samples; expected speech, record or copy it again")
-    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        return np.zeros(0, np.float32)
+    if samples.ndim == 2 and samples.shape[1] > max(samples.shape[0], MOST_CHANNELS):
         raise AudioError(
             f"{source}: shape {samples.shape}; expected (samples, channels), transpose it"
         )
-    duration_ms = 1000 * len(samples) / sample_rate
-    if duration_ms < SHORTEST_MS:
-        count = f"{len(samples)} sample{'s' if len(samples) > 1 else ''}"
-        raise AudioError(
-            f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
-        )
     with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
-        mono = (samples if samples.ndim == 1 else samples.mean(axis=1)).astype(np.float32)
+        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+        mono = mono.astype(np.float32, copy=False)
     if not np.isfinite(mono).all():
         raise AudioError(
             f"{source}: holds samples that are not finite (NaN or infinity); repair it"
         )
-    if sample_rate != to_rate:
-        mono = soxr.resample(mono, sample_rate, to_rate)
-    return np.ascontiguousarray(mono, np.float32)
-
-
-def _read(path: Path) -> tuple[FloatArray, int]:
-    try:
-        with _Forward(_unsized_wav(path) or path) as sound:
-            samples = np.concatenate(list(sound.samples()))
-            truncated = _truncated(path, sound, len(samples))
-            rate = int(sound.samplerate)
-    except soundfile.LibsndfileError as error:
-        detail = str(error.error_string).strip().rstrip(".") or "cannot be decoded"
-        raise AudioError(
-            f"{path}: not audio that can be read, or damaged ({detail}); "
-            "expected WAV, FLAC, Ogg or another format of libsndfile"
-        ) from None
-    if truncated:
-        raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
-    return samples, rate
+    return mono
 
 
 def _truncated(path: Path, sound: soundfile.SoundFile, decoded: int) -> bool:

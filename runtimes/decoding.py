@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 
@@ -85,22 +87,45 @@ def decode_greedy(
     Returns:
         The transcript. Leading, trailing and repeated spaces are not part of its text.
     """
-    chars = [
-        Span(
-            alphabet.labels[label],
-            round(min(first * frame_s, duration_s), 3),
-            round(min((last + 1) * frame_s, duration_s), 3),
-        )
-        for label, first, last in greedy_labels(log_probs)
-    ]
+    score = float(log_probs.max(axis=1).mean())
+    return make_transcript(greedy_labels(log_probs), alphabet, frame_s, duration_s, score)
+
+
+Labels = Sequence[tuple[int, int, int]]
+"""(label, first frame, last frame), without blanks and repeats."""
+
+
+def make_transcript(
+    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float, score: float
+) -> Transcript:
+    """The transcript of a collapsed path; the arguments are those of `decode_greedy`."""
+    chars = _chars(labels, alphabet, frame_s, duration_s)
     words = _words(chars)
     return Transcript(
         text=" ".join(word.text for word in words),
         words=tuple(words),
         chars=tuple(chars),
-        score=float(log_probs.max(axis=1).mean()),
+        score=score,
         duration=round(duration_s, 3),
     )
+
+
+def words_of(
+    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float
+) -> tuple[Span, ...]:
+    """The words of a part of a collapsed path."""
+    return tuple(_words(_chars(labels, alphabet, frame_s, duration_s)))
+
+
+def _chars(labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float) -> list[Span]:
+    return [
+        Span(
+            alphabet.labels[label],
+            round(min(first * frame_s, duration_s), 3),
+            round(min((last + 1) * frame_s, duration_s), 3),
+        )
+        for label, first, last in labels
+    ]
 
 
 def _words(chars: list[Span]) -> list[Span]:

@@ -53,3 +53,11 @@ class ParityError(Ds2Error, ArithmeticError):
 
 class DeviceError(Ds2Error, RuntimeError):
     """A GPU that was there failed: out of memory, or an execution that it refused."""
+
+
+class StreamError(Ds2Error, RuntimeError):
+    """A stream is used in a way that it cannot be: after its end, or of a model that has none."""
+
+
+class BackPressureError(StreamError):
+    """More audio waits, or more streams are open, than a pool was made for."""

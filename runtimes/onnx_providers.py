@@ -15,6 +15,7 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
 from ds2deploy.runtimes.tensorrt_library import import_tensorrt
+from ds2deploy.runtimes.tensors import input_tensors, profile_shapes
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
 
@@ -98,12 +99,18 @@ def _preload(onnxruntime: Any, provider: Provider) -> None:
 
 
 def _profile_settings(description: ArtifactDescription) -> dict[str, str]:
-    features, lengths = description.inputs
-    bins = description.features.bins
-    shapes = zip(TENSORRT_PROFILE.batch, TENSORRT_PROFILE.frames, strict=True)
+    profile, blocks = TENSORRT_PROFILE, description.blocks
+    if blocks is not None:
+        profile = Profile(batch=profile.batch, frames=(blocks.frames,) * 3)
+    shapes = {
+        tensor.name: profile_shapes(tensor, profile, description.features)
+        for tensor in input_tensors(description)
+    }
     return {
-        f"trt_profile_{which}_shapes": f"{features}:{batch}x1x{bins}x{frames},{lengths}:{batch}"
-        for which, (batch, frames) in zip(("min", "opt", "max"), shapes, strict=True)
+        f"trt_profile_{which}_shapes": ",".join(
+            f"{name}:{'x'.join(map(str, sizes[i]))}" for name, sizes in shapes.items()
+        )
+        for i, which in enumerate(("min", "opt", "max"))
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from ds2deploy.runtimes.onnx_providers import (
     configure,
     first_line,
 )
+from ds2deploy.runtimes.session import Session, run_whole
+from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
 
 
 class OnnxSession:
@@ -72,18 +75,25 @@ class OnnxSession:
         self.runtime = f"onnxruntime {device if provider in (None, 'cuda') else provider}"
         self.profile: Profile | None = TENSORRT_PROFILE if chosen == "tensorrt" else None
 
-    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network; see `Session.run`."""
-        names = self.description.inputs
-        feed = dict(zip(names, (features, lengths), strict=True))
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`."""
+        outputs = self.description.outputs
         try:
-            log_probs, output_lengths = self._session.run(list(self.description.outputs), feed)
+            results = self._session.run(list(outputs), tensors)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
+            name = self.description.inputs[0]
             raise DeviceError(
-                f"{self.runtime} failed at {len(features)} utterances of {features.shape[3]} "
-                f"frames: {first_line(error)}"
+                f"{self.runtime} failed at {name} {tensors[name].shape}: {first_line(error)}"
             ) from error
-        return log_probs, output_lengths
+        return dict(zip(outputs, results, strict=True))
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """Itself, where it takes blocks."""
+        return self if self.description.blocks is not None else None
 
     def close(self) -> None:
         """Nothing here needs to be freed by hand."""
@@ -170,14 +180,22 @@ def _check_description(description: ArtifactDescription, session: Any, path: Pat
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    names = (tuple(i.name for i in inputs), tuple(o.name for o in outputs))
-    if (
-        names != (description.inputs, description.outputs)
-        or inputs[0].shape[2:3] != [bins]
-        or outputs[0].shape[2:] != [labels]
+    for tensors, values in (
+        (input_tensors(description), session.get_inputs()),
+        (output_tensors(description), session.get_outputs()),
     ):
-        raise ModelFileError(
-            f"{path}: its description ({bins} bins in, {labels} labels out) is not its graph's; "
-            "export it again"
-        )
+        told = [(tensor.name, list(tensor.dims)) for tensor in tensors]
+        found = [(value.name, list(value.shape)) for value in values]
+        if told != found:
+            raise ModelFileError(
+                f"{path}: its description ({bins} bins in, {labels} labels out) is not its "
+                f"graph's ({_first_difference(told, found)}); export it again"
+            )
+
+
+def _first_difference(told: list[Any], found: list[Any]) -> str:
+    """The first tensor that is not as it was told to be."""
+    nothing: tuple[str, list[Any]] = ("no tensor", [])
+    pairs = zip_longest(told, found, fillvalue=nothing)
+    name, dims = next(there for here, there in pairs if here != there)
+    return f"{name} {dims}"

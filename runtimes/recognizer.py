@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import overload
+from typing import NamedTuple, NoReturn, overload
 
+import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import TIME_STRIDE
-from ds2deploy.runtimes.audio import convert_audio, load_audio
+from ds2deploy.runtimes.audio import convert_audio, read_blocks
 from ds2deploy.runtimes.decoding import Transcript, decode_greedy
-from ds2deploy.runtimes.errors import AudioError
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray, pad_features
-from ds2deploy.runtimes.session import Session, beyond_profile, check_batch
+from ds2deploy.runtimes.errors import AudioError, ConfigError, FeaturesError, StreamError
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
+from ds2deploy.runtimes.session import Session, beyond_profile, check_batch, prepare_sound
+from ds2deploy.runtimes.stream import Channel, Stream, run_channels
+from ds2deploy.runtimes.stream_pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 
 Audio = str | Path | FloatArray
 """A path, or (samples,) or (samples, channels) float32 in [-1, 1]."""
@@ -25,6 +29,15 @@ BATCH_SIZE = 8
 
 BATCH_S = 240.0
 """Seconds of audio at a time, padding included: bounds the memory that long recordings take."""
+
+LONGEST_S = 60.0
+"""What is longer is taken in overlapping windows of so many seconds."""
+
+LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
+"""Shorter windows have no room for words with a context; longer ones fill the memory."""
+
+WINDOWS = 2
+"""Of one recording, run at a time."""
 
 
 class Recognizer:
@@ -43,43 +56,99 @@ class Recognizer:
         self.description = session.description
         self._alphabet = Alphabet(self.description.labels)
         self._extract = FeatureExtractor(self.description.features)
+        self._rate = self.description.features.sample_rate
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a str is also a sequence of str
-        self, audio: Audio, sample_rate: int | None = None
+        self, audio: Audio, sample_rate: float | None = None, window_s: float | None = None
     ) -> Transcript: ...
     @overload
     def transcribe(
-        self, audio: Sequence[Audio], sample_rate: int | None = None
+        self,
+        audio: Sequence[Audio],
+        sample_rate: float | None = None,
+        window_s: float | None = None,
     ) -> list[Transcript]: ...
     def transcribe(
-        self, audio: Audio | Sequence[Audio], sample_rate: int | None = None
+        self,
+        audio: Audio | Sequence[Audio],
+        sample_rate: float | None = None,
+        window_s: float | None = None,
     ) -> Transcript | list[Transcript]:
         """Recognise one utterance, or a list of them in batches of similar length.
 
         Args:
             audio: a path, an array, or a list or tuple of those.
             sample_rate: of the arrays, in Hz.
+            window_s: what is longer is recognised in overlapping windows of so many seconds, in
+                memory that does not grow with the recording; by default 60 s, or the most that an
+                engine takes. A streaming model has no need of it.
 
         Returns:
             A transcript, or a list of them in the order of the input.
 
         Raises:
             MissingFileError, AudioError: see `load_audio` and `convert_audio`; and audio that
-                is longer than an engine takes.
+                is longer than an engine takes whose windows would be too short.
+            ConfigError: windows that the model, or the engine, does not take.
             DeviceError: a GPU failed.
         """
         if not isinstance(audio, (list, tuple)):
-            return self.transcribe([audio], sample_rate)[0]  # type: ignore[list-item]
-        waveforms = [self._load(item, sample_rate) for item in audio]
-        transcripts: dict[int, Transcript] = {}
-        rate, profile = self.description.features.sample_rate, self.session.profile
-        size = BATCH_SIZE if profile is None else min(BATCH_SIZE, profile.batch[2])
-        lengths = [len(waveform) for waveform in waveforms]
-        for indices in batches(lengths, int(BATCH_S * rate), size):
-            batch = self._recognize([waveforms[i] for i in indices])
-            transcripts.update(zip(indices, batch, strict=True))
-        return [transcripts[i] for i in range(len(waveforms))]
+            return self.transcribe([audio], sample_rate, window_s)[0]  # type: ignore[list-item]
+        sources = [self._source(item, sample_rate) for item in audio]
+        if self.description.blocks is not None:
+            return self._transcribe_streams(sources)
+        shape = self._windows(window_s)
+        short: dict[int, FloatArray] = {}
+        for i, source in enumerate(sources):
+            waveform = _whole(source.pieces(), shape.size)
+            if waveform is not None:
+                short[i] = waveform
+            elif shape.size < LEAST_WINDOW_S * self._rate:
+                self._refuse(source)
+        transcripts = {
+            i: transcribe_windows(
+                self.session, self._extract, source.pieces(), shape, self._batch(WINDOWS)
+            )
+            for i, source in enumerate(sources)
+            if i not in short
+        }
+        indices = list(short)
+        lengths = [len(short[i]) for i in indices]
+        for chosen in batches(lengths, int(BATCH_S * self._rate), self._batch(BATCH_SIZE)):
+            batch = self._recognize([short[indices[i]] for i in chosen])
+            transcripts.update(zip((indices[i] for i in chosen), batch, strict=True))
+        return [transcripts[i] for i in range(len(sources))]
+
+    def stream(self, sample_rate: float = 16_000) -> Stream:
+        """Recognise speech while it is spoken.
+
+        Args:
+            sample_rate: of the audio that will come, in Hz; any.
+
+        Returns:
+            A context manager with `accept(samples)` and `finish()`.
+
+        Raises:
+            AudioError: a rate that is none.
+            StreamError: the model, or the artifact, is one of whole utterances; says what to do.
+        """
+        return Stream(self._streaming_session(), self._extract, sample_rate)
+
+    def pool(
+        self, streams: int = STREAMS, backlog_s: float = BACKLOG_S, batch: int = BATCH
+    ) -> StreamPool:
+        """Recognise many streams at once, in batches; see `StreamPool`.
+
+        Args:
+            streams: that may be open at the same time.
+            backlog_s: seconds of audio that may wait in a stream.
+            batch: streams that are run at a time, at most.
+
+        Raises:
+            StreamError: the model, or the artifact, is one of whole utterances; says what to do.
+        """
+        return StreamPool(self._streaming_session(), self._extract, streams, backlog_s, batch)
 
     def log_probs(
         self, features: npt.ArrayLike, lengths: npt.ArrayLike
@@ -95,25 +164,12 @@ class Recognizer:
             output_lengths (batch,) int64.
 
         Raises:
-            FeaturesError: a shape or a length that the model cannot take.
+            FeaturesError: a shape or a length that the model cannot take, or a model that takes
+                samples.
         """
+        if self.description.input == "waveform":
+            raise FeaturesError("this model takes samples, not features: use transcribe")
         return self.session.run(*check_batch(features, lengths, self.description.features.bins))
-
-    def check_length(self, samples: int, name: str) -> None:
-        """Refuse audio that is longer than an engine takes.
-
-        Args:
-            samples: of one utterance, at the model's sample rate.
-            name: of the recording; empty for an array.
-
-        Raises:
-            AudioError: says how long it is, what the engine takes, and what to do.
-        """
-        config, profile = self.description.features, self.session.profile
-        if profile is None:
-            return
-        if problem := beyond_profile(samples / config.sample_rate, profile, config):
-            raise AudioError(f"{name}: {problem}" if name else problem)
 
     def close(self) -> None:
         """Give back what the session holds of a GPU; without need on a CPU."""
@@ -130,21 +186,48 @@ class Recognizer:
     ) -> None:
         self.close()
 
-    def _load(self, audio: Audio, sample_rate: int | None) -> FloatArray:
-        rate = self.description.features.sample_rate
+    def _source(self, audio: Audio, sample_rate: float | None) -> _Source:
         if isinstance(audio, (str, Path)):
-            waveform, name = load_audio(audio, rate), str(audio)
-        elif sample_rate is None:
+            return _Source(str(audio), lambda: read_blocks(audio, self._rate))
+        if sample_rate is None:
             raise AudioError("audio given as an array: say its sample_rate in Hz")
-        else:
-            waveform, name = convert_audio(audio, sample_rate, rate), ""
-        self.check_length(len(waveform), name)
-        return waveform
+        waveform = convert_audio(audio, sample_rate, self._rate)
+        return _Source("", lambda: iter([waveform]))
+
+    def _batch(self, size: int) -> int:
+        """So many utterances at a time, or the most that an engine takes."""
+        profile = self.session.profile
+        return size if profile is None else min(size, profile.batch[2])
+
+    def _windows(self, window_s: float | None) -> WindowShape:
+        config, profile = self.description.features, self.session.profile
+        longest_s = LONGEST_S
+        if profile is not None:
+            longest_s = min(longest_s, profile.seconds(config)[2])
+        if window_s is None:
+            return WindowShape(config, longest_s)
+        if profile is not None and window_s > profile.seconds(config)[2]:
+            raise ConfigError(
+                f"windows of {window_s:g} s: this engine takes up to {longest_s:g} s; ask for less"
+            )
+        if not LEAST_WINDOW_S <= window_s <= MOST_WINDOW_S:
+            raise ConfigError(
+                f"windows of {window_s:g} s: expected {LEAST_WINDOW_S:g} to {MOST_WINDOW_S:g} s"
+            )
+        return WindowShape(config, window_s)
+
+    def _refuse(self, source: _Source) -> NoReturn:
+        """Of an engine whose windows would be too short to be joined."""
+        assert self.session.profile is not None
+        duration_s = sum(map(len, source.pieces())) / self._rate
+        problem = beyond_profile(duration_s, self.session.profile, self.description.features)
+        assert problem is not None
+        raise AudioError(f"{source.name}: {problem}" if source.name else problem)
 
     def _recognize(self, waveforms: list[FloatArray]) -> list[Transcript]:
         config = self.description.features
-        features, lengths = pad_features([self._extract(waveform) for waveform in waveforms])
-        log_probs, output_lengths = self.session.run(features, lengths)
+        sound, lengths = prepare_sound(self.session, self._extract, waveforms)
+        log_probs, output_lengths = self.session.run(sound, lengths)
         return [
             decode_greedy(
                 frames[:length],
@@ -154,6 +237,72 @@ class Recognizer:
             )
             for frames, length, waveform in zip(log_probs, output_lengths, waveforms, strict=True)
         ]
+
+    def _transcribe_streams(self, sources: list[_Source]) -> list[Transcript]:
+        """Whole recordings through a streaming model, some at a time."""
+        transcripts: list[Transcript] = []
+        size = self._batch(BATCH_SIZE)
+        for start in range(0, len(sources), size):
+            chosen = [
+                (Channel(self.session, self._extract, self._rate), source.pieces())
+                for source in sources[start : start + size]
+            ]
+            while waiting := [item for item in chosen if not item[0].done]:
+                for channel, pieces in waiting:
+                    while not channel.ready:
+                        piece = next(pieces, None)
+                        if piece is None:
+                            channel.end()
+                        else:
+                            channel.audio.push(piece)
+                run_channels(self.session, [channel for channel, _ in waiting])
+            transcripts += [channel.finish() for channel, _ in chosen]
+        return transcripts
+
+    def _streaming_session(self) -> Session:
+        session = self.session.streaming()
+        if session is not None:
+            return session
+        name = self.description.source.name
+        if self.description.model.bidirectional:
+            raise StreamError(
+                f"{name}: a bidirectional model hears the end of an utterance before it reads the "
+                "beginning, and cannot stream; train a unidirectional one: ds2deploy train "
+                "digits-streaming is an example (model.bidirectional = false, "
+                'features.normalize = "global")'
+            )
+        if self.description.features.normalize == "utterance":
+            raise StreamError(
+                f"{name}: its features are normalised over whole utterances, which a stream does "
+                "not have: export it with --streaming --statistics-from MANIFEST"
+            )
+        raise StreamError(
+            f"{name}: this artifact takes whole utterances; export the checkpoint with --streaming"
+        )
+
+
+class _Source(NamedTuple):
+    """Audio that can be read, more than once.
+
+    Attributes:
+        name: of the recording; empty for an array.
+        pieces: begins to read: (samples,) float32 at the model's rate.
+    """
+
+    name: str
+    pieces: Callable[[], Iterator[FloatArray]]
+
+
+def _whole(pieces: Iterator[FloatArray], limit: int) -> FloatArray | None:
+    """All of it in one piece; None where that has more samples than the limit."""
+    read: list[FloatArray] = []
+    count = 0
+    for piece in pieces:
+        read.append(piece)
+        count += len(piece)
+        if count > limit:
+            return None
+    return np.concatenate(read)
 
 
 def batches(lengths: Sequence[int], total: int, size: int = BATCH_SIZE) -> Iterator[list[int]]:

@@ -1,8 +1,9 @@
-"""What every runtime offers: features in, log-probabilities out."""
+"""What every runtime offers: features or samples in, log-probabilities out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,22 @@ import numpy.typing as npt
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile, frames_of
 from ds2deploy.runtimes.errors import FeaturesError
-from ds2deploy.runtimes.features import FeatureConfig, FloatArray, IntArray
+from ds2deploy.runtimes.features import (
+    FeatureConfig,
+    FeatureExtractor,
+    FloatArray,
+    IntArray,
+    pad_features,
+    pad_waveforms,
+)
+from ds2deploy.runtimes.tensors import (
+    LENGTHS,
+    LOG_PROBS,
+    OUTPUT_LENGTHS,
+    Tensors,
+    input_tensors,
+    named_sizes,
+)
 
 
 class Session(Protocol):
@@ -27,12 +43,24 @@ class Session(Protocol):
     runtime: str
     profile: Profile | None
 
-    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network.
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once.
 
         Args:
-            features: (batch, 1, bins, time) float32; what stands past a length is ignored.
-            lengths: (batch,) int64, valid frames, from 1 to time.
+            tensors: every input that the description names, as `tensors.input_tensors` has them.
+
+        Returns:
+            Every output, as `tensors.output_tensors` has them.
+        """
+        ...
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; a streaming model block by block.
+
+        Args:
+            sound: features (batch, 1, bins, time) or a waveform (batch, samples), float32; what
+                stands past a length is ignored.
+            lengths: (batch,) int64, valid frames or samples, from 1.
 
         Returns:
             log_probs (batch, time', labels) float32, meaningless past output_lengths, and
@@ -40,9 +68,41 @@ class Session(Protocol):
         """
         ...
 
+    def streaming(self) -> Session | None:
+        """A session of the same model that takes blocks; None where there is none."""
+        ...
+
     def close(self) -> None:
         """Give back what it holds of a device; a session on a GPU cannot run afterwards."""
         ...
+
+
+def run_whole(
+    session: Session, sound: FloatArray, lengths: IntArray
+) -> tuple[FloatArray, IntArray]:
+    """`Session.run` through `Session.compute`."""
+    if session.description.blocks is not None:
+        from ds2deploy.runtimes.stream_state import run_in_blocks
+
+        return run_in_blocks(session, sound, lengths)
+    name, of_lengths = session.description.inputs
+    results = session.compute({name: sound, of_lengths: lengths})
+    return results[LOG_PROBS], results[OUTPUT_LENGTHS]
+
+
+def prepare_sound(
+    session: Session, extract: FeatureExtractor, waveforms: Sequence[FloatArray]
+) -> tuple[FloatArray, IntArray]:
+    """What `Session.run` takes of these utterances: features, or the samples themselves.
+
+    Args:
+        session: of the model.
+        extract: its feature extractor.
+        waveforms: each (samples,) float32 at the model's rate.
+    """
+    if session.description.input == "waveform":
+        return pad_waveforms(waveforms)
+    return pad_features([extract(waveform) for waveform in waveforms])
 
 
 def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig) -> str | None:
@@ -84,3 +144,32 @@ def check_batch(
             f"lengths {valid.min()} to {valid.max()}: expected 1 to {batch.shape[3]} frames"
         )
     return batch, valid
+
+
+def check_tensors(description: ArtifactDescription, tensors: Tensors) -> Tensors:
+    """Validate what goes into a network, as a device must have it.
+
+    Returns:
+        The same, contiguous and of the right types.
+
+    Raises:
+        FeaturesError: a shape, a type or a length that no session can take.
+    """
+    declared = input_tensors(description)
+    sound = declared[0].name
+    if description.input == "features" and description.blocks is None:
+        batch, valid = check_batch(tensors[sound], tensors[LENGTHS], description.features.bins)
+        return {sound: batch, LENGTHS: valid}
+    checked = {
+        tensor.name: np.ascontiguousarray(tensors[tensor.name], tensor.dtype) for tensor in declared
+    }
+    shape = checked[sound].shape
+    sizes = named_sizes(description, shape[0], shape[-1])
+    for tensor in declared:
+        if checked[tensor.name].shape != tensor.shape(**sizes) or 0 in shape:
+            raise FeaturesError(
+                f"{tensor.name} {checked[tensor.name].shape}: expected {tensor.dims}"
+            )
+    if checked[LENGTHS].min() < 1:
+        raise FeaturesError(f"lengths from {checked[LENGTHS].min()}: expected 1 or more")
+    return checked

@@ -27,11 +27,12 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import beyond_profile, check_batch
+from ds2deploy.runtimes.session import Session, beyond_profile, check_tensors, run_whole
 from ds2deploy.runtimes.tensorrt_lane import GraphSwitch, Lane, LanePool, Shape
 from ds2deploy.runtimes.tensorrt_library import NAMES, TensorRt, import_tensorrt
 from ds2deploy.runtimes.tensorrt_log import make_log, one_line
 from ds2deploy.runtimes.tensorrt_rtx_cache import CACHE_SUFFIX, RuntimeCache
+from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors, samples_of
 
 
 class TensorRtSession:
@@ -93,24 +94,33 @@ class TensorRtSession:
         """`on`, `off`, or `off: ` and why."""
         return self._graphs.text
 
-    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network; see `Session.run`.
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run` and `compute`."""
+        return run_whole(self, sound, lengths)
+
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`.
 
         Raises:
-            FeaturesError: more utterances or frames than the engine takes.
+            FeaturesError: more utterances, or longer ones, than the engine takes.
             DeviceError: the GPU failed, or the session is closed.
         """
-        features, lengths = check_batch(features, lengths, self.description.features.bins)
-        shape = self._shape_for(len(features), features.shape[3])
+        tensors = check_tensors(self.description, tensors)
+        sound = tensors[self.description.inputs[0]]
+        shape = self._shape_for(len(sound), sound.shape[-1])
         try:
             pool = self._pool
             if pool is None:
                 raise DeviceError("the session is closed; open another")
             with pool.lane(shape) as lane:
-                return lane.run(features, lengths, shape)
+                return lane.run(tensors, shape)
         except RuntimeError as error:  # DeviceError is one; so is what TensorRT's binding raises
             said = self._log.take()
             raise DeviceError(f"{self._path}: {one_line(error)}{said}") from None
+
+    def streaming(self) -> Session | None:
+        """Itself, where it takes blocks."""
+        return self if self.description.blocks is not None else None
 
     def close(self) -> None:
         """Free everything, after the runs under way; again does nothing."""
@@ -172,19 +182,22 @@ class TensorRtSession:
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
             found[name] = (self._engine.get_tensor_mode(name), self._engine.get_tensor_dtype(name))
-        names = (*self.description.inputs, *self.description.outputs)
-        kinds = [
-            (mode, kind)
-            for mode in (trt.TensorIOMode.INPUT, trt.TensorIOMode.OUTPUT)
-            for kind in (trt.DataType.FLOAT, trt.DataType.INT64)
-        ]
-        if found != dict(zip(names, kinds, strict=False)) or len(names) != len(kinds):
+        kinds = {"float32": trt.DataType.FLOAT, "int64": trt.DataType.INT64}
+        expected = {
+            tensor.name: (mode, kinds[tensor.dtype])
+            for mode, tensors in (
+                (trt.TensorIOMode.INPUT, input_tensors(self.description)),
+                (trt.TensorIOMode.OUTPUT, output_tensors(self.description)),
+            )
+            for tensor in tensors
+        }
+        if found != expected:
             told = ", ".join(
                 f"{name} ({mode.name.lower()}, {kind.name.lower()})"
                 for name, (mode, kind) in found.items()
             )
             raise ModelFileError(
-                f"{self._path}: its tensors are {told}, not {', '.join(names)} "
+                f"{self._path}: its tensors are {told}, not {', '.join(expected)} "
                 f"of its description: {rebuild}"
             )
 
@@ -203,19 +216,30 @@ class TensorRtSession:
             )
         return context
 
-    def _shape_for(self, utterances: int, frames: int) -> Shape:
-        """The shape to run a batch in: the batch's own, or the profile's least."""
+    def _shape_for(self, utterances: int, size: int) -> Shape:
+        """The shape to run a batch in: the batch's own, or the profile's least.
+
+        Streams come and go: with a power of two of them, the same few shapes come again and again,
+        and are replayed as CUDA graphs.
+        """
         assert self.profile is not None
         (low, usual, high), features = self.profile.batch, self.description.features
+        streaming = self.description.blocks is not None
         if utterances > high:
+            what = "streams" if streaming else "utterances"
             raise FeaturesError(
-                f"{utterances} utterances; this engine takes {low} to {high} at a time: "
+                f"{utterances} {what}; this engine takes {low} to {high} at a time: "
                 f"split them, or rebuild with --batch {low},{usual},{utterances}"
             )
+        if streaming:
+            return min(high, max(low, 1 << (utterances - 1).bit_length())), size
+        waveform = self.description.input == "waveform"
+        frames = features.frames(size) if waveform else size
         if frames > self.profile.frames[2]:
             duration_s = seconds_of_frames(frames, features)
             raise FeaturesError(beyond_profile(duration_s, self.profile, features))
-        return max(utterances, low), max(frames, self.profile.frames[0])
+        least = self.profile.frames[0]
+        return max(utterances, low), max(size, samples_of(least, features) if waveform else least)
 
 
 def _open_library(path: Path, engine: EngineDescription) -> TensorRt:

@@ -12,19 +12,25 @@ from typing import Any
 import numpy as np
 
 from ds2deploy.runtimes import cuda
-from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import DeviceError
-from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.tensorrt_log import one_line
+from ds2deploy.runtimes.tensors import (
+    LENGTHS,
+    Tensors,
+    input_tensors,
+    named_sizes,
+    output_tensors,
+)
 
 LOG = logging.getLogger("ds2deploy")
 
 Shape = tuple[int, int]
-"""(batch, time) of the features that an execution context is prepared for."""
+"""What an execution context is prepared for: utterances, and frames or samples of each."""
 
 
 class Lane:
-    """An execution context, a stream, and the buffers of the four tensors; for one run at a time.
+    """An execution context, a stream, and the buffers of all tensors; for one run at a time.
 
     A CUDA graph is valid for the state that its context was captured in, and the state changes
     with the input's shape ("one execution context per captured graph", says TensorRT's guide): a
@@ -52,8 +58,9 @@ class Lane:
         self._repeats = False
         self._graph: cuda.Graph | None = None
         self._stream: cuda.Stream | None = None
-        names = (*description.inputs, *description.outputs)
-        self._buffers = {name: cuda.Buffer(device) for name in names}
+        self._inputs, self._outputs = input_tensors(description), output_tensors(description)
+        self._dtypes = {tensor.name: tensor.dtype for tensor in (*self._inputs, *self._outputs)}
+        self._buffers = {name: cuda.Buffer(device) for name in self._dtypes}
         self._shapes: dict[str, tuple[int, ...]] = {}
         try:
             self._context = make_context()
@@ -62,22 +69,21 @@ class Lane:
             self.close()
             raise
 
-    def run(
-        self, features: FloatArray, lengths: IntArray, shape: Shape
-    ) -> tuple[FloatArray, IntArray]:
+    def run(self, tensors: Tensors, shape: Shape) -> Tensors:
         """Run a batch that fits in `shape`; after an error the lane must be closed."""
         assert self._stream is not None
         self._device.activate()
         if shape != self.shape:
             self._prepare(shape)
-        self._stage(features, lengths)
+        self._stage(tensors)
         graph = self._graph if self._graphs.on else None
         if graph is not None:
             graph.launch(self._stream)
         else:
             self._queue()
         self._stream.synchronize()
-        results = self._results(len(features), features.shape[3])
+        sound = tensors[self._inputs[0].name]
+        results = self._results(len(sound), sound.shape[-1])
         if graph is None and self._repeats and self._graphs.on:
             self._capture()
         self._repeats = True
@@ -101,12 +107,9 @@ class Lane:
         """Tell the context a shape, and where tensors of it are."""
         self._drop_graph()
         self.shape, self._repeats = None, False
-        batch, time = shape
-        features, lengths = self._description.inputs
-        log_probs, output_lengths = self._description.outputs
-        bins, labels = self._description.features.bins, len(self._description.labels)
-        given = {features: (batch, 1, bins, time), lengths: (batch,)}
-        expected = {log_probs: (batch, output_length(time), labels), output_lengths: (batch,)}
+        sizes = named_sizes(self._description, *shape)
+        given = {tensor.name: tensor.shape(**sizes) for tensor in self._inputs}
+        expected = {tensor.name: tensor.shape(**sizes) for tensor in self._outputs}
         for name, dims in given.items():
             if not self._context.set_input_shape(name, dims):
                 raise DeviceError(f"the engine refuses {name} {dims}")
@@ -123,33 +126,35 @@ class Lane:
                 raise DeviceError(f"the engine refuses the address of {name}")
         self.shape = shape
 
-    def _stage(self, features: FloatArray, lengths: IntArray) -> None:
+    def _stage(self, tensors: Tensors) -> None:
         """Copy a batch to where the device takes it from, padded to the shape.
 
-        Padding is exact in this network: frames past a length are masked, and an utterance more,
-        of one frame of zeros, changes none of the others.
+        Padding is exact in this network: what is past a length is masked, and an utterance more,
+        of zeros, or a stream at its first block, changes none of the others.
         """
-        batch, time = len(features), features.shape[3]
-        staged, valid = (self._view(name) for name in self._description.inputs)
-        staged[:batch, ..., :time] = features
-        staged[:batch, ..., time:] = 0
-        staged[batch:] = 0
-        valid[:batch] = lengths
-        valid[batch:] = 1
+        for name in (tensor.name for tensor in self._inputs):
+            given, staged = tensors[name], self._view(name)
+            if given.shape != staged.shape:
+                staged[...] = 1 if name == LENGTHS else 0
+            staged[tuple(map(slice, given.shape))] = given
 
-    def _results(self, batch: int, time: int) -> tuple[FloatArray, IntArray]:
+    def _results(self, batch: int, size: int) -> Tensors:
         """Copies of what the device wrote, for the batch without padding."""
-        log_probs, output_lengths = (self._view(name) for name in self._description.outputs)
-        return log_probs[:batch, : output_length(time)].copy(), output_lengths[:batch].copy()
+        sizes = named_sizes(self._description, batch, size)
+        shapes = {tensor.name: tensor.shape(**sizes) for tensor in self._outputs}
+        return {
+            name: self._view(name)[tuple(map(slice, shape))].copy()
+            for name, shape in shapes.items()
+        }
 
     def _queue(self) -> None:
         """Copy in, execute, copy out; nothing of it is done before the stream is synchronised."""
         assert self._stream is not None
-        for name in self._description.inputs:
+        for name in (tensor.name for tensor in self._inputs):
             self._buffers[name].upload(self._size(name), self._stream)
         if not self._context.execute_async_v3(int(self._stream.handle)):
             raise DeviceError("the engine does not execute")
-        for name in self._description.outputs:
+        for name in (tensor.name for tensor in self._outputs):
             self._buffers[name].download(self._size(name), self._stream)
 
     def _capture(self) -> None:
@@ -171,14 +176,10 @@ class Lane:
             self._graph = None
 
     def _view(self, name: str) -> Any:
-        return self._buffers[name].view(self._shapes[name], self._dtype(name))
+        return self._buffers[name].view(self._shapes[name], np.dtype(self._dtypes[name]).type)
 
     def _size(self, name: str) -> int:
-        return int(np.prod(self._shapes[name])) * np.dtype(self._dtype(name)).itemsize
-
-    def _dtype(self, name: str) -> type[np.generic]:
-        first = name in (self._description.inputs[0], self._description.outputs[0])
-        return np.float32 if first else np.int64
+        return int(np.prod(self._shapes[name])) * np.dtype(self._dtypes[name]).itemsize
 
 
 class LanePool:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.session import Session, run_whole
+from ds2deploy.runtimes.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
 
 
 class TorchSession:
-    """Runs a torch module that maps (features, lengths) to (log_probs, output_lengths).
+    """Runs a torch module that maps the description's inputs to its outputs, in their order.
 
     Args:
-        module: log_probs (batch, time, labels); put into evaluation mode here.
+        module: of those tensors; put into evaluation mode here.
         description: of the model.
         device: `cpu`, `cuda`, `cuda:1`, ...
+        in_blocks: makes the same model block by block; None where it cannot stream.
 
     Raises:
         RuntimeUnavailableError: torch has no such device here.
     """
 
     def __init__(
-        self, module: torch.nn.Module, description: ArtifactDescription, device: str = "cpu"
+        self,
+        module: torch.nn.Module,
+        description: ArtifactDescription,
+        device: str = "cpu",
+        in_blocks: Callable[[], tuple[torch.nn.Module, ArtifactDescription]] | None = None,
     ) -> None:
         import torch
 
@@ -38,21 +46,39 @@ class TorchSession:
                 "use the CPU, or install a driver and a CUDA build of torch"
             )
         self._device = torch.device(device)
+        self._device_name, self._in_blocks = device, in_blocks
         self._module = module.to(self._device).eval()
         self.description = description
         self.runtime = f"torch {device}"
         self.profile: Profile | None = None
 
-    def run(self, features: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network; see `Session.run`."""
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`."""
         import torch
 
         with torch.inference_mode():
-            log_probs, output_lengths = self._module(
-                torch.from_numpy(features).to(self._device),
-                torch.from_numpy(lengths).to(self._device),
+            results = self._module(
+                *(
+                    torch.from_numpy(tensors[name]).to(self._device)
+                    for name in self.description.inputs
+                )
             )
-        return log_probs.float().cpu().numpy(), output_lengths.cpu().numpy()
+        return {
+            name: result.cpu().numpy()
+            for name, result in zip(self.description.outputs, results, strict=True)
+        }
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """The same model block by block."""
+        if self.description.blocks is not None:
+            return self
+        if self._in_blocks is None:
+            return None
+        return TorchSession(*self._in_blocks(), self._device_name)
 
     def close(self) -> None:
         """Nothing here needs to be freed by hand."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ import soundfile
 
 if TYPE_CHECKING:
     from ds2deploy.config import Recipe
+    from ds2deploy.model import DeepSpeech2
+    from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
     from ds2deploy.runtimes.tensorrt_library import TensorRt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +124,67 @@ def rtx() -> TensorRt:
     return import_tensorrt("rtx")
 
 
+@pytest.fixture(scope="session")
+def lively_network() -> Callable[[ModelShape], DeepSpeech2]:
+    """Makes networks whose weights are as large as trained ones, so that gates open and labels
+    differ, and whose batch norms would be noticed if they were left out."""
+    import torch
+
+    from ds2deploy.model import DeepSpeech2
+
+    def make(shape: ModelShape, bins: int = 161, gain: float = 2.0) -> DeepSpeech2:
+        torch.manual_seed(0)
+        network = DeepSpeech2(shape, bins=bins)
+        for module in network.modules():
+            if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.3)
+                torch.nn.init.normal_(module.running_mean, std=0.3)
+                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        with torch.no_grad():
+            network.output.weight.mul_(gain**2)
+            for layer in network.rnns:
+                for parameter in layer.rnn.parameters():
+                    parameter.mul_(gain)
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def describe() -> Callable[..., ArtifactDescription]:
+    """Describes the artifact of a network."""
+    from ds2deploy.runtimes.alphabet import ENGLISH
+    from ds2deploy.runtimes.artifact import ArtifactDescription, Source
+    from ds2deploy.runtimes.blocks import make_blocks
+    from ds2deploy.runtimes.features import FeatureConfig
+    from ds2deploy.runtimes.tensors import with_tensors
+
+    def make(
+        shape: ModelShape,
+        precision: Precision = "fp32",
+        features: FeatureConfig | None = None,
+        sound: str = "features",
+        block_ms: float | None = None,
+    ) -> ArtifactDescription:
+        config = features or FeatureConfig()
+        blocks = None if block_ms is None else make_blocks(shape, config, sound, block_ms)
+        return with_tensors(
+            ArtifactDescription(
+                kind="offline" if blocks is None else "streaming",
+                input=sound,
+                precision=precision,
+                labels=ENGLISH,
+                features=config,
+                model=shape,
+                source=Source(name="test.ckpt", sha256="0" * 64, kind="ds2deploy"),
+                blocks=blocks,
+            )
+        )
+
+    return make
+
+
 @pytest.fixture
 def random() -> np.random.Generator:
     """Random numbers, the same in every run."""
@@ -168,7 +232,7 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
 
     loaded = load_checkpoint(small_checkpoint)
     path = tmp_path_factory.mktemp("small") / "small.onnx"
-    onnx.save(build_graph(lower(loaded.network), "fp32"), path)
+    onnx.save(build_graph(lower(loaded.network), loaded.description()), path)
     append_description(path, loaded.description())
     return path
 

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from ds2deploy.checkpoint import build_network, save_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import lower
-from ds2deploy.model import DeepSpeech2
 from ds2deploy.runtimes.artifact import ModelShape
 
 CELLS = ["lstm", "gru", "rnn"]
@@ -23,25 +21,12 @@ DIRECTIONS = {"both ways": True, "lookahead": False}
 PRECISIONS = ["fp32", "fp16"]
 
 
-def fresh_network(shape: ModelShape, bins: int = 161) -> DeepSpeech2:
-    """Random weights, and batch norms that would be noticed if they were left out."""
-    torch.manual_seed(0)
-    network = DeepSpeech2(shape, bins=bins)
-    for module in network.modules():
-        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.3)
-            torch.nn.init.normal_(module.running_mean, std=0.3)
-            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval()
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bidirectional", DIRECTIONS.values(), ids=DIRECTIONS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_five_layers(cell: str, bidirectional: bool, precision: str):
+def test_five_layers(cell: str, bidirectional: bool, precision: str, lively_network, describe):
     shape = ModelShape(rnn=cell, hidden=16, layers=5, bidirectional=bidirectional)
-    model = build_graph(lower(fresh_network(shape)), precision)
+    model = build_graph(lower(lively_network(shape)), describe(shape, precision))
     onnx.checker.check_model(model, full_check=True)
     operators = Counter(node.op_type for node in model.graph.node)
     assert len(model.graph.node) <= 70
@@ -56,8 +41,9 @@ def test_five_layers(cell: str, bidirectional: bool, precision: str):
     assert all(list(node.input[4:]) == ["", *states] for node in recurrent)
 
 
-def test_inputs_and_outputs():
-    model = build_graph(lower(fresh_network(ModelShape(hidden=8, layers=1))), "fp16")
+def test_inputs_and_outputs(lively_network, describe):
+    shape = ModelShape(hidden=8, layers=1)
+    model = build_graph(lower(lively_network(shape)), describe(shape, "fp16"))
 
     def described(values):
         return {
@@ -87,18 +73,12 @@ def test_every_kind_exports_verified(
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    lively_network,
 ):
-    """Weights as large as trained ones, so that gates open and close."""
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 300))
     shape = ModelShape(rnn=cell, hidden=24, layers=2, bidirectional=bidirectional, lookahead=7)
     recipe = Recipe(model=shape)
-    network = fresh_network(shape)
-    with torch.no_grad():
-        network.output.weight.mul_(4)
-        for layer in network.rnns:
-            for parameter in layer.rnn.parameters():
-                parameter.mul_(2)
-    save_checkpoint(tmp_path / "x.ckpt", network, recipe, {})
+    save_checkpoint(tmp_path / "x.ckpt", lively_network(shape), recipe, {})
     exported = export_onnx(tmp_path / "x.ckpt", tmp_path / "out", [precision])[0]
     assert exported.report.passed
     answers = {case.argmax_share for case in exported.report.cases}
@@ -121,20 +101,20 @@ def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_default_model_exports_in_half_a_minute(tmp_path: Path):
+def test_the_default_model_exports_in_half_a_minute(tmp_path: Path, lively_network):
     """Folding, writing and checking; the parity check after it takes what the network takes."""
     recipe = Recipe()
     assert (recipe.model.hidden, recipe.model.layers, recipe.model.bidirectional) == (1024, 5, True)
-    save_checkpoint(tmp_path / "large.ckpt", fresh_network(recipe.model), recipe, {})
+    save_checkpoint(tmp_path / "large.ckpt", lively_network(recipe.model, gain=1), recipe, {})
     exported = export_onnx(tmp_path / "large.ckpt", tmp_path)[0]
     assert exported.build_s < 30
     assert exported.nodes <= 70
     assert exported.report.passed
 
 
-def test_gates_are_in_onnx_order():
+def test_gates_are_in_onnx_order(lively_network):
     """The update gate's hold weight stands where ONNX has that gate, first, and nowhere else."""
-    network = fresh_network(ModelShape(rnn="gru", hidden=4, layers=1))
+    network = lively_network(ModelShape(rnn="gru", hidden=4, layers=1))
     recurrence = lower(network).recurrences[0]
     column = recurrence.W[0, :, 1312]
     np.testing.assert_array_equal(column, [1e4] * 4 + [0] * 8)

@@ -31,7 +31,6 @@ from ds2deploy.export.network_operations import _divide, _round_bfloat16
 from ds2deploy.export.network_reader import Layer, ParsedNetwork, read_network
 from ds2deploy.export.parity import TOLERANCES, check_parity
 from ds2deploy.export.reference import Reference, decode_all
-from ds2deploy.model import DeepSpeech2
 from ds2deploy.preparation import prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape, Precision
@@ -46,8 +45,9 @@ RAGGED = [(1, 40), (3, 457), (8, 170)]
 def written(checkpoint: Path, precision: Precision, path: Path) -> Path:
     """An artifact, written and not verified."""
     loaded = load_checkpoint(checkpoint)
-    onnx.save(build_graph(lower(loaded.network), precision), path)
-    append_description(path, msgspec.structs.replace(loaded.description(), precision=precision))
+    described = msgspec.structs.replace(loaded.description(), precision=precision)
+    onnx.save(build_graph(lower(loaded.network), described), path)
+    append_description(path, described)
     return path
 
 
@@ -118,23 +118,13 @@ KINDS = [
 ]
 
 
-def lively(shape: ModelShape) -> DeepSpeech2:
-    """Random weights as large as trained ones, so that gates open and labels differ."""
-    torch.manual_seed(0)
-    network = DeepSpeech2(shape)
-    with torch.no_grad():
-        network.output.weight.mul_(4)
-        for layer in network.rnns:
-            for parameter in layer.rnn.parameters():
-                parameter.mul_(2)
-    return network.eval()
-
-
 @pytest.fixture
-def kind_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Precision]:
+def kind_checkpoint(
+    request: pytest.FixtureRequest, tmp_path: Path, lively_network
+) -> tuple[Path, Precision]:
     rnn, bidirectional, precision = request.param
     shape = ModelShape(rnn=rnn, hidden=24, layers=2, bidirectional=bidirectional, lookahead=7)
-    save_checkpoint(tmp_path / "x.ckpt", lively(shape), Recipe(model=shape), {})
+    save_checkpoint(tmp_path / "x.ckpt", lively_network(shape), Recipe(model=shape), {})
     return tmp_path / "x.ckpt", precision
 
 
@@ -249,9 +239,16 @@ def parse_error(model: onnx.ModelProto, rtx: TensorRt, tmp_path: Path) -> str:
     return str(raised.value).removeprefix(f"{tmp_path / 'refused.onnx'}: ")
 
 
-def test_a_gru_in_bf16_says_what_to_choose(rtx: TensorRt, tmp_path: Path):
+@pytest.fixture
+def graph_of(lively_network, describe) -> Callable[[ModelShape, Precision], onnx.ModelProto]:
+    return lambda shape, precision: build_graph(
+        lower(lively_network(shape)), describe(shape, precision)
+    )
+
+
+def test_a_gru_in_bf16_says_what_to_choose(graph_of, rtx: TensorRt, tmp_path: Path):
     shape = ModelShape(rnn="gru", hidden=8, layers=2)
-    message = parse_error(build_graph(lower(lively(shape)), "bf16"), rtx, tmp_path)
+    message = parse_error(graph_of(shape, "bf16"), rtx, tmp_path)
     assert message == (
         f"TensorRT-RTX {rtx.version} cannot parse recurrent layer 1 (GRU): it does not take GRU in "
         "bf16, where its own constants are BFloat16 and Float: choose --precision fp16 or fp32, "
@@ -259,8 +256,8 @@ def test_a_gru_in_bf16_says_what_to_choose(rtx: TensorRt, tmp_path: Path):
     )
 
 
-def test_sequence_lens_in_fp16(rtx: TensorRt, tmp_path: Path):
-    model = build_graph(lower(lively(ModelShape(hidden=8, layers=1))), "fp16")
+def test_sequence_lens_in_fp16(graph_of, rtx: TensorRt, tmp_path: Path):
+    model = graph_of(ModelShape(hidden=8, layers=1), "fp16")
     (lstm,) = [node for node in model.graph.node if node.op_type == "LSTM"]
     lstm.input[4] = "lengths32"
     cast = onnx.helper.make_node("Cast", ["output_lengths"], ["lengths32"], "cast", to=6)
@@ -270,8 +267,8 @@ def test_sequence_lens_in_fp16(rtx: TensorRt, tmp_path: Path):
     )
 
 
-def test_an_operator_that_the_parser_lacks(rtx: TensorRt, tmp_path: Path):
-    model = build_graph(lower(lively(ModelShape(hidden=8, layers=1))), "fp32")
+def test_an_operator_that_the_parser_lacks(graph_of, rtx: TensorRt, tmp_path: Path):
+    model = graph_of(ModelShape(hidden=8, layers=1), "fp32")
     model.graph.node.append(onnx.helper.make_node("NonZero", ["log_probs"], ["where"], "where"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("where", 7, None))
     assert "cannot parse where (NonZero): it does not know the operator NonZero" in (

@@ -113,8 +113,9 @@ def test_damage_is_noticed_and_nothing_is_written(
 def test_one_bad_precision_spoils_the_whole_export(
     digits_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def build(model: DeployModel, precision: str) -> onnx.ModelProto:
-        return build_graph(skip_a_batch_norm(model) if precision == "fp16" else model, precision)
+    def build(model: DeployModel, description: ArtifactDescription) -> onnx.ModelProto:
+        fp16 = description.precision == "fp16"
+        return build_graph(skip_a_batch_norm(model) if fp16 else model, description)
 
     monkeypatch.setattr(artifacts, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40,))

@@ -281,15 +281,15 @@ def test_log_probs_refuses_what_no_model_can_take(recognizer, session, shape, le
     assert session.batches == []
 
 
-def test_audio_beyond_an_engines_profile_is_named_with_the_way_out(tmp_path: Path):
+def test_an_engine_too_short_for_windows_is_named_with_the_way_out(tmp_path: Path):
     """Before anything is computed; and an array, which has no name, just as well."""
     session = TuneSession()
-    session.profile = Profile(batch=(1, 4, 16), frames=(51, 501, 3001))
+    session.profile = Profile(batch=(1, 4, 16), frames=(51, 201, 301))
     short, long = sing("A"), np.zeros(round(31.2 * RATE), np.float32)
     soundfile.write(tmp_path / "long.wav", long, RATE)
     message = (
-        "31.2 s of audio; this engine takes 0.5 to 30 s: split it, or rebuild with "
-        "--seconds 0.5,5,40"
+        "31.2 s of audio; this engine takes 0.5 to 3 s: split it, or rebuild with "
+        "--seconds 0.5,2,40"
     )
     with pytest.raises(AudioError) as raised:
         Recognizer(session).transcribe([short, tmp_path / "long.wav"], RATE)
@@ -299,7 +299,7 @@ def test_audio_beyond_an_engines_profile_is_named_with_the_way_out(tmp_path: Pat
     assert str(raised.value) == message
     assert session.batches == []
     assert Recognizer(session).transcribe(short, RATE).text == "A"
-    assert Recognizer(session).transcribe(long[: 30 * RATE], RATE).text == ""
+    assert Recognizer(session).transcribe(long[: 3 * RATE], RATE).text == ""
 
 
 def test_batches_are_no_larger_than_an_engine_takes():

@@ -1,0 +1,135 @@
+"""Audio of any length through a model of whole utterances: overlapping windows, joined before
+decoding.
+
+A window sees enough on both sides that what it says of its middle is what the whole would say; the
+log-probabilities of the middles are joined, and decoded as one utterance. Memory does not grow with
+the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ds2deploy.runtimes.alphabet import BLANK, Alphabet
+from ds2deploy.runtimes.artifact import TIME_STRIDE
+from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.features import (
+    FeatureConfig,
+    FeatureExtractor,
+    FloatArray,
+    IntArray,
+    pad_features,
+    pad_waveforms,
+)
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.stream_decoding import StreamDecoder
+
+CONTEXT_S = 5.0
+"""On both sides of what is kept of a window, at most; a short window has an eighth of itself."""
+
+
+class WindowShape:
+    """How windows lie over a recording; all in samples.
+
+    Args:
+        features: of the model.
+        window_s: seconds in a window.
+
+    Attributes:
+        size: of a window.
+        hop: from one window to the next.
+        per_frame: samples from one output frame to the next.
+    """
+
+    def __init__(self, features: FeatureConfig, window_s: float) -> None:
+        self.per_frame = TIME_STRIDE * features.stride
+
+        def frames(seconds: float) -> int:
+            return int(seconds * features.sample_rate + 1e-6) // self.per_frame
+
+        context = frames(min(CONTEXT_S, window_s / 8))
+        self.size = frames(window_s) * self.per_frame
+        self.hop = self.size - 2 * context * self.per_frame
+
+    def cut(self, pieces: Iterable[FloatArray]) -> Iterator[tuple[FloatArray, bool]]:
+        """Windows of a recording, and whether each is the last, which may be shorter.
+
+        Args:
+            pieces: the recording, in pieces of any size.
+        """
+        waiting = np.zeros(0, np.float32)
+        for piece in pieces:
+            waiting = np.concatenate([waiting, piece])
+            while len(waiting) > self.size:
+                yield waiting[: self.size], False
+                waiting = waiting[self.hop :]
+        yield waiting, True
+
+
+def transcribe_windows(
+    session: Session,
+    extract: FeatureExtractor,
+    pieces: Iterable[FloatArray],
+    shape: WindowShape,
+    batch: int,
+) -> Transcript:
+    """Recognise a recording of any length.
+
+    Args:
+        session: of a model of whole utterances.
+        extract: the model's feature extractor.
+        pieces: the recording at the model's rate, in pieces of any size.
+        shape: of the windows.
+        batch: windows that are run at a time.
+    """
+    config = session.description.features
+    alphabet = Alphabet(session.description.labels)
+    joined = _Joined(StreamDecoder(alphabet, shape.per_frame / config.sample_rate), shape)
+    samples = 0
+    waiting: list[FloatArray] = []
+    for window, last in shape.cut(pieces):
+        waiting.append(window)
+        samples += len(window) if last else shape.hop
+        if last or len(waiting) == batch:
+            log_probs, lengths = session.run(*_sound(session, extract, waiting))
+            for i, length in enumerate(lengths):
+                joined.add(log_probs[i, :length], last and i == len(waiting) - 1)
+            waiting = []
+    return joined.decoder.finish(samples / config.sample_rate)
+
+
+def _sound(
+    session: Session, extract: FeatureExtractor, windows: list[FloatArray]
+) -> tuple[FloatArray, IntArray]:
+    """What the session takes of windows; one that extracts itself normalises each by itself."""
+    if session.description.input == "waveform":
+        return pad_waveforms(windows)
+    return pad_features([extract.of_long_audio(window) for window in windows])
+
+
+class _Joined:
+    """Reads windows as one utterance.
+
+    Two windows that overlap are joined where both are surest that nothing is being said, in the
+    middle half of what they share: a letter that one has a frame earlier than the other is then
+    neither lost nor doubled.
+    """
+
+    def __init__(self, decoder: StreamDecoder, shape: WindowShape) -> None:
+        self.decoder = decoder
+        self._hop = shape.hop // shape.per_frame
+        self._shared: FloatArray | None = None
+
+    def add(self, log_probs: FloatArray, last: bool) -> None:
+        """Take the next window's (frames, labels)."""
+        first = 0
+        if self._shared is not None:
+            count = min(len(self._shared), len(log_probs))
+            low, high = count // 4, max(count // 4 + 1, count - count // 4)
+            blank = self._shared[low:high, BLANK] + log_probs[low:high, BLANK]
+            first = low + int(blank.argmax())
+            self.decoder.take(self._shared[:first])
+        self.decoder.take(log_probs[first:] if last else log_probs[first : self._hop])
+        self._shared = None if last else log_probs[self._hop :].copy()

@@ -1,0 +1,147 @@
+"""Where a stream stands in the network, and the step that takes many streams one block further."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, output_length
+from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.tensors import LENGTHS, LOG_PROBS, NEXT, POSITION, STATE, first_state
+
+
+class StreamState:
+    """What the next block of one stream needs to know.
+
+    Args:
+        description: of a streaming model.
+        position: feature frame that the first block begins with; below 0 where its first frames
+            are none of the stream's.
+
+    Attributes:
+        position: feature frame that the next block begins with.
+        total: frames, or samples of a model that takes those, of the whole stream; None while it
+            goes on.
+        memory: the network's states by their names, without the batch axis.
+    """
+
+    def __init__(self, description: ArtifactDescription, position: int = 0) -> None:
+        assert description.blocks is not None
+        self.position = position
+        self.total: int | None = None
+        self.memory = first_state(description)
+        self._blocks = description.blocks
+        self._features = description.features
+        self._samples = description.input == "waveform"
+
+    @property
+    def length(self) -> int:
+        """Frames or samples up to the end of the next block, or of the stream."""
+        if self.total is not None:
+            return self.total
+        known = self.position + self._blocks.frames
+        return known * self._features.stride if self._samples else known
+
+    @property
+    def output_length(self) -> int | None:
+        """Output frames of the whole stream; None while it goes on."""
+        if self.total is None:
+            return None
+        return output_length(self._features.frames(self.total) if self._samples else self.total)
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has ended and all its output frames were given."""
+        return self.output_length is not None and self._first_row >= self.output_length
+
+    @property
+    def _first_row(self) -> int:
+        """Output frame of the first row of the next block."""
+        return self.position // TIME_STRIDE - self._blocks.output_delay
+
+    def advance(self, log_probs: FloatArray, memory: dict[str, FloatArray]) -> FloatArray:
+        """Take the result of the block; gives its rows that are output frames of the stream."""
+        first, end = self._first_row, self.output_length
+        stop = len(log_probs) if end is None else min(len(log_probs), end - first)
+        for name, array in self.memory.items():
+            np.copyto(array, memory[name])  # a view would keep the whole batch alive
+        self.position += self._blocks.frames
+        return log_probs[max(0, -first) : max(0, stop)]
+
+
+def step(
+    session: Session, states: Sequence[StreamState], blocks: Sequence[FloatArray]
+) -> list[FloatArray]:
+    """Run the next block of each of these streams, in one batch.
+
+    Args:
+        session: of a streaming model.
+        states: of the streams; they are advanced, all of them or, where it fails, none.
+        blocks: of each, features (1, bins, frames) or samples (samples,), float32.
+
+    Returns:
+        Of each stream the log-probabilities that are new, (frames, labels) float32: none while
+        the first block is not through, none past the end.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {
+        session.description.inputs[0]: np.stack(blocks),
+        LENGTHS: np.array([state.length for state in states], np.int64),
+        POSITION: np.array([[state.position] for state in states], np.int64),
+    }
+    names = states[0].memory.keys()
+    for name in names:
+        tensors[STATE + name] = np.stack([state.memory[name] for state in states])
+    results = session.compute(tensors)
+    return [
+        state.advance(results[LOG_PROBS][i], {name: results[NEXT + name][i] for name in names})
+        for i, state in enumerate(states)
+    ]
+
+
+def run_in_blocks(
+    session: Session, sound: FloatArray, lengths: IntArray, stagger: int = 0
+) -> tuple[FloatArray, IntArray]:
+    """`Session.run` of a streaming model: whole utterances, as streams that end.
+
+    Args:
+        session: of a streaming model.
+        sound: features (batch, 1, bins, time) or a waveform (batch, samples), float32.
+        lengths: (batch,) int64, valid frames or samples, from 1.
+        stagger: blocks by which each stream begins later than the one before it.
+    """
+    description = session.description
+    assert description.blocks is not None
+    size = description.blocks.frames
+    if description.input == "waveform":
+        size *= description.features.stride
+    states = [StreamState(description) for _ in lengths]
+    rows: list[list[FloatArray]] = [[] for _ in lengths]
+    for state, length in zip(states, lengths, strict=True):
+        state.total = int(length)
+    tick = 0
+    while waiting := [i for i, state in enumerate(states) if not state.done]:
+        chosen = [i for i in waiting if tick >= i * stagger]
+        blocks = [_block(sound[i], (tick - i * stagger) * size, size) for i in chosen]
+        limit = len(chosen) if session.profile is None else session.profile.batch[2]
+        for start in range(0, len(chosen), max(1, limit)):
+            some = chosen[start : start + limit]
+            results = step(session, [states[i] for i in some], blocks[start : start + limit])
+            for i, new in zip(some, results, strict=True):
+                rows[i].append(new)
+        tick += 1
+    whole = [np.concatenate(parts) for parts in rows]
+    log_probs = np.zeros((len(whole), max(map(len, whole)), whole[0].shape[1]), np.float32)
+    for target, source in zip(log_probs, whole, strict=True):
+        target[: len(source)] = source
+    return log_probs, np.array([len(part) for part in whole], np.int64)
+
+
+def _block(sound: FloatArray, start: int, size: int) -> FloatArray:
+    """So many frames or samples from `start` on, zeros past the end."""
+    piece = sound[..., start : start + size]
+    missing = size - piece.shape[-1]
+    return np.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, missing)]) if missing else piece

@@ -1,0 +1,154 @@
+"""The tensors of an artifact: names, types and shapes, declared once for exporter and runtimes.
+
+Every tensor has the batch first, states too: servers such as Triton, and `StreamPool`, gather
+streams along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.artifact import (
+    CONV_FRAMES,
+    CONV_MAPS,
+    TIME_STRIDE,
+    ArtifactDescription,
+    half,
+    output_length,
+)
+from ds2deploy.runtimes.blocks import lookahead_history, window_history
+from ds2deploy.runtimes.engine_description import Profile
+from ds2deploy.runtimes.features import FeatureConfig
+
+FEATURES = "features"
+WAVEFORM = "waveform"
+LENGTHS = "lengths"
+POSITION = "position"
+LOG_PROBS = "log_probs"
+OUTPUT_LENGTHS = "output_lengths"
+STATE = "state."
+NEXT = "next."
+
+BATCH = "batch"
+TIME = "time"
+SAMPLES = "samples"
+OUTPUT_TIME = "output_time"
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Of an input: at least, usually, at most."""
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+"""Arrays by the names of their tensors."""
+
+
+class Tensor(NamedTuple):
+    """One input or output.
+
+    Attributes:
+        name: of it.
+        dtype: of its values.
+        dims: its shape; an axis that is not fixed has a name.
+    """
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    dims: tuple[int | str, ...]
+
+    def shape(self, **sizes: int) -> tuple[int, ...]:
+        """Its shape where the named axes have these sizes."""
+        return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
+
+
+def input_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
+    """What goes in: sound, lengths, and of a stream its position and what it remembers."""
+    blocks, features = description.blocks, description.features
+    if description.input == "waveform":
+        samples = SAMPLES if blocks is None else blocks.frames * features.stride
+        sound = Tensor(WAVEFORM, "float32", (BATCH, samples))
+    else:
+        frames = TIME if blocks is None else blocks.frames
+        sound = Tensor(FEATURES, "float32", (BATCH, 1, features.bins, frames))
+    lengths = Tensor(LENGTHS, "int64", (BATCH,))
+    if blocks is None:
+        return sound, lengths
+    return sound, lengths, Tensor(POSITION, "int64", (BATCH, 1)), *_states(description, STATE)
+
+
+def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
+    """What comes out: log-probabilities, lengths, and of a stream what the next block needs."""
+    blocks, labels = description.blocks, len(description.labels)
+    frames = OUTPUT_TIME if blocks is None else blocks.frames // TIME_STRIDE
+    log_probs = Tensor(LOG_PROBS, "float32", (BATCH, frames, labels))
+    lengths = Tensor(OUTPUT_LENGTHS, "int64", (BATCH,))
+    if blocks is None:
+        return log_probs, lengths
+    position = Tensor(NEXT + POSITION, "int64", (BATCH, 1))
+    return log_probs, lengths, position, *_states(description, NEXT)
+
+
+def profile_shapes(tensor: Tensor, profile: Profile, features: FeatureConfig) -> Shapes:
+    """The shapes of an input that an engine takes: at least, usually, at most."""
+    low, usual, high = (
+        tensor.shape(
+            **{BATCH: batch, TIME: frames, SAMPLES: samples_of(frames, features), OUTPUT_TIME: 0}
+        )
+        for batch, frames in zip(profile.batch, profile.frames, strict=True)
+    )
+    return low, usual, high
+
+
+def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict[str, int]:
+    """The sizes of the axes that are not fixed.
+
+    Args:
+        description: of the artifact.
+        batch: utterances.
+        size: frames, or samples of an artifact that takes those, of the longest one.
+    """
+    waveform = description.input == "waveform"
+    frames = description.features.frames(size) if waveform else size
+    return {BATCH: batch, TIME: size, SAMPLES: size, OUTPUT_TIME: output_length(frames)}
+
+
+def samples_of(frames: int, features: FeatureConfig) -> int:
+    """The most samples that have so many frames."""
+    return frames * features.stride - 1
+
+
+def with_tensors(description: ArtifactDescription) -> ArtifactDescription:
+    """The description with the names of its tensors."""
+    return msgspec.structs.replace(
+        description,
+        inputs=tuple(tensor.name for tensor in input_tensors(description)),
+        outputs=tuple(tensor.name for tensor in output_tensors(description)),
+    )
+
+
+def first_state(description: ArtifactDescription) -> dict[str, npt.NDArray[np.float32]]:
+    """What a stream remembers before its first block: nothing. Without the batch axis."""
+    return {
+        tensor.name.removeprefix(STATE): np.zeros(tensor.shape(**{BATCH: 1})[1:], np.float32)
+        for tensor in _states(description, STATE)
+    }
+
+
+def _states(description: ArtifactDescription, prefix: str) -> tuple[Tensor, ...]:
+    model, features = description.model, description.features
+    shapes: dict[str, tuple[int, ...]] = {}
+    if description.input == "waveform":
+        shapes[WAVEFORM] = (window_history(features),)
+    shapes[FEATURES] = (1, features.bins, CONV_FRAMES - TIME_STRIDE)
+    shapes["conv1"] = (CONV_MAPS, half(features.bins), CONV_FRAMES - 1)
+    shapes["rnn"] = (model.layers, model.hidden)
+    if model.rnn == "lstm":
+        shapes["cell"] = shapes["rnn"]
+    if lookahead_history(model):
+        shapes["lookahead"] = (model.hidden, lookahead_history(model))
+    return tuple(
+        Tensor(prefix + name, "float32", (BATCH, *shape)) for name, shape in shapes.items()
+    )
