@@ -50,6 +50,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         "file": f"{path}, {path.stat().st_size / 1e6:.1f} MB",
         "is": f"ONNX artifact, {description.kind}, {description.precision}, {description.input} in",
         **_model(description),
+        **_streaming(description),
         "inputs": ", ".join(description.inputs),
         "outputs": ", ".join(description.outputs),
         "from": f"{description.source.name} ({description.source.kind}, "
@@ -74,7 +75,10 @@ def _engine(path: Path) -> dict[str, Any]:
         **_model(description),
         "runs with": f"{NAMES[engine.flavor]} {engine.version}, compute capability "
         f"{', '.join(engine.compute_capabilities)}{more}",
-        "takes": f"{batch[0]} to {batch[2]} utterances of {low:g} to {high:g} s, tuned for "
+        **_streaming(description),
+        "takes": f"{batch[0]} to {batch[2]} streams, tuned for {batch[1]}"
+        if description.blocks is not None
+        else f"{batch[0]} to {batch[2]} utterances of {low:g} to {high:g} s, tuned for "
         f"{batch[1]} of {usual:g} s",
         "built in": f"{build.build_s:g} s and {build.peak_memory_mb:.0f} MB of memory, from "
         f"{build.layers} layers",
@@ -124,6 +128,27 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
         f"{features.window_ms:g} ms every {features.stride_ms:g} ms, "
         f"normalize {features.normalize}",
     }
+
+
+def _streaming(description: ArtifactDescription) -> dict[str, Any]:
+    """Of a streaming artifact: its blocks, its latency, and where its statistics come from."""
+    blocks, features = description.blocks, description.features
+    if blocks is None:
+        return {}
+    block_ms = 1000 * blocks.frames * features.stride / features.sample_rate
+    parts = blocks.parts()
+    total = parts.pop("total")
+    facts = {
+        "blocks": f"{block_ms:g} ms, {blocks.frames} frames; row j of log_probs is output frame "
+        f"position / 2 - {blocks.output_delay} + j",
+        "latency": f"at most {total:g} ms: "
+        + ", ".join(f"{name} {part:g}" for name, part in parts.items()),
+    }
+    if description.statistics_from is not None:
+        facts["statistics"] = (
+            f"of {description.statistics_from}, in the place of each utterance's own"
+        )
+    return facts
 
 
 def _parity(description: ArtifactDescription, path: Path) -> str:

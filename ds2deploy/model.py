@@ -48,7 +48,7 @@ class DeepSpeech2(nn.Module):
     def __init__(self, shape: ModelShape, bins: int = 161, labels: int = 29) -> None:
         super().__init__()
         self.shape, self.bins, self.labels = shape, bins, labels
-        self.conv = MaskedConvolutions()
+        self.conv = MaskedConvolutions(shape.norm_eps)
         sizes = [CONV_MAPS * conv_bins(bins)] + [shape.hidden] * (shape.layers - 1)
         self.rnns = nn.ModuleList(
             RecurrentLayer(shape, size, normalize=i > 0) for i, size in enumerate(sizes)
@@ -56,7 +56,7 @@ class DeepSpeech2(nn.Module):
         self.lookahead = (
             None if shape.bidirectional else Lookahead(shape.hidden, context=shape.lookahead)
         )
-        self.output_norm = nn.BatchNorm1d(shape.hidden)
+        self.output_norm = nn.BatchNorm1d(shape.hidden, shape.norm_eps)
         self.output = nn.Linear(shape.hidden, labels, bias=False)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,9 +87,12 @@ class MaskedConvolutions(nn.Module):
 
     The mask stands where deepspeech.pytorch has it, after each of the six layers: batch norm
     counts padded frames as zeros, and its shift does not leak into the next convolution.
+
+    Args:
+        eps: of the batch norms.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, eps: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [
@@ -100,7 +103,7 @@ class MaskedConvolutions(nn.Module):
                     stride=(2, TIME_STRIDE),
                     padding=(20, CONV_PADDING),
                 ),
-                nn.BatchNorm2d(CONV_MAPS),
+                nn.BatchNorm2d(CONV_MAPS, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
                 nn.Conv2d(
                     CONV_MAPS,
@@ -109,7 +112,7 @@ class MaskedConvolutions(nn.Module):
                     stride=(2, 1),
                     padding=(10, CONV_PADDING),
                 ),
-                nn.BatchNorm2d(CONV_MAPS),
+                nn.BatchNorm2d(CONV_MAPS, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
             ]
         )
@@ -137,7 +140,7 @@ class RecurrentLayer(nn.Module):
 
     def __init__(self, shape: ModelShape, inputs: int, normalize: bool) -> None:
         super().__init__()
-        self.batch_norm = nn.BatchNorm1d(inputs) if normalize else None
+        self.batch_norm = nn.BatchNorm1d(inputs, shape.norm_eps) if normalize else None
         self.rnn = CELLS[shape.rnn](inputs, shape.hidden, bidirectional=shape.bidirectional)
         if shape.rnn == "lstm":
             self._begin_by_remembering()

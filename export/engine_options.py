@@ -98,12 +98,13 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         """The targets as major and minor numbers."""
         return tuple((int(t.split(".")[0]), int(t.split(".")[1])) for t in self.targets)
 
-    def command(self) -> list[str]:
-        """The options as they are written on the command line."""
+    def command(self, blocks: Blocks | None) -> list[str]:
+        """The options as they are written on the command line, for a model with such blocks."""
         words = ["--trt" if self.flavor == "tensorrt" else "--rtx"]
+        seconds = () if blocks is not None else self.seconds or SECONDS
         for option, value in (
             ("--batch", ",".join(map(str, self.batch))),
-            ("--seconds", ",".join(f"{duration:g}" for duration in self.seconds or ()) or None),
+            ("--seconds", ",".join(f"{duration:g}" for duration in seconds) or None),
             ("--workspace", self.workspace_mb),
             ("--optimization-level", self.optimization_level),
             ("--timing-cache", self.timing_cache),

@@ -94,7 +94,7 @@ def export_engine(
     # stands without one.
     beside = stack.enter_context(whole_file(description_path(engine)))
     assert beside == description_path(temporary)
-    rebuild = f"{command} {shlex.join(options.command())}"
+    rebuild = f"{command} {shlex.join(options.command(description.blocks))}"
     result = write_engine(
         onnx, description, options, reference, temporary, rebuild, progress, network
     )

@@ -44,6 +44,8 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             convolution.
         lookahead: frames that the lookahead sees, the current one included; 20 in
             deepspeech.pytorch. Without effect on a bidirectional model.
+        norm_eps: added to the variance in batch norms; 1e-5 in deepspeech.pytorch, where a unit
+            that hardly moves is amplified up to 316 times, and what a device rounds with it.
     """
 
     rnn: Literal["lstm", "gru", "rnn"] = "lstm"
@@ -51,11 +53,14 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     layers: int = 5
     bidirectional: bool = True
     lookahead: int = 20
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "lookahead"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} = {getattr(self, name)}: expected at least 1")
+        if not 0 < self.norm_eps < 1:
+            raise ConfigError(f"model.norm_eps = {self.norm_eps}: expected between 0 and 1")
 
 
 def conv_bins(bins: int) -> int:

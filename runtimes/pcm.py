@@ -109,6 +109,8 @@ class PcmStream:
             if size > LARGEST_HEADER:
                 raise AudioError(f"{self._name}: a WAV stream whose header is damaged")
             content = _exactly(self._file, size + size % 2)
+            if len(content) < size:
+                raise AudioError(f"{self._name}: a WAV stream that ends in its header")
             if kind == b"fmt ":
                 found = self._parse_format(content)
         if found is None:

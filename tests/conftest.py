@@ -28,6 +28,7 @@ SHARED = Path(os.environ.get("DS2DEPLOY_TEST_DATA", ROOT.parent / "shared"))
 """Holds data/fsdd and fixtures/deepspeech_pytorch, which are not part of this repository."""
 
 DIGITS_CHECKPOINT = ROOT / "tests" / "models" / "digits.ckpt"
+STREAMING_CHECKPOINT = ROOT / "tests" / "models" / "digits-streaming.ckpt"
 
 
 TONES = {"A": 400.0, "B": 900.0, "C": 1800.0, "D": 3000.0}
@@ -103,6 +104,12 @@ def spoken_digits() -> Path:
 def digits_checkpoint() -> Path:
     """The trained model that comes with the project."""
     return DIGITS_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def streaming_checkpoint() -> Path:
+    """The trained unidirectional model that comes with the project."""
+    return STREAMING_CHECKPOINT
 
 
 @pytest.fixture(scope="session")

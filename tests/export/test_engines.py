@@ -183,7 +183,9 @@ def test_the_builder_is_told_so(rtx: TensorRt, small_onnx: Path, tmp_path: Path)
         flavor="rtx",
         onnx=str(small_onnx),
         engine=str(tmp_path / "x.engine"),
-        profile={},
+        profile=job_profile(
+            Profile(batch=(1, 2, 3), frames=(10, 20, 30)), read_onnx_description(small_onnx)
+        ),
         workspace_mb=64,
         optimization_level=2,
         targets=((8, 6), (8, 9)),
@@ -197,11 +199,7 @@ from polygraphy.backend.trt import Profile, network_from_onnx_path
 builder, network, _ = network_from_onnx_path(job.onnx, strongly_typed=True)
 trt = library.module
 profile = Profile()
-for name, shapes in build.job_profile(
-    __import__("ds2deploy.runtimes.engine_description", fromlist=["Profile"]).Profile(
-        batch=(1, 2, 3), frames=(10, 20, 30)), {read_onnx_description(small_onnx).features.bins},
-    ("features", "lengths"),
-).items():
+for name, shapes in job.profile.items():
     profile.add(name, *shapes)
 config = build._config(job, library, profile, lambda phase: None)(builder, network)
 print(msgspec.json.encode(dict(
@@ -231,13 +229,13 @@ print(msgspec.json.encode(dict(
 
 @pytest.mark.usefixtures("rtx")
 def test_progress_comes_from_tensorrt(small_onnx: Path, tmp_path: Path):
-    features = read_onnx_description(small_onnx).features
-    profile = engine_profile(features, (1, 1, 2), (0.2, 0.5, 1))
+    described = read_onnx_description(small_onnx)
+    profile = engine_profile(described.features, (1, 1, 2), (0.2, 0.5, 1))
     job = Job(
         flavor="rtx",
         onnx=str(small_onnx),
         engine=str(tmp_path / "x.engine"),
-        profile=job_profile(profile, features.bins, ("features", "lengths")),
+        profile=job_profile(profile, described),
     )
     phases: list[str] = []
     parse_s, build_s, memory_mb, layers = tensorrt._run_build(job, phases.append)
@@ -301,13 +299,13 @@ def test_too_small_a_workspace_is_told_apart(small_onnx: Path, tmp_path: Path):
 
 @pytest.mark.usefixtures("rtx")
 def test_a_folder_for_the_engine_that_cannot_be_written_to(small_onnx: Path, tmp_path: Path):
-    features = read_onnx_description(small_onnx).features
-    profile = engine_profile(features, (1, 1, 2), (0.2, 0.5, 1))
+    described = read_onnx_description(small_onnx)
+    profile = engine_profile(described.features, (1, 1, 2), (0.2, 0.5, 1))
     job = a_job(
         tmp_path,
         onnx=str(small_onnx),
         engine=str(tmp_path / "no such folder" / "e"),
-        profile=job_profile(profile, features.bins, ("features", "lengths")),
+        profile=job_profile(profile, described),
     )
     with pytest.raises(ModelFileError, match="make room, or allow writing there"):
         tensorrt._run_build(job, lambda phase: None)

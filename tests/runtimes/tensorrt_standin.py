@@ -32,6 +32,8 @@ MAGIC = b"standin-engine\n"
 OFFSET = 1 << 52
 """From where the host has a byte to where the device has it: no pointer of one serves the other."""
 
+TIME_AXES = ("time", "samples")
+
 _SESSIONS: dict[str, onnxruntime.InferenceSession] = {}
 
 
@@ -174,10 +176,11 @@ class Execute:
         feed = {n: arrays[n].copy() for n in core.tensors if n not in outputs}
         if any(address < OFFSET for address in self.addresses.values()):
             self.machine.violate("the device was given an address of the host")
-        features, lengths = feed.values()
+        sound, lengths, *_ = feed.values()
+        longest = np.inf if "position" in feed else sound.shape[-1]
         if (
-            not np.isfinite(features).all()
-            or not ((lengths > 0) & (lengths <= len(features.T))).all()
+            not all(np.isfinite(array).all() for array in feed.values())
+            or not ((lengths > 0) & (lengths <= longest)).all()
         ):
             self.machine.violate("input that was never written")
         self.machine.executions += 1
@@ -476,6 +479,15 @@ class EngineCore:
             for name, (mode, kind) in (header["tensors"] or own).items()
         }
 
+    def frames(self, size: int) -> int:
+        """Of the last axis of what goes in: frames, or samples."""
+        if next(iter(self.tensors)) != "waveform":
+            return size
+        features = json.loads(self.session.get_modelmeta().custom_metadata_map["ds2deploy"])[
+            "features"
+        ]
+        return size // round(features["sample_rate"] * features["stride_ms"] / 1000) + 1
+
     def bytes(self, name: str, shape: tuple[int, ...]) -> int:
         return int(np.prod(shape)) * np.dtype(self.tensors[name].numpy).itemsize
 
@@ -494,11 +506,10 @@ class ContextState:
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.given:
             return self.given[name]
-        features, _, log_probs, _ = self.core.tensors
-        batch, _, _, time = self.given.get(features, (-1, -1, -1, -1))
-        if name == log_probs:
-            return batch, (time - 1) // 2 + 1, self.core.dims[log_probs][2]
-        return (batch,)
+        sound = next(iter(self.core.tensors))
+        given = self.given.get(sound, (-1,))
+        sizes = {"batch": given[0], "output_time": (self.core.frames(given[-1]) - 1) // 2 + 1}
+        return tuple(sizes.get(dim, dim) for dim in self.core.dims[name])
 
 
 class IExecutionContext:
@@ -521,8 +532,13 @@ class IExecutionContext:
     @traced(False)
     def set_input_shape(self, name, shape):
         profile = self._state.core.profile
-        limits = [(0, "batch")] + ([(3, "frames")] if len(shape) == 4 else [])
-        if any(not profile[k][0] <= shape[axis] <= profile[k][2] for axis, k in limits):
+        core = self._state.core
+        sizes = [(shape[0], "batch")]
+        sizes += [(core.frames(shape[-1]), "frames")] if core.dims[name][-1] in TIME_AXES else []
+        fixed = zip(core.dims[name], shape, strict=True)
+        if any(not profile[k][0] <= size <= profile[k][2] for size, k in sizes) or any(
+            dim != size for dim, size in fixed if isinstance(dim, int)
+        ):
             self._engine._error(f"{name} {shape} is outside of the profile")
             return False
         if self._state.given.get(name) != tuple(shape):
