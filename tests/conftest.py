@@ -122,6 +122,25 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Pat
 
 
 @pytest.fixture(scope="session")
+def streaming_onnx(tmp_path_factory: pytest.TempPathFactory, streaming_checkpoint: Path) -> Path:
+    """It in blocks of 320 ms of samples, written but not verified."""
+    import onnx
+
+    from ds2deploy.checkpoint import load_checkpoint
+    from ds2deploy.export.artifacts import append_description
+    from ds2deploy.export.graph import build_graph
+    from ds2deploy.export.lowering import lower
+    from ds2deploy.streaming import streaming_description
+
+    loaded = load_checkpoint(streaming_checkpoint)
+    description = streaming_description(loaded.description(), "waveform")
+    path = tmp_path_factory.mktemp("streaming") / "model.streaming.waveform.onnx"
+    onnx.save(build_graph(lower(loaded.network), description), path)
+    append_description(path, description)
+    return path
+
+
+@pytest.fixture(scope="session")
 def rtx() -> TensorRt:
     """TensorRT-RTX, which builds without a GPU; it comes with the development environment."""
     from ds2deploy.runtimes.tensorrt_library import import_tensorrt

@@ -1233,3 +1233,121 @@ def test_the_stand_in_sees_every_misuse():
     assert cudart.cudaFree(device) == (ERRORS.cudaErrorInvalidValue,)
     noted("freed twice, or never allocated")
     assert machine.left() == {"memory": 1, "streams": 1}
+
+
+# ---- Streams, and samples in
+
+
+@pytest.fixture
+def streaming_engine(streaming_onnx, tmp_path, machine) -> Path:
+    profile = Profile(batch=(2, 4, 12), frames=(32, 32, 32))
+    return write_engine(streaming_onnx, tmp_path, machine, profile)
+
+
+def speak(count: int) -> list[np.ndarray]:
+    from ds2deploy.export.speech import synthesize
+
+    return [synthesize(16_000, 9_000 + 1_501 * i, seed=i) for i in range(count)]
+
+
+def test_streams_say_what_they_say_on_onnx_runtime(streaming_engine, streaming_onnx, machine):
+    """Fewer streams than the profile's least, more than its most, and numbers in between."""
+    from ds2deploy.runtimes.features import pad_waveforms
+
+    reference = OnnxSession(streaming_onnx, threads=1)
+    with TensorRtSession(streaming_engine) as session:
+        assert session.streaming() is session
+        for count in (1, 3, 12, 13):
+            sound = pad_waveforms(speak(count))
+            assert_same(session.run(*sound), reference.run(*sound), 1e-5)
+    assert clean(machine)
+
+
+def test_the_same_few_shapes_are_replayed(streaming_engine, machine):
+    """With a power of two in a batch, streams that come and go repeat what was captured."""
+    from ds2deploy.runtimes.recognizer import Recognizer
+
+    audio = speak(1)[0]
+    with TensorRtSession(streaming_engine, contexts=1) as session:
+        with Recognizer(session).pool() as pool:
+            streams = [pool.open() for _ in range(4)]
+            for count in (3, 4, 3, 4, 3):  # all of them run as four
+                for stream in streams[:count]:
+                    stream.accept(audio[:5120])
+                assert len(pool.tick()) == count
+            assert machine.executes < 2 * 5
+        assert session.cuda_graphs == "on"
+    assert clean(machine)
+
+
+def test_a_pool_of_streams_on_an_engine(streaming_engine, streaming_onnx, machine):
+    from ds2deploy.runtimes.recognizer import Recognizer
+
+    expected = Recognizer(OnnxSession(streaming_onnx, threads=1)).transcribe(speak(20), 16_000)
+    with TensorRtSession(streaming_engine) as session, Recognizer(session).pool() as pool:
+        streams = [pool.open() for _ in range(20)]
+        for stream, samples in zip(streams, speak(20), strict=True):
+            stream.accept(samples)
+            stream.finish()
+        while pool.tick():
+            pass
+        for stream, transcript in zip(streams, expected, strict=True):
+            assert stream.transcript.chars == transcript.chars
+        assert Recognizer(session).transcribe(speak(20), 16_000)[7].chars == expected[7].chars
+    assert clean(machine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t | {"state.rnn": t["state.rnn"][:, :1]}, r"state\.rnn \(2, 1, 160\): expected"),
+        (lambda t: t | {"waveform": t["waveform"][:, :99]}, r"waveform \(2, 99\): expected"),
+        (lambda t: t | {"lengths": np.array([0, 1])}, "lengths from 0: expected 1 or more"),
+    ],
+    ids=["state", "block", "length"],
+)
+def test_tensors_that_a_streaming_engine_refuses(streaming_engine, change, message):
+    from ds2deploy.runtimes.stream_state import StreamState
+
+    with TensorRtSession(streaming_engine) as session:
+        memory = StreamState(session.description).memory
+        tensors = {
+            "waveform": np.zeros((2, 5120), np.float32),
+            "lengths": np.array([5120, 5120]),
+            "position": np.zeros((2, 1), np.int64),
+            **{f"state.{name}": np.stack([array] * 2) for name, array in memory.items()},
+        }
+        assert session.compute(tensors)["log_probs"].shape == (2, 16, 29)
+        with pytest.raises(FeaturesError, match=message):
+            session.compute(change(tensors))
+        many = {name: np.concatenate([array] * 7) for name, array in tensors.items()}
+        with pytest.raises(FeaturesError, match="14 streams; this engine takes 2 to 12 at a time"):
+            session.compute(many)
+
+
+def test_an_engine_that_takes_samples(
+    streaming_checkpoint: Path, tmp_path: Path, machine, describe
+):
+    """Of whole utterances: what is shorter than the profile, or longer than it, in samples."""
+    import onnx
+
+    from ds2deploy.checkpoint import load_checkpoint
+    from ds2deploy.export.artifacts import append_description
+    from ds2deploy.export.form import Form
+    from ds2deploy.export.graph import build_graph
+    from ds2deploy.export.lowering import lower
+    from ds2deploy.runtimes.features import pad_waveforms
+
+    loaded = load_checkpoint(streaming_checkpoint)
+    description = Form(waveform=True).describe(loaded, "fp32")
+    onnx.save(build_graph(lower(loaded.network), description), tmp_path / "x.onnx")
+    append_description(tmp_path / "x.onnx", description)
+    reference = OnnxSession(tmp_path / "x.onnx", threads=1)
+    engine = write_engine(tmp_path / "x.onnx", tmp_path, machine, NARROW)
+    with TensorRtSession(engine) as session:
+        for counts in ([1], [8000, 159, 161], [63_999, 64_000 - 1]):
+            sound = pad_waveforms([speak(6)[5][:1].repeat(count) for count in counts])
+            assert_same(session.run(*sound), reference.run(*sound), 1e-5)
+        with pytest.raises(FeaturesError, match=r"4\.0 s of audio|4 s of audio"):
+            session.run(np.zeros((1, 64_000), np.float32), np.array([64_000]))
+    assert clean(machine)

@@ -1,0 +1,220 @@
+"""`transcribe --stream` and `transcribe MODEL -`: partial results, pipes, a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner, Result
+
+import ds2deploy
+from ds2deploy.cli import app
+from ds2deploy.export.speech import synthesize
+from ds2deploy.live import LineDisplay
+
+RATE = 16_000
+COMMAND = [sys.executable, "-c", "from ds2deploy.cli import main; main()"]
+SPEECH = synthesize(RATE, 5 * RATE, seed=3)
+
+
+def pcm(samples: np.ndarray = SPEECH) -> bytes:
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+HEARD = np.frombuffer(pcm(), "<i2").astype(np.float32) / 32768
+"""What 16 bits leave of it."""
+
+
+@pytest.fixture(scope="module")
+def text(streaming_onnx: Path) -> str:
+    """What it says, all at once."""
+    found = ds2deploy.load(streaming_onnx, threads=1).transcribe(HEARD, RATE).text
+    assert len(found.split()) >= 3
+    return found
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    soundfile.write(path, HEARD, RATE, subtype="PCM_16")
+    return path
+
+
+def transcribe(*arguments: Any, stdin: bytes | None = None, code: int = 0) -> Result:
+    words = ["transcribe", *map(str, arguments)]
+    result = CliRunner().invoke(app, words, input=stdin)
+    assert result.exit_code == code, (arguments, result.output, result.exception)
+    return result
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_raw_audio_on_standard_input(streaming_onnx: Path, text: str):
+    assert transcribe(streaming_onnx, "-", stdin=pcm()).stdout == f"{text}\n"
+    document = json.loads(transcribe(streaming_onnx, "-", "--json", stdin=pcm()).stdout)
+    assert document["transcripts"][0]["text"] == text
+    assert document["transcripts"][0]["duration"] == 5
+    srt = transcribe(streaming_onnx, "-", "--format", "srt", stdin=pcm()).stdout
+    assert srt.startswith("1\n00:00:0")
+
+
+def test_a_model_of_whole_utterances_reads_to_the_end(digits_onnx: Path, recording: Path):
+    expected = transcribe(digits_onnx, recording).stdout
+    assert transcribe(digits_onnx, "-", stdin=pcm()).stdout == expected
+    assert transcribe(digits_onnx, "-", stdin=recording.read_bytes()).stdout == expected
+
+
+def test_the_rate_of_raw_audio(streaming_onnx: Path):
+    half = HEARD[::2]
+    expected = ds2deploy.load(streaming_onnx).transcribe(half, 8000).text
+    assert transcribe(streaming_onnx, "-", "--rate", 8000, stdin=pcm(half)).stdout == (
+        f"{expected}\n"
+    )
+
+
+def test_words_as_they_come_in_a_pipe(streaming_onnx: Path, recording: Path, text: str):
+    assert transcribe(streaming_onnx, recording, "--stream").stdout == f"{text}\n"
+    assert transcribe(streaming_onnx, "-", "--stream", stdin=pcm()).stdout == f"{text}\n"
+    both = transcribe(streaming_onnx, recording, recording, "--stream").stdout
+    assert both == f"{recording}\t{text}\n" * 2
+
+
+def test_an_object_a_line(streaming_onnx: Path, recording: Path, text: str):
+    partial = lines_of(transcribe(streaming_onnx, recording, "--stream", "--json"))
+    *updates, last = partial
+    assert len(updates) > 3
+    assert not any(update["final"] for update in updates)
+    assert any(update["tail"] for update in updates)
+    words = [word for update in updates for word in update["words"]]
+    assert words == last["words"][: len(words)]
+    assert len(words) >= len(last["words"]) - 3  # those of the last 0.64 s come with the end
+    assert last["final"]
+    assert (last["text"], last["audio"], last["duration"]) == (text, str(recording), 5)
+    # The checkpoint streams as well, and says the same.
+    assert lines_of(
+        transcribe(streaming_onnx, recording, "--stream", "--format", "json")
+    ) == partial
+
+
+def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: str):
+    """A word is printed while the pipe is still open."""
+    with subprocess.Popen(
+        [*COMMAND, "transcribe", str(streaming_onnx), "-", "--stream", "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        process.stdin.write(pcm())
+        process.stdin.flush()
+        said: list[str] = []
+        while len(said) < 2:
+            said += [word["text"] for word in json.loads(process.stdout.readline())["words"]]
+        assert text.split()[: len(said)] == said
+        assert process.poll() is None
+        process.stdin.close()
+        rest = process.stdout.read().splitlines()
+    assert json.loads(rest[-1])["text"] == text
+    assert process.returncode == 0
+
+
+def test_ctrl_c_ends_the_utterance(streaming_onnx: Path, text: str):
+    """It stops the recorder and the recogniser at once; what was said is not lost."""
+    with subprocess.Popen(
+        [*COMMAND, "transcribe", str(streaming_onnx), "-", "--stream"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        process.stdin.write(pcm())
+        process.stdin.flush()
+        first = process.stdout.read(1)  # it is listening
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        process.stdin.close()
+    assert (first + rest).decode() == f"{text}\n"
+    assert process.returncode == 0
+
+
+def test_a_live_line_on_a_terminal(streaming_onnx: Path, recording: Path, text: str):
+    """Drawn again and again; when it is done, the words alone stand there."""
+    reader, terminal = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "transcribe", str(streaming_onnx), str(recording), "--stream"],
+        stdout=terminal,
+        env={**os.environ, "COLUMNS": "200"},
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while piece := os.read(reader, 4096):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+    os.close(reader)
+    drawn = shown.decode().replace("\r\n", "\n").split(LineDisplay.CLEAR)
+    assert process.returncode == 0
+    assert len(drawn) > 5
+    assert drawn[-1] == f"{text}\n"
+    assert any(LineDisplay.DIM in state and not state.endswith("\n") for state in drawn)
+
+
+def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch):
+    import io
+
+    from ds2deploy.runtimes.decoding import Span, Transcript
+    from ds2deploy.runtimes.stream_decoding import Update
+
+    monkeypatch.setenv("COLUMNS", "12")
+    out = io.StringIO()
+    display = LineDisplay(out)
+    words = tuple(Span(word, 0, 0) for word in ("ONE", "TWO", "THREE", "FOUR"))
+    display.update(Update("ONE TWO", "THREEEEE", words[:2], ()))
+    assert out.getvalue().endswith(f"ONE TWO {LineDisplay.DIM}THR{LineDisplay.PLAIN}")
+    display.finish(Transcript("", words, (), 0, 0))
+    shown = [state for state in out.getvalue().split(LineDisplay.CLEAR) if state.endswith("\n")]
+    assert shown == ["ONE TWO\n", "THREE FOUR\n"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stdin", "message"),
+    [
+        (["-"], b"", "standard input: 0 samples; expected speech"),
+        (["-", "--stream"], b"", "standard input: 0 samples; expected speech"),
+        (["-", "a.wav"], b"", "standard input is one recording; give it alone"),
+        (["a.wav", "--rate", "8000"], None, "--rate 8000: is for raw audio on standard input"),
+        (["a.wav", "--stream", "--format", "srt"], None, "leave --stream out"),
+        (["no.wav", "--stream"], None, "no.wav: no such file"),
+        (["-", "--rate", "5"], b"abcd", "a sample rate of 5 Hz"),
+    ],
+    ids=["empty", "empty stream", "two", "rate", "subtitles", "missing", "slow"],
+)
+def test_what_cannot_be_done(streaming_onnx: Path, options: Any, stdin: Any, message: str):
+    result = transcribe(streaming_onnx, *options, stdin=stdin, code=2)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("ds2deploy: ")
+    assert message in line
+    assert result.stdout == ""
+
+
+def test_a_model_that_cannot_stream(digits_checkpoint: Path, recording: Path):
+    result = transcribe(digits_checkpoint, recording, "--stream", code=2)
+    assert "bidirectional" in result.stderr
+    assert result.stdout == ""
+
+
+def test_windows_on_the_command_line(digits_onnx: Path, recording: Path):
+    """Windows of four seconds say of five what the whole says."""
+    assert transcribe(digits_onnx, recording, "--window", 4).exit_code == 0
+    result = transcribe(digits_onnx, recording, "--window", 1, code=2)
+    assert "windows of 1 s: expected 4 to 600 s" in result.stderr
