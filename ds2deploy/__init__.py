@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.decoding import Transcript as Transcript
     from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
     from ds2deploy.runtimes.errors import AudioError as AudioError
+    from ds2deploy.runtimes.errors import BackPressureError as BackPressureError
     from ds2deploy.runtimes.errors import ConfigError as ConfigError
     from ds2deploy.runtimes.errors import DeviceError as DeviceError
     from ds2deploy.runtimes.errors import Ds2Error as Ds2Error
@@ -28,14 +29,20 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.errors import ModelFileError as ModelFileError
     from ds2deploy.runtimes.errors import ParityError as ParityError
     from ds2deploy.runtimes.errors import RuntimeUnavailableError as RuntimeUnavailableError
+    from ds2deploy.runtimes.errors import StreamError as StreamError
     from ds2deploy.runtimes.errors import TrainingError as TrainingError
     from ds2deploy.runtimes.recognizer import Recognizer as Recognizer
+    from ds2deploy.runtimes.stream import Stream as Stream
+    from ds2deploy.runtimes.stream_decoding import Update as Update
+    from ds2deploy.runtimes.stream_pool import PooledStream as PooledStream
+    from ds2deploy.runtimes.stream_pool import StreamPool as StreamPool
 
 __version__ = "0.1.0"
 
 _ERRORS = (
     "AlphabetError",
     "AudioError",
+    "BackPressureError",
     "ConfigError",
     "DeviceError",
     "Ds2Error",
@@ -45,13 +52,18 @@ _ERRORS = (
     "ModelFileError",
     "ParityError",
     "RuntimeUnavailableError",
+    "StreamError",
     "TrainingError",
 )
 _HOMES = {
     "load": "ds2deploy.loading",
     "Recognizer": "ds2deploy.runtimes.recognizer",
     "Span": "ds2deploy.runtimes.decoding",
+    "PooledStream": "ds2deploy.runtimes.stream_pool",
+    "Stream": "ds2deploy.runtimes.stream",
+    "StreamPool": "ds2deploy.runtimes.stream_pool",
     "Transcript": "ds2deploy.runtimes.decoding",
+    "Update": "ds2deploy.runtimes.stream_decoding",
     **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
 }
 

@@ -320,8 +320,8 @@ def export(
             if precision is not None or audio is not None or not onnx or formed:
                 raise ConfigError(
                     f"{source}: --precision, --audio, --no-onnx, --streaming, --block-ms, "
-                    "--waveform and --statistics-from are for checkpoints; an engine of an ONNX file "
-                    "has its precision and takes what that takes"
+                    "--waveform and --statistics-from are for checkpoints; an engine of an ONNX "
+                    "file has its precision and takes what it takes"
                 )
             exported: list[Any] = [*export_engines(source, out, engines, status)]
         else:

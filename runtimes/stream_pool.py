@@ -32,6 +32,7 @@ class PooledStream:
     Attributes:
         number: how many streams the pool had opened before.
         name: what `open` was told.
+        ended: whether `finish` was called.
         transcript: of the whole utterance, once it is done; None before.
     """
 
@@ -41,7 +42,7 @@ class PooledStream:
         self._pool = pool
         self._channel = channel
         self._lock = threading.Lock()
-        self._ended = False
+        self.ended = False
 
     @property
     def backlog_s(self) -> float:
@@ -85,23 +86,23 @@ class PooledStream:
         with self._lock:
             self._check_open()
             self._channel.end()
-            self._ended = True
+            self.ended = True
         self._pool._keep(self)
 
     def _check_open(self) -> None:
-        if self._ended:
+        if self.ended:
             raise StreamError(f"stream {self.name} has finished; open another")
         self._pool._check_open()
 
     def _due(self) -> bool:
         """Whether a tick has something to do for it."""
         with self._lock:
-            return self._channel.ready or (self._ended and self.transcript is None)
+            return self._channel.ready or (self.ended and self.transcript is None)
 
     def _conclude(self) -> bool:
         """Read the whole utterance, if all of it went through the network."""
         with self._lock:
-            if self._ended and self._channel.done:
+            if self.ended and self._channel.done:
                 self.transcript = self._channel.finish()
             return self.transcript is not None
 
@@ -130,6 +131,14 @@ class StreamPool:
         streams: that may be open at the same time.
         backlog_s: seconds of audio that may wait in a stream.
         batch: streams that are run at a time, at most.
+
+    Attributes:
+        streams: the same.
+        backlog_s: the same.
+        block_s: seconds of audio in a block: the time from one tick to the next.
+
+    Raises:
+        StreamError: numbers that no pool can have.
     """
 
     def __init__(
@@ -142,11 +151,11 @@ class StreamPool:
     ) -> None:
         assert session.description.blocks is not None
         config = session.description.features
-        block_s = session.description.blocks.frames * config.stride / config.sample_rate
-        if streams < 1 or batch < 1 or not backlog_s >= block_s:
+        self.block_s = session.description.blocks.frames * config.stride / config.sample_rate
+        if streams < 1 or batch < 1 or not backlog_s >= self.block_s:
             raise StreamError(
                 f"a pool of {streams} streams in batches of {batch} with a backlog of "
-                f"{backlog_s:g} s; expected at least 1, 1 and a block, {block_s:g} s"
+                f"{backlog_s:g} s; expected at least 1, 1 and a block, {self.block_s:g} s"
             )
         self.streams, self.backlog_s = streams, backlog_s
         self._session, self._extract = session, extract

@@ -103,9 +103,9 @@ def test_an_object_a_line(streaming_onnx: Path, recording: Path, text: str):
     assert last["final"]
     assert (last["text"], last["audio"], last["duration"]) == (text, str(recording), 5)
     # The checkpoint streams as well, and says the same.
-    assert lines_of(
-        transcribe(streaming_onnx, recording, "--stream", "--format", "json")
-    ) == partial
+    assert (
+        lines_of(transcribe(streaming_onnx, recording, "--stream", "--format", "json")) == partial
+    )
 
 
 def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: str):

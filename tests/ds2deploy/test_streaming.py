@@ -83,7 +83,7 @@ def test_what_stands_past_the_end_is_ignored(checkpoints):
 
 def test_models_that_cannot_stream_say_what_to_do(lively_network, digits_checkpoint: Path):
     both_ways = ds2deploy.load(digits_checkpoint)
-    with pytest.raises(StreamError, match="bidirectional .* ds2deploy train digits-streaming"):
+    with pytest.raises(StreamError, match=r"bidirectional .* ds2deploy train digits-streaming"):
         both_ways.stream()
     with pytest.raises(StreamError, match="bidirectional"):
         both_ways.pool()

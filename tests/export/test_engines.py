@@ -190,7 +190,7 @@ def test_the_builder_is_told_so(rtx: TensorRt, small_onnx: Path, tmp_path: Path)
         optimization_level=2,
         targets=((8, 6), (8, 9)),
     )
-    code = f"""
+    code = """
 import sys, msgspec
 from ds2deploy.export import engine_build as build
 job = msgspec.json.decode(sys.argv[1], type=build.Job)

@@ -1,4 +1,4 @@
-"""Streaming and waveform graphs: one lowering, compared in ONNX Runtime and as TensorRT parses it."""
+"""Streaming and waveform graphs of one lowering, in ONNX Runtime and as TensorRT parses them."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ def test_every_kind_in_blocks(
 
 @pytest.mark.parametrize("normalize", ["utterance", "global", "none"])
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_waveform_in(
-    normalize: str, bidirectional: bool, lively_network, describe, tmp_path: Path
-):
+def test_waveform_in(normalize: str, bidirectional: bool, lively_network, describe, tmp_path: Path):
     """A ragged batch, utterances within one window among it, and garbage past their ends."""
     features = GLOBAL if normalize == "global" else FeatureConfig(normalize=normalize)
     features = msgspec.structs.replace(features, scale=3.0)
@@ -345,7 +343,9 @@ def test_waveform_graphs_on_trained_models(
             assert np.abs(rows[:count] - wanted[:count])[decisive].max() <= 1e-3
         with pytest.raises(FeaturesError, match="takes samples"):
             ds2deploy.load(ours.path).log_probs(np.zeros((1, 1, 161, 9)), [9])
-        texts = [r.transcribe(speech, 16_000) for r in map(ds2deploy.load, (ours.path, theirs.path))]
+        texts = [
+            r.transcribe(speech, 16_000) for r in map(ds2deploy.load, (ours.path, theirs.path))
+        ]
         assert [t.text for t in texts[0]] == [t.text for t in texts[1]]
 
 
@@ -438,9 +438,7 @@ def test_options_of_streams_alone(digits_checkpoint: Path, tone_manifests: Path,
 def per_utterance(lively_network, tmp_path: Path) -> Path:
     """A forward model that was trained on utterances normalised by themselves."""
     shape = ModelShape(hidden=16, layers=1, bidirectional=False, lookahead=3)
-    recipe = Recipe(
-        labels="_ABCD ", model=shape, features=FeatureConfig(sample_rate=8000)
-    )
+    recipe = Recipe(labels="_ABCD ", model=shape, features=FeatureConfig(sample_rate=8000))
     network = lively_network(shape, bins=81)
     network.output = type(network.output)(16, 6, bias=False)
     save_checkpoint(tmp_path / "forward.ckpt", network.eval(), recipe, {})

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import ds2deploy
 from ds2deploy.cli import app
 from ds2deploy.export.engine_options import RTX_CAPABILITIES
-from ds2deploy.export.speech import speech_features
+from ds2deploy.export.speech import speech_features, speech_waveforms
 from ds2deploy.runtimes.cuda import NoDeviceError, open_device
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import FeaturesError, RuntimeUnavailableError
@@ -126,10 +126,45 @@ def test_limits_and_the_interface(engine: Path):
     recognizer = ds2deploy.load(engine)
     with pytest.raises(FeaturesError, match="rebuild with --batch 1,2,5"):
         recognizer.log_probs(*batch(60, 60, 60, 60, 60))
-    sound = np.zeros(11 * 16_000, np.float32)
-    with pytest.raises(ValueError, match=r"this engine takes 0\.5 to 10 s: split it, or"):
-        recognizer.transcribe(sound, 16_000)
+    with pytest.raises(FeaturesError, match=r"this engine takes 0\.5 to 10 s: split it, or"):
+        recognizer.log_probs(*batch(1101))
+    sound = np.zeros(25 * 16_000, np.float32)
+    assert recognizer.transcribe(sound, 16_000).duration == 25  # in windows
     assert recognizer.transcribe(sound[:1600], 16_000).text == ""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("flavor", ["tensorrt", "rtx"])
+def test_streams(
+    flavor: Flavor, precision: str, streaming_checkpoint: Path, streaming_onnx: Path, tmp_path: Path
+):
+    """Verified by the export; and a pool whose streams come and go says what each says alone."""
+    usable(flavor)
+    result = CliRunner().invoke(app, [
+        "export", str(streaming_checkpoint), "--out", str(tmp_path), "--json", "--streaming",
+        "--waveform", "--trt" if flavor == "tensorrt" else "--rtx", "--precision", precision,
+        "--batch", "1,4,16",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (item,) = [i for i in json.loads(result.stdout)["artifacts"] if i["kind"] == "engine"]
+    assert item["report"]["passed"]
+    audio = speech_waveforms(FeatureConfig(), 20, 300)
+    expected = ds2deploy.load(streaming_onnx).transcribe(audio, 16_000)
+    with ds2deploy.load(item["path"]) as recognizer, recognizer.pool() as pool:
+        streams = [pool.open() for _ in audio]
+        sent = 0
+        while any(stream.transcript is None for stream in streams):
+            for i, stream in enumerate(streams):
+                start = sent - 2000 * i  # each begins later than the one before
+                if 0 <= start < len(audio[i]):
+                    stream.accept(audio[i][start : start + 4000])
+                elif start >= len(audio[i]) and not stream.ended:
+                    stream.finish()
+            sent += 4000
+            pool.tick()
+        if precision == "fp32":
+            assert [s.transcript.text for s in streams] == [t.text for t in expected]
+        print(f"{recognizer.session.runtime}: CUDA graphs {recognizer.session.cuda_graphs}")
 
 
 @pytest.mark.parametrize("runtime", ["cuda", "tensorrt", "rtx"])

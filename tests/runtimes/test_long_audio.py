@@ -87,7 +87,9 @@ def test_windows_cover_everything_once(total: int, cuts: list[int]):
 
 @pytest.mark.parametrize("jitter", [False, True], ids=["exact", "a frame apart"])
 @settings(deadline=None, max_examples=20)
-@given(seconds=st.floats(4.1, 40), window_s=st.sampled_from([4.0, 6.5, 10.0]), batch=st.integers(1, 4))
+@given(
+    seconds=st.floats(4.1, 40), window_s=st.sampled_from([4.0, 6.5, 10.0]), batch=st.integers(1, 4)
+)
 def test_joined_windows_say_what_the_whole_says(
     jitter: bool, seconds: float, window_s: float, batch: int
 ):
@@ -192,9 +194,7 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     from ds2deploy.manifest import read_audio, transcript
 
     folder = tmp_path_factory.mktemp("long")
-    cuts = list(
-        prepare(spoken_digits, folder, "fsdd", Alphabet(), 0.1, (2, 6), 3)["test-joined"]
-    )
+    cuts = list(prepare(spoken_digits, folder, "fsdd", Alphabet(), 0.1, (2, 6), 3)["test-joined"])
     random = np.random.default_rng(0)
     parts, words, ends, seconds = [], [], [], 0.0
     order = np.concatenate([random.permutation(len(cuts)) for _ in range(6)])

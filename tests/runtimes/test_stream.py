@@ -207,9 +207,7 @@ def test_log_probs_of_features_of_ones_own(recognizer: Recognizer, whole, checkp
     extract = FeatureExtractor(checkpoint.recipe.features)
     features, lengths = pad_features([extract(SPEECH[0][:9000]), extract(SPEECH[1])])
     log_probs, counts = recognizer.log_probs(features, lengths)
-    for rows, count, samples in zip(
-        log_probs, counts, (SPEECH[0][:9000], SPEECH[1]), strict=True
-    ):
+    for rows, count, samples in zip(log_probs, counts, (SPEECH[0][:9000], SPEECH[1]), strict=True):
         expected = whole(samples)[0]
         assert count == len(expected)
         assert np.abs(rows[:count] - expected)[expected > -10].max() <= TOLERANCE
@@ -310,7 +308,7 @@ def test_an_offline_artifact_says_what_to_export(
     description = with_tensors(checkpoint.description())
     onnx.save(build_graph(lower(checkpoint.network), description), tmp_path / "x.onnx")
     append_description(tmp_path / "x.onnx", description)
-    with pytest.raises(StreamError, match="takes whole utterances; export .* with --streaming"):
+    with pytest.raises(StreamError, match=r"takes whole utterances; export .* with --streaming"):
         ds2deploy.load(tmp_path / "x.onnx").stream()
 
 

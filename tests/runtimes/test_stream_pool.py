@@ -68,7 +68,7 @@ class Speaker:
 
     def speak(self) -> None:
         if self.sent >= self.count:
-            if not self.stream._ended:
+            if not self.stream.ended:
                 self.stream.finish()
             return
         end = min(self.sent + self.size, self.count)

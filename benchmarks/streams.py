@@ -1,0 +1,146 @@
+"""How many streams a machine serves: `StreamPool` with many speakers at random offsets.
+
+    python benchmarks/streams.py MODEL [--streams 64] [--seconds 10] [--threads 1] [--json]
+
+Two questions, each on the same streams. *In real time*: every tick, one block of each stream that
+has one; how long does a tick take? *At full speed*: audio is there beforehand; how many seconds of
+it does a core recognise in a second, which is the number of streams that it can serve at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ds2deploy
+from ds2deploy.export.speech import synthesize
+from ds2deploy.runtimes.recognizer import Recognizer
+
+WARM_UP = 3
+"""Ticks that are not counted: memory is claimed, and threads are started."""
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each stream")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; 0 takes all")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with ds2deploy.load(options.model, threads=options.threads) as recognizer:
+        result = measure(recognizer, options.streams, options.seconds)
+    cores = options.threads or os.cpu_count() or 1
+    result["streams_per_core"] = round(result["full_speed"] / cores, 1)
+    result |= {"threads": cores, "model": str(options.model), "machine": machine()}
+    if options.json:
+        print(json.dumps(result))
+        return
+    tick = result["tick_ms"]
+    print(f"{result['machine']}; {result['runtime']}, {cores} thread(s)")
+    print(f"{options.streams} streams, blocks of {result['block_ms']:g} ms, batches of up to 64")
+    print(
+        f"tick       p50 {tick['p50']:.1f} ms  p95 {tick['p95']:.1f} ms  p99 {tick['p99']:.1f} ms"
+    )
+    print(f"throughput {result['streams_per_core']:.1f} streams per core")
+    print(f"the same text as alone: {result['same_text']} of {options.streams}")
+
+
+def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, Any]:
+    """Serve so many streams, and compare what each said with what it says alone.
+
+    Args:
+        recognizer: of a model that streams.
+        streams: how many.
+        seconds: of audio in each.
+    """
+    random = np.random.default_rng(0)
+    rate = recognizer.description.features.sample_rate
+    voices = [synthesize(rate, int(rate * seconds), seed=i) for i in range(8)]
+    starts = random.integers(0, len(voices[0]) // 2, streams)
+    speech = [np.roll(voices[i % 8], -start) for i, start in enumerate(starts)]
+    alone = [transcript.text for transcript in recognizer.transcribe(speech, rate)]
+    texts, ticks, block_s = in_real_time(recognizer, speech, random)
+    speed = at_full_speed(recognizer, speech)
+    return {
+        "runtime": recognizer.session.runtime,
+        "streams": streams,
+        "audio_s": seconds,
+        "block_ms": round(1000 * block_s, 3),
+        "tick_ms": {f"p{q}": round(1000 * float(np.percentile(ticks, q)), 2) for q in (50, 95, 99)},
+        "ticks": len(ticks),
+        "full_speed": round(speed, 2),
+        "same_text": sum(left == right for left, right in zip(texts, alone, strict=True)),
+    }
+
+
+def in_real_time(
+    recognizer: Recognizer, speech: list[np.ndarray], random: np.random.Generator
+) -> tuple[list[str], list[float], float]:
+    """Texts, seconds of every tick in which all streams are open, and seconds of a block.
+
+    The clock is the audio's: a tick stands for the duration of a block, in which each stream gets a
+    block more or less; what computing takes beside that is what is measured.
+    """
+    rate = recognizer.description.features.sample_rate
+    with recognizer.pool(streams=len(speech)) as pool:
+        blocks = pool.block_s
+        size = int(blocks * rate)
+        opened = [pool.open(rate) for _ in speech]
+        sent = [0] * len(speech)
+        took: list[float] = []
+        while any(stream.transcript is None for stream in opened):
+            everybody = True
+            for i, stream in enumerate(opened):
+                if stream.transcript is not None or sent[i] > len(speech[i]):
+                    everybody = False
+                    continue
+                count = int(size * random.uniform(0.7, 1.3))
+                stream.accept(speech[i][sent[i] : sent[i] + count])
+                sent[i] += count
+                if sent[i] >= len(speech[i]):
+                    sent[i] = len(speech[i]) + 1
+                    stream.finish()
+            started = time.perf_counter()
+            pool.tick()
+            if everybody:
+                took.append(time.perf_counter() - started)
+        texts = [stream.transcript.text for stream in opened if stream.transcript is not None]
+    return texts, took[WARM_UP:], blocks
+
+
+def at_full_speed(recognizer: Recognizer, speech: list[np.ndarray]) -> float:
+    """Seconds of audio in a second, all of it there beforehand."""
+    rate = recognizer.description.features.sample_rate
+    total_s = sum(map(len, speech)) / rate
+    with recognizer.pool(streams=len(speech), backlog_s=total_s) as pool:
+        opened = [pool.open(rate) for _ in speech]
+        for stream, samples in zip(opened, speech, strict=True):
+            stream.accept(samples)
+            stream.finish()
+        started = time.perf_counter()
+        while any(stream.transcript is None for stream in opened):
+            pool.tick()
+        return total_s / (time.perf_counter() - started)
+
+
+def machine() -> str:
+    """The processor, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()
