@@ -349,6 +349,34 @@ def test_waveform_graphs_on_trained_models(
         assert [t.text for t in texts[0]] == [t.text for t in texts[1]]
 
 
+@pytest.mark.slow
+def test_words_of_real_speech(
+    streaming_checkpoint: Path, spoken_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On the digit test strings: a good model, and the same words in blocks, in fp16 too."""
+    from ds2deploy.evaluation import evaluate
+    from ds2deploy.manifest import read_manifest
+    from ds2deploy.preparation import prepare
+    from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+
+    monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 457))
+    prepare(spoken_digits, tmp_path, "fsdd", Alphabet(ENGLISH), 0.1, (2, 6), 3)
+    strings = tmp_path / "test-joined.jsonl.gz"
+    form = Form(streaming=True)
+    fp32, fp16 = export_onnx(
+        streaming_checkpoint, tmp_path / "out", ["fp32", "fp16"], strings, form=form
+    )
+    assert fp32.report.words is not None
+    assert fp32.report.words.words > 500
+    assert fp32.report.words.different == 0
+    assert fp32.report.max_difference <= 1e-4
+    assert fp16.report.words is not None
+    assert fp16.report.words.different <= 0.002 * fp16.report.words.words
+    result = evaluate(ds2deploy.load(fp32.path), read_manifest(strings), str(strings))
+    assert result.errors.words == 600
+    assert result.wer <= 0.04
+
+
 # A check that cannot fail is none ---------------------------------------------------------------
 
 

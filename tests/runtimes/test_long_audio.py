@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ds2deploy
 from ds2deploy.export.speech import synthesize
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import JOIN_PAUSE_S, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Source, output_length
 from ds2deploy.runtimes.engine_description import Profile
@@ -197,10 +197,10 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     cuts = list(prepare(spoken_digits, folder, "fsdd", Alphabet(), 0.1, (2, 6), 3)["test-joined"])
     random = np.random.default_rng(0)
     parts, words, ends, seconds = [], [], [], 0.0
-    order = np.concatenate([random.permutation(len(cuts)) for _ in range(6)])
+    order = np.concatenate([random.permutation(len(cuts)) for _ in range(7)])
     for i in order:
         samples = read_audio(cuts[i], RATE)
-        pause = np.zeros(int(RATE * random.uniform(0.3, 0.8)), np.float32)
+        pause = np.zeros(int(RATE * random.uniform(*JOIN_PAUSE_S)), np.float32)
         parts += [samples, pause]
         words.append(transcript(cuts[i]))
         seconds += (len(samples) + len(pause)) / RATE
@@ -210,8 +210,8 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     whole = np.concatenate(parts)
     soundfile.write(folder / "half.wav", whole, RATE)
     soundfile.write(folder / "minute.wav", whole[: 55 * RATE], RATE)
-    alone = [(read_audio(cuts[i], RATE), transcript(cuts[i])) for i in order[: len(words)]]
-    return folder / "half.wav", folder / "minute.wav", " ".join(words), alone
+    strings = [read_audio(cut, RATE) for cut in cuts]
+    return folder / "half.wav", folder / "minute.wav", words, strings, order[: len(words)]
 
 
 @pytest.mark.slow
@@ -219,15 +219,15 @@ def test_half_an_hour_of_digits(half_an_hour: Any, digits_onnx: Path):
     """Flat memory, and hardly an error more than utterance by utterance."""
     from ds2deploy.scoring import count_errors
 
-    half, minute, words, alone = half_an_hour
+    half, minute, words, strings, order = half_an_hour
     assert soundfile.info(half).duration > 1800
     base, _ = measured(digits_onnx, minute)
     peak, text = measured(digits_onnx, half)
     assert peak - base < 200, (peak, base)
-    joined = count_errors([words], [text])
+    joined = count_errors([" ".join(words)], [text])
     recognizer = ds2deploy.load(digits_onnx, threads=2)
-    texts = [t.text for t in recognizer.transcribe([audio for audio, _ in alone], RATE)]
-    single = count_errors([reference for _, reference in alone], texts)
+    texts = [transcript.text for transcript in recognizer.transcribe(strings, RATE)]
+    single = count_errors(words, [texts[i] for i in order])
     print(f"{peak:.0f} MB against {base:.0f} MB; WER {joined.wer:.4f} against {single.wer:.4f}")
     assert single.words == joined.words > 2000
     assert joined.wer <= single.wer + 0.003, (joined, single)
