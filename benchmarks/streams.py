@@ -46,7 +46,7 @@ def main() -> None:
         return
     tick = result["tick_ms"]
     print(f"{result['machine']}; {result['runtime']}, {cores} thread(s)")
-    print(f"{options.streams} streams, blocks of {result['block_ms']:g} ms, batches of up to 64")
+    print(f"{options.streams} streams, blocks of {result['block_ms']:g} ms")
     print(
         f"tick       p50 {tick['p50']:.1f} ms  p95 {tick['p95']:.1f} ms  p99 {tick['p99']:.1f} ms"
     )

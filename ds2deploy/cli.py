@@ -15,7 +15,13 @@ import typer
 from typer.core import TyperGroup
 
 from ds2deploy.extras import require
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ParityError, TrainingError
+from ds2deploy.runtimes.errors import (
+    AudioError,
+    ConfigError,
+    Ds2Error,
+    ParityError,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
     from ds2deploy.runtimes.decoding import Transcript
@@ -328,12 +334,11 @@ def export(
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
             from ds2deploy.export.form import Form
-            from ds2deploy.runtimes.blocks import BLOCK_MS
 
             form = Form(
                 streaming=streaming,
                 waveform=waveform,
-                block_ms=BLOCK_MS if block_ms is None else block_ms,
+                block_ms=block_ms,
                 statistics_from=None if statistics_from is None else str(statistics_from),
             )
             precisions = _precisions("fp32" if precision is None else precision)
@@ -425,6 +430,8 @@ def transcribe(
         raise ConfigError(f"--format {kind}: subtitles are of one recording, {len(audio)} given")
     if kind in ("srt", "vtt") and stream:
         raise ConfigError(f"--format {kind}: subtitles are made at the end; leave --stream out")
+    if stream and window is not None:
+        raise ConfigError(f"--window {window:g}: a stream needs no windows; leave it out")
     piped = STDIN in audio
     if piped and len(audio) > 1:
         raise ConfigError(f"{STDIN}: standard input is one recording; give it alone")
@@ -436,7 +443,8 @@ def transcribe(
                 _follow(recognizer, path, rate, kind == "json", len(audio) > 1)
             return
         if piped:
-            transcripts = [_transcribe_pipe(recognizer, rate, window)]
+            pcm = _pipe(recognizer, rate)
+            transcripts = [recognizer.transcribe_pieces(pcm, pcm.format.sample_rate, window)]
         else:
             transcripts = recognizer.transcribe(list(audio), window_s=window)
     if kind == "json":
@@ -479,24 +487,12 @@ def _follow(
         follow(recognizer, recording_pieces(path, own), own, display)
 
 
-def _transcribe_pipe(
-    recognizer: Recognizer, rate: int | None, window_s: float | None
-) -> Transcript:
-    """Recognise standard input to its end; a streaming model needs not keep all of it."""
-    import numpy as np
-
-    from ds2deploy.live import NoDisplay, follow
-
-    pcm = _pipe(recognizer, rate)
-    if recognizer.description.blocks is not None:
-        return follow(recognizer, pcm, pcm.format.sample_rate, NoDisplay())
-    return recognizer.transcribe(np.concatenate(list(pcm)), pcm.format.sample_rate, window_s)
-
-
 def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:
     from ds2deploy.runtimes.pcm import PcmStream
 
     own = recognizer.description.features.sample_rate
+    if sys.stdin is None:
+        raise AudioError("standard input: closed; expected raw audio, or a WAV stream")
     return PcmStream(sys.stdin.buffer, rate or own, name="standard input", told=rate is not None)
 
 

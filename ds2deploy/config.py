@@ -90,6 +90,8 @@ class TrainingConfig(_Section, frozen=True):
 
     Attributes:
         run: folder for best.ckpt, last.ckpt and metrics.jsonl.
+        start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
+            features, are begun with; random weights without one.
         epochs: passes over the training set.
         learning_rate: the highest one.
         schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
@@ -111,6 +113,7 @@ class TrainingConfig(_Section, frozen=True):
     """
 
     run: str = "runs/ds2"
+    start: str = ""
     epochs: int = 20
     learning_rate: float = 1e-3
     schedule: Literal["one-cycle", "anneal", "constant"] = "one-cycle"

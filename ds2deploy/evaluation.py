@@ -82,6 +82,8 @@ def evaluate(
     for start in range(0, len(order), CHUNK):
         chosen = order[start : start + CHUNK]
         audio = [read_audio(listed[i], rate) for i in chosen]
+        for i, samples in zip(chosen, audio, strict=True):
+            recognizer.check_length(len(samples), audio_path(listed[i]))
         started = time.perf_counter()
         transcripts = recognizer.transcribe(audio, rate)
         compute_s += time.perf_counter() - started

@@ -66,16 +66,6 @@ def recording_pieces(path: Path, sample_rate: int) -> Iterator[FloatArray]:
             yield block[start : start + size]
 
 
-class NoDisplay:
-    """Shows nothing."""
-
-    def update(self, update: Update) -> None:
-        """See `Display`."""
-
-    def finish(self, transcript: Transcript) -> None:
-        """See `Display`."""
-
-
 class WordDisplay:
     """Writes each word when it is certain; for pipes and files."""
 

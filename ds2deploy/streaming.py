@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from ds2deploy.checkpoint import Checkpoint
 from ds2deploy.model import DeepSpeech2, Lookahead, RecurrentLayer, over_frames
 from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, Input
-from ds2deploy.runtimes.blocks import BLOCK_MS, CONV1_DELAY, CONV2_DELAY, make_blocks
+from ds2deploy.runtimes.blocks import (
+    BLOCK_MS,
+    CONV1_DELAY,
+    CONV2_DELAY,
+    make_blocks,
+    nearest_block_ms,
+)
 from ds2deploy.runtimes.tensors import STATE, with_tensors
 from ds2deploy.runtimes.torch_session import TorchSession
 
@@ -90,7 +96,8 @@ def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
     network, whole = checkpoint.network, checkpoint.description()
 
     def in_blocks() -> tuple[nn.Module, ArtifactDescription]:
-        description = streaming_description(whole)
+        block_ms = nearest_block_ms(whole.features)
+        description = streaming_description(whole, "features", block_ms)
         return StreamingNetwork(network, description), description
 
     can = not whole.model.bidirectional and whole.features.normalize != "utterance"

@@ -13,7 +13,14 @@ import torch
 from lhotse import CutSet
 from lightning.pytorch.utilities import rank_zero_only
 
-from ds2deploy.checkpoint import build_network, load_weights, read_document, read_recipe
+from ds2deploy.checkpoint import (
+    Checkpoint,
+    build_network,
+    load_checkpoint,
+    load_weights,
+    read_document,
+    read_recipe,
+)
 from ds2deploy.config import Recipe
 from ds2deploy.data import global_statistics
 from ds2deploy.lightning_module import SpeechRecognition
@@ -44,12 +51,15 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
     check_hardware(recipe)
-    cuts, recipe = _load_data(recipe)
+    start = _load_start(recipe)
+    cuts, recipe = _load_data(recipe, start)
     checkpoint = _claim(folder, recipe, resume)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     module = SpeechRecognition(recipe, *cuts)
+    if start is not None:
+        module.network.load_state_dict(start.network.state_dict())
     if not uses_gpu(recipe):
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,7 +139,27 @@ def silence_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"torch\.utils\.data.*")
 
 
-def _load_data(recipe: Recipe) -> tuple[tuple[CutSet, CutSet], Recipe]:
+def _load_start(recipe: Recipe) -> Checkpoint | None:
+    """The checkpoint to begin with, if there is one; its network must be the recipe's."""
+    path = recipe.training.start
+    if not path:
+        return None
+    start = load_checkpoint(path)
+    given = msgspec.structs.replace(start.recipe.model, norm_eps=recipe.model.norm_eps)
+    for name, theirs, ours in (
+        ("labels", start.recipe.labels, recipe.labels),
+        ("model", given, recipe.model),
+        ("bins", start.recipe.features.bins, recipe.features.bins),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"training.start = {path}: its {name} is {theirs}, the recipe's {ours}; make them "
+                "the same, or leave training.start out"
+            )
+    return start
+
+
+def _load_data(recipe: Recipe, start: Checkpoint | None) -> tuple[tuple[CutSet, CutSet], Recipe]:
     alphabet = Alphabet(recipe.labels)
     cuts = []
     for name in ("train", "valid"):
@@ -139,7 +169,11 @@ def _load_data(recipe: Recipe) -> tuple[tuple[CutSet, CutSet], Recipe]:
         cuts.append(read_manifest(path))
         check_transcripts(cuts[-1], alphabet, path)
     if recipe.features.normalize == "global" and recipe.features.mean is None:
-        mean, deviation = global_statistics(cuts[0], recipe)
+        known = None if start is None else start.recipe.features
+        if known is not None and known.normalize == "global":
+            mean, deviation = known.mean, known.deviation
+        else:
+            mean, deviation = global_statistics(cuts[0], recipe)
         features = msgspec.structs.replace(recipe.features, mean=mean, deviation=deviation)
         recipe = msgspec.structs.replace(recipe, features=features)
     return (cuts[0], cuts[1]), recipe

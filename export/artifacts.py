@@ -135,12 +135,14 @@ def export_checkpoint(
         )
     for options in engines:
         check_builder(options)
-    loaded = form.prepare(load_checkpoint(checkpoint), str(checkpoint))
-    blocks = form.describe(loaded, "fp32").blocks
+    loaded = load_checkpoint(checkpoint)
+    blocks = form.blocks(loaded, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
     profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
+    progress("gathering statistics" if form.statistics_from else "reading")
+    loaded = form.prepare(loaded)
     reference = Reference(
         torch_session(loaded),
         cuts,
@@ -157,7 +159,7 @@ def export_checkpoint(
                 folder = tempfile.TemporaryDirectory(prefix="ds2deploy-")
                 temporary = Path(stack.enter_context(folder)) / path.name
             library = import_tensorrt(engines[0].flavor) if precision == "bf16" else None
-            described = form.describe(loaded, precision)
+            described = form.describe(loaded, precision, blocks)
             written = _write(loaded, described, temporary, reference, progress, library)
             if keep_onnx:
                 exported.append(msgspec.structs.replace(written, path=str(path)))

@@ -54,7 +54,7 @@ class GraphBuilder:
 
     def lowered(self, name: str, x: str) -> str:
         """X, which is float32, in the graph's type."""
-        return x if self._precision == "fp32" else self._cast(name, x)
+        return x if self._precision == "fp32" else self.number(name, x)
 
     def raised(self, name: str, x: str) -> str:
         """X, which is of the graph's type, in float32."""
@@ -69,8 +69,9 @@ class GraphBuilder:
         return self.raised(name, x)
 
     def number(self, name: str, x: str) -> str:
-        """Truth or integers as numbers of the graph's type."""
-        return self._cast(name, x)
+        """X of any type as numbers of the graph's."""
+        to = int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
+        return self.node("Cast", name, x, to=to)
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
         """Add an array in the graph's precision."""
@@ -117,10 +118,6 @@ class GraphBuilder:
         model.ir_version = IR_VERSIONS[self._opset]
         model.producer_name = "ds2deploy"
         return model
-
-    def _cast(self, name: str, x: str) -> str:
-        to = int(helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype)))
-        return self.node("Cast", name, x, to=to)
 
 
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:

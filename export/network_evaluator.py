@@ -19,7 +19,8 @@ from ds2deploy.export.network_reader import Layer, ParsedNetwork, read_network
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session, run_whole
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensorrt_library import TensorRt
 from ds2deploy.runtimes.tensors import Tensors
 

@@ -21,6 +21,12 @@ def verdict(report: ParityReport) -> str:
     return f"{difference}, {words.different} of {words.words} words differ"
 
 
+def latency_line(parts: dict[str, float]) -> str:
+    """How long a frame waits at most, and what for."""
+    named = ", ".join(f"{name} {ms:g}" for name, ms in parts.items() if name != "total")
+    return f"latency: at most {parts['total']:g} ms ({named})"
+
+
 def report_lines(report: ParityReport) -> Iterator[str]:
     """A table of all that was compared, and the verdict."""
     yield f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'same label':>10}  same text"
@@ -30,6 +36,8 @@ def report_lines(report: ParityReport) -> Iterator[str]:
             f"{100 * case.argmax_share:8.2f} %  {'yes' if case.same_text else 'no':9}"
             f"{'' if case.passed else '  OVER TOLERANCE'}"
         )
+    if report.latency_ms is not None:
+        yield latency_line(report.latency_ms)
     yield (
         f"{report.precision} on {report.runtime}, {report.speech} speech: {verdict(report)} "
         f"(allowed: {report.tolerance.log_probs:g}): {'passed' if report.passed else 'FAILED'}"
@@ -44,6 +52,8 @@ def artifact_lines(item: Exported | EngineExport) -> Iterator[str]:
             f"{size}, {item.nodes} nodes, verified on {len(item.report.cases)} shapes: "
             f"{verdict(item.report)}"
         )
+        if item.report.latency_ms is not None:
+            yield f"  {latency_line(item.report.latency_ms)}"
         return
     build = item.build
     yield (

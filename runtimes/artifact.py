@@ -13,7 +13,7 @@ from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -173,6 +173,11 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if (self.kind == "streaming") != (self.blocks is not None):
             raise ConfigError(f'kind = "{self.kind}" with blocks = {self.blocks}')
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one output frame to the next."""
+        return TIME_STRIDE * self.features.stride / self.features.sample_rate
 
     def to_json(self) -> str:
         """The document, as it is stored."""

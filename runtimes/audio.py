@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,24 +80,44 @@ def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
         raise AudioError(f"{path}: empty file (0 bytes); expected audio, record or copy it again")
     try:
         with _Forward(_unsized_wav(path) or path) as sound:
-            decoded, resampler = 0, None
-            if sound.samplerate != sample_rate:
-                resampler = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32")
-            for block in sound.samples():
-                decoded += len(block)
-                mono = mix_down(block, str(path))
-                yield mono if resampler is None else resampler.resample_chunk(mono)
-            if _truncated(path, sound, decoded):
-                raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
-            check_duration(decoded, sound.samplerate, str(path))
-            if resampler is not None:
-                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            rate = int(sound.samplerate)
+            yield from resample_pieces(_decoded(path, sound), rate, sample_rate)
     except soundfile.LibsndfileError as error:
         detail = str(error.error_string).strip().rstrip(".") or "cannot be decoded"
         raise AudioError(
             f"{path}: not audio that can be read, or damaged ({detail}); "
             "expected WAV, FLAC, Ogg or another format of libsndfile"
         ) from None
+
+
+def resample_pieces(
+    pieces: Iterable[FloatArray], sample_rate: float, to_rate: int
+) -> Iterator[FloatArray]:
+    """Resample audio that comes in pieces; joined, what the whole is resampled to.
+
+    Args:
+        pieces: (samples,) float32.
+        sample_rate: of them, in Hz.
+        to_rate: wanted rate, in Hz.
+    """
+    if sample_rate == to_rate:
+        yield from pieces
+        return
+    resampler = soxr.ResampleStream(sample_rate, to_rate, 1, dtype="float32")
+    for piece in pieces:
+        yield resampler.resample_chunk(np.ascontiguousarray(piece))
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _decoded(path: Path, sound: _Forward) -> Iterator[FloatArray]:
+    """Mono blocks of an open recording, which is checked when all of it was read."""
+    decoded = 0
+    for block in sound.samples():
+        decoded += len(block)
+        yield _mono(block, str(path))  # its shape is libsndfile's
+    if _truncated(path, sound, decoded):
+        raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
+    check_duration(decoded, sound.samplerate, str(path))
 
 
 def convert_audio(
@@ -116,7 +137,6 @@ def convert_audio(
     Raises:
         AudioError: not an array of finite float samples, or shorter than 10 ms.
     """
-    samples = np.asarray(samples)
     check_rate(sample_rate, source)
     mono = mix_down(samples, source)
     check_duration(len(mono), sample_rate, source)
@@ -154,6 +174,39 @@ def check_rate(sample_rate: float, source: str = "audio") -> None:
         raise AudioError(f"{source}: a sample rate of {sample_rate} Hz; expected a positive number")
 
 
+def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any]:
+    """Check the type and the shape of audio from outside.
+
+    Args:
+        samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
+        source: what to name in an error.
+
+    Returns:
+        The same as an array.
+
+    Raises:
+        AudioError: not such an array.
+    """
+    try:
+        array = np.asarray(samples)
+    except ValueError:  # rows of different lengths
+        raise AudioError(f"{source}: no array; expected (samples, channels) float32") from None
+    if array.size == 0:
+        return np.zeros(0, np.float32)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(
+            f"{source}: samples of type {array.dtype}; expected float32 in [-1, 1] "
+            "(divide 16-bit integers by 32768)"
+        )
+    if array.ndim not in (1, 2):
+        raise AudioError(f"{source}: {array.ndim} dimensions; expected (samples, channels)")
+    if array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_CHANNELS):
+        raise AudioError(
+            f"{source}: shape {array.shape}; expected (samples, channels), transpose it"
+        )
+    return array
+
+
 def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:
     """Check audio that is in memory, and take the mean of its channels.
 
@@ -167,20 +220,14 @@ def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:
     Raises:
         AudioError: not an array of finite float samples.
     """
-    samples = np.asarray(samples)
-    if not np.issubdtype(samples.dtype, np.floating):
-        raise AudioError(
-            f"{source}: samples of type {samples.dtype}; expected float32 in [-1, 1] "
-            "(divide 16-bit integers by 32768)"
-        )
-    if samples.ndim not in (1, 2):
-        raise AudioError(f"{source}: {samples.ndim} dimensions; expected (samples, channels)")
+    samples = as_samples(samples, source)
     if samples.size == 0:
         return np.zeros(0, np.float32)
-    if samples.ndim == 2 and samples.shape[1] > max(samples.shape[0], MOST_CHANNELS):
-        raise AudioError(
-            f"{source}: shape {samples.shape}; expected (samples, channels), transpose it"
-        )
+    return _mono(samples, source)
+
+
+def _mono(samples: npt.NDArray[Any], source: str) -> FloatArray:
+    """The mean of all channels, which must be finite."""
     with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
         mono = samples if samples.ndim == 1 else samples.mean(axis=1)
         mono = mono.astype(np.float32, copy=False)

@@ -49,6 +49,12 @@ def window_history(features: FeatureConfig) -> int:
     return window_delay(features) * features.stride + features.n_fft // 2
 
 
+def nearest_block_ms(features: FeatureConfig, block_ms: float = BLOCK_MS) -> float:
+    """The duration of a block of whole output frames that is nearest to another one."""
+    output_ms = TIME_STRIDE * 1000 * features.stride / features.sample_rate
+    return max(1, round(block_ms / output_ms)) * output_ms
+
+
 def make_blocks(
     model: ModelShape, features: FeatureConfig, kind: Input, block_ms: float = BLOCK_MS
 ) -> Blocks:
@@ -65,10 +71,11 @@ def make_blocks(
     """
     stride_ms = 1000 * features.stride / features.sample_rate
     frames = round(block_ms / stride_ms) if 0 < block_ms <= 60_000 else 0
-    if frames < TIME_STRIDE or frames % TIME_STRIDE or abs(frames * stride_ms - block_ms) > 1e-6:
+    near = abs(frames * stride_ms - block_ms) < 1e-2 * stride_ms
+    if frames < TIME_STRIDE or frames % TIME_STRIDE or not near:
         raise ConfigError(
             f"--block-ms {block_ms:g}: expected a multiple of {TIME_STRIDE * stride_ms:g} ms (two "
-            f"feature frames), up to 60000, such as {32 * stride_ms:g}"
+            f"feature frames), up to 60000, such as {nearest_block_ms(features):g}"
         )
     delay = window_delay(features)
     return Blocks(

@@ -3,7 +3,7 @@ decoding.
 
 A window sees enough on both sides that what it says of its middle is what the whole would say; the
 log-probabilities of the middles are joined, and decoded as one utterance. Memory does not grow with
-the recording.
+the recording. A graph that takes samples normalises each window by itself.
 """
 
 from __future__ import annotations
@@ -15,15 +15,8 @@ import numpy as np
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.artifact import TIME_STRIDE
 from ds2deploy.runtimes.decoding import Transcript
-from ds2deploy.runtimes.features import (
-    FeatureConfig,
-    FeatureExtractor,
-    FloatArray,
-    IntArray,
-    pad_features,
-    pad_waveforms,
-)
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
+from ds2deploy.runtimes.session import Session, prepare_sound
 from ds2deploy.runtimes.stream_decoding import StreamDecoder
 
 CONTEXT_S = 5.0
@@ -86,27 +79,20 @@ def transcribe_windows(
     """
     config = session.description.features
     alphabet = Alphabet(session.description.labels)
-    joined = _Joined(StreamDecoder(alphabet, shape.per_frame / config.sample_rate), shape)
+    joined = _Joined(StreamDecoder(alphabet, session.description.frame_s), shape)
     samples = 0
     waiting: list[FloatArray] = []
     for window, last in shape.cut(pieces):
         waiting.append(window)
         samples += len(window) if last else shape.hop
         if last or len(waiting) == batch:
-            log_probs, lengths = session.run(*_sound(session, extract, waiting))
+            log_probs, lengths = session.run(
+                *prepare_sound(session, extract.of_long_audio, waiting)
+            )
             for i, length in enumerate(lengths):
                 joined.add(log_probs[i, :length], last and i == len(waiting) - 1)
             waiting = []
     return joined.decoder.finish(samples / config.sample_rate)
-
-
-def _sound(
-    session: Session, extract: FeatureExtractor, windows: list[FloatArray]
-) -> tuple[FloatArray, IntArray]:
-    """What the session takes of windows; one that extracts itself normalises each by itself."""
-    if session.description.input == "waveform":
-        return pad_waveforms(windows)
-    return pad_features([extract.of_long_audio(window) for window in windows])
 
 
 class _Joined:

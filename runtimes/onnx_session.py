@@ -29,7 +29,8 @@ from ds2deploy.runtimes.onnx_providers import (
     configure,
     first_line,
 )
-from ds2deploy.runtimes.session import Session, run_whole
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
 
 

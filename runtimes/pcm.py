@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ds2deploy.runtimes.audio import UNKNOWN_SIZE
 from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FloatArray
 
@@ -17,6 +18,12 @@ READ_BYTES = 1 << 16
 
 LARGEST_HEADER = 1 << 20
 """Bytes of remarks before the audio of a WAV stream, at most."""
+
+CONTAINERS = {
+    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"RF64": "RF64", b"RIFX": "RIFX",
+    b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF",
+}  # fmt: skip
+"""What begins otherwise than raw audio, and would be read as noise."""
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 """Format tags of WAV."""
@@ -55,6 +62,7 @@ class PcmStream:
 
     Attributes:
         format: what is read.
+        bytes_left: of audio, as a WAV header says; None where it does not know.
 
     Raises:
         AudioError: a WAV header that is damaged, or of another encoding or rate.
@@ -65,7 +73,14 @@ class PcmStream:
     ) -> None:
         self._file, self._name = file, name
         self.format = PcmFormat(sample_rate)
+        self.bytes_left: int | None = None
         self._begun = _exactly(file, 12)
+        for magic, kind in CONTAINERS.items():
+            if self._begun.startswith(magic):
+                raise AudioError(
+                    f"{name}: {kind}; expected 16-bit samples or a WAV stream: decode it first, or "
+                    "give the file"
+                )
         if self._begun[:4] == b"RIFF" and self._begun[8:] == b"WAVE":
             self._begun = b""
             self.format = self._read_header()
@@ -84,11 +99,15 @@ class PcmStream:
         waiting, size, count = self._begun, self.format.frame_bytes, 0
         read = getattr(self._file, "read1", self._file.read)
         while True:
+            if self.bytes_left is not None and count + len(waiting) >= self.bytes_left:
+                waiting = waiting[: self.bytes_left - count]  # what follows are remarks
             whole = len(waiting) // size * size
             if whole:
                 count += whole
                 yield _samples(waiting[:whole], self.format)
                 waiting = waiting[whole:]
+            if self.bytes_left is not None and count + len(waiting) >= self.bytes_left:
+                break
             piece = read(READ_BYTES)
             if not piece:
                 break
@@ -105,6 +124,7 @@ class PcmStream:
                 raise AudioError(f"{self._name}: a WAV stream that ends in its header")
             kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if kind == b"data":
+                self.bytes_left = size if 0 < size < UNKNOWN_SIZE else None
                 break
             if size > LARGEST_HEADER:
                 raise AudioError(f"{self._name}: a WAV stream whose header is damaged")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, NoReturn, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import TIME_STRIDE
-from ds2deploy.runtimes.audio import convert_audio, read_blocks
+from ds2deploy.runtimes.audio import (
+    check_rate,
+    convert_audio,
+    mix_down,
+    read_blocks,
+    resample_pieces,
+)
 from ds2deploy.runtimes.decoding import Transcript, decode_greedy
 from ds2deploy.runtimes.errors import AudioError, ConfigError, FeaturesError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
@@ -20,6 +26,7 @@ from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.session import Session, beyond_profile, check_batch, prepare_sound
 from ds2deploy.runtimes.stream import Channel, Stream, run_channels
 from ds2deploy.runtimes.stream_pool import BACKLOG_S, BATCH, STREAMS, StreamPool
+from ds2deploy.runtimes.tensors import samples_of
 
 Audio = str | Path | FloatArray
 """A path, or (samples,) or (samples, channels) float32 in [-1, 1]."""
@@ -95,30 +102,25 @@ class Recognizer:
         """
         if not isinstance(audio, (list, tuple)):
             return self.transcribe([audio], sample_rate, window_s)[0]  # type: ignore[list-item]
-        sources = [self._source(item, sample_rate) for item in audio]
-        if self.description.blocks is not None:
-            return self._transcribe_streams(sources)
-        shape = self._windows(window_s)
-        short: dict[int, FloatArray] = {}
-        for i, source in enumerate(sources):
-            waveform = _whole(source.pieces(), shape.size)
-            if waveform is not None:
-                short[i] = waveform
-            elif shape.size < LEAST_WINDOW_S * self._rate:
-                self._refuse(source)
-        transcripts = {
-            i: transcribe_windows(
-                self.session, self._extract, source.pieces(), shape, self._batch(WINDOWS)
-            )
-            for i, source in enumerate(sources)
-            if i not in short
-        }
-        indices = list(short)
-        lengths = [len(short[i]) for i in indices]
-        for chosen in batches(lengths, int(BATCH_S * self._rate), self._batch(BATCH_SIZE)):
-            batch = self._recognize([short[indices[i]] for i in chosen])
-            transcripts.update(zip((indices[i] for i in chosen), batch, strict=True))
-        return [transcripts[i] for i in range(len(sources))]
+        return self._transcribe([self._source(item, sample_rate) for item in audio], window_s)
+
+    def transcribe_pieces(
+        self, pieces: Iterable[npt.ArrayLike], sample_rate: float, window_s: float | None = None
+    ) -> Transcript:
+        """Recognise one recording that comes in pieces, and need not fit in memory.
+
+        Args:
+            pieces: (samples,) or (samples, channels) float32 in [-1, 1], of any sizes.
+            sample_rate: of them, in Hz.
+            window_s: see `transcribe`.
+
+        Raises:
+            AudioError, ConfigError, DeviceError: see `transcribe`.
+        """
+        check_rate(sample_rate)
+        mono = (mix_down(piece) for piece in pieces)
+        source = _Source("", resample_pieces(mono, sample_rate, self._rate))
+        return self._transcribe([source], window_s)[0]
 
     def stream(self, sample_rate: float = 16_000) -> Stream:
         """Recognise speech while it is spoken.
@@ -186,65 +188,125 @@ class Recognizer:
     ) -> None:
         self.close()
 
+    def check_length(self, samples: int, name: str) -> None:
+        """Refuse audio that an engine takes neither whole nor in windows.
+
+        Args:
+            samples: of one utterance, at the model's sample rate.
+            name: of the recording; empty for an array.
+
+        Raises:
+            AudioError: says how long it is, what the engine takes, and what to do.
+        """
+        config, profile = self.description.features, self.session.profile
+        if profile is None or self.description.blocks is not None:
+            return
+        if profile.seconds(config)[2] >= LEAST_WINDOW_S:
+            return
+        if problem := beyond_profile(samples / config.sample_rate, profile, config):
+            raise AudioError(f"{name}: {problem}" if name else problem)
+
     def _source(self, audio: Audio, sample_rate: float | None) -> _Source:
         if isinstance(audio, (str, Path)):
-            return _Source(str(audio), lambda: read_blocks(audio, self._rate))
+            return _Source(str(audio), read_blocks(audio, self._rate))
         if sample_rate is None:
             raise AudioError("audio given as an array: say its sample_rate in Hz")
-        waveform = convert_audio(audio, sample_rate, self._rate)
-        return _Source("", lambda: iter([waveform]))
+        return _Source("", iter([convert_audio(audio, sample_rate, self._rate)]))
+
+    def _transcribe(self, sources: list[_Source], window_s: float | None) -> list[Transcript]:
+        """Short recordings in batches, long ones in windows; or all of them as streams."""
+        if self.description.blocks is not None:
+            if window_s is not None:
+                raise ConfigError(
+                    "windows are for models of whole utterances; a streaming one needs none"
+                )
+            return self._transcribe_streams(self.session, sources)
+        shape, limit = self._windows(window_s)
+        short: dict[int, FloatArray] = {}
+        long: dict[int, _Source] = {}
+        for i, source in enumerate(sources):
+            begun, rest = _begin(source.pieces, limit)
+            if rest is None:
+                short[i] = np.concatenate(begun)
+                self.check_length(len(short[i]), source.name)
+                continue
+            if self.session.profile is not None:
+                self._refuse_long(source.name, begun, rest)
+            long[i] = _Source(source.name, itertools.chain(begun, rest))
+        transcripts = self._transcribe_long(long, shape, exact=window_s is None)
+        indices = list(short)
+        lengths = [len(short[i]) for i in indices]
+        for chosen in batches(lengths, int(BATCH_S * self._rate), self._batch(BATCH_SIZE)):
+            batch = self._recognize([short[indices[i]] for i in chosen])
+            transcripts.update(zip((indices[i] for i in chosen), batch, strict=True))
+        return [transcripts[i] for i in range(len(sources))]
+
+    def _transcribe_long(
+        self, sources: dict[int, _Source], shape: WindowShape, exact: bool
+    ) -> dict[int, Transcript]:
+        """What is too long to be taken whole: exactly, as streams, where the model can."""
+        session = self.session.streaming() if exact and sources else None
+        if session is not None:
+            texts = self._transcribe_streams(session, list(sources.values()))
+            return dict(zip(sources, texts, strict=True))
+        batch = self._batch(WINDOWS)
+        return {
+            i: transcribe_windows(self.session, self._extract, source.pieces, shape, batch)
+            for i, source in sources.items()
+        }
+
+    def _refuse_long(self, name: str, begun: list[FloatArray], rest: Iterator[FloatArray]) -> None:
+        """Of an engine whose windows would be too short to be joined."""
+        assert self.session.profile is not None
+        if self.session.profile.seconds(self.description.features)[2] < LEAST_WINDOW_S:
+            self.check_length(sum(map(len, begun)) + sum(map(len, rest)), name)
 
     def _batch(self, size: int) -> int:
         """So many utterances at a time, or the most that an engine takes."""
         profile = self.session.profile
         return size if profile is None else min(size, profile.batch[2])
 
-    def _windows(self, window_s: float | None) -> WindowShape:
+    def _windows(self, window_s: float | None) -> tuple[WindowShape, int]:
+        """Of what is too long to be taken whole, and the most samples that are not."""
         config, profile = self.description.features, self.session.profile
+        most = int(LONGEST_S * self._rate)
         longest_s = LONGEST_S
         if profile is not None:
+            most = min(most, samples_of(profile.frames[2], config))
             longest_s = min(longest_s, profile.seconds(config)[2])
         if window_s is None:
-            return WindowShape(config, longest_s)
+            return WindowShape(config, longest_s), most
         if profile is not None and window_s > profile.seconds(config)[2]:
             raise ConfigError(
-                f"windows of {window_s:g} s: this engine takes up to {longest_s:g} s; ask for less"
+                f"windows of {window_s:g} s: this engine takes up to "
+                f"{profile.seconds(config)[2]:g} s; ask for less"
             )
         if not LEAST_WINDOW_S <= window_s <= MOST_WINDOW_S:
             raise ConfigError(
                 f"windows of {window_s:g} s: expected {LEAST_WINDOW_S:g} to {MOST_WINDOW_S:g} s"
             )
-        return WindowShape(config, window_s)
-
-    def _refuse(self, source: _Source) -> NoReturn:
-        """Of an engine whose windows would be too short to be joined."""
-        assert self.session.profile is not None
-        duration_s = sum(map(len, source.pieces())) / self._rate
-        problem = beyond_profile(duration_s, self.session.profile, self.description.features)
-        assert problem is not None
-        raise AudioError(f"{source.name}: {problem}" if source.name else problem)
+        return WindowShape(config, window_s), int(window_s * self._rate)
 
     def _recognize(self, waveforms: list[FloatArray]) -> list[Transcript]:
-        config = self.description.features
         sound, lengths = prepare_sound(self.session, self._extract, waveforms)
         log_probs, output_lengths = self.session.run(sound, lengths)
         return [
             decode_greedy(
                 frames[:length],
                 self._alphabet,
-                frame_s=TIME_STRIDE * config.stride / config.sample_rate,
-                duration_s=len(waveform) / config.sample_rate,
+                frame_s=self.description.frame_s,
+                duration_s=len(waveform) / self._rate,
             )
             for frames, length, waveform in zip(log_probs, output_lengths, waveforms, strict=True)
         ]
 
-    def _transcribe_streams(self, sources: list[_Source]) -> list[Transcript]:
-        """Whole recordings through a streaming model, some at a time."""
+    def _transcribe_streams(self, session: Session, sources: list[_Source]) -> list[Transcript]:
+        """Whole recordings through a streaming session, some at a time."""
         transcripts: list[Transcript] = []
         size = self._batch(BATCH_SIZE)
         for start in range(0, len(sources), size):
             chosen = [
-                (Channel(self.session, self._extract, self._rate), source.pieces())
+                (Channel(session, self._extract, self._rate), source.pieces)
                 for source in sources[start : start + size]
             ]
             while waiting := [item for item in chosen if not item[0].done]:
@@ -255,7 +317,7 @@ class Recognizer:
                             channel.end()
                         else:
                             channel.audio.push(piece)
-                run_channels(self.session, [channel for channel, _ in waiting])
+                run_channels(session, [channel for channel, _ in waiting])
             transcripts += [channel.finish() for channel, _ in chosen]
         return transcripts
 
@@ -282,27 +344,29 @@ class Recognizer:
 
 
 class _Source(NamedTuple):
-    """Audio that can be read, more than once.
+    """Audio that is about to be read.
 
     Attributes:
         name: of the recording; empty for an array.
-        pieces: begins to read: (samples,) float32 at the model's rate.
+        pieces: (samples,) float32 at the model's rate.
     """
 
     name: str
-    pieces: Callable[[], Iterator[FloatArray]]
+    pieces: Iterator[FloatArray]
 
 
-def _whole(pieces: Iterator[FloatArray], limit: int) -> FloatArray | None:
-    """All of it in one piece; None where that has more samples than the limit."""
+def _begin(
+    pieces: Iterator[FloatArray], limit: int
+) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
+    """Read until there is more than the limit; the rest is None where there is not."""
     read: list[FloatArray] = []
     count = 0
     for piece in pieces:
         read.append(piece)
         count += len(piece)
         if count > limit:
-            return None
-    return np.concatenate(read)
+            return read, pieces
+    return read, None
 
 
 def batches(lengths: Sequence[int], total: int, size: int = BATCH_SIZE) -> Iterator[list[int]]:

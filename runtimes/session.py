@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +14,6 @@ from ds2deploy.runtimes.engine_description import Profile, frames_of
 from ds2deploy.runtimes.errors import FeaturesError
 from ds2deploy.runtimes.features import (
     FeatureConfig,
-    FeatureExtractor,
     FloatArray,
     IntArray,
     pad_features,
@@ -22,8 +21,6 @@ from ds2deploy.runtimes.features import (
 )
 from ds2deploy.runtimes.tensors import (
     LENGTHS,
-    LOG_PROBS,
-    OUTPUT_LENGTHS,
     Tensors,
     input_tensors,
     named_sizes,
@@ -77,27 +74,16 @@ class Session(Protocol):
         ...
 
 
-def run_whole(
-    session: Session, sound: FloatArray, lengths: IntArray
-) -> tuple[FloatArray, IntArray]:
-    """`Session.run` through `Session.compute`."""
-    if session.description.blocks is not None:
-        from ds2deploy.runtimes.stream_state import run_in_blocks
-
-        return run_in_blocks(session, sound, lengths)
-    name, of_lengths = session.description.inputs
-    results = session.compute({name: sound, of_lengths: lengths})
-    return results[LOG_PROBS], results[OUTPUT_LENGTHS]
-
-
 def prepare_sound(
-    session: Session, extract: FeatureExtractor, waveforms: Sequence[FloatArray]
+    session: Session,
+    extract: Callable[[FloatArray], FloatArray],
+    waveforms: Sequence[FloatArray],
 ) -> tuple[FloatArray, IntArray]:
     """What `Session.run` takes of these utterances: features, or the samples themselves.
 
     Args:
         session: of the model.
-        extract: its feature extractor.
+        extract: from samples to features (bins, time), for a model that takes those.
         waveforms: each (samples,) float32 at the model's rate.
     """
     if session.description.input == "waveform":

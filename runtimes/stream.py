@@ -8,7 +8,6 @@ from types import TracebackType
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import TIME_STRIDE
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
@@ -40,8 +39,7 @@ class Channel:
         config = description.features
         self.audio = StreamAudio(description, extract, sample_rate)
         self.state = StreamState(description, self.audio.first_frame)
-        frame_s = TIME_STRIDE * config.stride / config.sample_rate
-        self.decoder = StreamDecoder(Alphabet(description.labels), frame_s)
+        self.decoder = StreamDecoder(Alphabet(description.labels), description.frame_s)
         self._rate = config.sample_rate
         self._samples = description.input == "waveform"
         self._frames = config.frames
@@ -123,6 +121,8 @@ class Stream:
             DeviceError: a GPU failed; the audio waits, and another call tries again.
         """
         channel = self._open()
+        if channel.audio.total is not None:
+            raise StreamError("this stream was finished; call finish() again for its transcript")
         channel.audio.push(samples)
         while channel.ready:
             run_channels(self._session, [channel])

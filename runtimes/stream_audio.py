@@ -90,7 +90,7 @@ class StreamAudio:
         self._frames = description.blocks.frames
         self._rate = config.sample_rate
         self._extract = None if description.input == "waveform" else extract
-        self._history = np.zeros(window_history(config), np.float32)
+        self._history = self._heard = np.zeros(window_history(config), np.float32)
         self._behind = 0 if self._extract is None else window_delay(config)
         self._queue = SampleQueue()
         self._lock = threading.Lock()  # one thread feeds, another takes
@@ -147,14 +147,12 @@ class StreamAudio:
         samples = self._front()
         if self._extract is None:
             return samples
-        windows = np.concatenate([self._history, samples])
-        return self._extract.block(windows, self._frames)[None]
+        self._heard = np.concatenate([self._history, samples])
+        return self._extract.block(self._heard, self._frames)[None]
 
     def drop(self) -> None:
-        """Go on to the next block."""
-        if self._extract is not None:
-            samples = np.concatenate([self._history, self._front()])
-            self._history = samples[-len(self._history) :].copy()
+        """Go on from the block that was taken last to the next."""
+        self._history = self._heard[-len(self._history) :].copy()
         with self._lock:
             self._queue.drop(self._block)
 

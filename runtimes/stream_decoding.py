@@ -46,7 +46,7 @@ class StreamDecoder:
         self._last = BLANK
         self._labels: list[tuple[int, int, int]] = []
         self._word_start = 0
-        self._stable: list[str] = []
+        self._stable = ""
         self._new: list[Span] = []
 
     def take(self, log_probs: FloatArray) -> None:
@@ -76,7 +76,7 @@ class StreamDecoder:
         new, self._new = tuple(self._new), []
         tail = self._words(self._labels[self._word_start :], duration_s)
         return Update(
-            stable=" ".join(self._stable),
+            stable=self._stable,
             tail=" ".join(word.text for word in tail),
             words=new,
             tail_words=tail,
@@ -94,7 +94,7 @@ class StreamDecoder:
     def _close_word(self) -> None:
         words = self._words(self._labels[self._word_start :], float("inf"))
         self._new += words
-        self._stable += (word.text for word in words)
+        self._stable = " ".join([self._stable, *(word.text for word in words)]).lstrip()
         self._word_start = len(self._labels)
 
     def _words(self, labels: list[tuple[int, int, int]], duration_s: float) -> tuple[Span, ...]:

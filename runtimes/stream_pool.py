@@ -8,9 +8,9 @@ from collections import deque
 from types import TracebackType
 from typing import NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
+from ds2deploy.runtimes.audio import as_samples
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
@@ -65,7 +65,8 @@ class PooledStream:
         with self._lock:
             self._check_open()
             audio = self._channel.audio
-            coming_s = np.shape(samples)[0] / audio.sample_rate if np.ndim(samples) else 0.0
+            samples = as_samples(samples, f"stream {self.name}")
+            coming_s = len(samples) / audio.sample_rate
             if audio.waiting_s + coming_s > self._pool.backlog_s:
                 raise BackPressureError(
                     f"stream {self.name}: {audio.waiting_s:.2f} s of audio wait and "
@@ -86,8 +87,9 @@ class PooledStream:
         with self._lock:
             self._check_open()
             self._channel.end()
+            self._pool._keep(self)  # before a tick can see that it has ended
             self.ended = True
-        self._pool._keep(self)
+        self._pool._news.set()
 
     def _check_open(self) -> None:
         if self.ended:
@@ -152,10 +154,10 @@ class StreamPool:
         assert session.description.blocks is not None
         config = session.description.features
         self.block_s = session.description.blocks.frames * config.stride / config.sample_rate
-        if streams < 1 or batch < 1 or not backlog_s >= self.block_s:
+        if streams < 1 or batch < 1 or not backlog_s >= 2 * self.block_s:
             raise StreamError(
                 f"a pool of {streams} streams in batches of {batch} with a backlog of "
-                f"{backlog_s:g} s; expected at least 1, 1 and a block, {self.block_s:g} s"
+                f"{backlog_s:g} s; expected at least 1, 1 and two blocks, {2 * self.block_s:g} s"
             )
         self.streams, self.backlog_s = streams, backlog_s
         self._session, self._extract = session, extract
@@ -186,14 +188,15 @@ class StreamPool:
             AudioError: a rate that is none.
             StreamError: the pool is closed.
         """
-        self._check_open()
-        if len(self) >= self.streams:
-            raise BackPressureError(
-                f"{self.streams} streams are open, as many as this pool takes: finish one first, "
-                "or make a larger pool"
-            )
         channel = Channel(self._session, self._extract, sample_rate)
         with self._lock:
+            self._check_open()
+            self._sweep()
+            if len(self._living) >= self.streams:
+                raise BackPressureError(
+                    f"{self.streams} streams are open, as many as this pool takes: finish one "
+                    "first, or make a larger pool"
+                )
             number = self._opened
             self._opened += 1
             stream = PooledStream(self, channel, number, name or str(number))
@@ -203,8 +206,11 @@ class StreamPool:
         return stream
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until a tick has something to do, or for so long; says whether it has."""
-        return self._news.wait(timeout_s)
+        """Wait until a tick has something to do, or for so long; says whether it has.
+
+        Of a closed pool it says no, and whoever waits while it is closed is told so.
+        """
+        return self._news.wait(timeout_s) and not self._closed
 
     def tick(self) -> list[Tick]:
         """Run one block of every stream that has one ready.
@@ -243,19 +249,23 @@ class StreamPool:
             self._closed = True
             self._living.clear()
             self._ending.clear()
+        self._news.set()
 
     def _streams(self) -> list[PooledStream]:
         with self._lock:
-            while self._forgotten:
-                self._living.pop(self._forgotten.popleft(), None)
+            self._sweep()
             streams = [reference() for reference in self._living.values()]
         return [stream for stream in streams if stream is not None]
+
+    def _sweep(self) -> None:
+        """Give back the places of streams that nobody has any more."""
+        while self._forgotten:
+            self._living.pop(self._forgotten.popleft(), None)
 
     def _keep(self, stream: PooledStream) -> None:
         """Keep an ending stream alive until all of it is read."""
         with self._lock:
             self._ending[stream.number] = stream
-        self._news.set()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -11,7 +11,15 @@ import numpy.typing as npt
 from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, output_length
 from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.tensors import LENGTHS, LOG_PROBS, NEXT, POSITION, STATE, first_state
+from ds2deploy.runtimes.tensors import (
+    LENGTHS,
+    LOG_PROBS,
+    NEXT,
+    OUTPUT_LENGTHS,
+    POSITION,
+    STATE,
+    first_state,
+)
 
 
 class StreamState:
@@ -43,7 +51,7 @@ class StreamState:
         """Frames or samples up to the end of the next block, or of the stream."""
         if self.total is not None:
             return self.total
-        known = self.position + self._blocks.frames
+        known = max(1, self.position + self._blocks.frames)  # a first block may end before it
         return known * self._features.stride if self._samples else known
 
     @property
@@ -100,6 +108,17 @@ def step(
         state.advance(results[LOG_PROBS][i], {name: results[NEXT + name][i] for name in names})
         for i, state in enumerate(states)
     ]
+
+
+def run_whole(
+    session: Session, sound: FloatArray, lengths: IntArray
+) -> tuple[FloatArray, IntArray]:
+    """`Session.run` through `Session.compute`."""
+    if session.description.blocks is not None:
+        return run_in_blocks(session, sound, lengths)
+    name, of_lengths = session.description.inputs
+    results = session.compute({name: sound, of_lengths: lengths})
+    return results[LOG_PROBS], results[OUTPUT_LENGTHS]
 
 
 def run_in_blocks(

@@ -27,7 +27,8 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session, beyond_profile, check_tensors, run_whole
+from ds2deploy.runtimes.session import Session, beyond_profile, check_tensors
+from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensorrt_lane import GraphSwitch, Lane, LanePool, Shape
 from ds2deploy.runtimes.tensorrt_library import NAMES, TensorRt, import_tensorrt
 from ds2deploy.runtimes.tensorrt_log import make_log, one_line

@@ -9,7 +9,8 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session, run_whole
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensors import Tensors
 
 if TYPE_CHECKING:

@@ -266,12 +266,12 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
         "m.onnx", lambda good: another_projects_onnx(), "not one of ds2deploy's",
     ),
     "an ONNX of a newer format": (
-        "m.onnx", lambda good: described(good.onnx, lambda d: d.update(format_version=2)),
+        "m.onnx", lambda good: described(good.onnx, lambda d: d.update(format_version=3)),
         "artifact format 2, this ds2deploy reads up to 1; upgrade it: pip install -U ds2deploy",
     ),
     "an ONNX of a newer format with more in it": (
         "m.onnx",
-        lambda good: described(good.onnx, lambda d: d.update(format_version=2, kind="new", x=1)),
+        lambda good: described(good.onnx, lambda d: d.update(format_version=3, kind="new", x=1)),
         "artifact format 2, this ds2deploy reads up to 1; upgrade it: pip install -U ds2deploy",
     ),
     "a description that is not JSON": (

@@ -16,7 +16,7 @@ from ds2deploy.data import LEAST_DEVIATION, global_statistics, pooled_statistics
 from ds2deploy.export.speech import speech_features
 from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.artifact import ModelShape, Source
-from ds2deploy.runtimes.errors import StreamError
+from ds2deploy.runtimes.errors import ConfigError, StreamError
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 from ds2deploy.runtimes.stream_state import run_in_blocks
 from ds2deploy.runtimes.torch_session import TorchSession
@@ -145,3 +145,49 @@ def test_statistics_are_those_of_the_spectrogram(tone_manifests: Path, tone_reci
     np.testing.assert_allclose(deviation, np.maximum(own, least), rtol=1e-3)
     pooled = pooled_statistics(cuts, tone_recipe)
     np.testing.assert_allclose(pooled, (everything.mean(), everything.std()), rtol=1e-4)
+
+
+def test_a_training_that_begins_with_another_ones_weights(
+    per_bin_training: Path, tone_manifests: Path, tone_toml: Path, tmp_path: Path
+):
+    """The first loss is that of the weights; the statistics are theirs too."""
+    begun = load_checkpoint(per_bin_training / "best.ckpt")
+    sets = {
+        "data.train": tone_manifests / "valid.jsonl.gz",  # whose statistics would be others
+        "data.valid": tone_manifests / "valid.jsonl.gz",
+        "training.run": tmp_path / "on",
+        "training.start": per_bin_training / "best.ckpt",
+        "training.max_steps": 1,
+        "training.learning_rate": 1e-9,
+        "features.normalize": "global",
+        "model.norm_eps": 1e-3,
+    }
+    recipe = load_recipe(str(tone_toml), [f"{key}={value}" for key, value in sets.items()])
+    train(recipe)
+    found = load_checkpoint(tmp_path / "on" / "best.ckpt")
+    assert found.recipe.features.mean == begun.recipe.features.mean
+    assert found.recipe.model.norm_eps == 1e-3
+    name = "rnns.0.rnn.weight_hh_l0"
+    weights = [checkpoint.network.state_dict()[name].numpy() for checkpoint in (found, begun)]
+    np.testing.assert_allclose(*weights, atol=1e-6)
+    for change in ("model.hidden=8", 'labels="_ABC "', "features.sample_rate=16000"):
+        other = load_recipe(
+            str(tone_toml),
+            [*(f"{k}={v}" for k, v in sets.items()), f"training.run={tmp_path / 'no'}", change],
+        )
+        with pytest.raises(ConfigError, match=r"training\.start = .*best\.ckpt: its .* is"):
+            train(other)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture
+def per_bin_training(tone_manifests: Path, tone_toml: Path, tmp_path: Path) -> Path:
+    sets = {
+        "data.train": tone_manifests / "train.jsonl.gz",
+        "data.valid": tone_manifests / "valid.jsonl.gz",
+        "training.run": tmp_path / "first",
+        "training.max_steps": 3,
+        "features.normalize": "global",
+    }
+    train(load_recipe(str(tone_toml), [f"{key}={value}" for key, value in sets.items()]))
+    return tmp_path / "first"

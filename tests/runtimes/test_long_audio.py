@@ -19,7 +19,7 @@ from ds2deploy.preparation import JOIN_PAUSE_S, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Source, output_length
 from ds2deploy.runtimes.engine_description import Profile
-from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import LOCAL_S, FeatureConfig, FeatureExtractor
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.recognizer import Recognizer
@@ -126,6 +126,30 @@ def test_only_what_is_longer_is_taken_in_windows(tmp_path: Path):
     assert recognizer.transcribe(long, RATE).text == texts[1]
     assert {batch for batch, *_ in session.shapes} == {1}
     assert max(frames for *_, frames in session.shapes) <= 601
+
+
+def test_what_an_engine_takes_is_taken_whole():
+    """To the last sample: windows are of whole output frames, an engine's profile is not."""
+    session = LocalSession()
+    for frames in (301, 801):
+        session.profile = Profile(batch=(1, 1, 1), frames=(1, 200, frames))
+        session.shapes.clear()
+        samples = frames * 160 - 1
+        assert Recognizer(session).transcribe(tune(9, 4)[:samples], RATE).text
+        assert session.shapes == [(1, 1, 161, frames)]
+    session.profile = Profile(batch=(1, 1, 1), frames=(1, 200, 301))
+    with pytest.raises(AudioError, match=r"3\.1 s of audio; this engine takes"):
+        Recognizer(session).transcribe(tune(4, 4)[: 301 * 160], RATE)
+
+
+def test_recordings_that_come_in_pieces():
+    """Of any length: the same words as of the whole, at another rate too."""
+    recognizer, long = Recognizer(LocalSession()), tune(25, 2)
+    for rate in (RATE, 8000):
+        pieces = np.array_split(long[:: RATE // rate], 99)
+        for window_s in (None, 10):
+            whole = recognizer.transcribe(long[:: RATE // rate], rate, window_s)
+            assert recognizer.transcribe_pieces(iter(pieces), rate, window_s) == whole
 
 
 @pytest.mark.parametrize("window_s", [0, 1.0, -5, 601, float("nan")])

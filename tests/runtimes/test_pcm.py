@@ -111,6 +111,23 @@ def test_what_cannot_be_read(content: bytes, message: str):
     assert str(raised.value).startswith("standard input: ")
 
 
+def test_remarks_after_the_audio_are_not_audio():
+    content = wav("PCM_16") + b"LIST" + struct.pack("<I", 400) + bytes(range(200)) * 2
+    _, samples = read(content)
+    np.testing.assert_allclose(samples, RAMP, atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF"), ("RF64", "RF64"), ("CAF", "CAF")],
+)
+def test_what_would_be_read_as_noise_is_refused(form: str, named: str):
+    file = io.BytesIO()
+    soundfile.write(file, RAMP, 8000, format=form)
+    with pytest.raises(AudioError, match=f"standard input: {named}; .* decode it first"):
+        read(file.getvalue())
+
+
 def test_a_rate_that_contradicts_the_header():
     with pytest.raises(AudioError, match="its header says 8000 Hz, not 44100; leave --rate out"):
         read(wav("PCM_16"), 44_100, told=True)

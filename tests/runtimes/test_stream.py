@@ -297,6 +297,8 @@ def test_a_session_that_fails_loses_nothing(sessions, whole):
         failing.fails = 1
         with pytest.raises(DeviceError):
             one.finish()
+        with pytest.raises(StreamError, match=r"was finished; call finish\(\) again"):
+            one.accept(SPEECH[1])
         assert one.finish().chars == whole(SPEECH[1])[1].chars
 
 

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.blocks import make_blocks, window_delay, window_history
+from ds2deploy.runtimes.blocks import (
+    make_blocks,
+    nearest_block_ms,
+    window_delay,
+    window_history,
+)
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
 from ds2deploy.runtimes.stream_audio import SampleQueue, StreamAudio
@@ -159,6 +164,16 @@ def test_what_is_no_rate(audio_of, rate):
 def test_blocks_are_of_whole_output_frames(block_ms: float):
     with pytest.raises(ConfigError, match=r"--block-ms .*: expected a multiple of 20 ms"):
         make_blocks(SHAPE, FeatureConfig(), "features", block_ms)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100])
+def test_strides_of_no_whole_millisecond_have_blocks_too(rate: int):
+    """The nearest is what is meant, and what a message suggests is taken."""
+    config = FeatureConfig(sample_rate=rate)
+    nearest = nearest_block_ms(config)
+    assert abs(nearest - 320) < 11
+    for block_ms in (nearest, float(f"{nearest:g}")):
+        assert make_blocks(SHAPE, config, "features", block_ms).frames % 2 == 0
 
 
 @pytest.mark.parametrize("config", WINDOWS.values(), ids=WINDOWS)

@@ -172,17 +172,18 @@ def test_no_more_streams_than_it_was_made_for(pool: StreamPool):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"streams": 0}, {"batch": 0}, {"backlog_s": 0.1}, {"backlog_s": float("nan")}]
+    "settings", [{"streams": 0}, {"batch": 0}, {"backlog_s": 0.6}, {"backlog_s": float("nan")}]
 )
 def test_a_pool_that_could_serve_nobody(recognizer: Recognizer, settings: dict[str, Any]):
-    with pytest.raises(StreamError, match=r"expected at least 1, 1 and a block, 0\.32 s"):
+    with pytest.raises(StreamError, match=r"expected at least 1, 1 and two blocks, 0\.64 s"):
         recognizer.pool(**settings)
 
 
 def test_bad_audio_is_refused_and_the_stream_goes_on(pool: StreamPool, alone):
     stream = pool.open()
     stream.accept(SPEECH[3][:5000])
-    for bad in (np.array([np.nan], np.float32), np.zeros(3, np.int16), np.float32(0.5), "x"):
+    ragged = [[1.0], [1.0, 2.0]]
+    for bad in (np.array([np.nan], np.float32), np.zeros(3, np.int16), np.float32(1), "x", ragged):
         with pytest.raises(AudioError):
             stream.accept(bad)
     stream.accept([])
@@ -204,6 +205,30 @@ def test_a_closed_pool(recognizer: Recognizer):
     for call in (pool.open, pool.tick, stream.finish, lambda: stream.accept(SPEECH[0])):
         with pytest.raises(StreamError, match="the pool is closed; make another"):
             call()
+
+
+def test_who_waits_is_told_when_the_pool_closes(recognizer: Recognizer):
+    with recognizer.pool() as pool:
+        said: list[bool] = []
+        waiting = threading.Thread(target=lambda: said.append(pool.wait(30)))
+        waiting.start()
+    waiting.join(10)
+    assert said == [False]
+
+
+def test_a_stream_that_ends_while_a_tick_runs_leaves_nothing(recognizer: Recognizer):
+    """The tick may conclude it at the first moment at which it can be seen to have ended."""
+    with recognizer.pool() as pool:
+        feeders = [
+            threading.Thread(target=lambda: [pool.open().finish() for _ in range(200)])
+            for _ in range(3)
+        ]
+        for feeder in feeders:
+            feeder.start()
+        while any(feeder.is_alive() for feeder in feeders) or pool.wait(0):
+            pool.tick()
+        assert len(pool) == 0
+        assert pool._ending == {}
 
 
 def test_it_waits_for_what_there_is_to_do(pool: StreamPool):
