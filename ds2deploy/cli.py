@@ -444,7 +444,9 @@ def transcribe(
             return
         if piped:
             pcm = _pipe(recognizer, rate)
-            transcripts = [recognizer.transcribe_pieces(pcm, pcm.format.sample_rate, window)]
+            transcripts = [
+                recognizer.transcribe_pieces(pcm, pcm.format.sample_rate, window, pcm.name)
+            ]
         else:
             transcripts = recognizer.transcribe(list(audio), window_s=window)
     if kind == "json":

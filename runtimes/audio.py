@@ -22,6 +22,9 @@ SHORTEST_MS = 10.0
 MOST_CHANNELS = 32
 """A short block may have fewer samples than channels; more of them are samples, transposed."""
 
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+"""Of a recorder, in Hz."""
+
 UNKNOWN_SIZE = 0x7FFF_0000
 """A header that declares this much or more was written by a stream that did not know its end."""
 
@@ -205,6 +208,35 @@ def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any
             f"{source}: shape {array.shape}; expected (samples, channels), transpose it"
         )
     return array
+
+
+def check_stream_rate(sample_rate: float, source: str = "audio") -> None:
+    """Refuse what is no rate of a recorder: a slip of the hand would be heard as noise.
+
+    Raises:
+        AudioError: not a number from 1,000 to 768,000.
+    """
+    check_rate(sample_rate, source)
+    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"{source}: a sample rate of {sample_rate:g} Hz; expected {LOWEST_RATE} to "
+            f"{HIGHEST_RATE}"
+        )
+
+
+def mono_pieces(
+    pieces: Iterable[npt.ArrayLike], sample_rate: float, source: str
+) -> Iterator[FloatArray]:
+    """Check and mix down a recording that comes in pieces, and its duration when it is over.
+
+    The arguments and errors are those of `mix_down` and `check_duration`.
+    """
+    count = 0
+    for piece in pieces:
+        mono = mix_down(piece, source)
+        count += len(mono)
+        yield mono
+    check_duration(count, sample_rate, source)
 
 
 def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:

@@ -61,6 +61,7 @@ class PcmStream:
         told: whether somebody asked for that rate, so that another one is an error.
 
     Attributes:
+        name: the same.
         format: what is read.
         bytes_left: of audio, as a WAV header says; None where it does not know.
 
@@ -71,7 +72,7 @@ class PcmStream:
     def __init__(
         self, file: BinaryIO, sample_rate: int, name: str = "-", told: bool = False
     ) -> None:
-        self._file, self._name = file, name
+        self._file, self.name = file, name
         self.format = PcmFormat(sample_rate)
         self.bytes_left: int | None = None
         self._begun = _exactly(file, 12)
@@ -113,7 +114,7 @@ class PcmStream:
                 break
             waiting += piece
         if not count:
-            raise AudioError(f"{self._name}: 0 samples; expected speech: is a recorder writing?")
+            raise AudioError(f"{self.name}: 0 samples; expected speech: is a recorder writing?")
 
     def _read_header(self) -> PcmFormat:
         """The chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""
@@ -121,32 +122,32 @@ class PcmStream:
         while True:
             chunk = _exactly(self._file, 8)
             if len(chunk) < 8:
-                raise AudioError(f"{self._name}: a WAV stream that ends in its header")
+                raise AudioError(f"{self.name}: a WAV stream that ends in its header")
             kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if kind == b"data":
                 self.bytes_left = size if 0 < size < UNKNOWN_SIZE else None
                 break
             if size > LARGEST_HEADER:
-                raise AudioError(f"{self._name}: a WAV stream whose header is damaged")
+                raise AudioError(f"{self.name}: a WAV stream whose header is damaged")
             content = _exactly(self._file, size + size % 2)
             if len(content) < size:
-                raise AudioError(f"{self._name}: a WAV stream that ends in its header")
+                raise AudioError(f"{self.name}: a WAV stream that ends in its header")
             if kind == b"fmt ":
                 found = self._parse_format(content)
         if found is None:
-            raise AudioError(f"{self._name}: a WAV stream that does not say its format")
+            raise AudioError(f"{self.name}: a WAV stream that does not say its format")
         return found
 
     def _parse_format(self, content: bytes) -> PcmFormat:
         if len(content) < 16:
-            raise AudioError(f"{self._name}: a WAV stream whose header is damaged")
+            raise AudioError(f"{self.name}: a WAV stream whose header is damaged")
         tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
         if tag == EXTENSIBLE and len(content) >= 26:
             tag = int.from_bytes(content[24:26], "little")
         known = (tag == PCM and bits in (8, 16, 24, 32)) or (tag == FLOAT and bits == 32)
         if not known or not channels or not rate:
             raise AudioError(
-                f"{self._name}: a WAV stream of format {tag} with {bits} bits in {channels} "
+                f"{self.name}: a WAV stream of format {tag} with {bits} bits in {channels} "
                 f"channels at {rate} Hz; expected 8, 16, 24 or 32 bits of PCM, or float32"
             )
         return PcmFormat(rate, channels, bits, tag == FLOAT)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import (
-    check_rate,
+    check_stream_rate,
     convert_audio,
-    mix_down,
+    mono_pieces,
     read_blocks,
     resample_pieces,
 )
@@ -42,9 +42,6 @@ LONGEST_S = 60.0
 
 LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
 """Shorter windows have no room for words with a context; longer ones fill the memory."""
-
-WINDOWS = 2
-"""Of one recording, run at a time."""
 
 
 class Recognizer:
@@ -105,7 +102,11 @@ class Recognizer:
         return self._transcribe([self._source(item, sample_rate) for item in audio], window_s)
 
     def transcribe_pieces(
-        self, pieces: Iterable[npt.ArrayLike], sample_rate: float, window_s: float | None = None
+        self,
+        pieces: Iterable[npt.ArrayLike],
+        sample_rate: float,
+        window_s: float | None = None,
+        name: str = "audio",
     ) -> Transcript:
         """Recognise one recording that comes in pieces, and need not fit in memory.
 
@@ -113,13 +114,14 @@ class Recognizer:
             pieces: (samples,) or (samples, channels) float32 in [-1, 1], of any sizes.
             sample_rate: of them, in Hz.
             window_s: see `transcribe`.
+            name: of the recording, for errors.
 
         Raises:
             AudioError, ConfigError, DeviceError: see `transcribe`.
         """
-        check_rate(sample_rate)
-        mono = (mix_down(piece) for piece in pieces)
-        source = _Source("", resample_pieces(mono, sample_rate, self._rate))
+        check_stream_rate(sample_rate, name)
+        mono = mono_pieces(pieces, sample_rate, name)
+        source = _Source(name, resample_pieces(mono, sample_rate, self._rate))
         return self._transcribe([source], window_s)[0]
 
     def stream(self, sample_rate: float = 16_000) -> Stream:
@@ -249,9 +251,8 @@ class Recognizer:
         if session is not None:
             texts = self._transcribe_streams(session, list(sources.values()))
             return dict(zip(sources, texts, strict=True))
-        batch = self._batch(WINDOWS)
         return {
-            i: transcribe_windows(self.session, self._extract, source.pieces, shape, batch)
+            i: transcribe_windows(self.session, self._extract, source.pieces, shape)
             for i, source in sources.items()
         }
 

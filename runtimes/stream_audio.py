@@ -10,13 +10,9 @@ import numpy.typing as npt
 import soxr
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.audio import check_rate, mix_down
+from ds2deploy.runtimes.audio import check_stream_rate, mix_down
 from ds2deploy.runtimes.blocks import window_delay, window_history
-from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
-
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""In Hz: what is outside of this is no rate of a recording, but a slip of the hand."""
 
 
 class SampleQueue:
@@ -79,11 +75,7 @@ class StreamAudio:
     ) -> None:
         assert description.blocks is not None
         config = description.features
-        check_rate(sample_rate)
-        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-            raise AudioError(
-                f"a sample rate of {sample_rate:g} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}"
-            )
+        check_stream_rate(sample_rate)
         self.sample_rate = float(sample_rate)
         self.total: int | None = None
         self._block = description.blocks.frames * config.stride
