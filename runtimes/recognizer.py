@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -19,6 +18,7 @@ from ds2deploy.runtimes.audio import (
     read_blocks,
     resample_pieces,
 )
+from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript, decode_greedy
 from ds2deploy.runtimes.errors import AudioError, ConfigError, FeaturesError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
@@ -44,7 +44,7 @@ LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
 """Shorter windows have no room for words with a context; longer ones fill the memory."""
 
 
-class Recognizer:
+class Recognizer(Closing):
     """Recognises speech with one model; a context manager that closes the session at its end.
 
     Args:
@@ -178,17 +178,6 @@ class Recognizer:
     def close(self) -> None:
         """Give back what the session holds of a GPU; without need on a CPU."""
         self.session.close()
-
-    def __enter__(self) -> Recognizer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def check_length(self, samples: int, name: str) -> None:
         """Refuse audio that an engine takes neither whole nor in windows.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
@@ -89,7 +89,7 @@ def run_channels(session: Session, channels: Sequence[Channel]) -> None:
         channel.decoder.take(log_probs)
 
 
-class Stream:
+class Stream(Closing):
     """One stream; a context manager that lets go of what was not finished.
 
     `Recognizer.stream` makes it. One thread at a time may use it.
@@ -148,15 +148,8 @@ class Stream:
         self._channel = None
         return transcript
 
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of what was not finished."""
         self._channel = None
 
     def _open(self) -> Channel:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio import as_samples
+from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
@@ -121,7 +121,7 @@ class Tick(NamedTuple):
     update: Update
 
 
-class StreamPool:
+class StreamPool(Closing):
     """Serves many streams with one session; a context manager.
 
     Any number of threads may open and feed streams, while one calls `tick` again and again, best
@@ -270,14 +270,3 @@ class StreamPool:
     def _check_open(self) -> None:
         if self._closed:
             raise StreamError("the pool is closed; make another")
-
-    def __enter__(self) -> StreamPool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ds2deploy.runtimes import cuda
+from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.engine_description import (
     EngineDescription,
     Profile,
@@ -36,7 +36,7 @@ from ds2deploy.runtimes.tensorrt_rtx_cache import CACHE_SUFFIX, RuntimeCache
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors, samples_of
 
 
-class TensorRtSession:
+class TensorRtSession(Closing):
     """Runs an engine; from several threads, if you like.
 
     Args:
@@ -139,17 +139,6 @@ class TensorRtSession:
                 if pool is not None:
                     pool.free()
                 self._cache = self._engine = self._runtime = None  # freed in this order
-
-    def __enter__(self) -> TensorRtSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # A courtesy to who forgets `close`; while the interpreter ends, anything may be gone.
