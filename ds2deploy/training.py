@@ -28,6 +28,7 @@ from ds2deploy.manifest import check_transcripts, read_manifest
 from ds2deploy.run_folder import LAST, RunFolder
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, RuntimeUnavailableError
+from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training_progress import TrainingProgress
 
 
@@ -51,8 +52,11 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
     check_hardware(recipe)
-    start = _load_start(recipe)
-    cuts, recipe = _load_data(recipe, start)
+    begun = _begun_features(folder) if resume else None
+    start = _load_start(recipe) if begun is None else None
+    if start is not None:
+        begun = start.recipe.features
+    cuts, recipe = _load_data(recipe, begun)
     checkpoint = _claim(folder, recipe, resume)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
@@ -159,7 +163,15 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
     return start
 
 
-def _load_data(recipe: Recipe, start: Checkpoint | None) -> tuple[tuple[CutSet, CutSet], Recipe]:
+def _begun_features(folder: RunFolder) -> FeatureConfig | None:
+    """What the training that is resumed began with; what is wrong with it is told by `_claim`."""
+    last = folder.path / LAST
+    document = read_document(last) if last.is_file() else None
+    return None if document is None else read_recipe(document, last).features
+
+
+def _load_data(recipe: Recipe, begun: FeatureConfig | None) -> tuple[tuple[CutSet, CutSet], Recipe]:
+    """The manifests, and the recipe with statistics: those of `begun`, if it has some."""
     alphabet = Alphabet(recipe.labels)
     cuts = []
     for name in ("train", "valid"):
@@ -169,9 +181,8 @@ def _load_data(recipe: Recipe, start: Checkpoint | None) -> tuple[tuple[CutSet, 
         cuts.append(read_manifest(path))
         check_transcripts(cuts[-1], alphabet, path)
     if recipe.features.normalize == "global" and recipe.features.mean is None:
-        known = None if start is None else start.recipe.features
-        if known is not None and known.normalize == "global":
-            mean, deviation = known.mean, known.deviation
+        if begun is not None and begun.normalize == "global":
+            mean, deviation = begun.mean, begun.deviation
         else:
             mean, deviation = global_statistics(cuts[0], recipe)
         features = msgspec.structs.replace(recipe.features, mean=mean, deviation=deviation)

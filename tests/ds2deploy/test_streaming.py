@@ -117,10 +117,9 @@ def test_statistics_are_gathered_before_the_first_epoch_and_kept(
     assert features.mean == mean
     assert features.deviation == deviation
     assert len(mean) == 81
-    # Resumed, it goes on with those, whatever the recipe's file says.
-    resumed = load_recipe(
-        str(tone_toml), [f"{k}={v}" for k, v in (sets | {"training.max_steps": 4}).items()]
-    )
+    # Resumed, it goes on with those, though the data have become others.
+    sets |= {"training.max_steps": 4, "data.train": tone_manifests / "valid.jsonl.gz"}
+    resumed = load_recipe(str(tone_toml), [f"{key}={value}" for key, value in sets.items()])
     train(resumed, resume=True)
     last = load_checkpoint(tmp_path / "run" / "last.ckpt").recipe.features
     assert (last.mean, last.deviation) == (mean, deviation)
