@@ -90,8 +90,6 @@ class TrainingConfig(_Section, frozen=True):
 
     Attributes:
         run: folder for best.ckpt, last.ckpt and metrics.jsonl.
-        start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
-            features, are begun with; random weights without one.
         epochs: passes over the training set.
         learning_rate: the highest one.
         schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
@@ -110,10 +108,11 @@ class TrainingConfig(_Section, frozen=True):
         validate_every: epochs between validations.
         log_every: steps between lines in metrics.jsonl.
         max_steps: stop after so many, in the middle of an epoch if need be.
+        start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
+            features, are begun with; random weights without one.
     """
 
     run: str = "runs/ds2"
-    start: str = ""
     epochs: int = 20
     learning_rate: float = 1e-3
     schedule: Literal["one-cycle", "anneal", "constant"] = "one-cycle"
@@ -131,6 +130,7 @@ class TrainingConfig(_Section, frozen=True):
     validate_every: int = 1
     log_every: int = 10
     max_steps: int | None = None
+    start: str = ""
 
     def __post_init__(self) -> None:
         _positive(
