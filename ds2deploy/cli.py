@@ -322,12 +322,19 @@ def export(
         if source.suffix == ".onnx":
             from ds2deploy.export.engines import export_engines
 
-            formed = streaming or waveform or statistics_from is not None or block_ms is not None
-            if precision is not None or audio is not None or not onnx or formed:
+            given = {
+                "--precision": precision is not None,
+                "--audio": audio is not None,
+                "--no-onnx": not onnx,
+                "--streaming": streaming,
+                "--block-ms": block_ms is not None,
+                "--waveform": waveform,
+                "--statistics-from": statistics_from is not None,
+            }
+            if named := [option for option, is_given in given.items() if is_given]:
                 raise ConfigError(
-                    f"{source}: --precision, --audio, --no-onnx, --streaming, --block-ms, "
-                    "--waveform and --statistics-from are for checkpoints; an engine of an ONNX "
-                    "file has its precision and takes what it takes"
+                    f"{source}: {', '.join(named)}: for checkpoints; an engine of an ONNX file has "
+                    "its precision, and takes what that takes"
                 )
             exported: list[Any] = [*export_engines(source, out, engines, status)]
         else:
@@ -483,10 +490,10 @@ def _follow(
         display = WordDisplay(sys.stdout, prefix)
     if path == STDIN:
         pcm = _pipe(recognizer, rate)
-        follow(recognizer, pcm, pcm.format.sample_rate, display)
+        follow(recognizer, pcm, pcm.format.sample_rate, display, pcm.name)
     else:
         own = recognizer.description.features.sample_rate
-        follow(recognizer, recording_pieces(path, own), own, display)
+        follow(recognizer, recording_pieces(path, own), own, display, str(path))
 
 
 def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:

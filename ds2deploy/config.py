@@ -31,6 +31,9 @@ class DataConfig(_Section, frozen=True):
         join: fewest and most utterances of one speaker that are joined into one, anew in
             every epoch; teaches a model of short recordings to read long ones.
         pause_s: shortest and longest silence between joined utterances, in seconds.
+        silence_s: shortest and longest silence before and after a training utterance, in seconds,
+            anew in every epoch; a model that only hears recordings cut at the speech makes words
+            of a microphone's silence.
         workers: processes that load data; 0 loads it in the training process.
     """
 
@@ -41,12 +44,14 @@ class DataConfig(_Section, frozen=True):
     buckets: int = 10
     join: tuple[int, int] = (1, 1)
     pause_s: tuple[float, float] = (0.02, 0.3)
+    silence_s: tuple[float, float] = (0.0, 0.0)
     workers: int = 2
 
     def __post_init__(self) -> None:
         _positive("data", self, "batch_size", "buckets")
         _interval("data.join", self.join, least=1)
         _interval("data.pause_s", self.pause_s, least=0)
+        _interval("data.silence_s", self.silence_s, least=0)
         if self.workers < 0:
             raise ConfigError(f"data.workers = {self.workers}: expected 0 or more")
         if self.batch_duration_s is not None and self.batch_duration_s <= 0:

@@ -62,6 +62,7 @@ class SpeechDataset(Dataset[Batch]):
         self._alphabet = Alphabet(recipe.labels)
         self._extract = FeatureExtractor(recipe.features)
         self._augment = recipe.augment if augment else QUIET
+        self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
         self._seed = (recipe.training.seed, epoch)
 
     def __getitem__(self, cuts: CutSet) -> Batch:
@@ -82,7 +83,10 @@ class SpeechDataset(Dataset[Batch]):
         # Seeded by the utterance, not by its place: the same whatever the number of workers.
         seed = (*self._seed, zlib.crc32(cut.id.encode()))  # type: ignore[attr-defined]
         random = np.random.default_rng(seed)
-        samples = augment_audio(read_audio(cut, rate), rate, self._augment, random)
+        samples = read_audio(cut, rate)
+        if self._silence_s[1]:
+            samples = np.pad(samples, [int(s * rate) for s in random.uniform(*self._silence_s, 2)])
+        samples = augment_audio(samples, rate, self._augment, random)
         return mask_features(self._extract(samples), self._augment, random)
 
 

@@ -30,7 +30,11 @@ class Display(Protocol):
 
 
 def follow(
-    recognizer: Recognizer, pieces: Iterable[FloatArray], sample_rate: float, display: Display
+    recognizer: Recognizer,
+    pieces: Iterable[FloatArray],
+    sample_rate: float,
+    display: Display,
+    name: str = "stream",
 ) -> Transcript:
     """Recognise audio as it comes.
 
@@ -42,12 +46,13 @@ def follow(
         pieces: (samples,) or (samples, channels) float32, of any size.
         sample_rate: of them, in Hz.
         display: is told of everything that is new.
+        name: of the recording, for errors.
 
     Raises:
         StreamError: the model, or the artifact, is one of whole utterances.
         AudioError: of the audio.
     """
-    with recognizer.stream(sample_rate) as stream:
+    with recognizer.stream(sample_rate, name) as stream:
         try:
             for piece in pieces:
                 display.update(stream.accept(piece))
@@ -97,14 +102,18 @@ class LineDisplay:
 
     def __init__(self, out: TextIO, prefix: str = "") -> None:
         self._out, self._line, self._written = out, prefix, 0
+        self._shown = ""
 
     def update(self, update: Update) -> None:
         """See `Display`."""
         self._add([word.text for word in update.words])
         tail = update.tail[: max(0, self._width() - len(self._line) - 1)]
         space = " " if self._line and tail else ""
-        self._out.write(f"{self.CLEAR}{self._line}{space}{self.DIM}{tail}{self.PLAIN}")
-        self._out.flush()
+        shown = f"{self._line}{space}" + (f"{self.DIM}{tail}{self.PLAIN}" if tail else "")
+        if shown != self._shown:
+            self._shown = shown
+            self._out.write(f"{self.CLEAR}{shown}")
+            self._out.flush()
 
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""

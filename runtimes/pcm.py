@@ -20,8 +20,8 @@ LARGEST_HEADER = 1 << 20
 """Bytes of remarks before the audio of a WAV stream, at most."""
 
 CONTAINERS = {
-    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"RF64": "RF64", b"RIFX": "RIFX",
-    b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF",
+    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"RF64": "RF64", b"riff": "W64",
+    b"RIFX": "RIFX", b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF",
 }  # fmt: skip
 """What begins otherwise than raw audio, and would be read as noise."""
 

@@ -124,11 +124,12 @@ class Recognizer(Closing):
         source = _Source(name, resample_pieces(mono, sample_rate, self._rate))
         return self._transcribe([source], window_s)[0]
 
-    def stream(self, sample_rate: float = 16_000) -> Stream:
+    def stream(self, sample_rate: float = 16_000, name: str = "stream") -> Stream:
         """Recognise speech while it is spoken.
 
         Args:
             sample_rate: of the audio that will come, in Hz; any.
+            name: for errors.
 
         Returns:
             A context manager with `accept(samples)` and `finish()`.
@@ -137,7 +138,7 @@ class Recognizer(Closing):
             AudioError: a rate that is none.
             StreamError: the model, or the artifact, is one of whole utterances; says what to do.
         """
-        return Stream(self._streaming_session(), self._extract, sample_rate)
+        return Stream(self._streaming_session(), self._extract, sample_rate, name)
 
     def pool(
         self, streams: int = STREAMS, backlog_s: float = BACKLOG_S, batch: int = BATCH
@@ -209,7 +210,8 @@ class Recognizer(Closing):
         if self.description.blocks is not None:
             if window_s is not None:
                 raise ConfigError(
-                    "windows are for models of whole utterances; a streaming one needs none"
+                    f"--window {window_s:g}: windows are for models of whole utterances, a "
+                    "streaming one needs none; leave it out"
                 )
             return self._transcribe_streams(self.session, sources)
         shape, limit = self._windows(window_s)
@@ -268,12 +270,12 @@ class Recognizer(Closing):
             return WindowShape(config, longest_s), most
         if profile is not None and window_s > profile.seconds(config)[2]:
             raise ConfigError(
-                f"windows of {window_s:g} s: this engine takes up to "
+                f"--window {window_s:g}: this engine takes up to "
                 f"{profile.seconds(config)[2]:g} s; ask for less"
             )
         if not LEAST_WINDOW_S <= window_s <= MOST_WINDOW_S:
             raise ConfigError(
-                f"windows of {window_s:g} s: expected {LEAST_WINDOW_S:g} to {MOST_WINDOW_S:g} s"
+                f"--window {window_s:g}: expected {LEAST_WINDOW_S:g} to {MOST_WINDOW_S:g} s"
             )
         return WindowShape(config, window_s), int(window_s * self._rate)
 

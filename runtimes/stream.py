@@ -24,6 +24,7 @@ class Channel:
         session: of a streaming model.
         extract: the model's feature extractor.
         sample_rate: of the audio, in Hz.
+        name: of the stream, for errors.
 
     Attributes:
         audio: what waits.
@@ -34,10 +35,16 @@ class Channel:
         AudioError: a rate that is none.
     """
 
-    def __init__(self, session: Session, extract: FeatureExtractor, sample_rate: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        extract: FeatureExtractor,
+        sample_rate: float,
+        name: str = "stream",
+    ) -> None:
         description = session.description
         config = description.features
-        self.audio = StreamAudio(description, extract, sample_rate)
+        self.audio = StreamAudio(description, extract, sample_rate, name)
         self.state = StreamState(description, self.audio.first_frame)
         self.decoder = StreamDecoder(Alphabet(description.labels), description.frame_s)
         self._rate = config.sample_rate
@@ -98,11 +105,18 @@ class Stream(Closing):
         session: of a streaming model.
         extract: the model's feature extractor.
         sample_rate: of the audio, in Hz.
+        name: for errors.
     """
 
-    def __init__(self, session: Session, extract: FeatureExtractor, sample_rate: float) -> None:
+    def __init__(
+        self,
+        session: Session,
+        extract: FeatureExtractor,
+        sample_rate: float,
+        name: str = "stream",
+    ) -> None:
         self._session = session
-        self._channel: Channel | None = Channel(session, extract, sample_rate)
+        self._channel: Channel | None = Channel(session, extract, sample_rate, name)
 
     def accept(self, samples: npt.ArrayLike) -> Update:
         """Take more audio and run all blocks that are full.

@@ -61,6 +61,7 @@ class StreamAudio:
         description: of a streaming model.
         extract: the model's feature extractor, for a model that takes features.
         sample_rate: of the audio, in Hz; any.
+        name: of the stream, for errors.
 
     Attributes:
         sample_rate: of the audio, in Hz.
@@ -71,11 +72,16 @@ class StreamAudio:
     """
 
     def __init__(
-        self, description: ArtifactDescription, extract: FeatureExtractor, sample_rate: float
+        self,
+        description: ArtifactDescription,
+        extract: FeatureExtractor,
+        sample_rate: float,
+        name: str = "stream",
     ) -> None:
         assert description.blocks is not None
         config = description.features
-        check_stream_rate(sample_rate)
+        check_stream_rate(sample_rate, name)
+        self._name = name
         self.sample_rate = float(sample_rate)
         self.total: int | None = None
         self._block = description.blocks.frames * config.stride
@@ -115,7 +121,7 @@ class StreamAudio:
         Raises:
             AudioError: not such an array, or not finite; nothing of it is taken.
         """
-        mono = mix_down(samples, "a block of the stream")
+        mono = mix_down(samples, self._name)
         if self._resampler is None:
             mono = mono.copy()  # the owner of the buffer may fill it again
         else:

@@ -188,7 +188,7 @@ class StreamPool(Closing):
             AudioError: a rate that is none.
             StreamError: the pool is closed.
         """
-        channel = Channel(self._session, self._extract, sample_rate)
+        channel = Channel(self._session, self._extract, sample_rate, f"stream {name}".rstrip())
         with self._lock:
             self._check_open()
             self._sweep()
@@ -243,8 +243,22 @@ class StreamPool(Closing):
                         self._living.pop(stream.number, None)
             return ticks
 
+    def drain(self) -> list[Tick]:
+        """Tick until every stream that has finished is read; best before `close`.
+
+        Raises:
+            DeviceError, StreamError: see `tick`.
+        """
+        ticks: list[Tick] = []
+        while self._ending:
+            ticks += self.tick()
+        return ticks
+
     def close(self) -> None:
-        """Let go of all streams, after the tick under way; the session stays open."""
+        """Let go of all streams, after the tick under way; the session stays open.
+
+        What has not been read by then is not: `drain` reads it.
+        """
         with self._ticking, self._lock:
             self._closed = True
             self._living.clear()

@@ -207,6 +207,22 @@ def test_a_closed_pool(recognizer: Recognizer):
             call()
 
 
+def test_what_has_finished_is_drained_before_the_end(recognizer: Recognizer, alone):
+    with recognizer.pool() as pool:
+        streams = [pool.open() for _ in range(3)]
+        for voice, stream in enumerate(streams):
+            stream.accept(SPEECH[voice])
+        for stream in streams[:2]:
+            stream.finish()
+        told = pool.drain()
+        assert pool.drain() == []
+        assert {tick.stream for tick in told} >= set(streams[:2])
+        assert [s.transcript.chars for s in streams[:2]] == [
+            alone(voice, 2 * RATE).chars for voice in range(2)
+        ]
+        assert streams[2].transcript is None
+
+
 def test_who_waits_is_told_when_the_pool_closes(recognizer: Recognizer):
     with recognizer.pool() as pool:
         said: list[bool] = []
