@@ -203,6 +203,16 @@ def test_transcribe_takes_recordings_through_the_same_streams(recognizer: Recogn
         assert found.chars == whole(samples)[1].chars
 
 
+def test_a_checkpoint_that_can_stream_needs_no_windows(checkpoint, whole, monkeypatch):
+    """What is too long to be taken whole goes through it as a stream, exactly."""
+    expected = whole(SPEECH[0])[1]
+    monkeypatch.setattr("ds2deploy.runtimes.recognizer.LONGEST_S", 1.0)
+    monkeypatch.setattr("ds2deploy.runtimes.recognizer.transcribe_windows", None)
+    found = Recognizer(torch_session(checkpoint)).transcribe([SPEECH[0], SPEECH[1][:8000]], RATE)
+    assert found[0].chars == expected.chars
+    assert found[1].chars == whole(SPEECH[1][:8000])[1].chars
+
+
 def test_log_probs_of_features_of_ones_own(recognizer: Recognizer, whole, checkpoint):
     extract = FeatureExtractor(checkpoint.recipe.features)
     features, lengths = pad_features([extract(SPEECH[0][:9000]), extract(SPEECH[1])])

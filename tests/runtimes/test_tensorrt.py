@@ -1275,7 +1275,7 @@ def test_the_same_few_shapes_are_replayed(streaming_engine, machine):
                 for stream in streams[:count]:
                     stream.accept(audio[:5120])
                 assert len(pool.tick()) == count
-            assert machine.executes < 2 * 5
+            assert machine.executes <= 3  # once, once more with the capture; then it is replayed
         assert session.cuda_graphs == "on"
     assert clean(machine)
 
