@@ -181,11 +181,12 @@ def _check_description(description: ArtifactDescription, session: Any, path: Pat
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None
-    for tensors, values in (
-        (input_tensors(description), session.get_inputs()),
-        (output_tensors(description), session.get_outputs()),
+    for names, tensors, values in (
+        (description.inputs, input_tensors(description), session.get_inputs()),
+        (description.outputs, output_tensors(description), session.get_outputs()),
     ):
-        told = [(tensor.name, list(tensor.dims)) for tensor in tensors]
+        pairs = zip_longest(names, tensors)
+        told = [(name, list(tensor.dims) if tensor else []) for name, tensor in pairs]
         found = [(value.name, list(value.shape)) for value in values]
         if told != found:
             raise ModelFileError(
