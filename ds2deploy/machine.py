@@ -1,0 +1,108 @@
+"""What a measurement was made on, in words and numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Of a processor's flags, those that decide how fast float32 and int8 are multiplied."""
+
+LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine of a measurement.
+
+    Attributes:
+        processor: its name.
+        cores: that this process may use.
+        memory_gib: of the machine.
+        instructions: for matrix products, of those in `INSTRUCTIONS`.
+        system: of which kind.
+        python: version.
+        libraries: versions of those that are installed.
+    """
+
+    processor: str
+    cores: int
+    memory_gib: float
+    instructions: tuple[str, ...]
+    system: str
+    python: str
+    libraries: dict[str, str]
+
+    def __str__(self) -> str:
+        libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
+        with_ = f" with {', '.join(self.instructions)}" if self.instructions else ""
+        return (
+            f"{self.processor}{with_}, {self.cores} cores, {self.memory_gib:.0f} GiB, "
+            f"{self.system}, Python {self.python}; {libraries}"
+        )
+
+
+def describe_machine() -> Machine:
+    """The machine that this process runs on."""
+    about = _cpuinfo()
+    flags = about.get("flags", about.get("Features", "")).split()
+    family = about.get("cpu family"), about.get("model")
+    name = about.get("model name", platform.processor() or platform.machine())
+    if None not in family:
+        name += f" (family {family[0]}, model {family[1]})"
+    return Machine(
+        processor=name,
+        cores=usable_cores(),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        libraries={name: version for name in LIBRARIES if (version := _version(name))},
+    )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_mib() -> float | None:
+    """Most memory that this process ever had resident, in MiB; None where nothing tells.
+
+    Of this process alone: `getrusage` begins with what its parent had.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return next((round(int(kib) / 1024, 1) for kib in found), None)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first core, what Linux says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

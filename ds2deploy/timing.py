@@ -1,0 +1,97 @@
+"""Measures fairly on a noisy machine: rivals take turns, and only ratios of neighbours are compared.
+
+What runs beside a benchmark slows whatever is being measured at that moment. So every case runs
+once in a round, round after round, and two cases are compared within a round: a slow moment hits
+both. The order turns from round to round, so that nobody always follows the same neighbour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+WARM_UP = 1
+"""Runs of each case that are not counted: memory is claimed, threads are started."""
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a case took, in seconds.
+
+    Attributes:
+        p50: the median.
+        p95: 19 of 20 runs were faster.
+        p99: 99 of 100 runs were faster; with fewer runs, close to the slowest.
+        runs: that were measured.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    runs: int
+
+
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """How many times as fast a case is as its reference, round by round.
+
+    Attributes:
+        median: of the rounds; above 1 is faster.
+        low: a quarter of the rounds gave less.
+        high: a quarter of the rounds gave more.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = WARM_UP,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, list[float]]:
+    """Run every case once a round.
+
+    Args:
+        cases: what to measure, by name; each is called without arguments.
+        rounds: that are measured, at least 1.
+        warm_up: rounds before them, which are not.
+        progress: told what is being run.
+
+    Returns:
+        Seconds of each run, by name, in the order of the rounds.
+    """
+    names = list(cases)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warm_up + rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            progress(f"{name}, round {number + 1} of {warm_up + rounds}")
+            started = time.perf_counter()
+            cases[name]()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def latency(seconds: Sequence[float]) -> Latency:
+    """Percentiles of the runs of a case."""
+    p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99)))
+    return Latency(p50=p50, p95=p95, p99=p99, runs=len(seconds))
+
+
+def ratio(reference: Sequence[float], seconds: Sequence[float]) -> Ratio:
+    """How many times as fast a case is as the reference, from `take_turns`.
+
+    Args:
+        reference: seconds of the reference, round by round.
+        seconds: of the case, in the same rounds.
+    """
+    pairs = np.asarray(reference, np.float64) / np.asarray(seconds, np.float64)
+    low, median, high = (float(value) for value in np.percentile(pairs, (25, 50, 75)))
+    return Ratio(median=median, low=low, high=high)
