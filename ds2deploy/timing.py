@@ -1,4 +1,4 @@
-"""Measures fairly on a noisy machine: rivals take turns, and only ratios of neighbours are compared.
+"""Measures fairly on a noisy machine: rivals take turns, and ratios are taken within a round.
 
 What runs beside a benchmark slows whatever is being measured at that moment. So every case runs
 once in a round, round after round, and two cases are compared within a round: a slow moment hits
