@@ -506,6 +506,56 @@ def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:
 
 
 @app.command()
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="Artifacts, engines, checkpoints.")
+    ],
+    batch: Annotated[str, typer.Option(help="Utterances at a time, one or several.")] = "1,8",
+    seconds: Annotated[str, typer.Option(help="Of each utterance, one or several.")] = "1,10",
+    rounds: Annotated[int, typer.Option(min=1, help="In each, everything runs once.")] = 5,
+    threads: Threads = 0,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="onnxruntime, cuda, tensorrt, rtx, torch, torch-packed, torch-cuda; one or "
+            "several, else what the models are for."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint to compare with; else the first among the models."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder for plots, as PNG files.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast models are on this machine, and say which runtime to use.
+
+    Example: ds2deploy bench model.onnx best.ckpt --plots plots
+    """
+    import msgspec
+
+    from ds2deploy.benchmark import measure
+    from ds2deploy.benchmark_plan import make_plan
+    from ds2deploy.benchmark_report import advise, print_report, write_plots
+    from ds2deploy.export.speech import synthesize
+
+    if plots is not None:
+        require("matplotlib", "bench")
+        if plots.exists() and not plots.is_dir():
+            raise ConfigError(f"--plots {plots}: is a file; expected a folder")
+    plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
+    with _status("measuring") as status:
+        result = measure(plan, synthesize, status)
+    advice = advise(result)
+    written = [] if plots is None else write_plots(result, plots)
+    if json:
+        paths = [str(path) for path in written]
+        _print_json({**msgspec.to_builtins(result), "advice": advice, "plots": paths})
+    else:
+        print_report(result, advice, written)
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Checkpoint, artifact, manifest or recording.")],
     json: Json = False,

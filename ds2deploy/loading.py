@@ -109,10 +109,25 @@ def _open(path: Path, natural: Natural, chosen: Runtime, device: str, threads: i
         from ds2deploy.runtimes.tensorrt import TensorRtSession
 
         return TensorRtSession(path, device)
-    return _open_checkpoint(path, device, threads)
+    return open_checkpoint(path, device, threads)
 
 
-def _open_checkpoint(path: Path, device: str, threads: int) -> Session:
+def open_checkpoint(
+    path: Path, device: str = "cpu", threads: int = 0, packed: bool = False
+) -> Session:
+    """The session of a checkpoint on PyTorch.
+
+    Args:
+        path: of the checkpoint.
+        device: `cpu`, `cuda`, `cuda:1`, ...
+        threads: of the CPU, for all of this process; 0 leaves torch's choice.
+        packed: run packed sequences on a CPU too, see `model.pack_sequences`.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not a checkpoint, damaged, or of a newer format.
+        RuntimeUnavailableError: PyTorch or the device is not there.
+    """
     try:
         import torch
     except ImportError:
@@ -121,8 +136,12 @@ def _open_checkpoint(path: Path, device: str, threads: int) -> Session:
             "or export it to ONNX where PyTorch is and run that here"
         ) from None
     from ds2deploy.checkpoint import load_checkpoint
+    from ds2deploy.model import pack_sequences
     from ds2deploy.streaming import torch_session
 
     if threads:
         torch.set_num_threads(threads)
-    return torch_session(load_checkpoint(path), device)
+    checkpoint = load_checkpoint(path)
+    if packed:
+        pack_sequences(checkpoint.network)
+    return torch_session(checkpoint, device)

@@ -55,8 +55,8 @@ def line_plot(
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(series.items()):
         xs, ys = zip(*sorted(points), strict=True) if points else ((), ())
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axes.plot(xs, ys, label=name, linewidth=1.8, markersize=6, **style)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        axes.plot(xs, ys, label=name, color=colour, marker=marker, linewidth=1.8)
     axes.set_title(title, loc="left")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -74,12 +74,14 @@ def line_plot(
 
 def _scale(axes: Any, xs: list[float], log: bool) -> None:
     """Axes that name the measured values of x, as plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     if log:
         axes.set(xscale="log", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
     if log and 0 < len(xs) <= FEW_TICKS:
@@ -88,5 +90,5 @@ def _scale(axes: Any, xs: list[float], log: bool) -> None:
         axes.xaxis.set_major_formatter(plain)
 
 
-def _wrapped(note: str, width: int = 130) -> str:
+def _wrapped(note: str, width: int = 120) -> str:
     return "\n".join(textwrap.wrap(note, width))

@@ -1,0 +1,205 @@
+"""What a benchmark measures: models, each on every runtime that may run it, and the reference."""
+
+from __future__ import annotations
+
+import ctypes.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import msgspec
+
+from ds2deploy.loading import Natural, Runtime, load, model_runtime, open_checkpoint
+from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.recognizer import Recognizer
+
+N = TypeVar("N", int, float)
+
+PACKED = "torch packed"
+"""The network as deepspeech.pytorch runs it, with packed sequences."""
+
+ON_TORCH = (PACKED, "torch", "torch cuda")
+ON_GPU = ("torch cuda", "cuda", "tensorrt", "rtx")
+
+TAKES: dict[Natural, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "cuda", "tensorrt", "rtx"),
+    "torch": ON_TORCH,
+    "tensorrt": ("tensorrt",),
+    "rtx": ("rtx",),
+}
+"""Runtimes of each kind of file."""
+
+NAMES = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
+
+LEAST_S, MOST_S = 0.1, 3600.0
+"""Seconds of an utterance."""
+
+MOST_BATCH = 4096
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A model on a runtime.
+
+    Attributes:
+        path: of the model.
+        model: its name in tables: that of the file, or the path where two are alike.
+        runtime: one of `NAMES`.
+        natural: what the file is for.
+    """
+
+    path: Path
+    model: str
+    runtime: str
+    natural: Natural
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.runtime}"
+
+    @property
+    def exported(self) -> bool:
+        """Whether it runs without torch."""
+        return self.runtime not in ON_TORCH
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to measure.
+
+    Attributes:
+        cases: models on runtimes; whether these run here is not known yet.
+        reference: of the cases, those to compare with, the first one that runs.
+        reference_is_torch: whether that is PyTorch; otherwise there is no checkpoint.
+        batches: utterances at a time.
+        durations_s: of each utterance.
+        rounds: that are measured.
+        threads: of the CPU; 0 leaves the runtime's choice.
+    """
+
+    cases: tuple[Case, ...]
+    reference: tuple[Case, ...]
+    reference_is_torch: bool
+    batches: tuple[int, ...]
+    durations_s: tuple[float, ...]
+    rounds: int
+    threads: int
+
+
+def make_plan(
+    models: Sequence[Path],
+    batch: str = "1,8",
+    seconds: str = "1,10",
+    rounds: int = 5,
+    threads: int = 0,
+    runtimes: Sequence[str] = (),
+    reference: Path | None = None,
+) -> Plan:
+    """Read what was asked for.
+
+    Args:
+        models: artifacts, engines, checkpoints.
+        batch: utterances at a time, several with commas between them.
+        seconds: of each utterance, likewise.
+        rounds: that are measured.
+        threads: of the CPU; 0 leaves the runtime's choice.
+        runtimes: of `NAMES`, each item one or several; empty takes all that each model is for.
+        reference: checkpoint to compare with; None takes the first among the models.
+
+    Raises:
+        MissingFileError, ModelFileError: see `model_runtime`.
+        ConfigError: numbers or runtimes that are none, or that no model takes.
+    """
+    batches = _numbers("--batch", batch, int, 1, MOST_BATCH)
+    durations = _numbers("--seconds", seconds, float, LEAST_S, MOST_S)
+    asked = _runtimes(runtimes)
+    paths = list(dict.fromkeys([*models, *([] if reference is None else [reference])]))
+    naturals = {path: model_runtime(path) for path in paths}
+    if reference is not None and naturals[reference] != "torch":
+        raise ConfigError(f"--reference {reference}: expected a checkpoint, the torch reference")
+    checkpoint = reference or next((path for path in paths if naturals[path] == "torch"), None)
+    names = _short_names(paths)
+    cases = []
+    for path in paths:
+        chosen = _chosen(naturals[path], asked, path == checkpoint)
+        cases += [Case(path, names[path], name, naturals[path]) for name in chosen]
+    if unused := [name for name in asked if name not in {case.runtime for case in cases}]:
+        raise ConfigError(
+            f"--runtime {unused[0]}: none of {', '.join(map(str, paths))} runs on it; "
+            f"an .onnx takes {', '.join(TAKES['onnxruntime'])}, a checkpoint {', '.join(ON_TORCH)}"
+        )
+    return Plan(
+        cases=tuple(cases),
+        reference=_references(cases, checkpoint),
+        reference_is_torch=checkpoint is not None,
+        batches=batches,
+        durations_s=durations,
+        rounds=rounds,
+        threads=threads,
+    )
+
+
+def open_case(case: Case, threads: int) -> Recognizer:
+    """Open a model on a runtime.
+
+    Raises:
+        ModelFileError: damaged.
+        RuntimeUnavailableError: the runtime is not there, or does not take this model.
+    """
+    if case.runtime in ON_TORCH:
+        device = "cuda" if case.runtime == "torch cuda" else "cpu"
+        packed = case.runtime == PACKED
+        return Recognizer(open_checkpoint(case.path, device, threads, packed))
+    return load(case.path, runtime=cast(Runtime, case.runtime), threads=threads)
+
+
+def _chosen(natural: Natural, asked: Sequence[str], is_reference: bool) -> list[str]:
+    """The runtimes of a file; where none was asked for, those on a GPU only if there is one."""
+    driver = ctypes.util.find_library("cuda") is not None
+    takes = TAKES[natural]
+    if not asked:
+        natural_on_gpu = natural in ("tensorrt", "rtx")
+        return [name for name in takes if driver or natural_on_gpu or name not in ON_GPU]
+    chosen = [name for name in takes if name in asked]
+    if is_reference and not chosen:
+        on_gpu = driver and any(name in ON_GPU for name in asked)
+        return [PACKED, "torch cuda"] if on_gpu else [PACKED]
+    return chosen
+
+
+def _references(cases: list[Case], checkpoint: Path | None) -> tuple[Case, ...]:
+    """Packed torch, on a GPU where something else is; without a checkpoint the first model."""
+    if checkpoint is None:
+        return tuple(cases)
+    on_gpu = any(case.exported and case.runtime in ON_GPU for case in cases)
+    order = ("torch cuda", PACKED, "torch") if on_gpu else (PACKED, "torch", "torch cuda")
+    own = [case for case in cases if case.path == checkpoint]
+    return tuple(sorted(own, key=lambda case: order.index(case.runtime)))
+
+
+def _runtimes(items: Sequence[str]) -> list[str]:
+    asked = [part.strip().lower() for item in items for part in item.split(",")]
+    asked = [name.replace("-", " ") for name in asked]
+    if unknown := [name for name in asked if name not in NAMES]:
+        raise ConfigError(f"--runtime {unknown[0]}: expected some of {', '.join(NAMES)}")
+    return list(dict.fromkeys(asked))
+
+
+def _numbers(
+    option: str, text: str, kind: Callable[[str], N], least: float, most: float
+) -> tuple[N, ...]:
+    """Numbers with commas between them, each once, the smallest first."""
+    try:
+        numbers = sorted({kind(part) for part in text.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(math.isfinite(n) and least <= n <= most for n in numbers):
+        what = "whole numbers" if kind is int else "seconds"
+        raise ConfigError(
+            f"{option} {text}: expected {what} from {least:g} to {most:g}, such as 1,8"
+        )
+    return tuple(numbers)
+
+
+def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
+    names = [path.name for path in paths]
+    return {path: path.name if names.count(path.name) == 1 else os.fspath(path) for path in paths}

@@ -1,0 +1,71 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds2deploy import machine
+from ds2deploy.machine import describe_machine, peak_memory_mib, usable_cores
+
+CPUINFO = """processor\t: 0
+cpu family\t: 6
+model\t\t: 143
+model name\t: A Processor
+flags\t\t: fpu avx2 avx512f amx_int8 sse
+
+processor\t: 1
+model name\t: Another
+flags\t\t: fpu
+"""
+
+
+def test_this_machine():
+    found = describe_machine()
+    assert found.cores == usable_cores() >= 1
+    assert 0.2 < found.memory_gib < 100_000
+    assert found.python == platform.python_version()
+    assert found.libraries["numpy"] == np.__version__
+    assert "no-such-library" not in found.libraries
+    assert f"{found.cores} cores" in str(found)
+    assert f"numpy {np.__version__}" in str(found)
+
+
+def test_the_first_core_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / Path(path).name)
+    found = describe_machine()
+    assert found.processor == "A Processor (family 6, model 143)"
+    assert found.instructions == ("avx2", "avx512f", "amx_int8")
+
+
+def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "nothing")
+    assert describe_machine().processor
+    assert peak_memory_mib() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_cores_are_those_that_may_be_used():
+    code = (
+        "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
+        "from ds2deploy.machine import usable_cores; print(usable_cores())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "1\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_peak_memory_stays_after_the_memory_is_given_back():
+    code = (
+        "import numpy as np; from ds2deploy.machine import peak_memory_mib as peak; a = peak(); "
+        "b = np.ones(64 << 20, np.uint8); del b; print(peak() - a)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 60 < float(result.stdout) < 80
