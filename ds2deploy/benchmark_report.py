@@ -9,8 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ds2deploy.benchmark import Benchmark, Measurement, Skipped
+from ds2deploy.benchmark import Benchmark, Skipped
 from ds2deploy.benchmark_probe import Start
+from ds2deploy.benchmark_stages import Measurement
 from ds2deploy.plots import line_plot
 from ds2deploy.timing import Ratio, ratio
 

@@ -12,17 +12,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from ds2deploy.benchmark import (
-    Benchmark,
-    Measurement,
-    Skipped,
-    StagedRun,
-    _that_run,
-    compare,
-)
+from ds2deploy.benchmark import Benchmark, Skipped, _that_run
 from ds2deploy.benchmark_plan import Case, make_plan, open_case
 from ds2deploy.benchmark_probe import run_probe
 from ds2deploy.benchmark_report import advise
+from ds2deploy.benchmark_stages import Measurement, StagedRun, compare
 from ds2deploy.cli import app
 from ds2deploy.export.speech import synthesize
 from ds2deploy.machine import describe_machine
@@ -99,8 +93,8 @@ def test_starts_are_those_of_fresh_processes(document: dict[str, Any]):
         parts = ("imports_s", "loading_s", "first_run_s", "warm_run_s")
         assert all(0 < start[part] < 120 for part in parts)
         assert (start["audio_s"], start["sample_rate"]) == (1.0, 8000)
-    # Importing torch takes seconds where it was not imported before.
-    assert starts["torch"]["imports_s"] > 0.2
+    # Importing torch takes longer than opening a small checkpoint, and is not part of that.
+    assert starts["torch"]["imports_s"] > 2 * starts["torch"]["loading_s"]
 
 
 def test_plots_are_written(document: dict[str, Any], plots: Path):
@@ -152,7 +146,8 @@ def test_without_matplotlib_the_extra_is_named(
 def test_a_damaged_model_is_refused(small_onnx: Path, tmp_path: Path):
     path = tmp_path / "cut.onnx"
     path.write_bytes(small_onnx.read_bytes()[:1000])
-    assert f"{path}: not an ONNX model" in run(path, code=2).stderr
+    # Not skipped, as a runtime that is not there would be.
+    assert f"{path}: not an ONNX model" in run(small_onnx, path, code=2).stderr
 
 
 def test_the_plan(small_onnx: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
