@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
@@ -24,6 +24,7 @@ from ds2deploy.runtimes.errors import (
 )
 
 if TYPE_CHECKING:
+    from ds2deploy.evaluation import Evaluation
     from ds2deploy.runtimes.decoding import Transcript
     from ds2deploy.runtimes.pcm import PcmStream
     from ds2deploy.runtimes.recognizer import Recognizer
@@ -214,10 +215,19 @@ def evaluate(
         _progress(f"evaluating {model.name}", len(cuts)) as advance,
     ):
         result = evaluate_model(recognizer, cuts, str(manifest), advance)
+    for broken in result.failed:
+        _complain(broken.error)
     if json:
         factor = round(result.real_time_factor, 5)
         _print_json({**msgspec.to_builtins(result), "real_time_factor": factor})
-        return
+    else:
+        _print_scores(result, errors)
+    if result.failed:
+        raise typer.Exit(BAD_RESULT)
+
+
+def _print_scores(result: Evaluation, errors: bool) -> None:
+    """One line; before it, where they are wanted, the utterances that differ."""
     for item in result.hypotheses if errors else ():
         if item.reference != item.hypothesis:
             typer.echo(f"{item.audio}\n  said  {item.reference}\n  heard {item.hypothesis}")
@@ -225,8 +235,12 @@ def evaluate(
         f"WER {100 * result.wer:.2f} %  CER {100 * result.cer:.2f} %  "
         f"({result.errors.word_errors} of {result.errors.words} words, {result.utterances} "
         f"utterances, {result.audio_s:.0f} s of audio; {result.runtime}, real-time factor "
-        f"{result.real_time_factor:.3f})"
+        f"{result.real_time_factor:.3f}{_left_out(len(result.failed))})"
     )
+
+
+def _left_out(count: int) -> str:
+    return f"; {count} broken recording{'s' if count > 1 else ''} left out" if count else ""
 
 
 @app.command()
@@ -423,6 +437,8 @@ def transcribe(
 ) -> None:
     """Print what is said in recordings; more than one gives a line each, with its name.
 
+    Of many, a broken one is named on stderr and the rest goes on; exit code 1 at the end.
+
     Example: ds2deploy transcribe model.onnx a.wav --format srt
 
     While it is spoken: arecord -f S16_LE -r 16000 | ds2deploy transcribe --stream model.onnx -
@@ -449,22 +465,50 @@ def transcribe(
             for path in audio:
                 _follow(recognizer, path, rate, kind == "json", len(audio) > 1)
             return
+        if len(audio) > 1:
+            _transcribe_many(recognizer, audio, window, kind == "json")
+            return
         if piped:
             pcm = _pipe(recognizer, rate)
-            transcripts = [
-                recognizer.transcribe_pieces(pcm, pcm.format.sample_rate, window, pcm.name)
-            ]
+            transcript = recognizer.transcribe_pieces(pcm, pcm.format.sample_rate, window, pcm.name)
         else:
-            transcripts = recognizer.transcribe(list(audio), window_s=window)
+            transcript = recognizer.transcribe(audio[0], window_s=window)
     if kind == "json":
-        _print_json({"transcripts": _named(audio, transcripts)})
+        _print_json({"transcripts": [_named(audio[0], transcript)]})
     elif kind == "srt":
-        typer.echo(to_srt(transcripts[0]), nl=False)
+        typer.echo(to_srt(transcript), nl=False)
     elif kind == "vtt":
-        typer.echo(to_vtt(transcripts[0]), nl=False)
+        typer.echo(to_vtt(transcript), nl=False)
     else:
-        for path, transcript in zip(audio, transcripts, strict=True):
-            typer.echo(transcript.text if len(audio) == 1 else f"{path}\t{transcript.text}")
+        typer.echo(transcript.text)
+
+
+def _transcribe_many(
+    recognizer: Recognizer, audio: list[Path], window: float | None, json: bool
+) -> None:
+    """Print texts in the order of the input, each as soon as those before it are there."""
+    found: dict[int, Transcript | Ds2Error] = {}
+    printed, broken, audio_s = 0, 0, 0.0
+    with (
+        _progress("transcribing", len(audio)) as advance,
+        closing(recognizer.transcribe_many(audio, window_s=window)) as results,
+    ):
+        for item in results:
+            found[item.index] = item.result
+            if isinstance(item.result, Ds2Error):
+                broken += 1
+                _complain(_message(item.result))
+            while not json and printed in found:
+                result = found.pop(printed)
+                if not isinstance(result, Ds2Error):
+                    typer.echo(f"{audio[printed]}\t{result.text}")
+                printed += 1
+            audio_s += item.audio_s
+            advance(printed + len(found), audio_s)
+    if json:
+        _print_json({"transcripts": [_named(path, found[i]) for i, path in enumerate(audio)]})
+    if broken:
+        raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
 
 
 def _follow(
@@ -634,13 +678,12 @@ def _runtime(name: str | None) -> Any:
     return name
 
 
-def _named(audio: list[Path], transcripts: list[Transcript]) -> list[dict[str, Any]]:
+def _named(path: Path, result: Transcript | Ds2Error) -> dict[str, Any]:
     import msgspec
 
-    return [
-        {"audio": str(path), **msgspec.to_builtins(transcript)}
-        for path, transcript in zip(audio, transcripts, strict=True)
-    ]
+    if isinstance(result, Ds2Error):
+        return {"audio": str(path), "error": _message(result)}
+    return {"audio": str(path), **msgspec.to_builtins(result)}
 
 
 def _precisions(text: str) -> list[Any]:
@@ -692,23 +735,50 @@ def _message(error: Ds2Error) -> str:
     return text
 
 
-def _fail(message: str, code: int) -> None:
+def _complain(message: str) -> None:
     typer.echo(f"ds2deploy: {' '.join(message.split())}", err=True)
+
+
+def _fail(message: str, code: int) -> None:
+    _complain(message)
     raise typer.Exit(code)
 
 
 @contextmanager
-def _progress(title: str, total: int) -> Iterator[Any]:
-    """A bar on stderr where it is a terminal, nothing elsewhere."""
+def _progress(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """Files, seconds of audio and speed on stderr: a bar on a terminal, now and then a line else.
+
+    Yields:
+        What is told how many files are done, and how many seconds of audio.
+    """
+    started = time.monotonic()
+
+    def facts(audio_s: float) -> str:
+        return f"{audio_s:.0f} s of audio, {audio_s / (time.monotonic() - started + 1e-9):.3g}x"
+
     if not sys.stderr.isatty():
-        yield lambda done: None
+        lines = _Lines(title)
+        yield lambda done, audio_s: lines(f"{done} of {total} files, {facts(audio_s)}")
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[facts]}"),
+    )
+    # What is printed meanwhile goes above the bar where both are on the terminal; a pipe or a file
+    # gets it untouched.
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task(title, total=total, facts=facts(0))
+        yield lambda done, audio_s: bar.update(task, completed=done, facts=facts(audio_s))
 
 
 @contextmanager

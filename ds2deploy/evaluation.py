@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 import msgspec
 from lhotse import CutSet
+from lhotse.cut import Cut
 
 from ds2deploy.manifest import audio_path, check_transcripts, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.errors import AudioError, Ds2Error
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.pipeline import Recognized, Source
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.scoring import ErrorCounts, count_errors
-
-CHUNK = 32
-"""Utterances whose audio is in memory at a time."""
 
 
 class Hypothesis(msgspec.Struct, frozen=True):
@@ -25,6 +27,13 @@ class Hypothesis(msgspec.Struct, frozen=True):
     hypothesis: str
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """A recording that could not be recognised, and what to do about it."""
+
+    audio: str
+    error: str
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The result on a whole manifest.
 
@@ -33,10 +42,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         wer: word error rate, from 0.
         cer: character error rate, from 0.
         errors: the counts behind both.
-        utterances: how many.
-        audio_s: seconds of audio.
-        compute_s: seconds for features, network and decoding, without reading files.
-        hypotheses: every utterance, in the order of the manifest.
+        utterances: that were recognised; the errors are of these.
+        audio_s: seconds of their audio.
+        compute_s: seconds for features, network and decoding, without reading files. Features are
+            computed beside the network, and count with the time that a core took for them.
+        elapsed_s: seconds from the first recording to the last text, reading included.
+        hypotheses: every utterance that was recognised, in the order of the manifest.
+        failed: those whose recording is broken, in the same order.
     """
 
     runtime: str
@@ -46,7 +58,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     utterances: int
     audio_s: float
     compute_s: float
+    elapsed_s: float
     hypotheses: tuple[Hypothesis, ...]
+    failed: tuple[Failure, ...] = ()
 
     @property
     def real_time_factor(self) -> float:
@@ -58,50 +72,71 @@ def evaluate(
     recognizer: Recognizer,
     cuts: CutSet,
     manifest: str,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, float], None] = lambda done, audio_s: None,
 ) -> Evaluation:
-    """Recognise every utterance and count the errors.
+    """Recognise every utterance and count the errors; a broken recording is left out, and named.
 
     Args:
         recognizer: the model.
         cuts: utterances with transcripts.
         manifest: its name, for errors.
-        progress: told how many utterances are done.
+        progress: told how many utterances are done, and how many seconds of audio.
 
     Raises:
         AlphabetError: a transcript that the model could never write.
-        AudioError: names the recording.
+        AudioError: all recordings are broken; names the first.
     """
     alphabet = Alphabet(recognizer.description.labels)
-    rate = recognizer.description.features.sample_rate
     check_transcripts(cuts, alphabet, manifest)
     listed = list(cuts)
-    order = sorted(range(len(listed)), key=lambda i: float(listed[i].duration))
-    results: dict[int, str] = {}
-    audio_s = compute_s = 0.0
-    for start in range(0, len(order), CHUNK):
-        chosen = order[start : start + CHUNK]
-        audio = [read_audio(listed[i], rate) for i in chosen]
-        for i, samples in zip(chosen, audio, strict=True):
-            recognizer.check_length(len(samples), audio_path(listed[i]))
-        started = time.perf_counter()
-        transcripts = recognizer.transcribe(audio, rate)
-        compute_s += time.perf_counter() - started
-        audio_s += sum(map(len, audio)) / rate
-        results.update((i, t.text) for i, t in zip(chosen, transcripts, strict=True))
-        progress(len(results))
-    hypotheses = tuple(
-        Hypothesis(audio_path(cut), alphabet.normalize(transcript(cut)), results[i])
-        for i, cut in enumerate(listed)
-    )
+    started = time.perf_counter()
+    found = _recognize(recognizer, listed, progress)
+    elapsed_s = time.perf_counter() - started
+    hypotheses: list[Hypothesis] = []
+    failed: list[Failure] = []
+    for cut, item in zip(listed, found, strict=True):
+        if isinstance(item.result, Ds2Error):
+            failed.append(Failure(audio_path(cut), str(item.result)))
+        else:
+            said = alphabet.normalize(transcript(cut))
+            hypotheses.append(Hypothesis(audio_path(cut), said, item.result.text))
+    if not hypotheses:
+        others = f" (and none of the other {len(failed) - 1} recordings)" if failed[1:] else ""
+        raise AudioError(f"{failed[0].error}{others}")
     errors = count_errors([h.reference for h in hypotheses], [h.hypothesis for h in hypotheses])
     return Evaluation(
         runtime=recognizer.session.runtime,
         wer=errors.wer,
         cer=errors.cer,
         errors=errors,
-        utterances=len(listed),
-        audio_s=round(audio_s, 3),
-        compute_s=round(compute_s, 3),
-        hypotheses=hypotheses,
+        utterances=len(hypotheses),
+        audio_s=round(sum(item.audio_s for item in found), 3),
+        compute_s=round(sum(item.compute_s for item in found), 3),
+        elapsed_s=round(elapsed_s, 3),
+        hypotheses=tuple(hypotheses),
+        failed=tuple(failed),
     )
+
+
+def _recognize(
+    recognizer: Recognizer, cuts: Sequence[Cut], progress: Callable[[int, float], None]
+) -> list[Recognized]:
+    """What became of every cut, in order; read in the order of their durations."""
+    rate = recognizer.description.features.sample_rate
+    order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
+    found: dict[int, Recognized] = {}
+    audio_s = 0.0
+    sources = (_source(cuts[i], rate) for i in order)
+    with closing(recognizer.transcribe_many(sources)) as results:
+        for item in results:
+            found[order[item.index]] = item
+            audio_s += item.audio_s
+            progress(len(found), audio_s)
+    return [found[i] for i in range(len(cuts))]
+
+
+def _source(cut: Cut, sample_rate: int) -> Source:
+    def pieces() -> Iterator[FloatArray]:
+        yield read_audio(cut, sample_rate)  # by a thread, when there is room for it
+
+    return Source(audio_path(cut), pieces())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +24,38 @@ from ds2deploy.runtimes.audio import (
 )
 from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript, decode_greedy
-from ds2deploy.runtimes.errors import AudioError, ConfigError, FeaturesError, StreamError
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.errors import (
+    AudioError,
+    ConfigError,
+    Ds2Error,
+    FeaturesError,
+    StreamError,
+)
+from ds2deploy.runtimes.features import (
+    FeatureExtractor,
+    FloatArray,
+    IntArray,
+    pad_features,
+    pad_waveforms,
+)
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
-from ds2deploy.runtimes.session import Session, beyond_profile, check_batch, prepare_sound
+from ds2deploy.runtimes.pipeline import (
+    AHEAD_S,
+    FILE_ERRORS,
+    THREADS,
+    WINDOW_S,
+    Preparation,
+    Prepared,
+    Recognized,
+    Source,
+    Waiting,
+    batch_limits,
+    readable,
+    run_batches,
+    without_frames,
+)
+from ds2deploy.runtimes.pipeline import batches as batches
+from ds2deploy.runtimes.session import Session, beyond_profile, check_batch
 from ds2deploy.runtimes.stream import Channel, Stream, run_channels
 from ds2deploy.runtimes.stream_pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 from ds2deploy.runtimes.tensors import samples_of
@@ -32,10 +64,7 @@ Audio = str | Path | FloatArray
 """A path, or (samples,) or (samples, channels) float32 in [-1, 1]."""
 
 BATCH_SIZE = 8
-"""Utterances at a time: beyond it, throughput on a CPU no longer grows."""
-
-BATCH_S = 240.0
-"""Seconds of audio at a time, padding included: bounds the memory that long recordings take."""
+"""Recordings at a time through a streaming model: beyond it, a CPU is no faster."""
 
 LONGEST_S = 60.0
 """What is longer is taken in overlapping windows of so many seconds."""
@@ -99,7 +128,47 @@ class Recognizer(Closing):
         """
         if not isinstance(audio, (list, tuple)):
             return self.transcribe([audio], sample_rate, window_s)[0]  # type: ignore[list-item]
-        return self._transcribe([self._source(item, sample_rate) for item in audio], window_s)
+        sources = [self._source(item, sample_rate) for item in audio]
+        return self._all(sources, window_s)
+
+    def transcribe_many(
+        self,
+        audio: Iterable[Audio | Source],
+        sample_rate: float | None = None,
+        window_s: float | None = None,
+        threads: int = THREADS,
+    ) -> Generator[Recognized, None, None]:
+        """Recognise any number of recordings, which need not fit in memory together.
+
+        Threads read and prepare some minutes of audio while the network runs. Close the generator
+        (`contextlib.closing`) where it is not read to its end: the threads end with it.
+
+        Args:
+            audio: paths, arrays, or sources at the model's rate; asked for as they are needed, by
+                a thread. A streaming model asks for them in the caller's.
+            sample_rate: of the arrays, in Hz.
+            window_s: see `transcribe`.
+            threads: that read and prepare.
+
+        Returns:
+            An iterator with every recording once, as they are done and not in order; its `result`
+            is a transcript, or the error of a recording that cannot be read or is too long for an
+            engine.
+
+        Raises:
+            ConfigError: at once; see `transcribe`.
+            DeviceError: a GPU failed; of no recording.
+        """
+        sources = (self._source(item, sample_rate) for item in audio)
+        if self.description.blocks is not None:
+            if window_s is not None:
+                raise ConfigError(
+                    f"--window {window_s:g}: windows are for models of whole utterances, a "
+                    "streaming one needs none; leave it out"
+                )
+            return self._run_streams(self.session, sources)
+        shape, limit = self._windows(window_s)
+        return self._run_whole(sources, shape, limit, window_s is None, threads)
 
     def transcribe_pieces(
         self,
@@ -121,8 +190,9 @@ class Recognizer(Closing):
         """
         check_stream_rate(sample_rate, name)
         mono = mono_pieces(pieces, sample_rate, name)
-        source = _Source(name, resample_pieces(mono, sample_rate, self._rate))
-        return self._transcribe([source], window_s)[0]
+        return self._all([Source(name, resample_pieces(mono, sample_rate, self._rate))], window_s)[
+            0
+        ]
 
     def stream(self, sample_rate: float = 16_000, name: str = "stream") -> Stream:
         """Recognise speech while it is spoken.
@@ -198,54 +268,78 @@ class Recognizer(Closing):
         if problem := beyond_profile(samples / config.sample_rate, profile, config):
             raise AudioError(f"{name}: {problem}" if name else problem)
 
-    def _source(self, audio: Audio, sample_rate: float | None) -> _Source:
-        if isinstance(audio, (str, Path)):
-            return _Source(str(audio), read_blocks(audio, self._rate))
-        if sample_rate is None:
-            raise AudioError("audio given as an array: say its sample_rate in Hz")
-        return _Source("", iter([convert_audio(audio, sample_rate, self._rate)]))
-
-    def _transcribe(self, sources: list[_Source], window_s: float | None) -> list[Transcript]:
-        """Short recordings in batches, long ones in windows; or all of them as streams."""
-        if self.description.blocks is not None:
-            if window_s is not None:
-                raise ConfigError(
-                    f"--window {window_s:g}: windows are for models of whole utterances, a "
-                    "streaming one needs none; leave it out"
-                )
-            return self._transcribe_streams(self.session, sources)
-        shape, limit = self._windows(window_s)
-        short: dict[int, FloatArray] = {}
-        long: dict[int, _Source] = {}
-        for i, source in enumerate(sources):
-            begun, rest = _begin(source.pieces, limit)
-            if rest is None:
-                short[i] = np.concatenate(begun)
-                self.check_length(len(short[i]), source.name)
-                continue
-            if self.session.profile is not None:
-                self._refuse_long(source.name, begun, rest)
-            long[i] = _Source(source.name, itertools.chain(begun, rest))
-        transcripts = self._transcribe_long(long, shape, exact=window_s is None)
-        indices = list(short)
-        lengths = [len(short[i]) for i in indices]
-        for chosen in batches(lengths, int(BATCH_S * self._rate), self._batch(BATCH_SIZE)):
-            batch = self._recognize([short[indices[i]] for i in chosen])
-            transcripts.update(zip((indices[i] for i in chosen), batch, strict=True))
+    def _all(self, sources: list[Source], window_s: float | None) -> list[Transcript]:
+        """In the order of the input; raises at the first error."""
+        transcripts: dict[int, Transcript] = {}
+        threads = max(1, min(THREADS, len(sources)))
+        with closing(self.transcribe_many(sources, None, window_s, threads)) as found:
+            for item in found:
+                if isinstance(item.result, Ds2Error):
+                    raise item.result
+                transcripts[item.index] = item.result
         return [transcripts[i] for i in range(len(sources))]
 
-    def _transcribe_long(
-        self, sources: dict[int, _Source], shape: WindowShape, exact: bool
-    ) -> dict[int, Transcript]:
-        """What is too long to be taken whole: exactly, as streams, where the model can."""
-        session = self.session.streaming() if exact and sources else None
+    def _run_whole(
+        self, sources: Iterator[Source], shape: WindowShape, limit: int, exact: bool, threads: int
+    ) -> Generator[Recognized, None, None]:
+        """A generator, so that no thread begins before the first recording is asked for."""
+        yield from run_batches(
+            Preparation(
+                sources,
+                partial(self._prepare, limit=limit),
+                int((WINDOW_S + AHEAD_S) * self._rate),
+                threads,
+            ),
+            self._network,
+            partial(self._long, shape=shape, exact=exact),
+            int(WINDOW_S * self._rate),
+            batch_limits(self.session),
+        )
+
+    def _source(self, audio: Audio | Source, sample_rate: float | None) -> Source:
+        if isinstance(audio, Source):
+            return audio
+        if isinstance(audio, (str, Path)):
+            return Source(str(audio), read_blocks(audio, self._rate))
+        return Source("", self._converted(audio, sample_rate))
+
+    def _converted(self, audio: FloatArray, sample_rate: float | None) -> Iterator[FloatArray]:
+        """An array, converted when it is asked for."""
+        if sample_rate is None:
+            raise AudioError("audio given as an array: say its sample_rate in Hz")
+        yield convert_audio(audio, sample_rate, self._rate)
+
+    def _prepare(self, source: Source, limit: int) -> Prepared:
+        """Read a recording, all of it where it is not longer than the limit in samples."""
+        begun, rest = _begin(source.pieces, limit)
+        count = sum(map(len, begun))
+        frames = self.description.features.frames(count)
+        if rest is not None:
+            if self.session.profile is not None:
+                self._refuse_long(source.name, begun, rest)
+            whole = Source(source.name, itertools.chain(begun, rest))
+            return Prepared(None, frames, count, long=whole)
+        waveform = np.concatenate(begun)
+        self.check_length(count, source.name)
+        if self.description.input == "waveform":
+            return Prepared(waveform, frames, count)
+        # Of this thread: the network has the cores beside it.
+        started = time.thread_time()
+        features = self._extract(waveform)
+        return Prepared(features, frames, count, time.thread_time() - started)
+
+    def _long(self, index: int, source: Source, shape: WindowShape, exact: bool) -> Recognized:
+        """What is too long to be taken whole: exactly, as a stream, where the model can."""
+        session = self.session.streaming() if exact else None
         if session is not None:
-            texts = self._transcribe_streams(session, list(sources.values()))
-            return dict(zip(sources, texts, strict=True))
-        return {
-            i: transcribe_windows(self.session, self._extract, source.pieces, shape)
-            for i, source in sources.items()
-        }
+            (found,) = self._run_streams(session, [source])
+            return replace(found, index=index)
+        started = time.perf_counter()
+        try:
+            transcript = transcribe_windows(self.session, self._extract, source.pieces, shape)
+        except FILE_ERRORS as error:  # which may come with the last piece
+            return Recognized(index, without_frames(error))
+        return Recognized(index, transcript, time.perf_counter() - started)
 
     def _refuse_long(self, name: str, begun: list[FloatArray], rest: Iterator[FloatArray]) -> None:
         """Of an engine whose windows would be too short to be joined."""
@@ -279,39 +373,57 @@ class Recognizer(Closing):
             )
         return WindowShape(config, window_s), int(window_s * self._rate)
 
-    def _recognize(self, waveforms: list[FloatArray]) -> list[Transcript]:
-        sound, lengths = prepare_sound(self.session, self._extract, waveforms)
-        log_probs, output_lengths = self.session.run(sound, lengths)
-        return [
+    def _network(self, batch: list[Waiting]) -> list[Recognized]:
+        started = time.perf_counter()
+        sounds = [item.prepared.sound for item in batch if item.prepared.sound is not None]
+        pad = pad_waveforms if self.description.input == "waveform" else pad_features
+        log_probs, output_lengths = self.session.run(*pad(sounds))
+        transcripts = [
             decode_greedy(
                 frames[:length],
                 self._alphabet,
                 frame_s=self.description.frame_s,
-                duration_s=len(waveform) / self._rate,
+                duration_s=item.prepared.samples / self._rate,
             )
-            for frames, length, waveform in zip(log_probs, output_lengths, waveforms, strict=True)
+            for frames, length, item in zip(log_probs, output_lengths, batch, strict=True)
+        ]
+        each_s = (time.perf_counter() - started) / sum(item.prepared.samples for item in batch)
+        return [
+            Recognized(
+                item.index,
+                transcript,
+                item.prepared.compute_s + each_s * item.prepared.samples,
+            )
+            for item, transcript in zip(batch, transcripts, strict=True)
         ]
 
-    def _transcribe_streams(self, session: Session, sources: list[_Source]) -> list[Transcript]:
-        """Whole recordings through a streaming session, some at a time."""
-        transcripts: list[Transcript] = []
+    def _run_streams(
+        self, session: Session, sources: Iterable[Source]
+    ) -> Generator[Recognized, None, None]:
+        """Recordings through a streaming session, some at a time: one ends, the next begins."""
+        coming = enumerate(sources)
         size = self._batch(BATCH_SIZE)
-        for start in range(0, len(sources), size):
-            chosen = [
-                (Channel(session, self._extract, self._rate), source.pieces)
-                for source in sources[start : start + size]
-            ]
-            while waiting := [item for item in chosen if not item[0].done]:
-                for channel, pieces in waiting:
-                    while not channel.ready:
-                        piece = next(pieces, None)
-                        if piece is None:
-                            channel.end()
-                        else:
-                            channel.audio.push(piece)
-                run_channels(session, [channel for channel, _ in waiting])
-            transcripts += [channel.finish() for channel, _ in chosen]
-        return transcripts
+        running: list[_Running] = []
+        while True:
+            for index, source in itertools.islice(coming, size - len(running)):
+                channel = Channel(session, self._extract, self._rate)
+                running.append(_Running(index, channel, readable(source)))
+            if not running:
+                return
+            for one in list(running):
+                if (error := one.read()) is not None:
+                    running.remove(one)
+                    yield Recognized(one.index, error)
+            if not running:
+                continue
+            started = time.perf_counter()
+            run_channels(session, [one.channel for one in running])
+            each_s = (time.perf_counter() - started) / len(running)
+            for one in list(running):
+                one.compute_s += each_s
+                if one.channel.done:
+                    running.remove(one)
+                    yield Recognized(one.index, one.channel.finish(), one.compute_s)
 
     def _streaming_session(self) -> Session:
         session = self.session.streaming()
@@ -335,16 +447,25 @@ class Recognizer(Closing):
         )
 
 
-class _Source(NamedTuple):
-    """Audio that is about to be read.
+class _Running:
+    """A recording that goes through a streaming session."""
 
-    Attributes:
-        name: of the recording; empty for an array.
-        pieces: (samples,) float32 at the model's rate.
-    """
+    def __init__(self, index: int, channel: Channel, pieces: Iterator[FloatArray]) -> None:
+        self.index, self.channel, self.compute_s = index, channel, 0.0
+        self._pieces = pieces
 
-    name: str
-    pieces: Iterator[FloatArray]
+    def read(self) -> Ds2Error | None:
+        """Give the channel what its next step needs; what is wrong with the file, if it is."""
+        while not (self.channel.ready or self.channel.done):
+            try:
+                piece = next(self._pieces, None)
+            except FILE_ERRORS as error:
+                return without_frames(error)
+            if piece is None:
+                self.channel.end()
+            else:
+                self.channel.audio.push(piece)
+        return None
 
 
 def _begin(
@@ -359,25 +480,3 @@ def _begin(
         if count > limit:
             return read, pieces
     return read, None
-
-
-def batches(lengths: Sequence[int], total: int, size: int = BATCH_SIZE) -> Iterator[list[int]]:
-    """Group items of similar length.
-
-    Args:
-        lengths: of every item.
-        total: most that a batch may hold, all items padded to its longest; a single item may
-            exceed it.
-        size: most items in a batch.
-
-    Yields:
-        Indices; every one once, shortest items first.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == size or (len(batch) + 1) * lengths[i] > total):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -127,8 +127,7 @@ def test_transcribe_refuses_a_recording(
 ) -> None:
     name, content, words = RECORDINGS[case]
     path = put(tmp_path / name, content)
-    good = put(tmp_path / "good.wav", sound(SPEECH))
-    for arguments in ((path,), (good, path), (path, "--json"), (path, "--format", "srt")):
+    for arguments in ((path,), (path, "--json"), (path, "--format", "srt")):
         line = refused("transcribe", models.onnx, *arguments)
         assert str(path) in line
         assert words in line
@@ -152,15 +151,17 @@ def test_evaluate_and_export_refuse_a_recording_of_the_manifest(
     case: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     name, content, words = RECORDINGS[case]
-    good = put(tmp_path / "good.wav", sound(SPEECH))
     path = tmp_path / name
+    alone = cut_manifest(tmp_path, [(path, "TWO")]).rename(tmp_path / "alone.jsonl.gz")
+    good = put(tmp_path / "good.wav", sound(SPEECH))
     manifest = cut_manifest(tmp_path, [(good, "ONE"), (path, "TWO")])
     path.unlink()
     put(path, content)
-    calls: list[tuple[object, ...]] = [("evaluate", models.onnx, manifest)]
+    # Of several, `evaluate` leaves a broken one out: see test_many_files.py.
+    calls: list[tuple[object, ...]] = [("evaluate", models.onnx, alone)]
     if case in ("missing", "NaN", "truncated WAV"):
         calls += [
-            ("evaluate", models.checkpoint, manifest),
+            ("evaluate", models.checkpoint, alone),
             ("export", models.checkpoint, "--out", ".", "--audio", manifest),
             ("verify", models.onnx, models.checkpoint, "--audio", manifest),
         ]
