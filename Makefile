@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TYPED := build/typed/ds2deploy
+RESULTS ?= benchmarks/results
 
-.PHONY: demo test test-gpu lint format wheel clean
+.PHONY: demo test test-gpu bench bench-check lint format wheel clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -26,6 +27,26 @@ test: .venv/ready
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu
+
+.venv/peers: .venv/ready
+	$(BIN)/python -m pip install -qq --editable '.[all-cpu,peers]'
+	@touch $@
+
+# Some twenty minutes on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where
+# there is no GPU, and says so.
+bench: .venv/peers
+	$(BIN)/python benchmarks/latency.py --out $(RESULTS)
+	$(BIN)/python benchmarks/limits.py --out $(RESULTS)
+	$(BIN)/python benchmarks/throughput.py --out $(RESULTS)
+	$(BIN)/python benchmarks/startup.py --out $(RESULTS)
+	$(BIN)/python benchmarks/training.py --out $(RESULTS)
+	$(BIN)/python benchmarks/features.py --out $(RESULTS)
+	$(BIN)/python benchmarks/gpu.py --out $(RESULTS) || [ $$? -eq 2 ]
+	$(BIN)/python benchmarks/report.py $(RESULTS)
+
+# Ratios against the committed ones; never seconds.
+bench-check: .venv/ready
+	$(BIN)/python benchmarks/check.py
 
 # mypy finds packages by their folders, and export/ and runtimes/ are subpackages of ds2deploy.
 lint: .venv/ready

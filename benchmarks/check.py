@@ -1,0 +1,308 @@
+"""Guards the project's speed: a few ratios, measured again and compared with the committed ones.
+
+    python benchmarks/check.py                  # exit 1 where one is worse than it may be
+    python benchmarks/check.py --calibrate 5    # measure that often, and commit what comes out
+
+Only ratios are compared, never seconds: both sides of one take turns in the same process, so that
+a slow machine, or a busy one, slows both; and each has a single thread, for threads that wait for
+one another on a busy machine take any multiple of their time. Ratios still depend on what a
+processor can do, so there is a set for each combination of instructions and cores; on another
+machine only what does not depend on it is compared.
+
+**The margin** of a ratio is such that one more run like the calibrating ones falls below it once
+in a thousand times: t * s * sqrt(1 + 1/n) for n runs with deviation s, t from Student's
+distribution (a prediction interval). It is never less than `LEAST_MARGIN` of the ratio, for runs
+that follow one another see less of a machine's moods than runs on different days. What is too low
+is measured once more before it counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import latency
+import msgspec
+import numpy as np
+import startup
+import throughput
+import torch
+import training
+from models import DIGITS, MEDIUM, TINY, recipe_of, speech, write_onnx
+from report import RESULTS, markdown_table, progress
+
+import ds2deploy
+from ds2deploy.files import whole_file
+from ds2deploy.machine import Machine, describe_machine
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, analysis_window
+from ds2deploy.timing import ratio, take_turns
+
+RATIOS = RESULTS / "ratios.json"
+
+STUDENT = {
+    2: 318.3,
+    3: 22.33,
+    4: 10.21,
+    5: 7.173,
+    6: 5.893,
+    7: 5.208,
+    8: 4.785,
+    9: 4.501,
+    10: 4.297,
+}
+"""The 99.9 % quantile of Student's distribution, by the number of runs."""
+
+LEAST_MARGIN = 0.1
+"""Of the ratio."""
+
+WIDE_MARGIN = 0.5
+"""Of the ratio: a guard that only sees more than half of the speed go is told to be one."""
+
+THREADS = 1
+
+PORTABLE = ("int8 file, times smaller",)
+"""Ratios that are the same on every machine."""
+
+
+class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A committed ratio: higher is better.
+
+    Attributes:
+        ratio: mean of the runs.
+        margin: how much less it may be.
+        runs: that it was calibrated with.
+    """
+
+    ratio: float
+    margin: float
+    runs: list[float]
+
+    @property
+    def least(self) -> float:
+        """What passes."""
+        return self.ratio - self.margin
+
+
+class GuardSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ratios of a kind of machine."""
+
+    machine: Machine
+    ratios: dict[str, Guard]
+
+
+class Sizes(NamedTuple):
+    """Of a measurement: the network, seconds of audio, batch, files, rounds."""
+
+    shape: ModelShape
+    seconds: float
+    batch: int
+    files: int
+    rounds: int
+
+
+FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.5, 2, 4, 1)
+
+
+def kind_of(machine: Machine) -> str:
+    """What ratios depend on: `avx2, 2 cores`."""
+    return f"{'+'.join(machine.instructions) or machine.system}, {machine.cores} cores"
+
+
+def measure_ratios(sizes: Sizes, portable: bool = False) -> dict[str, float]:
+    """Measure every ratio, or those alone that are the same on every machine."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
+        folder = Path(name)
+        found |= network_ratios(sizes, folder, portable)
+        if portable:
+            return found
+        torch.set_num_threads(THREADS)
+        found["training step against packed"] = training_ratio(sizes)
+        found["features against plain numpy"] = feature_ratio(sizes)
+        found |= digits_ratios(sizes, folder)
+    return found
+
+
+def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, float]:
+    """The artifacts against packed torch, and their sizes."""
+    models = latency.open_models(sizes.shape, folder, THREADS)
+    files = models.sizes
+    found = {PORTABLE[0]: files[latency.FP32] / files[latency.INT8]}
+    if portable:
+        return found
+    names = (latency.PACKED, latency.FP32, latency.INT8)
+    for batch in (1, sizes.batch):
+        cases = {n: latency.run_case(models.sessions[n], batch, sizes.seconds) for n in names}
+        took = take_turns(cases, sizes.rounds, progress=progress)
+        for name in names[1:]:
+            against = ratio(took[latency.PACKED], took[name])
+            found[f"{name} against packed torch, batch {batch}"] = against.median
+    return found
+
+
+def training_ratio(sizes: Sizes) -> float:
+    """A step over packed sequences against ours."""
+    recipe = recipe_of(sizes.shape)
+    batch = training.make_batch(recipe, sizes.batch, (sizes.seconds / 2, sizes.seconds))
+    networks = training.make_networks(recipe)
+    cases = {name: training.step_of(network, batch) for name, network in networks.items()}
+    took = take_turns(cases, sizes.rounds, progress=progress)
+    return ratio(took[training.PACKED], took[training.OURS]).median
+
+
+def feature_ratio(sizes: Sizes) -> float:
+    """A transform and a logarithm in plain numpy, of all windows at once, against ours."""
+    config = FeatureConfig()
+    samples, extract = speech(config.sample_rate, 10.0), FeatureExtractor(config)
+    window = analysis_window(config.window, config.n_fft)
+
+    def plain() -> object:
+        padded = np.pad(samples, config.n_fft // 2)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)
+        spectrum = np.fft.rfft(windows[:: config.stride] * window, axis=1)
+        return np.log1p(np.abs(spectrum)).T
+
+    cases: dict[str, Callable[[], object]] = {"plain": plain, "ours": lambda: extract(samples)}
+    took = take_turns(cases, 20 * sizes.rounds, warm_up=3)
+    return ratio(took["plain"], took["ours"]).median
+
+
+def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
+    """Files all at once against one by one, and a process on ONNX Runtime against one on torch."""
+    onnx = write_onnx(DIGITS, folder)
+    (folder / "audio").mkdir()
+    paths, _ = throughput.write_files(folder / "audio", sizes.files, 6.0)
+    with ds2deploy.load(onnx, threads=THREADS) as recognizer:
+        passes = [throughput.pass_through(recognizer, paths) for _ in range(sizes.rounds)]
+    commands = {"onnx": str(onnx), "torch": str(DIGITS)}
+    cases: dict[str, Callable[[], object]] = {
+        name: partial(startup.process, startup.COMMAND, "transcribe", model, str(paths[0]))
+        for name, model in commands.items()
+    }
+    took = take_turns(cases, sizes.rounds, progress=progress)
+    return {
+        "files all at once against one by one": statistics.median(
+            found.alone_s / found.together_s for found in passes
+        ),
+        "a process on ONNX Runtime against torch": ratio(took["torch"], took["onnx"]).median,
+    }
+
+
+def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
+    """Ratios and margins of repeated runs.
+
+    Args:
+        runs: what `measure_ratios` gave, 2 to 10 times.
+    """
+    guards = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        mean, count = statistics.mean(values), len(values)
+        spread = STUDENT[count] * statistics.stdev(values) * math.sqrt(1 + 1 / count)
+        margin = max(spread, LEAST_MARGIN * mean)
+        guards[name] = Guard(round(mean, 3), round(margin, 3), [round(v, 3) for v in values])
+    return guards
+
+
+def too_low(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> list[str]:
+    """Names of the ratios that are worse than their margins allow."""
+    return [name for name, value in measured.items() if value < guards[name].least]
+
+
+def read_guards(path: Path) -> dict[str, GuardSet]:
+    """The committed ratios, by the kind of machine; none where there is no file."""
+    if not path.is_file():
+        return {}
+    return msgspec.json.decode(path.read_bytes(), type=dict[str, GuardSet])
+
+
+def write_guards(path: Path, machine: Machine, guards: dict[str, Guard]) -> None:
+    """Add the ratios of a kind of machine, or replace them."""
+    sets = read_guards(path) | {kind_of(machine): GuardSet(machine, guards)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(sets), indent=1) + b"\n")
+
+
+def table(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> str:
+    """Measured beside committed."""
+    bad = too_low(measured, guards)
+    rows = [
+        [
+            name,
+            f"{value:.2f}",
+            f"{guards[name].ratio:.2f}",
+            f"{guards[name].least:.2f}",
+            "TOO LOW" if name in bad else "ok",
+        ]
+        for name, value in measured.items()
+    ]
+    return markdown_table(["ratio", "measured", "committed", "at least", ""], rows)
+
+
+def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
+    """Measure, compare, print; the exit status."""
+    if not sets:
+        print("no ratios are committed: python benchmarks/check.py --calibrate 5", file=sys.stderr)
+        return 2
+    kind = kind_of(machine)
+    known = kind in sets
+    if not known:
+        print(
+            f"No ratios are committed for this kind of machine ({kind}; there are: "
+            f"{'; '.join(sets)}): only what does not depend on it is compared. To add it: "
+            "python benchmarks/check.py --calibrate 5\n"
+        )
+    guards = (sets[kind] if known else next(iter(sets.values()))).ratios
+    measured = comparable(measure_ratios(sizes, portable=not known), guards)
+    if too_low(measured, guards):
+        progress(f"too low, measured once more: {', '.join(too_low(measured, guards))}")
+        again = comparable(measure_ratios(sizes, portable=not known), guards)
+        measured = {name: max(value, again[name]) for name, value in measured.items()}
+    print(table(measured, guards))
+    if bad := too_low(measured, guards):
+        print(f"\nslower than committed: {', '.join(bad)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> dict[str, float]:
+    """What is committed too; a new ratio says that it has to be."""
+    for name in measured.keys() - guards.keys():
+        progress(f"{name}: not committed yet, calibrate again")
+    return {name: value for name, value in measured.items() if name in guards}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Compare, or calibrate."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=sorted(STUDENT))
+    parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of committed ratios")
+    parser.add_argument("--quick", action="store_true", help="sizes of a test")
+    options = parser.parse_args(words)
+    sizes, machine = QUICK if options.quick else FULL, describe_machine()
+    if options.calibrate is None:
+        return check(read_guards(options.ratios), machine, sizes)
+    runs = []
+    for number in range(options.calibrate):
+        progress(f"run {number + 1} of {options.calibrate}")
+        runs.append(measure_ratios(sizes))
+    guards = calibrate(runs)
+    write_guards(options.ratios, machine, guards)
+    print(f"{options.ratios}: {kind_of(machine)}\n\n{table(runs[-1], guards)}")
+    for name, guard in guards.items():
+        if guard.margin > WIDE_MARGIN * guard.ratio:
+            print(f"{name}: a wide margin, calibrate again on a quiet machine", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

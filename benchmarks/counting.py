@@ -1,0 +1,189 @@
+"""What a DeepSpeech 2 network has to do: operations and bytes, stage by stage, and the least time.
+
+**Operations.** A product of (m, k) with (k, n) is 2 m k n of them, a multiplication and an addition
+each; a convolution is counted the same way, its zero padding included. Gates, batch norms (which
+are folded), masks and the log-softmax are left out: what is counted must be done by any
+implementation that multiplies directly.
+
+**Bytes.** Every stage reads its weights and its input once and writes its output once. The one
+exception makes all the difference: a recurrent product needs the step before, so that its weights
+are read again at every step, by each direction. Those of one direction are its *working set*: if
+they fit into a cache they come from there, else from memory. All utterances of a batch share one
+reading.
+
+**Least time.** A stage takes at least its operations at the machine's best rate, and at least its
+bytes at the rate at which the machine reads so large a working set; the larger of the two binds it.
+Stages follow one another, so the network takes at least their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ds2deploy.runtimes.artifact import (
+    CONV_FRAMES,
+    CONV_MAPS,
+    ModelShape,
+    conv_bins,
+    half,
+    output_length,
+)
+
+CONV1_BINS, CONV2_BINS = 41, 21
+"""Frequency bins that the two kernels see at a time."""
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+FLOAT_BYTES = 4
+WEIGHT_BYTES = {"fp32": 4, "int8": 1}
+
+
+class Stage(NamedTuple):
+    """A part of the network that follows the one before.
+
+    Attributes:
+        name: such as `rnn1 recurrent`.
+        precision: in which it is multiplied.
+        operations: multiplications and additions.
+        bytes: that are read and written.
+        working_set: bytes that are read again and again.
+    """
+
+    name: str
+    precision: str
+    operations: float
+    bytes: float
+    working_set: float
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the machine is at best.
+
+    Attributes:
+        multiply: operations a second, by precision.
+        read: bytes a second, by the size in bytes of what is read again and again.
+    """
+
+    multiply: Mapping[str, float]
+    read: Mapping[int, float]
+
+    def reading(self, working_set: float) -> float:
+        """Bytes a second of such a working set: the best of those as large or larger."""
+        as_large = [rate for size, rate in self.read.items() if size >= working_set]
+        return max(as_large) if as_large else self.read[max(self.read)]
+
+
+class Least(NamedTuple):
+    """The least time of a stage.
+
+    Attributes:
+        stage: of the network.
+        seconds: at least.
+        binds: `arithmetic`, or `reading`.
+    """
+
+    stage: Stage
+    seconds: float
+    binds: str
+
+
+def network_stages(
+    shape: ModelShape, bins: int, labels: int, batch: int, frames: int, precision: str = "fp32"
+) -> list[Stage]:
+    """Count a run of the network.
+
+    Args:
+        shape: of the network.
+        bins: frequency bins of the features.
+        labels: blank included.
+        batch: utterances, all as long.
+        frames: feature frames of each.
+        precision: `fp32`, or `int8`, which is that of the recurrent layers alone.
+
+    Returns:
+        The stages in their order.
+    """
+    time = output_length(frames)
+    rows = batch * time
+    first, second = half(bins), conv_bins(bins)
+    kernel1 = CONV_MAPS * CONV1_BINS * CONV_FRAMES
+    kernel2 = CONV_MAPS * CONV_MAPS * CONV2_BINS * CONV_FRAMES
+    inner = rows * CONV_MAPS * first
+    found = [
+        _product("conv1", rows * first, kernel1, batch * bins * frames, inner),
+        _product("conv2", rows * second, kernel2, inner, rows * CONV_MAPS * second),
+    ]
+    inputs = CONV_MAPS * second
+    for number in range(1, shape.layers + 1):
+        found += _recurrent(f"rnn{number}", shape, inputs, batch, time, precision)
+        inputs = shape.hidden
+    if not shape.bidirectional:
+        weights = shape.hidden * shape.lookahead
+        found.append(_product("lookahead", rows, weights, rows * inputs, rows * inputs))
+    weights = shape.hidden * labels
+    return [*found, _product("output", rows, weights, rows * inputs, rows * labels)]
+
+
+def _product(name: str, times: float, weights: float, read: float, written: float) -> Stage:
+    """Every weight is used so many times; numbers of float32, not bytes."""
+    size = FLOAT_BYTES * (weights + read + written)
+    return Stage(name, "fp32", 2.0 * times * weights, size, FLOAT_BYTES * weights)
+
+
+def _recurrent(
+    name: str, shape: ModelShape, inputs: int, batch: int, time: int, precision: str
+) -> list[Stage]:
+    directions = 2 if shape.bidirectional else 1
+    units, size = GATES[shape.rnn] * shape.hidden, WEIGHT_BYTES[precision]
+    rows = batch * time
+    projection, recurrent = inputs * units * directions, shape.hidden * units * directions
+    return [
+        Stage(
+            f"{name} input",
+            precision,
+            2.0 * rows * projection,
+            size * projection + FLOAT_BYTES * rows * inputs,
+            size * projection / directions,
+        ),
+        Stage(
+            f"{name} recurrent",
+            precision,
+            2.0 * rows * recurrent,
+            size * recurrent * time + FLOAT_BYTES * rows * shape.hidden,
+            size * recurrent / directions,
+        ),
+    ]
+
+
+def least_times(stages: Sequence[Stage], rates: Rates) -> list[Least]:
+    """The least time of every stage."""
+    found = []
+    for stage in stages:
+        arithmetic = stage.operations / rates.multiply[stage.precision]
+        reading = stage.bytes / rates.reading(stage.working_set)
+        binds = "arithmetic" if arithmetic >= reading else "reading"
+        found.append(Least(stage, max(arithmetic, reading), binds))
+    return found
+
+
+def least_time(stages: Sequence[Stage], rates: Rates) -> float:
+    """Seconds that the whole network takes at least."""
+    return sum(item.seconds for item in least_times(stages, rates))
+
+
+def what_binds(stages: Sequence[Stage], rates: Rates) -> str:
+    """In words, where the least time goes and which limit it is."""
+    parts: dict[str, float] = {}
+    for stage, seconds, binds in least_times(stages, rates):
+        kind = stage.name.rpartition(" ")[2] if stage.name.startswith("rnn") else "convolutions"
+        if not stage.name.startswith(("rnn", "conv")):
+            kind = "output layer"
+        titles = {"input": "input products", "recurrent": "recurrent products"}
+        how = f"{stage.precision} arithmetic" if binds == "arithmetic" else "reading their weights"
+        title = f"{titles.get(kind, kind)} ({how})"
+        parts[title] = parts.get(title, 0.0) + seconds
+    total = sum(parts.values())
+    shares = sorted(((seconds / total, title) for title, seconds in parts.items()), reverse=True)
+    return ", ".join(f"{share:.0%} {title}" for share, title in shares if share >= 0.01)

@@ -1,0 +1,127 @@
+"""The feature extractor against librosa's transform and a logarithm.
+
+    python benchmarks/features.py [--quick] [--json] [--out DIR]
+
+deepspeech.pytorch computes `log1p(abs(librosa.stft(...)))`. Ours does the same and normalises the
+utterance besides. librosa comes with the extra `peers`; torch.stft takes its turn as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from models import speech
+from report import Goal, Result, Table, arguments, deliver, progress
+
+from ds2deploy.machine import describe_machine
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
+from ds2deploy.timing import latency, ratio, take_turns
+
+OURS, LIBROSA, TORCH = "ds2deploy", "librosa.stft, log1p", "torch.stft, log1p"
+TIME_GOAL = 1.5
+TOLERANCE = 1e-4
+"""Of the largest difference from librosa before normalisation, where values reach 5."""
+
+
+def spectrograms(config: FeatureConfig, samples: FloatArray) -> dict[str, Callable[[], Any]]:
+    """Every way to (bins, time) float32 features; librosa's only where it is installed."""
+    extract = FeatureExtractor(config)
+    options: dict[str, Any] = {
+        "n_fft": config.n_fft,
+        "hop_length": config.stride,
+        "win_length": config.n_fft,
+        "center": True,
+        "pad_mode": "constant",
+    }
+    window, tensor = torch.hamming_window(config.n_fft), torch.from_numpy(samples)
+    found: dict[str, Callable[[], Any]] = {
+        OURS: lambda: extract(samples),
+        TORCH: lambda: torch.log1p(
+            torch.stft(tensor, window=window, return_complex=True, **options).abs()
+        ).numpy(),
+    }
+    try:
+        import librosa
+    except ImportError:
+        return found
+    found[LIBROSA] = lambda: np.log1p(
+        np.abs(librosa.stft(samples, window=config.window, **options))
+    )
+    return found
+
+
+def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
+    """Time every way, and compare what they give.
+
+    Args:
+        seconds: of audio.
+        rounds: in turns.
+        quick: whether these are sizes of a test.
+    """
+    config = FeatureConfig()
+    samples = speech(config.sample_rate, seconds)
+    ways = spectrograms(config, samples)
+    ours = FeatureExtractor(config).log_spectrogram(samples)
+    differences = {
+        name: float(np.abs(np.asarray(way()) - ours).max())
+        for name, way in ways.items()
+        if name != OURS
+    }
+    took = take_turns(ways, rounds, warm_up=3)
+    times = {name: ratio(took[OURS], values) for name, values in took.items()}
+    rows = [
+        [
+            name,
+            f"{1000 * latency(values).p50:.2f}",
+            f"{times[name].median:.2f}",
+            f"{differences[name]:.1e}" if name in differences else "-",
+        ]
+        for name, values in took.items()
+    ]
+    progress(f"{rounds} rounds of {len(ways)} ways")
+    there = LIBROSA in ways
+    return Result(
+        name="features",
+        title=f"Features of {seconds:g} s of audio",
+        machine=describe_machine(),
+        quick=quick,
+        goals=[
+            Goal(
+                name=f"features of {seconds:g} s: time against librosa.stft and log1p",
+                wanted=TIME_GOAL,
+                measured=times[LIBROSA].median if there else None,
+                least=False,
+            ),
+            Goal(
+                name="largest difference from librosa, before normalisation",
+                wanted=TOLERANCE,
+                measured=differences.get(LIBROSA),
+                unit="",
+                least=False,
+            ),
+        ],
+        tables=[
+            Table(
+                title="Each way, in turns",
+                columns=["", "p50 (ms)", "ours takes times", "largest difference"],
+                rows=rows,
+            )
+        ],
+        notes=[] if there else ["librosa is not installed: pip install 'ds2deploy[peers]'."],
+        data={"seconds": took, "differences": differences},
+    )
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options = arguments(__doc__ or "").parse_args()
+    deliver(measure(2.0, 5, quick=True) if options.quick else measure(10.0, 100), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

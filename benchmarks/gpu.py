@@ -1,0 +1,313 @@
+"""Every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
+
+    python benchmarks/gpu.py [--precisions fp32,fp16] [--quick] [--json] [--out DIR]
+
+5 x BiLSTM-1024 with random weights, 10 s of audio, features already extracted: latency,
+throughput, CUDA graphs on and off, and the time that an engine takes to build. What is not
+installed, or does not take the network, stands in the table with its reason. Without a GPU it says
+so in a line and ends with 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from report import Result, Table, arguments, deliver, progress
+
+from ds2deploy.checkpoint import load_checkpoint
+from ds2deploy.export.engine_build import Job, build, job_profile
+from ds2deploy.export.engine_options import RTX_CAPABILITIES, EngineOptions
+from ds2deploy.files import file_sha256
+from ds2deploy.machine import describe_machine
+from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
+from ds2deploy.runtimes.cuda import examine_device, open_device
+from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Flavor
+from ds2deploy.runtimes.engine_file import description_path, sealed
+from ds2deploy.runtimes.errors import Ds2Error, RuntimeUnavailableError
+from ds2deploy.runtimes.onnx_metadata import read_onnx_description
+from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.tensorrt import TensorRtSession
+from ds2deploy.runtimes.tensorrt_library import import_tensorrt
+from ds2deploy.runtimes.torch_session import TorchSession
+from ds2deploy.streaming import torch_session
+from ds2deploy.timing import latency, take_turns
+
+FLAVORS: tuple[Flavor, ...] = ("tensorrt", "rtx")
+TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+WARM_UP = 5
+"""Runs of each case that are not counted: a shape that comes again is captured as a graph, and
+torch.compile compiles."""
+
+
+class Sizes(NamedTuple):
+    """Of a run: the network, seconds of audio, batches, rounds."""
+
+    shape: ModelShape
+    seconds: float
+    batches: tuple[int, ...]
+    rounds: int
+
+
+FULL, QUICK = Sizes(LARGE, 10.0, (1, 8, 32), 30), Sizes(TINY, 0.5, (1, 2), 2)
+
+
+class Engine(NamedTuple):
+    """A built engine."""
+
+    path: Path
+    facts: BuildFacts
+
+
+class Way(NamedTuple):
+    """One way to run the network."""
+
+    name: str
+    open: Callable[[], Session]
+
+
+def quiet(_: str) -> None:
+    """Told what the builder does."""
+
+
+def build_alone(job: Job) -> tuple[float, float, float, int]:
+    """Build in a process of its own: Polygraphy takes one TensorRT for the life of a process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(build, job, quiet).result()
+
+
+def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
+    """An engine for this GPU, not compared with anything: the weights are random.
+
+    Raises:
+        RuntimeUnavailableError: the library is not there, or does not know this GPU.
+    """
+    library = import_tensorrt(flavor)
+    capability = open_device().compute_capability
+    if flavor == "rtx" and capability not in RTX_CAPABILITIES:
+        raise RuntimeUnavailableError(f"TensorRT-RTX knows no GPU of {capability}")
+    description = read_onnx_description(onnx)
+    options = EngineOptions(
+        flavor=flavor,
+        batch=(1, sizes.batches[-1], sizes.batches[-1]),
+        seconds=(sizes.seconds / 2, sizes.seconds, sizes.seconds),
+        targets=(capability,) if flavor == "rtx" else (),
+    )
+    engine = onnx.with_suffix(f".{flavor}.engine")
+    profile = options.profile(description.features, None)
+    job = Job(
+        flavor=flavor,
+        onnx=str(onnx),
+        engine=str(engine),
+        profile=job_profile(profile, description),
+        targets=options.target_pairs(),
+    )
+    progress(f"{library.title} builds {engine.name}")
+    parse_s, build_s, peak_mb, layers = build_alone(job)
+    facts = BuildFacts(
+        parse_s=parse_s,
+        build_s=build_s,
+        network_check_s=0.0,
+        engine_check_s=None,
+        peak_memory_mb=peak_mb,
+        layers=layers,
+    )
+    described = EngineDescription(
+        flavor=flavor,
+        version=library.version,
+        compute_capabilities=(capability,),
+        profile=profile,
+        onnx_sha256=file_sha256(onnx),
+        engine_sha256=file_sha256(engine),
+        size=engine.stat().st_size,
+        network_parity={},
+        compared_with="nothing",
+        verification="not verified: random weights of a benchmark",
+        rebuild="python benchmarks/gpu.py",
+        build=facts,
+    )
+    _describe(engine, description, described)
+    return Engine(engine, facts)
+
+
+def _describe(engine: Path, description: ArtifactDescription, facts: EngineDescription) -> None:
+    document = sealed(msgspec.structs.replace(description, engine=facts)).to_json()
+    description_path(engine).write_text(document, encoding="utf-8")
+
+
+def ways(
+    device: str,
+    checkpoint: Path,
+    artifacts: dict[Precision, Path],
+    engines: dict[tuple[Flavor, Precision], Engine],
+) -> Iterator[Way]:
+    """Every way to run the network on a device."""
+    loaded = load_checkpoint(checkpoint)
+    yield Way(f"torch {device} fp32", lambda: torch_session(load_checkpoint(checkpoint), device))
+    if device != "cpu":
+        yield Way(
+            f"torch.compile {device} fp32",
+            lambda: TorchSession(torch.compile(loaded.network), loaded.description(), device),  # type: ignore[arg-type]
+        )
+    for precision, path in artifacts.items():
+        if precision != "bf16":
+            yield Way(
+                f"ONNX Runtime {device} {precision}", lambda path=path: OnnxSession(path, device)
+            )  # type: ignore[misc]
+    for (flavor, precision), engine in engines.items():
+        for graphs in (True, False):
+            yield Way(
+                f"{TITLES[flavor]} {precision}, CUDA graphs {'on' if graphs else 'off'}",
+                lambda path=engine.path, graphs=graphs: TensorRtSession(  # type: ignore[misc]
+                    path, cuda_graphs=graphs, keep_cache=False
+                ),
+            )
+
+
+def measure(
+    device: str, sizes: Sizes, precisions: Sequence[Precision], quick: bool = False
+) -> Result:
+    """Build the engines, open every way, and run them in turns.
+
+    Args:
+        device: `cuda`; in tests `cpu`, for what is not an engine.
+        sizes: of the run.
+        precisions: of the artifacts.
+        quick: whether these are sizes of a test.
+    """
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name, ExitStack() as stack:
+        folder = Path(name)
+        checkpoint = make_checkpoint(sizes.shape, folder)
+        artifacts = {p: write_onnx(checkpoint, folder, p) for p in precisions}
+        engines: dict[tuple[Flavor, Precision], Engine] = {}
+        for flavor in FLAVORS:
+            for precision, path in artifacts.items():
+                try:
+                    engines[flavor, precision] = build_engine(path, flavor, sizes)
+                except (Ds2Error, RuntimeError) as error:
+                    failures[f"{TITLES[flavor]} {precision}"] = first_line(error)
+        sessions: dict[str, Session] = {}
+        for way in ways(device, checkpoint, artifacts, engines):
+            try:
+                sessions[way.name] = way.open()
+                stack.callback(sessions[way.name].close)
+            except (Ds2Error, RuntimeError) as error:
+                failures[way.name] = first_line(error)
+        took = run_in_turns(sessions, sizes, failures)
+        graphs = {n: s.cuda_graphs for n, s in sessions.items() if isinstance(s, TensorRtSession)}
+    return Result(
+        name="gpu",
+        title=f"On a GPU: {shape_name(sizes.shape)}, {sizes.seconds:g} s of audio",
+        machine=describe_machine(),
+        quick=quick,
+        tables=tables(sizes, took, failures, engines),
+        notes=[f"{device_name(device)}.", *(f"{n}: {said}." for n, said in graphs.items())],
+        data={
+            "device": device_name(device),
+            "seconds": {f"{n} x {b}": seconds for (n, b), seconds in took.items()},
+            "failures": failures,
+            "cuda_graphs": graphs,
+            "build": {f"{TITLES[f]} {p}": e.facts for (f, p), e in engines.items()},
+        },
+    )
+
+
+def run_in_turns(
+    sessions: dict[str, Session], sizes: Sizes, failures: dict[str, str]
+) -> dict[tuple[str, int], list[float]]:
+    """Seconds of every session and batch; what fails in its first run is left out."""
+    took: dict[tuple[str, int], list[float]] = {}
+    for batch in sizes.batches:
+        cases: dict[str, Callable[[], object]] = {}
+        for name, session in sessions.items():
+            sound = speech_batch(session.description.features, batch, sizes.seconds)
+            try:
+                session.run(*sound)
+            except (Ds2Error, RuntimeError) as error:
+                failures[f"{name}, batch {batch}"] = first_line(error)
+                continue
+            cases[name] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
+        found = take_turns(cases, sizes.rounds, warm_up=WARM_UP) if cases else {}
+        took |= {(name, batch): seconds for name, seconds in found.items()}
+    return took
+
+
+def first_line(error: Exception) -> str:
+    """Of its message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def device_name(device: str) -> str:
+    """Of the GPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else device
+
+
+def tables(
+    sizes: Sizes,
+    took: dict[tuple[str, int], list[float]],
+    failures: dict[str, str],
+    engines: dict[tuple[Flavor, Precision], Engine],
+) -> list[Table]:
+    """Latency and throughput; engines; what did not run."""
+    rows = []
+    for (name, batch), seconds in took.items():
+        found = latency(seconds)
+        speed = batch * sizes.seconds / found.p50
+        times = (f"{1000 * value:.2f}" for value in (found.p50, found.p95, found.p99))
+        rows.append([name, str(batch), *times, f"{speed:.0f}"])
+    columns = ["", "batch", "p50 (ms)", "p95 (ms)", "p99 (ms)", "s of audio per s"]
+    made = [Table(title="In turns", columns=columns, rows=rows)]
+    built = [
+        [
+            f"{TITLES[flavor]} {precision}",
+            f"{engine.facts.parse_s:.1f}",
+            f"{engine.facts.build_s:.1f}",
+            f"{engine.facts.peak_memory_mb:.0f}",
+            str(engine.facts.layers),
+        ]
+        for (flavor, precision), engine in engines.items()
+    ]
+    columns = ["", "parse (s)", "build (s)", "peak (MB)", "layers"]
+    made += [Table(title="Engines", columns=columns, rows=built)] if built else []
+    missing = [[name, reason] for name, reason in failures.items()]
+    made += [Table(title="Not run", columns=["", "why"], rows=missing)] if missing else []
+    return made
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--precisions", default="fp32,fp16", help="of fp32, fp16, bf16")
+    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Measure, and print or write; 2 where there is no GPU."""
+    options = parse()
+    if options.device != "cpu":
+        works, reason, remedy = examine_device(options.device)
+        if not works:
+            print(f"gpu.py: no GPU to measure on: {reason}; {remedy}", file=sys.stderr)
+            return 2
+    precisions = options.precisions.split(",")
+    sizes = QUICK if options.quick else FULL
+    deliver(measure(options.device, sizes, precisions, options.quick), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""How long a batch of speech takes, in torch and in ONNX Runtime, and how that grows.
+
+    python benchmarks/latency.py [--quick] [--json] [--out DIR]
+
+5 x BiLSTM-1024 with random weights. The reference is the same network in torch over packed
+sequences, which is how DeepSpeech 2 is usually computed. The machine's own rates take their turns
+among the cases: what the floor of `limits.py` leaves possible stands beside each goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from counting import least_time, network_stages
+from models import (
+    LARGE,
+    TINY,
+    make_checkpoint,
+    shape_name,
+    speech_batch,
+    write_onnx,
+)
+from probes import Probe, among, machine_probes, probe_seconds, rates
+from report import Goal, Plot, Result, Table, arguments, deliver, progress
+
+from ds2deploy.loading import open_checkpoint
+from ds2deploy.machine import describe_machine
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.session import Session
+from ds2deploy.timing import Ratio, latency, ratio, take_turns
+
+PACKED = "torch, packed sequences"
+UNPACKED = "torch"
+FP32, INT8 = "ONNX Runtime fp32", "ONNX Runtime int8"
+
+SIZE_GOAL = 27.0
+"""Percent of the fp32 file that the int8 file may have."""
+
+GROWTH_GOAL = 1.25
+"""Times as much that a second of audio may cost where there is more of it."""
+
+
+class Sizes(NamedTuple):
+    """Of a run: the network, seconds and batches to compare, rounds; how far cost is followed."""
+
+    shape: ModelShape
+    seconds: float
+    batches: tuple[int, int]
+    rounds: int
+    durations: tuple[float, ...]
+    growing: tuple[int, ...]
+    growth_rounds: int
+
+
+FULL = Sizes(LARGE, 10.0, (1, 8), 5, (1, 10, 60, 600), (1, 2, 4, 8, 16, 32), 2)
+QUICK = Sizes(TINY, 1.0, (1, 8), 2, (1, 2, 4), (1, 2), 1)
+
+
+class Models(NamedTuple):
+    """The network on every runtime, and the sizes of its files in bytes."""
+
+    sessions: dict[str, Session]
+    sizes: dict[str, int]
+
+
+def open_models(shape: ModelShape, folder: Path, threads: int = 0) -> Models:
+    """Write the network into a folder and open it everywhere, with so many threads; 0 is all."""
+    checkpoint = make_checkpoint(shape, folder)
+    files = {FP32: write_onnx(checkpoint, folder), INT8: write_onnx(checkpoint, folder, "int8")}
+    sessions: dict[str, Session] = {
+        PACKED: open_checkpoint(checkpoint, threads=threads, packed=True),
+        UNPACKED: open_checkpoint(checkpoint, threads=threads),
+    }
+    sessions |= {name: OnnxSession(path, threads=threads) for name, path in files.items()}
+    return Models(sessions, {name: path.stat().st_size for name, path in files.items()})
+
+
+def run_case(session: Session, batch: int, seconds: float) -> Callable[[], object]:
+    """A run of the network on so much speech, features already extracted."""
+    features, lengths = speech_batch(session.description.features, batch, seconds)
+    return lambda: session.run(features, lengths)
+
+
+def measure(sizes: Sizes, quick: bool = False) -> Result:
+    """Compare the runtimes, then follow the cost of the two artifacts.
+
+    Args:
+        sizes: of the run.
+        quick: whether the machine's rates are taken at the sizes of a test too.
+    """
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
+        models = open_models(sizes.shape, Path(folder))
+        probes = machine_probes(quick)
+        cases: dict[str, Callable[[], object]] = {}
+        for batch in sizes.batches:
+            for name, session in models.sessions.items():
+                cases[f"{name} x {batch}"] = run_case(session, batch, sizes.seconds)
+        every = take_turns(among(probes, cases), sizes.rounds, progress=progress)
+        took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+        growth = measure_growth(models, sizes)
+    goals = speed_goals(sizes, probes, took)
+    percent = 100 * models.sizes[INT8] / models.sizes[FP32]
+    goals.append(
+        Goal(
+            name="int8 file against fp32's",
+            wanted=SIZE_GOAL,
+            measured=percent,
+            unit="%",
+            least=False,
+        )
+    )
+    return Result(
+        name="latency",
+        title=f"Latency: {shape_name(sizes.shape)}, random weights",
+        machine=describe_machine(),
+        quick=quick,
+        goals=goals + growth_goals(growth),
+        tables=[comparison_table(sizes, took), *growth_tables(growth)],
+        plots=growth_plots(growth),
+        notes=[f"Files: {', '.join(f'{n} {s / 1e6:.1f} MB' for n, s in models.sizes.items())}."],
+        data={"seconds": took, "growth": growth, "file_bytes": models.sizes},
+    )
+
+
+def speed_goals(
+    sizes: Sizes, probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
+) -> list[Goal]:
+    """Each artifact against packed torch, and what the floor would allow."""
+    small, large = sizes.batches
+    wanted = {(FP32, small): 1.1, (FP32, large): 2.2, (INT8, small): 3.0, (INT8, large): 6.0}
+    goals = []
+    for (name, batch), least in wanted.items():
+        packed = took[f"{PACKED} x {batch}"]
+        found = ratio(packed, took[f"{name} x {batch}"])
+        floors = floor_of_rounds(sizes, probes, took, batch, name.split()[-1])
+        goals.append(
+            Goal(
+                name=f"{name} against packed torch, batch {batch} x {sizes.seconds:g} s",
+                wanted=least,
+                measured=found.median,
+                floor=ratio(packed, floors).median,
+                detail=spread(found),
+            )
+        )
+    return goals
+
+
+def floor_of_rounds(
+    sizes: Sizes,
+    probes: Mapping[str, Probe],
+    took: Mapping[str, Sequence[float]],
+    batch: int,
+    precision: str,
+) -> list[float]:
+    """Least seconds of a run, by the rates of each round."""
+    features = FeatureConfig()
+    frames = features.frames(int(sizes.seconds * features.sample_rate))
+    stages = network_stages(sizes.shape, features.bins, 29, batch, frames, precision)
+    return [least_time(stages, rates(probes, took, i)) for i in range(sizes.rounds)]
+
+
+def spread(found: Ratio) -> str:
+    """The middle half of the rounds."""
+    return f"({found.low:.2f} to {found.high:.2f})"
+
+
+def comparison_table(sizes: Sizes, took: Mapping[str, Sequence[float]]) -> Table:
+    """Percentiles, real-time factor, and the ratio to packed torch."""
+    rows = []
+    for batch in sizes.batches:
+        packed = took[f"{PACKED} x {batch}"]
+        for name in (PACKED, UNPACKED, FP32, INT8):
+            seconds = took[f"{name} x {batch}"]
+            found = latency(seconds)
+            rows.append(
+                [
+                    f"{name}, batch {batch}",
+                    f"{found.p50:.3f}",
+                    f"{found.p95:.3f}",
+                    f"{found.p50 / (batch * sizes.seconds):.4f}",
+                    str(ratio(packed, seconds)),
+                ]
+            )
+    columns = ["", "p50 (s)", "p95 (s)", "s per s of audio", "against packed torch"]
+    return Table(title=f"{sizes.seconds:g} s of audio each", columns=columns, rows=rows)
+
+
+def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Least seconds of a run: by `duration` (one utterance) and by `batch`, for each artifact.
+
+    The least of few rounds: what disturbs a run only ever adds to it.
+    """
+    growth: dict[str, dict[str, list[tuple[float, float]]]] = {"duration": {}, "batch": {}}
+    for name in (FP32, INT8):
+        session = models.sessions[name]
+        plans = {
+            "duration": [(1, seconds) for seconds in sizes.durations],
+            "batch": [(batch, sizes.seconds) for batch in sizes.growing],
+        }
+        for axis, plan in plans.items():
+            cases = {
+                f"{name}, {batch} x {seconds:g} s": run_case(session, batch, seconds)
+                for batch, seconds in plan
+            }
+            took = take_turns(cases, sizes.growth_rounds, warm_up=0, progress=progress)
+            where = sizes.durations if axis == "duration" else sizes.growing
+            growth[axis][name] = [
+                (float(x), min(seconds)) for x, seconds in zip(where, took.values(), strict=True)
+            ]
+    return growth
+
+
+def growth_goals(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> list[Goal]:
+    """Linear growth: a second of audio costs no more where there is more of it."""
+    goals = []
+    for axis, series in growth.items():
+        for name, points in series.items():
+            if axis == "duration":  # the first second pays for what every run costs
+                points = points[1:]
+            cost = [seconds / x for x, seconds in points]
+            worst = max(cost[i] / min(cost[:i]) for i in range(1, len(cost)))
+            goals.append(
+                Goal(
+                    name=f"{name}: cost of an {'utterance' if axis == 'batch' else 'audio second'} "
+                    f"over {axis} {points[0][0]:g} to {points[-1][0]:g}",
+                    wanted=GROWTH_GOAL,
+                    measured=worst,
+                    least=False,
+                )
+            )
+    return goals
+
+
+def growth_tables(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> list[Table]:
+    """Seconds, and seconds per unit."""
+    tables = []
+    for axis, unit in (("duration", "s of audio"), ("batch", "utterance")):
+        names = list(growth[axis])
+        rows = [
+            [
+                f"{growth[axis][names[0]][i][0]:g}",
+                *(
+                    f"{points[i][1]:.3f} ({points[i][1] / points[i][0]:.4f})"
+                    for points in growth[axis].values()
+                ),
+            ]
+            for i in range(len(growth[axis][names[0]]))
+        ]
+        title = f"Seconds by {axis} (and per {unit})"
+        tables.append(Table(title=title, columns=[axis, *names], rows=rows))
+    return tables
+
+
+def growth_plots(
+    growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+) -> list[Plot]:
+    """Both axes logarithmic: a straight line of slope one is linear growth."""
+    labels = {"duration": "seconds of audio", "batch": "utterances in a batch"}
+    return [
+        Plot(
+            file=f"growth-{axis}.png",
+            title=f"Cost over {axis}",
+            x_label=labels[axis],
+            y_label="seconds",
+            series={name: list(points) for name, points in series.items()},
+            log=True,
+        )
+        for axis, series in growth.items()
+    ]
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options: argparse.Namespace = arguments(__doc__ or "").parse_args()
+    deliver(measure(QUICK if options.quick else FULL, options.quick), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""What the machine allows at best, and the share of it that ONNX Runtime reaches.
+
+    python benchmarks/limits.py [--quick] [--json] [--out DIR]
+
+Measured in turns, in one run: products of square matrices in each precision, reading of working
+sets from the size of a cache to that of memory, and 5 x BiLSTM-1024 in ONNX Runtime. From the
+network's operations and bytes, counted in `counting.py`, follows the least time that any
+implementation needs, and from that the share that is reached. A second table has the products at
+the network's own shapes: where those are slower than square ones, the library, and not the
+machine, holds the network back.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from counting import GATES, Rates, Stage, least_time, least_times, network_stages, what_binds
+from latency import FP32, INT8, spread
+from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from probes import (
+    MIB,
+    Probe,
+    among,
+    bf16_probe,
+    machine_probes,
+    multiply_probes,
+    probe_seconds,
+    rates,
+    read_probe,
+)
+from report import Goal, Plot, Result, Table, arguments, deliver, progress
+
+from ds2deploy.machine import describe_machine, usable_cores
+from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
+from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.timing import ratio, take_turns
+
+BATCHES = (1, 8)
+SHARE_GOAL = 50.0
+LABELS = 29
+
+
+def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False) -> Result:
+    """The machine's rates, the network's least time, and the share reached.
+
+    Args:
+        shape: of the network.
+        seconds: of audio of each utterance.
+        rounds: in turns.
+        quick: whether rates are taken at the sizes of a test.
+    """
+    features = FeatureConfig()
+    probes = machine_probes(quick) | {"bf16 torch": bf16_probe(quick)}
+    frames = features.frames(int(seconds * features.sample_rate))
+    cases: dict[str, Callable[[], object]] = {}
+    stages: dict[str, list[Stage]] = {}
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
+        checkpoint = make_checkpoint(shape, Path(folder))
+        for name, precision in ((FP32, "fp32"), (INT8, "int8")):
+            session = OnnxSession(write_onnx(checkpoint, Path(folder), precision))  # type: ignore[arg-type]
+            for batch in BATCHES:
+                case = f"{name}, batch {batch}"
+                sound = speech_batch(features, batch, seconds)
+                cases[case] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
+                stages[case] = network_stages(
+                    shape, features.bins, LABELS, batch, frames, precision
+                )
+        every = take_turns(among(probes, cases), rounds, progress=progress)
+    took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+    best = rates(probes, took)
+    shapes = measure_shapes(shape, frames, quick)
+    bandwidth = measure_bandwidth(quick)
+    return Result(
+        name="limits",
+        title=f"Limits of the machine: {shape_name(shape)}, {seconds:g} s of audio",
+        machine=describe_machine(),
+        quick=quick,
+        goals=share_goals(probes, took, stages),
+        tables=[
+            rate_table(probes, took),
+            share_table(probes, took, stages, best),
+            stage_table(stages, best),
+            shape_table(shapes, best),
+        ],
+        plots=[bandwidth_plot(bandwidth)],
+        notes=[f"{case}: the least time is {what_binds(stages[case], best)}." for case in stages],
+        data={
+            "seconds": took,
+            "multiply": dict(best.multiply),
+            "read": {str(size): rate for size, rate in best.read.items()},
+            "bandwidth": bandwidth,
+            "shapes": shapes,
+            "operations": {
+                case: sum(s.operations for s in found) for case, found in stages.items()
+            },
+            "least_s": {case: least_time(found, best) for case, found in stages.items()},
+        },
+    )
+
+
+def floors(
+    probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]], stages: Sequence[Stage]
+) -> list[float]:
+    """Least seconds, by the rates of each round."""
+    rounds = len(next(iter(took.values())))
+    return [least_time(stages, rates(probes, took, i)) for i in range(rounds)]
+
+
+def share_goals(
+    probes: Mapping[str, Probe],
+    took: Mapping[str, Sequence[float]],
+    stages: Mapping[str, Sequence[Stage]],
+) -> list[Goal]:
+    """In fp32 at the larger batch half of the floor's speed is wanted."""
+    case = f"{FP32}, batch {BATCHES[-1]}"
+    share = ratio(floors(probes, took, stages[case]), took[case])
+    return [
+        Goal(
+            name=f"{case}: share of the floor's speed",
+            wanted=SHARE_GOAL,
+            measured=100 * share.median,
+            unit="%",
+        )
+    ]
+
+
+def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]) -> Table:
+    """The best and the median rate of every probe."""
+    rows = []
+    for name, probe in probes.items():
+        seconds = sorted(took[name])
+        unit = "GB/s" if probe.kind == "read" else "Gop/s"
+        fastest, middle = seconds[0], seconds[len(seconds) // 2]
+        rows.append(
+            [
+                name,
+                f"{probe.amount / fastest / 1e9:.1f} {unit}",
+                f"{probe.amount / middle / 1e9:.1f} {unit}",
+            ]
+        )
+    title = f"Rates of the machine on {usable_cores()} cores (square products; reading)"
+    return Table(title=title, columns=["", "best", "median"], rows=rows)
+
+
+def share_table(
+    probes: Mapping[str, Probe],
+    took: Mapping[str, Sequence[float]],
+    stages: Mapping[str, Sequence[Stage]],
+    best: Rates,
+) -> Table:
+    """Measured, least, and their ratio."""
+    rows = []
+    for case, found in stages.items():
+        share = ratio(floors(probes, took, found), took[case])
+        seconds = sorted(took[case])
+        operations = sum(stage.operations for stage in found)
+        rows.append(
+            [
+                case,
+                f"{operations / 1e9:.0f}",
+                f"{seconds[len(seconds) // 2]:.3f}",
+                f"{least_time(found, best):.3f}",
+                f"{share.median:.0%} {spread(share)}",
+            ]
+        )
+    columns = ["", "Gop", "measured (s)", "least (s)", "share of the floor's speed"]
+    return Table(title="The network against the floor", columns=columns, rows=rows)
+
+
+def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
+    """Every stage's least time, and what binds it."""
+    cases = list(stages)
+    columns = ["stage (least ms, what binds)", *cases]
+    found = [least_times(stages[case], best) for case in cases]
+    rows = [
+        [items[0].stage.name, *(f"{1000 * item.seconds:.1f} {item.binds}" for item in items)]
+        for items in zip(*found, strict=True)
+    ]
+    return Table(title="Where the least time goes", columns=columns, rows=rows)
+
+
+def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dict[str, float]]:
+    """Operations a second of products at the network's own shapes, by shape and library."""
+    rows = output_length(frames)
+    units = GATES[shape.rnn] * shape.hidden
+    wanted: dict[str, tuple[int, int, int]] = {}
+    for batch in BATCHES:
+        wanted[f"recurrent step, batch {batch}"] = (batch, shape.hidden, units)
+        inputs = CONV_MAPS * conv_bins(FeatureConfig().bins)
+        wanted[f"input product, batch {batch}"] = (batch * rows, inputs, units)
+    found: dict[str, dict[str, float]] = {}
+    for name, sides in wanted.items():
+        probes = multiply_probes(*sides)
+        took = take_turns({n: probe.call for n, probe in probes.items()}, 3 if quick else 7)
+        title = f"{name}: ({sides[0]}, {sides[1]}) x ({sides[1]}, {sides[2]})"
+        found[title] = {n: probe.amount / min(took[n]) for n, probe in probes.items()}
+    return found
+
+
+def shape_table(shapes: Mapping[str, Mapping[str, float]], best: Rates) -> Table:
+    """Rates at the network's shapes, and the share of the square product's."""
+    names = list(next(iter(shapes.values())))
+    rows = [
+        [
+            title,
+            *(
+                f"{found[n] / 1e9:.1f} ({found[n] / best.multiply[n.split()[0]]:.0%})"
+                for n in names
+            ),
+        ]
+        for title, found in shapes.items()
+    ]
+    title = "Gop/s at the network's own shapes (share of the best square product)"
+    return Table(title=title, columns=["", *names], rows=rows)
+
+
+def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
+    """GB/s by MiB that are read again and again, by threads."""
+    sizes = [1, 16] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    found: dict[str, list[tuple[float, float]]] = {}
+    for threads in sorted({1, usable_cores()}):
+        probes = {size: read_probe(size * MIB, threads) for size in sizes}
+        took = take_turns({str(size): probe.call for size, probe in probes.items()}, 3)
+        found[f"{threads} thread{'s' if threads > 1 else ''}"] = [
+            (float(size), probes[size].amount / min(took[str(size)]) / 1e9) for size in sizes
+        ]
+    return found
+
+
+def bandwidth_plot(bandwidth: Mapping[str, list[tuple[float, float]]]) -> Plot:
+    """Steps down where a cache ends."""
+    return Plot(
+        file="bandwidth.png",
+        title="Reading again and again",
+        x_label="MiB",
+        y_label="GB/s",
+        series=dict(bandwidth),
+        log=True,
+    )
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options = arguments(__doc__ or "").parse_args()
+    if options.quick:
+        deliver(measure(TINY, 1.0, rounds=2, quick=True), options)
+    else:
+        deliver(measure(LARGE, 10.0, rounds=5), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

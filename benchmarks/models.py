@@ -1,0 +1,92 @@
+"""What the benchmarks run: networks of random weights, which are as fast as trained ones.
+
+Their output layer is enlarged, so that they answer speech with labels that differ from frame to
+frame, as a trained network does; else every text would be the same, or empty.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+
+from ds2deploy.checkpoint import build_network, load_checkpoint, save_checkpoint
+from ds2deploy.config import Recipe
+from ds2deploy.export.artifacts import append_description
+from ds2deploy.export.form import Form, artifact_name
+from ds2deploy.export.graph import build_graph
+from ds2deploy.export.lowering import lower
+from ds2deploy.export.speech import synthesize
+from ds2deploy.runtimes.artifact import ModelShape, Precision
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, IntArray
+
+LARGE = ModelShape()
+"""deepspeech.pytorch's default: 5 bidirectional LSTMs of 1024."""
+
+MEDIUM = ModelShape(hidden=512, layers=3)
+TINY = ModelShape(hidden=32, layers=2)
+
+DIGITS = Path(__file__).resolve().parents[1] / "tests" / "models" / "digits.ckpt"
+"""A trained model of spoken digits that comes with the project."""
+
+OUTPUT_GAIN = 30.0
+
+VOICE_S = 10.0
+"""Seconds of synthetic speech that are made; what is longer repeats them."""
+
+
+def make_checkpoint(shape: ModelShape, folder: Path) -> Path:
+    """A checkpoint of such a network, the same every time."""
+    torch.manual_seed(0)
+    recipe = Recipe(model=shape)
+    network = build_network(recipe)
+    with torch.no_grad():
+        network.output.weight.mul_(OUTPUT_GAIN)
+    path = folder / f"{shape.layers}x{shape.hidden}.ckpt"
+    save_checkpoint(path, network, recipe, {})
+    return path
+
+
+def write_onnx(checkpoint: Path, folder: Path, precision: Precision = "fp32") -> Path:
+    """The checkpoint's artifact as an export writes it, but not compared with the checkpoint.
+
+    The comparison takes minutes, and says nothing of speed.
+    """
+    loaded = load_checkpoint(checkpoint)
+    form = Form()
+    description = form.describe(loaded, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{checkpoint.stem}.{artifact_name(form, precision)}"
+    deploy = lower(loaded.network, columns=precision != "int8")
+    onnx.save(build_graph(deploy, description), path)
+    append_description(path, description)
+    return path
+
+
+def speech(sample_rate: int, seconds: float, voice: int = 0) -> FloatArray:
+    """Synthetic speech: (samples,) float32."""
+    count = int(sample_rate * seconds)
+    once = synthesize(sample_rate, min(count, int(sample_rate * VOICE_S)), seed=voice)
+    return np.resize(once, count)
+
+
+def speech_batch(config: FeatureConfig, batch: int, seconds: float) -> tuple[FloatArray, IntArray]:
+    """Features (batch, 1, bins, time) float32 of so many utterances, and their lengths (batch,)."""
+    extract = FeatureExtractor(config)
+    voices = [extract(speech(config.sample_rate, seconds, i)) for i in range(min(batch, 8))]
+    features = np.stack([voices[i % len(voices)] for i in range(batch)])[:, None]
+    return features, np.full(batch, features.shape[3], np.int64)
+
+
+def shape_name(shape: ModelShape) -> str:
+    """In words: `5 x BiLSTM-1024`."""
+    kind = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[shape.rnn]
+    return f"{shape.layers} x {'Bi' if shape.bidirectional else ''}{kind}-{shape.hidden}"
+
+
+def recipe_of(shape: ModelShape, **sections: object) -> Recipe:
+    """A recipe of such a network."""
+    return msgspec.convert({"model": msgspec.to_builtins(shape), **sections}, Recipe)

@@ -1,0 +1,244 @@
+"""What a benchmark says: goals, tables and plots, with the machine described.
+
+    python benchmarks/report.py [FOLDER]
+
+writes FOLDER/README.md from the results that the other scripts left there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ds2deploy.files import whole_file
+from ds2deploy.machine import Machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+ORDER = ("latency", "limits", "throughput", "startup", "training", "features", "gpu")
+"""Of the results in the report."""
+
+Status = Literal["met", "not met", "beyond the floor of this machine", "not measured"]
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True):
+    """What was wanted, and what was measured.
+
+    Attributes:
+        name: what it is about.
+        wanted: the bound.
+        measured: None where it could not be.
+        unit: of both.
+        least: whether the bound is a lower one.
+        floor: best value that the machine's own floor would allow; None where nothing is known.
+        detail: of the measurement, such as its spread.
+    """
+
+    name: str
+    wanted: float
+    measured: float | None
+    unit: str = "x"
+    least: bool = True
+    floor: float | None = None
+    detail: str = ""
+
+    @property
+    def status(self) -> Status:
+        """Whether it is met; and if not, whether it could be."""
+        if self.measured is None:
+            return "not measured"
+        if self._reaches(self.measured):
+            return "met"
+        if self.floor is not None and not self._reaches(self.floor):
+            return "beyond the floor of this machine"
+        return "not met"
+
+    def row(self) -> list[str]:
+        """Cells of `GOAL_COLUMNS`."""
+        bound = f"{'at least' if self.least else 'at most'} {self._shown(self.wanted)}"
+        return [
+            self.name,
+            bound,
+            "-" if self.measured is None else f"{self._shown(self.measured)} {self.detail}".strip(),
+            "" if self.floor is None else self._shown(self.floor),
+            self.status,
+        ]
+
+    def _reaches(self, value: float) -> bool:
+        return value >= self.wanted if self.least else value <= self.wanted
+
+    def _shown(self, value: float) -> str:
+        return f"{value:.3g}{'' if self.unit in ('x', '') else ' '}{self.unit}"
+
+
+GOAL_COLUMNS = ["goal", "wanted", "measured", "the floor allows", ""]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures under a title; cells are text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As Markdown has tables."""
+        return f"**{self.title}**\n\n{markdown_table(self.columns, self.rows)}"
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines over an axis; `file` is the name of the picture."""
+
+    file: str
+    title: str
+    x_label: str
+    y_label: str
+    series: dict[str, list[tuple[float, float]]]
+    log: bool = False
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a benchmark found.
+
+    Attributes:
+        name: of the script.
+        title: what it asks.
+        machine: that it ran on.
+        quick: whether sizes were those of a test, and the figures therefore say nothing.
+        goals: with what was measured.
+        tables: for a reader.
+        plots: for a reader.
+        notes: sentences that belong to the figures.
+        data: the figures, by name, for a program.
+    """
+
+    name: str
+    title: str
+    machine: Machine
+    quick: bool = False
+    goals: list[Goal] = []
+    tables: list[Table] = []
+    plots: list[Plot] = []
+    notes: list[str] = []
+    data: dict[str, object] = {}
+
+    def json(self) -> str:
+        """One document, each goal with its status."""
+        plain = msgspec.to_builtins(self)
+        for goal, written in zip(self.goals, plain["goals"], strict=True):
+            written["status"] = goal.status
+        return msgspec.json.format(msgspec.json.encode(plain), indent=1).decode()
+
+    def markdown(self, pictures: bool = True) -> str:
+        """For a reader."""
+        parts = [f"## {self.title}", f"{self.machine}."]
+        if self.quick:
+            parts.append("*Sizes of a test: these figures say nothing of speed.*")
+        if self.goals:
+            parts.append(markdown_table(GOAL_COLUMNS, [goal.row() for goal in self.goals]))
+        parts += [table.markdown() for table in self.tables]
+        parts += self.notes
+        parts += [f"![{plot.title}]({plot.file})" for plot in self.plots if pictures]
+        return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right; a bar in a cell is escaped."""
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has; its own are added to them."""
+    parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true", help="sizes of a test, in seconds")
+    parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and plots")
+    return parser
+
+
+def progress(message: str) -> None:
+    """To the person who waits, and not into the result."""
+    print(f"  {message}", file=sys.stderr)
+
+
+def deliver(result: Result, options: argparse.Namespace) -> None:
+    """Print a result, and write it where `--out` says."""
+    print(result.json() if options.json else result.markdown(pictures=False))
+    if options.out is not None:
+        write(result, options.out)
+
+
+def write(result: Result, folder: Path) -> None:
+    """NAME.json, NAME.md and the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        (f"{result.name}.json", result.json()),
+        (f"{result.name}.md", _page(result)),
+    ):
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for plot in result.plots:
+        draw(plot, folder, str(result.machine))
+
+
+def draw(plot: Plot, folder: Path, note: str) -> None:
+    """Write a plot's picture."""
+    from ds2deploy.plots import line_plot
+
+    line_plot(
+        folder / plot.file, plot.title, plot.x_label, plot.y_label, plot.series, plot.log, note
+    )
+
+
+def _page(result: Result) -> str:
+    return result.markdown().replace("## ", "# ", 1)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """What the scripts left in a folder, in the report's order."""
+    found = [folder / f"{name}.json" for name in ORDER]
+    return [msgspec.json.decode(path.read_bytes(), type=Result) for path in found if path.is_file()]
+
+
+def summary(results: Sequence[Result]) -> str:
+    """One page: the machine, every goal, then each benchmark's tables and plots."""
+    rows = [goal.row() for result in results for goal in result.goals]
+    missing = [name for name in ORDER[:6] if name not in {result.name for result in results}]
+    parts = [
+        "# Results",
+        "Written by `make bench`. Figures of one table were measured in turns, in one run; a "
+        "ratio is the median of the rounds, the middle half of the rounds in brackets. *The floor "
+        "allows* is what the machine's own rates of multiplying and reading, measured in the same "
+        "run, leave possible: see [limits.md](limits.md).",
+        markdown_table(GOAL_COLUMNS, rows),
+    ]
+    if missing:
+        parts.append(f"Not measured: {', '.join(missing)}.")
+    return "\n\n".join([*parts, *(result.markdown() for result in results)])
+
+
+def main() -> int:
+    """Write the page of all results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS)
+    folder = parser.parse_args().folder
+    results = read_results(folder)
+    if not results:
+        print(f"{folder}: no results; run the benchmarks with --out {folder}", file=sys.stderr)
+        return 2
+    with whole_file(folder / "README.md") as temporary:
+        temporary.write_text(summary(results), encoding="utf-8")
+    print(f"{folder / 'README.md'}: {len(results)} benchmarks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

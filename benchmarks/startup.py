@@ -1,0 +1,158 @@
+"""The first word of a fresh process: `ds2deploy transcribe`, from the shell and back.
+
+    python benchmarks/startup.py [--quick] [--json] [--out DIR]
+
+The trained model of digits and 3 s of audio, as an ONNX file and as the checkpoint that torch
+runs, in processes that take turns. Processes that only import what the command needs show where
+the time goes.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import soundfile
+from models import DIGITS, speech, write_onnx
+from report import Goal, Result, Table, arguments, deliver, progress
+
+from ds2deploy.checkpoint import load_checkpoint
+from ds2deploy.machine import describe_machine
+from ds2deploy.timing import latency, ratio, take_turns
+
+ONNX, TORCH = "transcribe model.onnx", "transcribe model.ckpt (torch)"
+SECONDS = 3.0
+WALL_GOAL, MEMORY_GOAL, RATIO_GOAL = 0.8, 200.0, 3.0
+
+IMPORTS = {
+    "python alone": "pass",
+    "+ the command line": "import ds2deploy.cli",
+    "+ numpy": "import ds2deploy.cli, numpy",
+    "+ ONNX Runtime": "import ds2deploy.cli, numpy, onnxruntime",
+    "torch alone": "import torch",
+}
+"""Each with those before it, but for the last."""
+
+COMMAND = "from ds2deploy.cli import main; main()"
+"""What the installed command does."""
+
+WATCHED = """
+import atexit, sys
+from ds2deploy.machine import peak_memory_mib
+atexit.register(lambda: print("peak", peak_memory_mib(), file=sys.stderr))
+"""
+"""Before the command: it prints its own peak at its end. What the system tells a parent of its
+child counts the parent's own memory, from before the child became another program."""
+
+
+def process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a fresh process, with such a command line.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+
+
+def peak_mb(*words: str) -> float | None:
+    """Largest resident memory of such a command, in 10^6 bytes; None where nothing tells."""
+    last = process(WATCHED + COMMAND, *words).stderr.split()[-1]
+    return None if last == "None" else float(last) * 2**20 / 1e6
+
+
+def measure(rounds: int, quick: bool = False) -> Result:
+    """Processes in turns, then each once more for its memory.
+
+    Args:
+        rounds: in turns; before them one that is not counted, but for the sizes of a test.
+        quick: whether these are sizes of a test.
+    """
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
+        folder = Path(name)
+        audio = folder / "a.wav"
+        rate = load_checkpoint(DIGITS).recipe.features.sample_rate
+        soundfile.write(audio, speech(rate, SECONDS), rate)
+        onnx = str(write_onnx(DIGITS, folder))
+        commands = {ONNX: (onnx, str(audio)), TORCH: (str(DIGITS), str(audio))}
+        texts: dict[str, str] = {}
+
+        def transcribe(case: str) -> Callable[[], object]:
+            words = ("transcribe", *commands[case])
+            return lambda: texts.update({case: process(COMMAND, *words).stdout})
+
+        cases = {case: transcribe(case) for case in commands}
+        imports = {title: functools.partial(process, code) for title, code in IMPORTS.items()}
+        every = cases | imports
+        took = take_turns(every, rounds, warm_up=int(not quick), progress=progress)
+        memory = {case: peak_mb("transcribe", *words) for case, words in commands.items()}
+    faster = ratio(took[TORCH], took[ONNX])
+    goals = [
+        Goal(
+            name="transcribe model.onnx a.wav, whole process",
+            wanted=WALL_GOAL,
+            measured=latency(took[ONNX]).p50,
+            unit="s",
+            least=False,
+        ),
+        Goal(
+            name="its resident memory at most",
+            wanted=MEMORY_GOAL,
+            measured=memory[ONNX],
+            unit="MB",
+            least=False,
+        ),
+        Goal(
+            name="against the same through torch",
+            wanted=RATIO_GOAL,
+            measured=faster.median,
+            detail=f"({faster.low:.2f} to {faster.high:.2f})",
+        ),
+    ]
+    return Result(
+        name="startup",
+        title=f"A fresh process: digits model, {SECONDS:g} s of audio",
+        machine=describe_machine(),
+        quick=quick,
+        goals=goals,
+        tables=[wall_table(took, memory)],
+        notes=[split(took)],
+        data={"seconds": took, "peak_mb": memory, "texts": texts},
+    )
+
+
+def wall_table(took: dict[str, list[float]], memory: dict[str, float | None]) -> Table:
+    """Seconds of every process, and megabytes of the commands."""
+    rows = []
+    for case, seconds in took.items():
+        found, peak = latency(seconds), memory.get(case)
+        shown = "" if peak is None else f"{peak:.0f}"
+        rows.append([case, f"{found.p50:.3f}", f"{found.p95:.3f}", shown])
+    return Table(title="Processes", columns=["", "p50 (s)", "p95 (s)", "peak (MB)"], rows=rows)
+
+
+def split(took: dict[str, list[float]]) -> str:
+    """Where the time of the ONNX command goes, as differences of medians."""
+    names = [*list(IMPORTS)[:-1], ONNX]
+    medians = [statistics.median(took[name]) for name in names]
+    parts = [f"{1000 * medians[0]:.0f} ms Python"]
+    titles = ("the command line", "numpy", "ONNX Runtime", "model, audio and recognition")
+    for title, before, after in zip(titles, medians, medians[1:], strict=False):
+        parts.append(f"{1000 * max(after - before, 0.0):.0f} ms {title}")
+    return f"Of {1000 * medians[-1]:.0f} ms: {', '.join(parts)}."
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options = arguments(__doc__ or "").parse_args()
+    deliver(measure(1, quick=True) if options.quick else measure(15), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""A training step against the same over packed sequences, and how busy data keeps the network.
+
+    python benchmarks/training.py [--quick] [--json] [--out DIR]
+
+First, one step of 3 x BiLSTM-512 on 8 utterances of 3 to 5 s: forward, CTC loss, backward, clipped
+AdamW; with the recurrent layers as the project computes them and over packed sequences, in turns,
+from the same weights. Their gradients must be equal. Second, a real training through the project's
+own trainer on recordings that are made here: what stands between two steps is waiting for data.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning
+import numpy as np
+import soundfile
+import torch
+from models import MEDIUM, TINY, recipe_of, shape_name, speech
+from report import Goal, Result, Table, arguments, deliver, progress
+
+from ds2deploy.checkpoint import build_network
+from ds2deploy.config import Recipe
+from ds2deploy.data import Batch
+from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
+from ds2deploy.machine import describe_machine
+from ds2deploy.model import DeepSpeech2, pack_sequences
+from ds2deploy.preparation import prepare
+from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureExtractor, pad_features
+from ds2deploy.timing import latency, ratio, take_turns
+from ds2deploy.training import make_trainer, silence_lightning
+
+OURS, PACKED = "this project's step", "the step over packed sequences"
+STEP_GOAL, GRADIENT_GOAL, BUSY_GOAL = 3.0, 1e-3, 95.0
+CLIP_NORM = 5.0
+WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
+
+
+class Sizes(NamedTuple):
+    """Of a run: the network, utterances in a batch, seconds of the shortest and the longest, rounds
+    in turns, and steps of the real training.
+    """
+
+    shape: ModelShape
+    batch: int
+    seconds: tuple[float, float]
+    rounds: int
+    steps: int
+
+
+FULL = Sizes(MEDIUM, 8, (3.0, 5.0), 7, 24)
+QUICK = Sizes(TINY, 2, (0.5, 1.0), 1, 3)
+
+
+def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) -> Batch:
+    """Synthetic speech of durations between the two, with transcripts of digits."""
+    random = np.random.default_rng(0)
+    rate, alphabet = recipe.features.sample_rate, Alphabet(recipe.labels)
+    extract = FeatureExtractor(recipe.features)
+    durations = np.linspace(*seconds, utterances)
+    sounds = [extract(speech(rate, duration, voice=i)) for i, duration in enumerate(durations)]
+    features, lengths = pad_features(sounds)
+    texts = [" ".join(random.choice(WORDS, 4)) for _ in range(utterances)]
+    targets = [alphabet.encode(text) for text in texts]
+    return Batch(
+        torch.from_numpy(features),
+        torch.from_numpy(lengths),
+        torch.tensor([label for labels in targets for label in labels]),
+        torch.tensor([len(labels) for labels in targets]),
+        texts,
+    )
+
+
+def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:
+    """Two networks of the same weights, laid out as a training on a CPU has them."""
+    found = {}
+    for name in (OURS, PACKED):
+        torch.manual_seed(0)
+        network = build_network(recipe).train()
+        network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found[name] = pack_sequences(network) if name == PACKED else network
+    return found
+
+
+def backward(network: DeepSpeech2, batch: Batch) -> float:
+    """Forward and backward; the loss."""
+    log_probs, lengths = network(batch.features, batch.lengths)
+    loss = ctc_loss(log_probs, lengths, batch) / len(batch.lengths)
+    loss.backward()
+    return float(loss.detach())
+
+
+def gradient_difference(left: DeepSpeech2, right: DeepSpeech2, batch: Batch) -> float:
+    """Largest difference of a parameter's gradients, as a share of its largest gradient."""
+    for network in (left, right):
+        network.zero_grad()
+        backward(network, batch)
+    worst = 0.0
+    for ours, theirs in zip(left.parameters(), right.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        scale = max(float(theirs.grad.abs().max()), GRADIENT_FLOOR)
+        worst = max(worst, float((ours.grad - theirs.grad).abs().max()) / scale)
+    return worst
+
+
+GRADIENT_FLOOR = 1e-4
+"""A gradient smaller than this everywhere is zero but for rounding: that of a bias which the batch
+norm behind it takes out again."""
+
+
+def step_of(network: DeepSpeech2, batch: Batch) -> Callable[[], None]:
+    """A whole optimisation step."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        backward(network, batch)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+        optimizer.step()
+
+    return step
+
+
+class Clock(lightning.Callback):
+    """Seconds of every step, and of the waiting before it."""
+
+    def __init__(self) -> None:
+        self.busy: list[float] = []
+        self.waited: list[float] = []
+        self._last = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """The clock starts where the first batch is asked for."""
+        self._last = time.perf_counter()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """A batch is there."""
+        now = time.perf_counter()
+        self.waited.append(now - self._last)
+        self._last = now
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """It has been learnt from."""
+        now = time.perf_counter()
+        self.busy.append(now - self._last)
+        self._last = now
+
+    def busy_share(self) -> float:
+        """Of the time between the first batch's arrival and the end, that of the steps."""
+        waited = sum(self.waited[1:])
+        return sum(self.busy) / (sum(self.busy) + waited)
+
+
+def write_recordings(folder: Path, rate: int, count: int, between: tuple[float, float]) -> Path:
+    """A folder of WAV files with a transcript beside each."""
+    random = np.random.default_rng(1)
+    folder.mkdir()
+    for i in range(count):
+        seconds = float(random.uniform(*between))
+        soundfile.write(folder / f"{i:03}.wav", speech(rate, seconds, voice=i % 16), rate)
+        (folder / f"{i:03}.txt").write_text(" ".join(random.choice(WORDS, 4)) + "\n")
+    return folder
+
+
+def train_for_real(sizes: Sizes) -> Clock:
+    """The project's training for so many steps of one epoch."""
+    silence_lightning()
+    share = 0.1
+    count = round(sizes.batch * (sizes.steps + 1) / (1 - share))
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
+        folder = Path(name)
+        recipe = recipe_of(
+            sizes.shape,
+            data={"batch_size": sizes.batch, "workers": 1},
+            training={
+                "accelerator": "cpu",
+                "max_steps": sizes.steps,
+                "epochs": 1,
+                "run": str(folder / "run"),
+            },
+        )
+        rate = recipe.features.sample_rate
+        source = write_recordings(folder / "audio", rate, count, sizes.seconds)
+        alphabet = Alphabet(ENGLISH)
+        cuts = prepare(source, folder / "manifests", "folder", alphabet, share, (1, 1), 1)
+        clock = Clock()
+        module = SpeechRecognition(recipe, cuts["train"], cuts["valid"])
+        module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer = make_trainer(recipe, [clock])
+        progress(f"a real training of {sizes.steps} steps")
+        trainer.fit(module)
+    return clock
+
+
+def measure(sizes: Sizes, quick: bool = False) -> Result:
+    """Steps in turns, gradients, then the real training.
+
+    Args:
+        sizes: of the run.
+        quick: whether these are sizes of a test.
+    """
+    recipe = recipe_of(sizes.shape)
+    batch, networks = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)
+    difference = gradient_difference(networks[OURS], networks[PACKED], batch)
+    cases = {name: step_of(network, batch) for name, network in networks.items()}
+    took = take_turns(cases, sizes.rounds, progress=progress)
+    faster = ratio(took[PACKED], took[OURS])
+    clock = train_for_real(sizes)
+    share = 100 * clock.busy_share()
+    return Result(
+        name="training",
+        title=f"Training: {shape_name(sizes.shape)}, batch {sizes.batch} of "
+        f"{sizes.seconds[0]:g} to {sizes.seconds[1]:g} s",
+        machine=describe_machine(),
+        quick=quick,
+        goals=[
+            Goal(
+                name="training step against packed sequences",
+                wanted=STEP_GOAL,
+                measured=faster.median,
+                detail=f"({faster.low:.2f} to {faster.high:.2f})",
+            ),
+            Goal(
+                name="largest difference of gradients, relative",
+                wanted=GRADIENT_GOAL,
+                measured=difference,
+                unit="",
+                least=False,
+            ),
+            Goal(
+                name="the network's share of the training's time", wanted=BUSY_GOAL,
+                measured=share, unit="%",
+            ),
+        ],
+        tables=[
+            Table(
+                title="A step",
+                columns=["", "p50 (s)", "p95 (s)", "utterances per s"],
+                rows=[step_row(name, sizes.batch, seconds) for name, seconds in took.items()],
+            )
+        ],
+        notes=[
+            f"The real training: {len(clock.busy)} steps, "
+            f"{sizes.batch * len(clock.busy) / (sum(clock.busy) + sum(clock.waited)):.2f} "
+            f"utterances per second, {100 - share:.2f} % of the time waiting for data (a step "
+            f"{statistics.median(clock.busy):.2f} s, a wait {statistics.median(clock.waited):.4f} "
+            f"s); {clock.waited[0]:.2f} s until the first batch."
+        ],
+        data={
+            "seconds": took,
+            "gradient_difference": difference,
+            "busy_s": clock.busy,
+            "waited_s": clock.waited,
+        },
+    )  # fmt: skip
+
+
+def step_row(name: str, batch: int, seconds: list[float]) -> list[str]:
+    """Of the table."""
+    found = latency(seconds)
+    return [name, f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}"]
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options = arguments(__doc__ or "").parse_args()
+    deliver(measure(QUICK if options.quick else FULL, options.quick), options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
