@@ -257,7 +257,7 @@ def export(
         bool, typer.Option("--rtx", help="Build TensorRT-RTX engines; needs no GPU.")
     ] = False,
     precision: Annotated[
-        str | None, typer.Option(help="fp32 (the default), fp16, bf16, or several: fp32,fp16.")
+        str | None, typer.Option(help="fp32 (default), fp16, bf16, int8, or several: fp32,int8.")
     ] = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Blocks of streams, instead of whole utterances.")
@@ -687,7 +687,9 @@ def _named(path: Path, result: Transcript | Ds2Error) -> dict[str, Any]:
 
 
 def _precisions(text: str) -> list[Any]:
-    known = ("fp32", "fp16", "bf16")
+    from ds2deploy.runtimes.artifact import Precision
+
+    known = get_args(Precision)
     chosen = [name.strip().lower() for name in text.split(",")]
     if unknown := [name for name in chosen if name not in known]:
         raise ConfigError(f"--precision {unknown[0]!r}: expected one or more of {', '.join(known)}")

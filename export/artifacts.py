@@ -78,7 +78,8 @@ def export_onnx(
         checkpoint: of ds2deploy or of deepspeech.pytorch.
         out: folder for `model.onnx` (fp32) and `model.fp16.onnx`.
         precisions: of the artifacts; those of one call stand or fall together.
-        audio: manifest of real speech for the parity check; synthetic speech without one.
+        audio: manifest of real speech for the parity check; synthetic speech without one, but not
+            for int8.
         progress: told what is being done.
         form: what the artifacts take.
 
@@ -88,7 +89,7 @@ def export_onnx(
     Raises:
         ParityError: an artifact differs from the checkpoint; none is written.
         MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
-        ConfigError: a precision that ONNX Runtime cannot compute.
+        ConfigError: a precision that ONNX Runtime cannot compute, or int8 without audio.
     """
     exported = export_checkpoint(checkpoint, out, precisions, audio, progress, form=form)
     return [item for item in exported if isinstance(item, Exported)]
@@ -137,6 +138,8 @@ def export_checkpoint(
         check_builder(options)
     loaded = load_checkpoint(checkpoint)
     blocks = form.blocks(loaded, str(checkpoint))
+    if "int8" in precisions:
+        _check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
@@ -178,6 +181,20 @@ def export_checkpoint(
                 )
                 exported.append(item)
     return exported
+
+
+def _check_int8(rnn: str, audio: str | Path | None, checkpoint: str) -> None:
+    """Refuse what cannot be quantised, and what could not be judged."""
+    if rnn != "lstm":
+        raise ConfigError(
+            f"{checkpoint}: --precision int8: ONNX Runtime has a quantised LSTM, and no {rnn}; "
+            "choose fp32, or train an LSTM"
+        )
+    if audio is None:
+        raise ConfigError(
+            f"{checkpoint}: --precision int8 is judged by the words of real speech: add "
+            "--audio MANIFEST, of recordings such as it will hear"
+        )
 
 
 def _command(
@@ -223,6 +240,10 @@ def verify_artifact(
     if network is not None and path.suffix == ENGINE_SUFFIX:
         raise ModelFileError(f"{path}: --network takes the ONNX file that an engine is built of")
     description = _description(path)
+    if network is not None:
+        refuse_what_no_parser_takes(description.model, description.precision, str(path))
+    if description.precision == "int8":
+        _check_int8(description.model.rnn, audio, str(path))
     loaded = load_checkpoint(checkpoint)
     if description.statistics_from and loaded.recipe.features.normalize == "utterance":
         loaded = _with_features(loaded, description)  # compare with the model so normalised
@@ -292,7 +313,8 @@ def _write(
     precision = description.precision
     progress(f"{precision}: writing the graph")
     started = time.perf_counter()
-    model = build_graph(lower(checkpoint.network), description)
+    deploy = lower(checkpoint.network, columns=precision != "int8")
+    model = build_graph(deploy, description)
     onnx.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
     built = time.perf_counter()

@@ -207,6 +207,11 @@ def refuse_what_no_parser_takes(model: ModelShape, precision: Precision, checkpo
     Raises:
         ConfigError: says why, and what to choose.
     """
+    if precision == "int8":
+        raise ConfigError(
+            f"{checkpoint}: int8 is for ONNX Runtime on a CPU, TensorRT has no LSTM that quantises "
+            "its input while it runs; for an engine choose --precision fp16"
+        )
     if model.rnn == "gru" and precision == "bf16":
         raise ConfigError(
             f"{checkpoint}: TensorRT's parser takes no GRU in bf16 (it makes one of the GRU's "

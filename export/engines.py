@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ds2deploy.export.engine_options import EngineOptions
+from ds2deploy.export.engine_options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.parity import ParityReport
 from ds2deploy.export.reference import Reference
 from ds2deploy.export.tensorrt import (
@@ -150,6 +150,7 @@ def export_engines(
     for options in engines:
         check_builder(options)
     description = describe_artifact(artifact)
+    refuse_what_no_parser_takes(description.model, description.precision, str(artifact))
     if not (description.parity or {}).get("passed"):
         raise ModelFileError(f"{artifact}: holds no parity report that passed; export it again")
     if description.precision == "bf16":

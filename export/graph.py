@@ -16,6 +16,7 @@ import onnx
 from ds2deploy.export.front_end import features_of_waveform
 from ds2deploy.export.graph_builder import GraphBuilder
 from ds2deploy.export.lowering import GATE_COLUMNS, DeployModel
+from ds2deploy.export.quantization import quantized_layers
 from ds2deploy.export.time_axis import StreamBlocks, TimeAxis, WholeUtterances
 from ds2deploy.model import LARGEST_ACTIVATION
 from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ArtifactDescription, conv_bins
@@ -35,7 +36,7 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     """Write the deployed network.
 
     Args:
-        deploy: from `lower`.
+        deploy: from `lower`; for int8 without columns.
         description: of the artifact: what goes in, whole utterances or blocks, precision of
             weights and activations; inputs, outputs, feature extractor, output layer and
             log-softmax are float32 in every precision.
@@ -63,7 +64,12 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     rows = CONV_MAPS * conv_bins(deploy.bins)
     x = g.node("Reshape", "rnn/rows", x, g.integers(0, rows, -1))
     x = g.node("Transpose", "rnn/time_first", x, perm=[2, 0, 1])
-    x = _recurrent_layers(g, deploy, time, x, valid)
+    time_first = g.node("Transpose", "valid/time_first", valid, perm=[1, 0])
+    mask = g.node("Unsqueeze", "valid/frames_mask", time_first, g.integers(2))
+    if description.precision == "int8":
+        x = quantized_layers(g, deploy, time, x, mask, output_lengths)
+    else:
+        x = _recurrent_layers(g, deploy, time, x, mask)
     _labels(g, deploy, time, x)
     time.finish()
     return g.model(input_tensors(description), output_tensors(description))
@@ -92,11 +98,9 @@ def _convolution(
 
 
 def _recurrent_layers(
-    g: GraphBuilder, deploy: DeployModel, time: TimeAxis, x: str, valid: str
+    g: GraphBuilder, deploy: DeployModel, time: TimeAxis, x: str, mask: str
 ) -> str:
-    """X (time, batch, features), valid (batch, time) in the graph's type."""
-    time_first = g.node("Transpose", "valid/time_first", valid, perm=[1, 0])
-    mask = g.node("Unsqueeze", "valid/frames_mask", time_first, g.integers(2))
+    """X (time, batch, features), mask (time, batch, 1) in the graph's type."""
     first = np.eye(1, GATE_COLUMNS)[None]
     flag = mask
     if deploy.shape.rnn == "gru":

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.tensors import Tensor
 
-OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18}
 """18 is what every supported runtime reads; Conv and the RNNs take bfloat16 from 22 on."""
 
 IR_VERSIONS: dict[int, int] = {18: 8, 22: 10}
@@ -24,7 +24,12 @@ DTYPES: dict[Precision, Any] = {
     "fp32": np.float32,
     "fp16": np.float16,
     "bf16": ml_dtypes.bfloat16,
+    "int8": np.float32,
 }
+"""Of what flows through the graph; int8 is the weights of recurrent layers alone."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of the operators that ONNX Runtime adds to the standard's."""
 
 
 class GraphBuilder:
@@ -36,7 +41,7 @@ class GraphBuilder:
 
     def __init__(self, precision: Precision) -> None:
         self.dtype = DTYPES[precision]
-        self._precision: Precision = precision
+        self._float32 = DTYPES[precision] is np.float32
         self._opset = OPSETS[precision]
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -54,17 +59,17 @@ class GraphBuilder:
 
     def lowered(self, name: str, x: str) -> str:
         """X, which is float32, in the graph's type."""
-        return x if self._precision == "fp32" else self.number(name, x)
+        return x if self._float32 else self.number(name, x)
 
     def raised(self, name: str, x: str) -> str:
         """X, which is of the graph's type, in float32."""
-        if self._precision == "fp32":
+        if self._float32:
             return x
         return self.node("Cast", name, x, to=TensorProto.FLOAT)
 
     def renamed(self, name: str, x: str, already: bool = False) -> str:
         """X in float32, which it may be already, under the name of an output."""
-        if already or self._precision == "fp32":
+        if already or self._float32:
             return self.node("Identity", name, x)
         return self.raised(name, x)
 
@@ -114,7 +119,10 @@ class GraphBuilder:
             [_value_info(tensor) for tensor in outputs],
             list(self._constants.values()),
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self._opset)])
+        opsets = [helper.make_opsetid("", self._opset)]
+        if any(node.domain == MICROSOFT for node in self._nodes):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
+        model = helper.make_model(graph, opset_imports=opsets)
         model.ir_version = IR_VERSIONS[self._opset]
         model.producer_name = "ds2deploy"
         return model

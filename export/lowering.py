@@ -13,6 +13,9 @@ tells valid frames from padded ones, and weights that make padding harmless:
 * GRU: its candidate has a bias inside the reset gate, which no input column can reach. The column
   is 1 on *padded* frames and drives the update gate to one, which holds the state as it is.
 
+ONNX Runtime's int8 operator takes `sequence_lens` in every type, and would round such a column: for
+it the network is lowered without (`columns=False`; see `quantization`).
+
 Seven more columns of zeros keep matrix sizes multiples of eight, as tensor cores like them.
 """
 
@@ -49,8 +52,8 @@ class Convolution(NamedTuple):
 class Recurrence(NamedTuple):
     """Weights of one layer as the ONNX operators LSTM, GRU and RNN take them.
 
-    W (directions, gates * hidden, inputs + GATE_COLUMNS), R (directions, gates * hidden, hidden),
-    B (directions, 2 * gates * hidden).
+    W (directions, gates * hidden, inputs + GATE_COLUMNS, or inputs alone),
+    R (directions, gates * hidden, hidden), B (directions, 2 * gates * hidden).
     """
 
     W: Array
@@ -74,11 +77,12 @@ class DeployModel(NamedTuple):
     output_bias: Array
 
 
-def lower(network: DeepSpeech2) -> DeployModel:
+def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
     """Fold a trained network.
 
     Args:
         network: in any mode; the running statistics of its batch norms are used.
+        columns: whether recurrent layers get columns that tell padding.
     """
     conv1, norm1, _, conv2, norm2, _ = network.conv.layers
     scale, shift = _scale_shift(network.output_norm)
@@ -89,7 +93,7 @@ def lower(network: DeepSpeech2) -> DeployModel:
         bins=network.bins,
         labels=network.labels,
         convolutions=(_convolution(conv1, norm1), _convolution(conv2, norm2)),
-        recurrences=tuple(_recurrence(layer, network.shape) for layer in layers),
+        recurrences=tuple(_recurrence(layer, network.shape, columns) for layer in layers),
         lookahead=None if network.lookahead is None else _array(network.lookahead.conv.weight),
         output_weight=_scaled(output, scale).T,
         output_bias=output @ shift,
@@ -109,13 +113,15 @@ def _convolution(conv: nn.Module, norm: nn.Module) -> Convolution:
     )
 
 
-def _recurrence(layer: RecurrentLayer, shape: ModelShape) -> Recurrence:
+def _recurrence(layer: RecurrentLayer, shape: ModelShape, columns: bool) -> Recurrence:
     suffixes = ("", "_reverse") if shape.bidirectional else ("",)
-    directions = [_direction(layer, shape.rnn, suffix) for suffix in suffixes]
+    directions = [_direction(layer, shape.rnn, suffix, columns) for suffix in suffixes]
     return Recurrence(*(np.stack(arrays) for arrays in zip(*directions, strict=True)))
 
 
-def _direction(layer: RecurrentLayer, kind: str, suffix: str) -> tuple[Array, Array, Array]:
+def _direction(
+    layer: RecurrentLayer, kind: str, suffix: str, with_columns: bool
+) -> tuple[Array, Array, Array]:
     def stacked(name: str) -> Array:
         parts = np.split(_array(getattr(layer.rnn, f"{name}_l0{suffix}")), len(GATES[kind]))
         return np.concatenate([parts[gate] for gate in GATES[kind]])
@@ -126,6 +132,8 @@ def _direction(layer: RecurrentLayer, kind: str, suffix: str) -> tuple[Array, Ar
         scale, shift = _scale_shift(layer.batch_norm)
         input_bias = input_bias + W @ shift
         W = _scaled(W, scale)
+    if not with_columns:
+        return W, R, np.concatenate([input_bias, state_bias])
     columns = np.zeros((len(W), GATE_COLUMNS), np.float32)
     if kind == "gru":
         columns[: layer.rnn.hidden_size, 0] = HOLD  # the update gate comes first in ONNX

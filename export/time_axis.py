@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from onnx import TensorProto
 
 from ds2deploy.export.graph_builder import GraphBuilder
 from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription
@@ -65,6 +66,18 @@ class TimeAxis(Protocol):
 
     def final_states(self, layer: int) -> tuple[str, ...]:
         """Names for the states that a recurrent layer ends with; empty where nobody needs them."""
+        ...
+
+    def valid_first(self, x: str, lengths: str) -> tuple[str, str]:
+        """X (time, batch, ...) with the valid frames of every utterance in front of the others.
+
+        Returns:
+            X, and how many frames of each are valid: (batch,) int32.
+        """
+        ...
+
+    def in_place(self, x: str) -> str:
+        """The opposite of `valid_first`; what stands on invalid frames is meaningless."""
         ...
 
     def finish(self) -> None:
@@ -125,6 +138,14 @@ class WholeUtterances:
         """See `TimeAxis`; nobody needs them."""
         return ()
 
+    def valid_first(self, x: str, lengths: str) -> tuple[str, str]:
+        """See `TimeAxis`; they are in front."""
+        return x, self._g.node("Cast", "valid/counts", lengths, to=TensorProto.INT32)
+
+    def in_place(self, x: str) -> str:
+        """See `TimeAxis`."""
+        return x
+
     def finish(self) -> None:
         """See `TimeAxis`; nothing follows."""
 
@@ -161,6 +182,7 @@ class StreamBlocks:
         }
         self._layers: dict[str, list[str]] = {name: [] for name in RECURRENT[description.model.rnn]}
         self._stacked: dict[str, str] = {}
+        self._back = ""
 
     def valid_samples(self, x: str) -> str:
         """See `TimeAxis`."""
@@ -222,6 +244,36 @@ class StreamBlocks:
             self._layers[name].append(after)
         return names
 
+    def valid_first(self, x: str, lengths: str) -> tuple[str, str]:
+        """See `TimeAxis`; in the block in which a stream begins, others stand before them.
+
+        The frames of the second convolution stand at `position / 2 - delay` and after.
+        """
+        g, count = self._g, self._blocks.frames // TIME_STRIDE
+        delay = CONV2_DELAY + self._behind // TIME_STRIDE
+        ends = g.node("Unsqueeze", "valid/lengths", lengths, g.integers(1))
+        before = g.node("Sub", "valid/before", g.integer(delay), "position/output")
+        begin, end = (
+            g.node("Clip", f"valid/{name}", index, g.integer(0), g.integer(count))
+            for name, index in (
+                ("begin", before),
+                ("end", g.node("Add", "valid/until", ends, before)),
+            )
+        )
+        counts = g.node("Sub", "valid/counted", end, begin)
+        counts = g.node("Squeeze", "valid/counts_in_row", counts, g.integers(1))
+        counts = g.node("Cast", "valid/counts", counts, to=TensorProto.INT32)
+        frame, last = self._range(count), g.integer(count - 1)
+        forward = g.node("Min", "valid/from", g.node("Add", "valid/later", frame, begin), last)
+        self._back = g.node(
+            "Max", "valid/back", g.node("Sub", "valid/earlier", frame, begin), g.integer(0)
+        )
+        return self._moved("valid/first", x, forward), counts
+
+    def in_place(self, x: str) -> str:
+        """See `TimeAxis`."""
+        return self._moved("valid/in_place", x, self._back)
+
     def finish(self) -> None:
         """See `TimeAxis`."""
         g = self._g
@@ -230,6 +282,14 @@ class StreamBlocks:
             first = g.node("Transpose", f"{name}/batch_first", stacked, perm=[1, 0, 2])
             g.renamed(NEXT + name, first)
         g.node("Add", NEXT + POSITION, POSITION, g.integer(self._blocks.frames))
+
+    def _moved(self, name: str, x: str, frames: str) -> str:
+        """X (time, batch, features) with other frames of each stream: frames (batch, time)."""
+        g = self._g
+        x = g.node("Transpose", f"{name}/batch_first", x, perm=[1, 0, 2])
+        indices = g.node("Unsqueeze", f"{name}/indices", frames, g.integers(2))
+        x = g.node("GatherND", f"{name}/frames", x, indices, batch_dims=1)
+        return g.node("Transpose", name, x, perm=[1, 0, 2])
 
     def _inside(self, name: str, start: str, count: int, delay: int, lengths: str) -> str:
         """Whether the frames from start (batch, 1) - delay on are from 0 to their length."""

@@ -16,7 +16,7 @@ from ds2deploy.runtimes.features import FeatureConfig
 FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["offline", "streaming"]
 Input = Literal["features", "waveform"]
 
@@ -139,7 +139,8 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         format_version: of this document.
         kind: a whole utterance at a time, or block by block.
         input: what the first tensor holds.
-        precision: of weights and activations; inputs, output layer and log-softmax are fp32.
+        precision: of weights and activations; inputs, output layer and log-softmax are fp32. In
+            `int8` the recurrent layers are, and everything else is fp32.
         labels: one character each, blank first.
         features: how audio becomes features.
         model: the network's dimensions.

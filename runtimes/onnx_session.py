@@ -132,6 +132,11 @@ def _open(
             f"{path}: ONNX Runtime computes no bf16 on {provider}; build an engine of its "
             "checkpoint (--trt or --rtx), or export fp16"
         )
+    if precision == "int8" and provider != "cpu":
+        raise RuntimeUnavailableError(
+            f"{path}: ONNX Runtime computes int8 LSTMs on a CPU only; give the fp16 or the fp32 "
+            f"file for {provider}, or leave --runtime and --device out"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

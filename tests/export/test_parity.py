@@ -103,7 +103,9 @@ def test_damage_is_noticed_and_nothing_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(artifacts, "lower", lambda network: damage(lower(network)))
+    monkeypatch.setattr(
+        artifacts, "lower", lambda network, columns: damage(lower(network, columns))
+    )
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 457))
     with pytest.raises(ParityError, match=r"digits\.ckpt: the fp32 artifact does not compute"):
         export_onnx(digits_checkpoint, tmp_path / "out")
