@@ -108,7 +108,7 @@ class Sizes(NamedTuple):
     rounds: int
 
 
-FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.5, 2, 4, 1)
+FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.2, 2, 4, 1)
 
 
 def kind_of(machine: Machine) -> str:

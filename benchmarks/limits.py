@@ -247,7 +247,7 @@ def main() -> int:
     """Measure, and print or write."""
     options = arguments(__doc__ or "").parse_args()
     if options.quick:
-        deliver(measure(TINY, 1.0, rounds=2, quick=True), options)
+        deliver(measure(TINY, 0.2, rounds=2, quick=True), options)
     else:
         deliver(measure(LARGE, 10.0, rounds=5), options)
     return 0

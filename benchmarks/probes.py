@@ -26,13 +26,13 @@ SIZES = (MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
 """Bytes that are read again and again. 4 and 16 MiB are the recurrent weights of one direction of
 an LSTM of 1024 units in int8 and in fp32; the last is beyond any cache."""
 
-TINY_SIDE, TINY_SIZES = 256, (MIB, 16 * MIB)
+TINY_SIDE, TINY_SIZES = 128, (MIB, 16 * MIB)
 
 LOW_SIDE = 512
 """Of square matrices in bf16: a processor without instructions for it takes a hundred times as long
 as in fp32."""
 
-LEAST_READ = 256 * MIB
+LEAST_READ = 128 * MIB
 """Bytes of a call, so that starting it takes no part of the time."""
 
 

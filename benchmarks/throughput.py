@@ -188,7 +188,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=200)
     options = parser.parse_args()
     if options.quick:
-        deliver(measure(TINY, 12, 3.0, quick=True), options)
+        deliver(measure(TINY, 12, 1.5, quick=True), options)
     else:
         deliver(measure(LARGE, options.files, LONGEST_S), options)
     return 0

@@ -20,6 +20,7 @@ from ds2deploy.export.artifacts import append_description, export_onnx, verify_a
 from ds2deploy.export.form import Form
 from ds2deploy.export.graph import build_graph
 from ds2deploy.export.lowering import lower
+from ds2deploy.export.parity import TOLERANCES, Tolerance
 from ds2deploy.export.quantization import column_scale, quantize
 from ds2deploy.export.speech import speech_waveforms
 from ds2deploy.manifest import read_manifest
@@ -195,9 +196,11 @@ def test_a_wrong_scale_is_noticed(
 
     def wrong(matrix: np.ndarray) -> quantization.QuantizedMatrix:
         right = quantize(matrix)
-        return right._replace(scale=right.scale * np.float32(1.1))
+        return right._replace(scale=right.scale * np.float32(1.3))
 
     monkeypatch.setattr(quantization, "quantize", wrong)
+    anything = Tolerance(log_probs=1e9, tie=1e9, words=TOLERANCES["int8"].words, by_words=True)
+    monkeypatch.setitem(TOLERANCES, "int8", anything)
     with pytest.raises(ParityError, match=r"of \d+ words differ \(allowed: 0\.2 %\)"):
         export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(strings, tmp_path))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
@@ -218,7 +221,7 @@ def test_no_words_to_judge_by(
 
 def few(strings: Path, folder: Path) -> Path:
     """The first of them."""
-    read_manifest(strings).subset(first=60).to_file(folder / "few.jsonl.gz")
+    read_manifest(strings).subset(first=20).to_file(folder / "few.jsonl.gz")
     return folder / "few.jsonl.gz"
 
 
