@@ -196,7 +196,7 @@ def test_a_wrong_scale_is_noticed(
 
     def wrong(matrix: np.ndarray) -> quantization.QuantizedMatrix:
         right = quantize(matrix)
-        return right._replace(scale=right.scale * np.float32(1.3))
+        return right._replace(scale=right.scale * np.float32(2))
 
     monkeypatch.setattr(quantization, "quantize", wrong)
     anything = Tolerance(log_probs=1e9, tie=1e9, words=TOLERANCES["int8"].words, by_words=True)
