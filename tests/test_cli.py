@@ -23,6 +23,7 @@ COMMANDS = [
     "export",
     "verify",
     "transcribe",
+    "bench",
     "inspect",
     "doctor",
     "demo",
