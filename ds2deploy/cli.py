@@ -501,7 +501,7 @@ def _transcribe_many(
             while not json and printed in found:
                 result = found.pop(printed)
                 if not isinstance(result, Ds2Error):
-                    typer.echo(f"{audio[printed]}\t{result.text}")
+                    _print_line(f"{audio[printed]}\t{result.text}")
                 printed += 1
             audio_s += item.audio_s
             advance(printed + len(found), audio_s)
@@ -737,8 +737,18 @@ def _message(error: Ds2Error) -> str:
     return text
 
 
+def _print_line(text: str, to: Any = None) -> None:
+    """On stdout, past a bar that is there: typer.echo finds the stream below, and writes into it.
+
+    Args:
+        text: of the line.
+        to: another stream.
+    """
+    print(text, file=to or sys.stdout, flush=True)
+
+
 def _complain(message: str) -> None:
-    typer.echo(f"ds2deploy: {' '.join(message.split())}", err=True)
+    _print_line(f"ds2deploy: {' '.join(message.split())}", sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

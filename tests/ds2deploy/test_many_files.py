@@ -104,8 +104,8 @@ def test_texts_are_printed_before_the_last_is_done(
     """As early as the order allows: a program behind a pipe need not wait for the end."""
     monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 1.0)
     events: list[str] = []
-    echo = cli.typer.echo
-    monkeypatch.setattr(cli.typer, "echo", lambda *a, **k: (events.append("text"), echo(*a, **k)))
+    show = cli._print_line
+    monkeypatch.setattr(cli, "_print_line", lambda line: (events.append("text"), show(line)))
     from ds2deploy.runtimes.onnx_session import OnnxSession
 
     compute = OnnxSession.compute
@@ -158,15 +158,15 @@ def test_a_log_is_told_now_and_then(
     assert re.fullmatch(pattern, lines[-1])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_a_bar_on_a_terminal_leaves_the_texts_alone(small_onnx: Path, good: list[Path]):
-    """Files, seconds and speed on stderr; stdout, a pipe, gets the texts and nothing else."""
+def on_a_terminal(*arguments: object, both: bool) -> tuple[int, str, str]:
+    """The exit code, what the terminal of stderr got without its codes, and stdout if a pipe."""
     import pty
 
     reader, terminal = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "ds2deploy", "transcribe", small_onnx, *good],
-        stdout=subprocess.PIPE, stderr=terminal, text=True, env={**os.environ, "TERM": "xterm"},
+        [sys.executable, "-m", "ds2deploy", *map(str, arguments)],
+        stdout=terminal if both else subprocess.PIPE, stderr=terminal, text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "300"},
     ) as process:  # fmt: skip
         os.close(terminal)
         shown = b""
@@ -177,13 +177,27 @@ def test_a_bar_on_a_terminal_leaves_the_texts_alone(small_onnx: Path, good: list
             pass
         finally:
             os.close(reader)
-        assert process.stdout is not None
-        lines = process.stdout.read().splitlines()
-    assert process.returncode == 0
-    assert [line.split("\t")[0] for line in lines] == list(map(str, good))
+        out = process.stdout.read() if process.stdout else ""
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert "6/6 files" in plain
-    assert re.search(r"7 s of audio, \S+x", plain.replace("\r\n", ""))
+    return process.returncode, plain, out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize("both", [False, True], ids=["stdout is a pipe", "both a terminal"])
+def test_a_bar_on_a_terminal(both: bool, small_onnx: Path, good: list[Path], broken: Path):
+    """Files, seconds and speed; texts and errors stand in lines of their own, above it."""
+    code, shown, out = on_a_terminal("transcribe", small_onnx, *good, broken, both=both)
+    assert code == 1
+    assert "7/7 files" in shown
+    assert re.search(r"7 s of audio, \S+x", shown)
+    lines = re.split(r"[\r\n]+", shown)
+    assert sum(line.startswith(f"ds2deploy: {broken}: not audio") for line in lines) == 1
+    texts = lines if both else out.splitlines()
+    for path in good:
+        assert sum(line.startswith(str(path)) for line in texts) == 1
+    if not both:
+        assert len(texts) == len(good)
+        assert str(good[0]) not in shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
