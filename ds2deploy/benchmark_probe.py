@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.features import FloatArray
     from ds2deploy.runtimes.recognizer import Recognizer
 
+LONGEST_S = 600.0
+"""After which a process that starts a model is given up."""
+
 WARM_RUNS = 3
 
 
@@ -105,14 +108,18 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
     """
     settings = Settings(str(case.path), case.model, case.runtime, threads, str(audio), audio_rate)
     document = msgspec.json.encode(settings).decode()
-    done = subprocess.run(  # noqa: S603  # our own interpreter and module
-        [sys.executable, "-m", "ds2deploy.benchmark_probe", document],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-m", "ds2deploy.benchmark_probe", document],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=LONGEST_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(reason=f"its process was not done after {LONGEST_S:g} s")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode == 0 and lines:  # a library may print around it
         return msgspec.json.decode(lines[-1], type=Answer)
@@ -123,15 +130,15 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
 
 def main() -> None:
     """Measure what the only argument says, and print the answer."""
-    from ds2deploy.runtimes.errors import DeviceError, Ds2Error, RuntimeUnavailableError
+    from ds2deploy.runtimes.errors import Ds2Error, MissingFileError, ModelFileError
 
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     try:
         answer = Answer(start=_measure(settings))
-    except (RuntimeUnavailableError, DeviceError) as error:
-        answer = Answer(reason=str(error))
-    except Ds2Error as error:
+    except (ModelFileError, MissingFileError) as error:
         answer = Answer(reason=str(error), bad_file=True)
+    except Ds2Error as error:
+        answer = Answer(reason=str(error))
     print(msgspec.json.encode(answer).decode())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ds2deploy.benchmark import Benchmark, Skipped
@@ -113,7 +114,7 @@ def _starts_table(starts: Iterable[Start]) -> Table:
         seconds = (start.imports_s, start.loading_s, start.first_run_s, start.warm_run_s)
         memory = (start.peak_memory_mib, start.device_memory_mib)
         table.add_row(
-            start.model,
+            escape(start.model),
             start.runtime,
             *(_milliseconds(value) for value in seconds),
             *("-" if value is None else f"{value:.0f}" for value in memory),
@@ -124,7 +125,7 @@ def _starts_table(starts: Iterable[Start]) -> Table:
 def _measurements_table(result: Benchmark) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"from samples to text; times as fast as {result.reference}",
+        title=f"from samples to text; times as fast as {escape(result.reference)}",
         title_justify="left",
     )
     for name in ("batch", "audio s"):
@@ -146,7 +147,7 @@ def _measurements_table(result: Benchmark) -> Table:
         table.add_row(
             str(row.batch) if first else "",
             f"{row.audio_s:g}" if first else "",
-            row.model,
+            escape(row.model),
             row.runtime,
             *(_milliseconds(value) for value in stages),
             f"{row.real_time_factor:.4f}",

@@ -437,7 +437,8 @@ def transcribe(
 ) -> None:
     """Print what is said in recordings; more than one gives a line each, with its name.
 
-    Of many, a broken one is named on stderr and the rest goes on; exit code 1 at the end.
+    Of many, a broken one is named on stderr and the rest goes on; exit code 1 at the end, 2 where
+    none is left.
 
     Example: ds2deploy transcribe model.onnx a.wav --format srt
 
@@ -587,6 +588,7 @@ def bench(
         require("matplotlib", "bench")
         if plots.exists() and not plots.is_dir():
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
+        plots.mkdir(parents=True, exist_ok=True)  # what cannot be is told before minutes are spent
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
     with _status("measuring") as status:
         result = measure(plan, synthesize, status)
@@ -597,6 +599,8 @@ def bench(
         _print_json({**msgspec.to_builtins(result), "advice": advice, "plots": paths})
     else:
         print_report(result, advice, written)
+    if runtime and any(item.batch is None for item in result.skipped):
+        raise typer.Exit(BAD_RESULT)  # one that was asked for does not run
 
 
 @app.command()

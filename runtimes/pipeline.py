@@ -7,6 +7,7 @@ taken. The batches depend on the recordings alone, never on which thread was fas
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -40,8 +41,11 @@ THREADS = 2
 WAV, 7 ms for FLAC at 44.1 kHz that is resampled, against 70 ms of network); the second is for
 networks, and GPUs, that are a hundred times faster, and costs nothing while it waits."""
 
+MOST_READY = 1000
+"""Recordings that wait at most: broken ones hold no audio, and there may be many."""
+
 CLOSING_S = 5.0
-"""How long an end waits for a thread that hangs in a read, as from a server that is gone."""
+"""How long an end waits for threads that hang in a read, as from a server that is gone."""
 
 FILE_ERRORS = (AudioError, MissingFileError)
 """Are of one recording, and no reason to leave out the others."""
@@ -158,7 +162,9 @@ class Preparation(Closing):
                     raise self._broken
                 return None
             index, self._given = self._given, self._given + 1
-            return index, self._ready.pop(index)
+            found = self._ready.pop(index)
+            self._changed.notify_all()
+            return index, found
 
     def release(self, samples: int) -> None:
         """Say that so many of the samples that were taken are no longer held."""
@@ -171,8 +177,9 @@ class Preparation(Closing):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        end = time.monotonic() + CLOSING_S
         for thread in self._threads:
-            thread.join(CLOSING_S)
+            thread.join(max(0.0, end - time.monotonic()))
         self._ready.clear()
 
     def _work(self) -> None:
@@ -196,7 +203,7 @@ class Preparation(Closing):
         # One thread at a time, so that none overtakes; the network's is not held up by it.
         with self._asking:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._held < self._most)
+                self._changed.wait_for(self._has_room)
                 if self._stopped or self._ended or self._broken is not None:
                     return None
             source = next(self._sources, None)
@@ -207,6 +214,10 @@ class Preparation(Closing):
                     return None
                 index, self._begun = self._begun, self._begun + 1
                 return index, source
+
+    def _has_room(self) -> bool:
+        """Whether another recording may be begun, or none will be."""
+        return self._stopped or (self._held < self._most and len(self._ready) < MOST_READY)
 
     def _attempt(self, source: Source) -> Prepared | Ds2Error:
         try:

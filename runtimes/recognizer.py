@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import overload
 
@@ -148,7 +148,7 @@ class Recognizer(Closing):
                 a thread. A streaming model asks for them in the caller's.
             sample_rate: of the arrays, in Hz.
             window_s: see `transcribe`.
-            threads: that read and prepare.
+            threads: that read and prepare, at least 1.
 
         Returns:
             An iterator with every recording once, as they are done and not in order; its `result`
@@ -156,9 +156,11 @@ class Recognizer(Closing):
             engine.
 
         Raises:
-            ConfigError: at once; see `transcribe`.
+            ConfigError: at once; see `transcribe`; or no threads.
             DeviceError: a GPU failed; of no recording.
         """
+        if threads < 1:
+            raise ConfigError(f"threads {threads}: expected 1 or more")
         sources = (self._source(item, sample_rate) for item in audio)
         if self.description.blocks is not None:
             if window_s is not None:
@@ -330,7 +332,7 @@ class Recognizer(Closing):
 
     def _long(self, index: int, source: Source, shape: WindowShape, exact: bool) -> Recognized:
         """What is too long to be taken whole: exactly, as a stream, where the model can."""
-        session = self.session.streaming() if exact else None
+        session = self._exact_session if exact else None
         if session is not None:
             (found,) = self._run_streams(session, [source])
             return replace(found, index=index)
@@ -340,6 +342,11 @@ class Recognizer(Closing):
         except FILE_ERRORS as error:  # which may come with the last piece
             return Recognized(index, without_frames(error))
         return Recognized(index, transcript, time.perf_counter() - started)
+
+    @cached_property
+    def _exact_session(self) -> Session | None:
+        """Made once: a checkpoint's is a network of its own."""
+        return self.session.streaming()
 
     def _refuse_long(self, name: str, begun: list[FloatArray], rest: Iterator[FloatArray]) -> None:
         """Of an engine whose windows would be too short to be joined."""
