@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
     growth_rounds: int
 
 
-FULL = Sizes(LARGE, 10.0, (1, 8), 5, (1, 10, 60, 600), (1, 2, 4, 8, 16, 32), 2)
+FULL = Sizes(LARGE, 10.0, (1, 8), 4, (1, 10, 60, 600), (1, 2, 4, 8, 16, 32), 1)
 QUICK = Sizes(TINY, 0.2, (1, 8), 2, (0.2, 0.4, 0.8), (1, 2), 1)
 
 

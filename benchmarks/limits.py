@@ -249,7 +249,7 @@ def main() -> int:
     if options.quick:
         deliver(measure(TINY, 0.2, rounds=2, quick=True), options)
     else:
-        deliver(measure(LARGE, 10.0, rounds=5), options)
+        deliver(measure(LARGE, 10.0, rounds=4), options)
     return 0
 
 
