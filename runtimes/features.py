@@ -19,8 +19,9 @@ from ds2deploy.runtimes.errors import ConfigError
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-FRAMES_PER_BLOCK = 8192
-"""Frames transformed at a time: keeps the temporaries of an hour of audio to some 20 MB."""
+FRAMES_PER_BLOCK = 256
+"""Frames transformed at a time: their temporaries stay in a core's cache. Measured on 10 s of audio:
+half the time that all frames at once took."""
 
 SMALLEST_DEVIATION = 1e-5
 """Divisor of an utterance that is constant (digital silence), which then becomes zeros."""
@@ -153,8 +154,10 @@ class FeatureExtractor:
         output = np.empty((config.bins, len(windows)), np.float32)
         for start in range(0, len(windows), FRAMES_PER_BLOCK):
             block = windows[start : start + FRAMES_PER_BLOCK] * self._window
-            magnitude = np.abs(np.fft.rfft(block, axis=1)).astype(np.float32, copy=False)
-            output[:, start : start + len(block)] = np.log1p(magnitude).T
+            spectrum = np.fft.rfft(block, axis=1).astype(np.complex64, copy=False)
+            power = spectrum.real**2
+            power += spectrum.imag**2
+            output[:, start : start + len(block)] = np.log1p(np.sqrt(power)).T
         return output
 
     def of_long_audio(self, samples: FloatArray) -> FloatArray:
@@ -191,10 +194,13 @@ class FeatureExtractor:
     def normalize(self, spectrogram: FloatArray) -> FloatArray:
         """Apply the configured normalisation to a log spectrogram (bins, time)."""
         if self.config.normalize == "utterance":
-            # Sums in float64: over an hour of frames float32 would lose digits.
-            mean = np.float32(spectrogram.mean(dtype=np.float64))
-            deviation = np.float32(spectrogram.std(dtype=np.float64, ddof=1))
-            return (spectrogram - mean) / max(deviation, np.float32(SMALLEST_DEVIATION))
+            # Bins are added in float64, and each bin's frames in pairs: over an hour of frames a
+            # plain float32 sum would lose digits.
+            centred = spectrogram - np.float32(spectrogram.mean(dtype=np.float64))
+            squares = np.square(centred).sum(axis=1).sum(dtype=np.float64)
+            deviation = np.sqrt(squares / (centred.size - 1)).astype(np.float32)
+            centred /= max(deviation, np.float32(SMALLEST_DEVIATION))
+            return centred
         if self.config.normalize == "global":
             return (spectrogram - self._mean) / self._deviation
         return spectrogram

@@ -101,8 +101,11 @@ def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_the_default_model_exports_in_half_a_minute(tmp_path: Path, lively_network):
+def test_the_default_model_exports_in_half_a_minute(
+    tmp_path: Path, lively_network, monkeypatch: pytest.MonkeyPatch
+):
     """Folding, writing and checking; the parity check after it takes what the network takes."""
+    monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 300))
     recipe = Recipe()
     assert (recipe.model.hidden, recipe.model.layers, recipe.model.bidirectional) == (1024, 5, True)
     save_checkpoint(tmp_path / "large.ckpt", lively_network(recipe.model, gain=1), recipe, {})

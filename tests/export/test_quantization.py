@@ -184,9 +184,9 @@ def test_words_of_real_speech(
     assert words is not None
     assert words.words == 600
     assert words.different <= 1
-    again = verify_artifact(exported.path, checkpoint, strings)
+    again = verify_artifact(exported.path, checkpoint, few(strings, tmp_path))
+    assert again.words is not None
     assert again.passed
-    assert again.words == words
 
 
 def test_a_wrong_scale_is_noticed(

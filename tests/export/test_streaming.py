@@ -320,9 +320,13 @@ def test_an_engine_of_the_trained_model(
 
 
 def test_waveform_graphs_on_trained_models(
-    digits_checkpoint: Path, streaming_checkpoint: Path, tmp_path: Path
+    digits_checkpoint: Path,
+    streaming_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Against numpy's extractor and the graph of features: 1e-3, the same text, ragged batches."""
+    monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 457))
     for checkpoint in (digits_checkpoint, streaming_checkpoint):
         (ours,) = export_onnx(checkpoint, tmp_path, form=Form(waveform=True))
         (theirs,) = export_onnx(checkpoint, tmp_path)
