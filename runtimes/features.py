@@ -20,8 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 FRAMES_PER_BLOCK = 256
-"""Frames transformed at a time: their temporaries stay in a core's cache. Measured on 10 s of audio:
-half the time that all frames at once took."""
+"""Frames transformed at a time: their temporaries stay in a core's cache. Measured on 10 s of
+audio: half the time that all frames at once took."""
 
 SMALLEST_DEVIATION = 1e-5
 """Divisor of an utterance that is constant (digital silence), which then becomes zeros."""
