@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.features import FloatArray
     from ds2deploy.runtimes.recognizer import Recognizer
 
+PROBE = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "from ds2deploy.benchmark_probe import main; main()"
+)
+"""The current folder is no place to import from: it may hold a folder of a library's name."""
+
 LONGEST_S = 600.0
 """After which a process that starts a model is given up."""
 
@@ -110,7 +116,7 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
     document = msgspec.json.encode(settings).decode()
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and module
-            [sys.executable, "-m", "ds2deploy.benchmark_probe", document],
+            [sys.executable, "-c", PROBE, document],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
