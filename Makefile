@@ -23,7 +23,7 @@ demo: .venv/ready
 # Two processes of one thread each: most of a test is Python, and threads of two processes that wait
 # for each other take longer than one after the other.
 test: .venv/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal $(TESTS)
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu
