@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import numpy as np
 
 import ds2deploy
 from ds2deploy.export.speech import synthesize
+from ds2deploy.machine import describe_machine, usable_cores
 from ds2deploy.runtimes.recognizer import Recognizer
 
 WARM_UP = 3
@@ -38,9 +37,9 @@ def main() -> None:
     options = parser.parse_args()
     with ds2deploy.load(options.model, threads=options.threads) as recognizer:
         result = measure(recognizer, options.streams, options.seconds)
-    cores = options.threads or os.cpu_count() or 1
+    cores = options.threads or usable_cores()
     result["streams_per_core"] = round(result["full_speed"] / cores, 1)
-    result |= {"threads": cores, "model": str(options.model), "machine": machine()}
+    result |= {"threads": cores, "model": str(options.model), "machine": str(describe_machine())}
     if options.json:
         print(json.dumps(result))
         return
@@ -130,16 +129,6 @@ def at_full_speed(recognizer: Recognizer, speech: list[np.ndarray]) -> float:
         while any(stream.transcript is None for stream in opened):
             pool.tick()
         return total_s / (time.perf_counter() - started)
-
-
-def machine() -> str:
-    """The processor, in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

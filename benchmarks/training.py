@@ -27,14 +27,14 @@ from report import Goal, Result, Table, arguments, deliver, progress
 
 from ds2deploy.checkpoint import build_network
 from ds2deploy.config import Recipe
-from ds2deploy.data import Batch
+from ds2deploy.data import Batch, collate
 from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
 from ds2deploy.machine import describe_machine
 from ds2deploy.model import DeepSpeech2, pack_sequences
 from ds2deploy.preparation import prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.features import FeatureExtractor, pad_features
+from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.timing import latency, ratio, take_turns
 from ds2deploy.training import make_trainer, silence_lightning
 
@@ -67,16 +67,8 @@ def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) ->
     extract = FeatureExtractor(recipe.features)
     durations = np.linspace(*seconds, utterances)
     sounds = [extract(speech(rate, duration, voice=i)) for i, duration in enumerate(durations)]
-    features, lengths = pad_features(sounds)
     texts = [" ".join(random.choice(WORDS, 4)) for _ in range(utterances)]
-    targets = [alphabet.encode(text) for text in texts]
-    return Batch(
-        torch.from_numpy(features),
-        torch.from_numpy(lengths),
-        torch.tensor([label for labels in targets for label in labels]),
-        torch.tensor([len(labels) for labels in targets]),
-        texts,
-    )
+    return collate(sounds, texts, alphabet)
 
 
 def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:

@@ -1,10 +1,8 @@
 """How a model starts, in a process of its own: imports, loading, first run, memory.
 
-    python -m ds2deploy.benchmark_probe SETTINGS
-
-Where everything is loaded already, none of that can be measured. SETTINGS is a JSON document; one
-JSON document goes to standard output, as its last line. A runtime that brings its process down
-does so here.
+Where everything is loaded already, none of that can be measured. The process gets `Settings` as a
+JSON document; an `Answer`, another one, is the last line of its standard output. A runtime that
+brings its process down does so here.
 """
 
 from __future__ import annotations
@@ -233,7 +231,3 @@ def _device_memory() -> Callable[[], float] | None:
         return float(total - free) / 2**20
 
     return used
-
-
-if __name__ == "__main__":
-    main()

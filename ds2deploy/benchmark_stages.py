@@ -9,7 +9,7 @@ import msgspec
 
 from ds2deploy.benchmark_plan import ON_TORCH, Case
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding import Transcript, decode_greedy
+from ds2deploy.runtimes.decoding import Transcript, decode_batch
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
 from ds2deploy.runtimes.session import Session, prepare_sound
 from ds2deploy.timing import Latency, Ratio, latency, ratio, take_turns
@@ -65,7 +65,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StagedRun:
-    """Recognises a batch with the calls of `Recognizer`, and keeps how long each stage takes.
+    """One run of a session on a whole batch, however large, and how long each stage takes.
+
+    `Recognizer.transcribe` would split a large batch, see `pipeline.batch_limits`.
 
     Args:
         session: the model on its runtime.
@@ -89,17 +91,11 @@ class StagedRun:
         extracted = time.perf_counter()
         log_probs, output_lengths = self.session.run(sound, lengths)
         computed = time.perf_counter()
-        transcripts = [
-            decode_greedy(
-                frames[:length],
-                self._alphabet,
-                description.frame_s,
-                len(waveform) / description.features.sample_rate,
-            )
-            for frames, length, waveform in zip(
-                log_probs, output_lengths, self.waveforms, strict=True
-            )
-        ]
+        rate = description.features.sample_rate
+        durations_s = [len(waveform) / rate for waveform in self.waveforms]
+        transcripts = decode_batch(
+            log_probs, output_lengths, durations_s, self._alphabet, description.frame_s
+        )
         decoded = time.perf_counter()
         self.seconds.append((extracted - started, computed - extracted, decoded - computed))
         return transcripts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -67,16 +68,8 @@ class SpeechDataset(Dataset[Batch]):
 
     def __getitem__(self, cuts: CutSet) -> Batch:
         """The batch of the utterances that lhotse's sampler chose."""
-        features, lengths = pad_features([self._features(cut) for cut in cuts])
         texts = [self._alphabet.normalize(transcript(cut)) for cut in cuts]
-        targets = [self._alphabet.encode(text) for text in texts]
-        return Batch(
-            torch.from_numpy(features),
-            torch.from_numpy(lengths),
-            torch.tensor([label for labels in targets for label in labels]),
-            torch.tensor([len(labels) for labels in targets]),
-            texts,
-        )
+        return collate([self._features(cut) for cut in cuts], texts, self._alphabet)
 
     def _features(self, cut: object) -> FloatArray:
         rate = self._extract.config.sample_rate
@@ -88,6 +81,25 @@ class SpeechDataset(Dataset[Batch]):
             samples = np.pad(samples, [int(s * rate) for s in random.uniform(*self._silence_s, 2)])
         samples = augment_audio(samples, rate, self._augment, random)
         return mask_features(self._extract(samples), self._augment, random)
+
+
+def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphabet) -> Batch:
+    """A batch of utterances of any lengths.
+
+    Args:
+        utterances: features of each, (bins, time) float32.
+        texts: what is said in each, normalised.
+        alphabet: of the labels.
+    """
+    features, lengths = pad_features(utterances)
+    targets = [alphabet.encode(text) for text in texts]
+    return Batch(
+        torch.from_numpy(features),
+        torch.from_numpy(lengths),
+        torch.tensor([label for labels in targets for label in labels]),
+        torch.tensor([len(labels) for labels in targets]),
+        texts,
+    )
 
 
 def training_loader(cuts: CutSet, recipe: Recipe, epoch: int) -> DataLoader[Batch]:

@@ -71,8 +71,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def peak_memory_mib() -> float | None:
-    """Most memory that this process ever had resident, in MiB; None where nothing tells.
+def peak_memory_bytes() -> int | None:
+    """Most memory that this process ever had resident, in bytes; None where nothing tells.
 
     Of this process alone: `getrusage` begins with what its parent had.
     """
@@ -81,7 +81,13 @@ def peak_memory_mib() -> float | None:
     except OSError:
         return None
     found = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return next((round(int(kib) / 1024, 1) for kib in found), None)
+    return next((1024 * int(kibibytes) for kibibytes in found), None)
+
+
+def peak_memory_mib() -> float | None:
+    """What `peak_memory_bytes` says, in MiB."""
+    peak = peak_memory_bytes()
+    return None if peak is None else round(peak / 2**20, 1)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from ds2deploy.machine import peak_memory_bytes
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
@@ -121,17 +122,14 @@ def build(job: Job, progress: Callable[[str], None]) -> tuple[float, float, floa
     Path(job.engine).write_bytes(memoryview(engine))
     if job.timing_cache is not None:
         _save_timing_cache(Path(job.timing_cache), config)
-    return parsed - started, built - parsed, _peak_memory_mb(), network.num_layers
+    return parsed - started, built - parsed, _peak_mb(), network.num_layers
 
 
-def _peak_memory_mb() -> float:
-    """Largest resident memory of this process, in 10^6 bytes.
-
-    Not `ru_maxrss`, which on Linux counts the process that started this one as well.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    kibibytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(kibibytes) * 1024 / 1e6
+def _peak_mb() -> float:
+    """Largest resident memory of this process, in 10^6 bytes."""
+    peak = peak_memory_bytes()
+    assert peak is not None  # TensorRT is for Linux, which tells
+    return peak / 1e6
 
 
 def _prepare_polygraphy(flavor: Flavor) -> TensorRt:

@@ -8,8 +8,6 @@ TensorRT both take.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 
@@ -17,6 +15,7 @@ from ds2deploy.export.front_end import features_of_waveform
 from ds2deploy.export.graph_builder import GraphBuilder
 from ds2deploy.export.lowering import GATE_COLUMNS, DeployModel
 from ds2deploy.export.quantization import quantized_layers
+from ds2deploy.export.recurrent_operator import recurrent_operator
 from ds2deploy.export.time_axis import StreamBlocks, TimeAxis, WholeUtterances
 from ds2deploy.model import LARGEST_ACTIVATION
 from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ArtifactDescription, conv_bins
@@ -101,9 +100,11 @@ def _recurrent_layers(
     g: GraphBuilder, deploy: DeployModel, time: TimeAxis, x: str, mask: str
 ) -> str:
     """X (time, batch, features), mask (time, batch, 1) in the graph's type."""
+    shape = deploy.shape
+    options = {"linear_before_reset": 1} if shape.rnn == "gru" else {}
     first = np.eye(1, GATE_COLUMNS)[None]
     flag = mask
-    if deploy.shape.rnn == "gru":
+    if shape.rnn == "gru":
         flag = g.node("Sub", "valid/padded", g.scalar(1), mask)
     gate = g.node("Mul", "valid/columns", flag, g.weight("valid/first_column", first))
     for index, weights in enumerate(deploy.recurrences, start=1):
@@ -111,27 +112,13 @@ def _recurrent_layers(
         x = g.node("Concat", f"{name}/input", x, gate, axis=2)
         arrays = [g.weight(f"{name}/{key}", array) for key, array in weights._asdict().items()]
         inputs = [*arrays, "", *time.initial_states(index, x)]  # the operator's sequence_lens
-        x = _recurrent(g, deploy, name, [x, *inputs], time.final_states(index))
+        states = time.final_states(index)
+        x = recurrent_operator(
+            g, shape, OPERATORS[shape.rnn], name, [x, *inputs], states, **options
+        )
         if index < len(deploy.recurrences) or deploy.lookahead is not None:
             x = g.node("Mul", f"{name}/mask", x, mask)
     return x
-
-
-def _recurrent(
-    g: GraphBuilder, deploy: DeployModel, name: str, inputs: list[str], states: tuple[str, ...]
-) -> str:
-    """One layer: (time, batch, features) to (time, batch, hidden), directions summed."""
-    shape = deploy.shape
-    attributes: dict[str, Any] = {
-        "hidden_size": shape.hidden,
-        "direction": "bidirectional" if shape.bidirectional else "forward",
-    }
-    if shape.rnn == "gru":
-        attributes["linear_before_reset"] = 1
-    x, *_ = g.node_of(OPERATORS[shape.rnn], name, (name, *states), *inputs, **attributes)
-    if not shape.bidirectional:
-        return g.node("Squeeze", f"{name}/direction", x, g.integers(1))
-    return g.node("ReduceSum", f"{name}/sum", x, g.integers(1), keepdims=0)
 
 
 def _labels(g: GraphBuilder, deploy: DeployModel, time: TimeAxis, x: str) -> None:

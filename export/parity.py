@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ds2deploy.export.reference import BATCHES, FRAMES, Reference, decode_all, lengths_of, pad
+from ds2deploy.export.reference import BATCHES, FRAMES, Reference, decode_all, lengths_of
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import Precision, output_length
 from ds2deploy.runtimes.decoding import greedy_text
-from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.features import FloatArray, IntArray, pad_sounds
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.stream_state import run_in_blocks
 
@@ -209,7 +209,7 @@ class _Comparison:
 
     def case(self, batch: int, frames: int) -> CaseResult:
         lengths = lengths_of(batch, frames)
-        sound, counts = pad(
+        sound, counts = pad_sounds(
             [self._reference.utterance(i, length) for i, length in enumerate(lengths)]
         )
         log_probs, output_lengths = self._run(sound, counts)

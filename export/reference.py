@@ -19,9 +19,7 @@ from ds2deploy.runtimes.decoding import greedy_text
 from ds2deploy.runtimes.features import (
     FeatureExtractor,
     FloatArray,
-    IntArray,
-    pad_features,
-    pad_waveforms,
+    pad_sounds,
 )
 from ds2deploy.runtimes.recognizer import batches
 from ds2deploy.runtimes.session import Session
@@ -106,7 +104,9 @@ class Reference:
         """(time', labels) of that utterance, computed alone and without padding."""
         key = (index % len(self._speech), frames)
         if key not in self._known:
-            self._known[key] = self._session.run(*pad([self._given(self.utterance(*key))]))[0][0]
+            self._known[key] = self._session.run(*pad_sounds([self._given(self.utterance(*key))]))[
+                0
+            ][0]
         return self._known[key]
 
     @cached_property
@@ -138,11 +138,6 @@ class Reference:
         return (read_audio(cut, self._extract.config.sample_rate) for cut in cuts)
 
 
-def pad(sounds: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
-    """A batch of features (bins, frames), or of samples (samples,)."""
-    return pad_waveforms(sounds) if sounds[0].ndim == 1 else pad_features(sounds)
-
-
 def decode_all(session: Session, recordings: Sequence[FloatArray]) -> list[str]:
     """Greedy text of every recording, as the session takes it, in batches of similar length."""
     alphabet, features = Alphabet(session.description.labels), session.description.features
@@ -151,7 +146,7 @@ def decode_all(session: Session, recordings: Sequence[FloatArray]) -> list[str]:
     lengths = [sound.shape[-1] for sound in recordings]
     longest = max(FRAMES) * (1 if recordings[0].ndim > 1 else features.stride)
     for chosen in batches(lengths, 8 * longest, size):
-        log_probs, output_lengths = session.run(*pad([recordings[i] for i in chosen]))
+        log_probs, output_lengths = session.run(*pad_sounds([recordings[i] for i in chosen]))
         for i, rows, length in zip(chosen, log_probs, output_lengths, strict=True):
             texts[i] = greedy_text(rows[:length], alphabet)
     return texts

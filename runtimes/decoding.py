@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
-from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.features import FloatArray, IntArray
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -89,6 +89,28 @@ def decode_greedy(
     """
     score = float(log_probs.max(axis=1).mean())
     return make_transcript(greedy_labels(log_probs), alphabet, frame_s, duration_s, score)
+
+
+def decode_batch(
+    log_probs: FloatArray,
+    output_lengths: IntArray,
+    durations_s: Sequence[float],
+    alphabet: Alphabet,
+    frame_s: float,
+) -> list[Transcript]:
+    """Decode what a session gives for a batch.
+
+    Args:
+        log_probs: (batch, time, labels) float32, meaningless past output_lengths.
+        output_lengths: (batch,) int64.
+        durations_s: of each utterance.
+        alphabet: the model's labels.
+        frame_s: seconds from one output frame to the next.
+    """
+    return [
+        decode_greedy(rows[:length], alphabet, frame_s, duration_s)
+        for rows, length, duration_s in zip(log_probs, output_lengths, durations_s, strict=True)
+    ]
 
 
 Labels = Sequence[tuple[int, int, int]]

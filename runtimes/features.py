@@ -234,6 +234,11 @@ def pad_features(utterances: Sequence[FloatArray]) -> tuple[FloatArray, IntArray
     return features, lengths
 
 
+def pad_sounds(sounds: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
+    """A batch of features, each (bins, frames), or of samples, each (samples,)."""
+    return pad_waveforms(sounds) if sounds[0].ndim == 1 else pad_features(sounds)
+
+
 def pad_waveforms(utterances: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
     """Make a batch of utterances of any lengths.
 

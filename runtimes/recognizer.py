@@ -23,7 +23,7 @@ from ds2deploy.runtimes.audio import (
     resample_pieces,
 )
 from ds2deploy.runtimes.closing import Closing
-from ds2deploy.runtimes.decoding import Transcript, decode_greedy
+from ds2deploy.runtimes.decoding import Transcript, decode_batch
 from ds2deploy.runtimes.errors import (
     AudioError,
     ConfigError,
@@ -35,8 +35,7 @@ from ds2deploy.runtimes.features import (
     FeatureExtractor,
     FloatArray,
     IntArray,
-    pad_features,
-    pad_waveforms,
+    pad_sounds,
 )
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.pipeline import (
@@ -263,9 +262,7 @@ class Recognizer(Closing):
             AudioError: says how long it is, what the engine takes, and what to do.
         """
         config, profile = self.description.features, self.session.profile
-        if profile is None or self.description.blocks is not None:
-            return
-        if profile.seconds(config)[2] >= LEAST_WINDOW_S:
+        if profile is None or self._takes_any_length:
             return
         if problem := beyond_profile(samples / config.sample_rate, profile, config):
             raise AudioError(f"{name}: {problem}" if name else problem)
@@ -317,8 +314,8 @@ class Recognizer(Closing):
         count = sum(map(len, begun))
         frames = self.description.features.frames(count)
         if rest is not None:
-            if self.session.profile is not None:
-                self._refuse_long(source.name, begun, rest)
+            if not self._takes_any_length:
+                self.check_length(count + sum(map(len, rest)), source.name)
             whole = Source(source.name, itertools.chain(begun, rest))
             return Prepared(None, frames, count, long=whole)
         waveform = np.concatenate(begun)
@@ -348,11 +345,13 @@ class Recognizer(Closing):
         """Made once: a checkpoint's is a network of its own."""
         return self.session.streaming()
 
-    def _refuse_long(self, name: str, begun: list[FloatArray], rest: Iterator[FloatArray]) -> None:
-        """Of an engine whose windows would be too short to be joined."""
-        assert self.session.profile is not None
-        if self.session.profile.seconds(self.description.features)[2] < LEAST_WINDOW_S:
-            self.check_length(sum(map(len, begun)) + sum(map(len, rest)), name)
+    @property
+    def _takes_any_length(self) -> bool:
+        """Whether long audio has windows, or needs none; not with an engine of short windows."""
+        profile, description = self.session.profile, self.description
+        if profile is None or description.blocks is not None:
+            return True
+        return profile.seconds(description.features)[2] >= LEAST_WINDOW_S
 
     def _batch(self, size: int) -> int:
         """So many utterances at a time, or the most that an engine takes."""
@@ -383,17 +382,11 @@ class Recognizer(Closing):
     def _network(self, batch: list[Waiting]) -> list[Recognized]:
         started = time.perf_counter()
         sounds = [item.prepared.sound for item in batch if item.prepared.sound is not None]
-        pad = pad_waveforms if self.description.input == "waveform" else pad_features
-        log_probs, output_lengths = self.session.run(*pad(sounds))
-        transcripts = [
-            decode_greedy(
-                frames[:length],
-                self._alphabet,
-                frame_s=self.description.frame_s,
-                duration_s=item.prepared.samples / self._rate,
-            )
-            for frames, length, item in zip(log_probs, output_lengths, batch, strict=True)
-        ]
+        log_probs, output_lengths = self.session.run(*pad_sounds(sounds))
+        durations_s = [item.prepared.samples / self._rate for item in batch]
+        transcripts = decode_batch(
+            log_probs, output_lengths, durations_s, self._alphabet, self.description.frame_s
+        )
         each_s = (time.perf_counter() - started) / sum(item.prepared.samples for item in batch)
         return [
             Recognized(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -301,3 +302,11 @@ def tone_recipe(tone_manifests: Path, tone_toml: Path, tmp_path: Path) -> Recipe
             f"training.run={tmp_path / 'run'}",
         ],
     )
+
+
+@pytest.fixture
+def children_hear_ctrl_c() -> Iterator[None]:
+    """A shell starts what runs in its background without the signal, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -127,10 +127,9 @@ def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: st
     assert process.returncode == 0
 
 
+@pytest.mark.usefixtures("children_hear_ctrl_c")
 def test_ctrl_c_ends_the_utterance(streaming_onnx: Path, text: str):
     """It stops the recorder and the recogniser at once; what was said is not lost."""
-    # A shell starts what runs in its background without the signal, and children inherit that.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [*COMMAND, "transcribe", str(streaming_onnx), "-", "--stream"],
         stdin=subprocess.PIPE,
@@ -143,7 +142,6 @@ def test_ctrl_c_ends_the_utterance(streaming_onnx: Path, text: str):
         process.send_signal(signal.SIGINT)
         rest = process.stdout.read()
         process.stdin.close()
-    signal.signal(signal.SIGINT, heard)
     assert (first + rest).decode() == f"{text}\n"
     assert process.returncode == 0
 

@@ -200,18 +200,16 @@ def test_a_bar_on_a_terminal(both: bool, small_onnx: Path, good: list[Path], bro
         assert str(good[0]) not in shown
 
 
+@pytest.mark.usefixtures("children_hear_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_when_it_is_told_to(number: signal.Signals, small_onnx: Path, good: list[Path]):
     """Among thousands of files: at once, and without a word of threads."""
-    # A shell starts what runs in its background without the signal, and children inherit that.
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "ds2deploy", "transcribe", small_onnx, *good * 1000],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline()
-    signal.signal(signal.SIGINT, heard)
     process.send_signal(number)
     started = time.monotonic()
     _, stderr = process.communicate(timeout=60)
