@@ -6,6 +6,7 @@ that what slows the machine for a while slows both, and a share of the least tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from counting import Rates
+from counting import FLOAT_BYTES, Rates
 from onnx import TensorProto, helper, numpy_helper
 
-from ds2deploy.machine import usable_cores
+from ds2deploy.runtimes.cores import usable_cores
 
 MIB = 1 << 20
 SIDE = 2048
@@ -31,6 +32,10 @@ TINY_SIDE, TINY_SIZES = 128, (MIB, 16 * MIB)
 LOW_SIDE = 512
 """Of square matrices in bf16: a processor without instructions for it takes a hundred times as long
 as in fp32."""
+
+READERS = ("torch", "numpy", "torch matrix", "numpy matrix")
+"""Who reads: scalar products, and matrices by vectors, as a recurrent step at batch 1 is one. Which
+is the fastest depends on the size and on the machine."""
 
 LEAST_READ = 128 * MIB
 """Bytes of a call, so that starting it takes no part of the time."""
@@ -63,7 +68,7 @@ def machine_probes(quick: bool = False) -> dict[str, Probe]:
     side = TINY_SIDE if quick else SIDE
     found = multiply_probes(side, side, side)
     for size in TINY_SIZES if quick else SIZES:
-        for library in ("torch", "numpy"):
+        for library in READERS:
             found[f"read {size // MIB} MiB {library}"] = read_probe(size, library=library)
     return found
 
@@ -124,17 +129,21 @@ def product_in_onnxruntime(
 def read_probe(size: int, threads: int = 0, library: str = "torch") -> Probe:
     """Read so many bytes again and again.
 
-    The scalar product of two halves loads two numbers for each of its multiplications: from the
-    second level of the cache on, loading is what it waits for.
+    The scalar product of two halves loads two numbers for each of its multiplications, a matrix by
+    a vector one: from the second level of the cache on, loading is what either waits for.
 
     Args:
-        size: of both halves together, in bytes.
+        size: of both halves together, or of the square matrix, in bytes.
         threads: of torch; 0 takes every core. numpy takes as many as it likes.
-        library: `torch` or `numpy`.
+        library: one of `READERS`.
     """
-    left, right = np.ones((2, size // 8), np.float32)
+    library, _, matrix = library.partition(" ")
+    side = math.isqrt(size // FLOAT_BYTES)
+    left = np.ones((side, side) if matrix else size // 8, np.float32)
+    right = np.ones(side if matrix else size // 8, np.float32)
     tensors = torch.from_numpy(left), torch.from_numpy(right)
-    times = max(1, LEAST_READ // size)
+    read = left.nbytes if matrix else left.nbytes + right.nbytes
+    times = max(1, LEAST_READ // read)
 
     def in_numpy() -> None:
         for _ in range(times):
@@ -145,12 +154,12 @@ def read_probe(size: int, threads: int = 0, library: str = "torch") -> Probe:
         torch.set_num_threads(threads or usable_cores())
         try:
             for _ in range(times):
-                torch.dot(*tensors)
+                torch.matmul(*tensors)
         finally:
             torch.set_num_threads(before)
 
     call = in_numpy if library == "numpy" else in_torch
-    return Probe("read", size, float(left.nbytes + right.nbytes) * times, call)
+    return Probe("read", size, float(read) * times, call)
 
 
 def among(

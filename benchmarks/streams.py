@@ -19,7 +19,8 @@ import numpy as np
 
 import ds2deploy
 from ds2deploy.export.speech import synthesize
-from ds2deploy.machine import describe_machine, usable_cores
+from ds2deploy.machine import describe_machine
+from ds2deploy.runtimes.cores import usable_cores
 from ds2deploy.runtimes.recognizer import Recognizer
 
 WARM_UP = 3

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import msgspec
 
+from ds2deploy.runtimes.cores import usable_cores
+
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Of a processor's flags, those that decide how fast float32 and int8 are multiplied."""
 
@@ -62,13 +64,6 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         libraries={name: version for name in LIBRARIES if (version := _version(name))},
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int | None:

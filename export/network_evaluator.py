@@ -86,6 +86,7 @@ class NetworkSession:
         self.description = description
         self.runtime = f"network parsed by {network.title}, on the CPU"
         self.profile: Profile | None = None
+        self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once; see `Session.compute`."""

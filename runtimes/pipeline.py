@@ -20,8 +20,8 @@ from ds2deploy.runtimes.session import Session
 
 CPU_FRAMES = 6_400
 """Of a batch on a CPU, padding included (64 s). Five bidirectional layers of 1024 on two cores took
-0.12 to 0.17 s for a second of audio alone, and 0.07 to 0.08 in batches of 800 to 6,400 frames;
-larger ones were no faster."""
+0.13 s for a second of audio alone, and 0.064 to 0.076 in batches of 1,600 to 8,000 frames; larger
+ones were no faster."""
 
 GPU_FRAMES = 24_000
 """Of a batch on a GPU where no engine's profile says more."""
@@ -344,4 +344,4 @@ def batch_limits(session: Session) -> tuple[int, int]:
     if session.profile is not None:
         most = session.profile.batch[2]
         return most * session.profile.frames[2], most
-    return (GPU_FRAMES if "cuda" in session.runtime else CPU_FRAMES), MOST
+    return (GPU_FRAMES if "cuda" in session.runtime else CPU_FRAMES), session.at_once or MOST

@@ -34,11 +34,13 @@ class Session(Protocol):
         description: of the model.
         runtime: its name, such as `onnxruntime cpu`.
         profile: the shapes that an engine takes; None where any will do.
+        at_once: utterances that it runs at a time where more come; None where it runs them all.
     """
 
     description: ArtifactDescription
     runtime: str
     profile: Profile | None
+    at_once: int | None
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once.

@@ -80,6 +80,7 @@ class TensorRtSession(Closing):
         library = _open_library(self._path, engine)
         self._device = _open_device(self._path, engine, device)
         self.profile: Profile | None = engine.profile
+        self.at_once: int | None = None
         self.runtime = f"{'tensorrt' if engine.flavor == 'tensorrt' else 'tensorrt-rtx'} {device}"
         self._graphs = GraphSwitch(self._path, cuda_graphs)
         self._log = make_log(library)

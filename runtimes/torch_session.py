@@ -52,6 +52,7 @@ class TorchSession:
         self.description = description
         self.runtime = f"torch {device}"
         self.profile: Profile | None = None
+        self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once; see `Session.compute`."""

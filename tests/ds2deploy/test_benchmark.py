@@ -210,6 +210,7 @@ class FakeSession:
 
     def __init__(self, description: Any, seconds: float, profile: Profile | None = None) -> None:
         self.description, self.seconds, self.profile = description, seconds, profile
+        self.at_once = None
 
     def run(self, sound: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         time.sleep(self.seconds)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ds2deploy import machine
-from ds2deploy.machine import describe_machine, peak_memory_mib, usable_cores
+from ds2deploy.machine import describe_machine, peak_memory_mib
+from ds2deploy.runtimes.cores import usable_cores
 
 CPUINFO = """processor\t: 0
 cpu family\t: 6
@@ -55,7 +56,7 @@ def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_cores_are_those_that_may_be_used():
     code = (
         "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); "
-        "from ds2deploy.machine import usable_cores; print(usable_cores())"
+        "from ds2deploy.runtimes.cores import usable_cores; print(usable_cores())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "1\n"

@@ -131,6 +131,7 @@ class Fixed:
 
     runtime = "fixed"
     profile = None
+    at_once = None
 
     def __init__(self, description: ArtifactDescription, first: int, gap: float) -> None:
         self.description = description

@@ -35,6 +35,7 @@ class MeanSession:
     """
 
     profile: Profile | None = None
+    at_once: int | None = None
 
     def __init__(self, runtime: str = "numpy", pause_s: float = 0.0) -> None:
         self.runtime, self.pause_s = runtime, pause_s

@@ -38,6 +38,7 @@ class TuneSession:
 
     runtime = "numpy"
     profile: Profile | None = None
+    at_once: int | None = None
 
     def __init__(self, labels: str = ENGLISH, normalize: str = "none") -> None:
         self.description = ArtifactDescription(

@@ -287,6 +287,7 @@ def test_a_session_that_fails_loses_nothing(sessions, whole):
     class Failing:
         def __init__(self, session: OnnxSession) -> None:
             self.description, self.profile, self.runtime = session.description, None, "failing"
+            self.at_once = None
             self.session, self.fails = session, 0
 
         def streaming(self) -> Any:
