@@ -2,9 +2,11 @@
 
     python benchmarks/throughput.py [--files 200] [--quick] [--json] [--out DIR]
 
-200 files of 1 to 15 s, as 16-bit WAV. All at once means batches of similar length. In fp32 the
-texts must be identical: what else is in a batch changes nothing. In int8 the activations' scale is
-taken over the batch, so that a text may differ; how many do is counted.
+200 files of 1 to 15 s, as 16-bit WAV. All at once means batches of similar length. One by one is
+measured in one process, which has the model already; and, for every fifth file, as a loop of a
+shell would do it, a `ds2deploy transcribe` for each against one for all of them. In fp32 the texts
+must be identical: what else is in a batch changes nothing. In int8 the activations' scale is taken
+over the batch, so that a text may differ; how many do is counted.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from counting import least_time, network_stages
 from models import DIGITS, LARGE, TINY, make_checkpoint, shape_name, speech, write_onnx
 from probes import machine_probes, rates
 from report import Goal, Result, Table, arguments, deliver, progress
+from startup import COMMAND, process
 
 import ds2deploy
 from ds2deploy.machine import describe_machine
@@ -33,6 +36,9 @@ SHORTEST_S, LONGEST_S = 1.0, 15.0
 SPEED_GOAL = 2.0
 SAMPLE_RATE = 16_000
 LABELS = 29
+
+PROCESS_EVERY = 5
+"""File that is also given to a process of its own."""
 
 
 class Passes(NamedTuple):
@@ -91,6 +97,27 @@ def pass_through(recognizer: Recognizer, paths: Sequence[Path]) -> Passes:
     )
 
 
+def commands(model: Path, paths: Sequence[Path]) -> tuple[float, float]:
+    """Seconds of `ds2deploy transcribe` for every file, and of one for all of them."""
+
+    def run(files: Sequence[Path]) -> None:
+        process(COMMAND, "transcribe", str(model), *map(str, files))
+
+    half = len(paths) // 2
+    took = take_turns(
+        {
+            "first half, a process each": lambda: [run([path]) for path in paths[:half]],
+            "one process": lambda: run(paths),
+            "second half, a process each": lambda: [run([path]) for path in paths[half:]],
+        },
+        rounds=1,
+        warm_up=0,
+        progress=progress,
+    )
+    first, together, second = (seconds[0] for seconds in took.values())
+    return first + second, together
+
+
 def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False) -> Result:
     """The large network in both precisions, and the trained model of digits.
 
@@ -115,6 +142,7 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
             progress(model)
             with ds2deploy.load(path) as recognizer:
                 found[model] = pass_through(recognizer, paths)
+        each_s, single_s = commands(models[f"{title}, fp32"], paths[::PROCESS_EVERY])
         floor_s = least_together(shape, durations, quick)
     fp32 = found[f"{title}, fp32"]
     return Result(
@@ -129,6 +157,12 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
                 measured=fp32.alone_s / fp32.together_s,
                 floor=fp32.alone_s / floor_s,
             ),
+            Goal(
+                name=f"{len(paths[::PROCESS_EVERY])} of them through the command, one process "
+                "against one for each",
+                wanted=SPEED_GOAL,
+                measured=each_s / single_s,
+            ),
             Goal(name="the same text", wanted=count, measured=fp32.same, unit=f"of {count} files"),
         ],
         tables=[result_table(found, sum(durations))],
@@ -139,6 +173,8 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
         data={
             "audio_s": sum(durations),
             "least_together_s": floor_s,
+            "process_each_s": each_s,
+            "one_process_s": single_s,
             "passes": {model: passes._asdict() for model, passes in found.items()},
         },
     )

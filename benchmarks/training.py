@@ -6,11 +6,14 @@ First, one step of 3 x BiLSTM-512 on 8 utterances of 3 to 5 s: forward, CTC loss
 AdamW; with the recurrent layers as the project computes them and over packed sequences, in turns,
 from the same weights. Their gradients must be equal. Second, a real training through the project's
 own trainer on recordings that are made here: what stands between two steps is waiting for data.
+Third, in a process of its own, steps of 5 x BiLSTM-1024 on six utterances of 10 s: time and memory.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -22,16 +25,16 @@ import lightning
 import numpy as np
 import soundfile
 import torch
-from models import MEDIUM, TINY, recipe_of, shape_name, speech
+from models import LARGE, MEDIUM, TINY, recipe_of, shape_name, speech
 from report import Goal, Result, Table, arguments, deliver, progress
 
 from ds2deploy.checkpoint import build_network
 from ds2deploy.config import Recipe
 from ds2deploy.data import Batch, collate
 from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
-from ds2deploy.machine import describe_machine
+from ds2deploy.machine import describe_machine, peak_memory_mib
 from ds2deploy.model import DeepSpeech2, pack_sequences
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureExtractor
@@ -58,6 +61,11 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(MEDIUM, 8, (3.0, 5.0), 7, 24)
 QUICK = Sizes(TINY, 2, (0.5, 1.0), 1, 3)
+
+LARGE_STEP = Sizes(LARGE, 6, (10.0, 10.0), 3, 0)
+"""A minute of audio in a batch, as large a network as deepspeech.pytorch's."""
+
+LARGE_QUICK = Sizes(TINY, 2, (0.5, 0.5), 2, 0)
 
 
 def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) -> Batch:
@@ -183,7 +191,7 @@ def train_for_real(sizes: Sizes) -> Clock:
         rate = recipe.features.sample_rate
         source = write_recordings(folder / "audio", rate, count, sizes.seconds)
         alphabet = Alphabet(ENGLISH)
-        cuts = prepare(source, folder / "manifests", "folder", alphabet, share, (1, 1), 1)
+        cuts = prepare(source, folder / "manifests", alphabet, Choices(valid_share=share))[0]
         clock = Clock()
         module = SpeechRecognition(recipe, cuts["train"], cuts["valid"])
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -193,8 +201,25 @@ def train_for_real(sizes: Sizes) -> Clock:
     return clock
 
 
+def large_step(sizes: Sizes) -> dict[str, Any]:
+    """Seconds of every step after the first, and the most memory that this process ever had."""
+    recipe = recipe_of(sizes.shape)
+    batch, network = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)[OURS]
+    took = take_turns({OURS: step_of(network, batch)}, sizes.rounds)
+    return {"seconds": took[OURS], "peak_mib": peak_memory_mib()}
+
+
+def large_step_elsewhere(quick: bool) -> dict[str, Any]:
+    """The same in a process of its own, whose memory holds nothing else."""
+    progress("a minute of audio through 5 x BiLSTM-1024")
+    call = [sys.executable, __file__, "--large-step", *(["--quick"] if quick else [])]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)  # noqa: S603
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def measure(sizes: Sizes, quick: bool = False) -> Result:
-    """Steps in turns, gradients, then the real training.
+    """Steps in turns, gradients, the real training, then the large step.
 
     Args:
         sizes: of the run.
@@ -208,6 +233,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     faster = ratio(took[PACKED], took[OURS])
     clock = train_for_real(sizes)
     share = 100 * clock.busy_share()
+    large, of_large = large_step_elsewhere(quick), LARGE_QUICK if quick else LARGE_STEP
     return Result(
         name="training",
         title=f"Training: {shape_name(sizes.shape)}, batch {sizes.batch} of "
@@ -245,13 +271,17 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
             f"{sizes.batch * len(clock.busy) / (sum(clock.busy) + sum(clock.waited)):.2f} "
             f"utterances per second, {100 - share:.2f} % of the time waiting for data (a step "
             f"{statistics.median(clock.busy):.2f} s, a wait {statistics.median(clock.waited):.4f} "
-            f"s); {clock.waited[0]:.2f} s until the first batch."
+            f"s); {clock.waited[0]:.2f} s until the first batch.",
+            f"{shape_name(of_large.shape)}, {of_large.batch} x {of_large.seconds[0]:g} s: "
+            f"{statistics.median(large['seconds']):.2f} s for a step, at most "
+            f"{large['peak_mib']:.0f} MiB resident.",
         ],
         data={
             "seconds": took,
             "gradient_difference": difference,
             "busy_s": clock.busy,
             "waited_s": clock.waited,
+            "large_step": large,
         },
     )  # fmt: skip
 
@@ -264,7 +294,12 @@ def step_row(name: str, batch: int, seconds: list[float]) -> list[str]:
 
 def main() -> int:
     """Measure, and print or write."""
-    options = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--large-step", action="store_true", help="the third part, as JSON")
+    options = parser.parse_args()
+    if options.large_step:
+        print(json.dumps(large_step(LARGE_QUICK if options.quick else LARGE_STEP)))
+        return 0
     deliver(measure(QUICK if options.quick else FULL, options.quick), options)
     return 0
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
+
 import numpy as np
+import soundfile
 import soxr
 
 from ds2deploy.config import AugmentConfig
+from ds2deploy.runtimes.audio import convert_audio
+from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.sources import AUDIO_SUFFIXES
+from ds2deploy.tempo import change_tempo
 
 NOISE_TILTS_DB = (0.0, 12.0)
 """Noise falls by so much per octave at most: from white to more than brown."""
@@ -15,7 +23,7 @@ NOISE_TILTS_DB = (0.0, 12.0)
 def augment_audio(
     samples: FloatArray, sample_rate: int, config: AugmentConfig, random: np.random.Generator
 ) -> FloatArray:
-    """Change speed and gain and add noise, each drawn at random.
+    """Change speed, tempo and gain and add noise, each drawn at random.
 
     Args:
         samples: (samples,) float32.
@@ -24,34 +32,112 @@ def augment_audio(
         random: what is drawn from.
 
     Returns:
-        (samples',) float32; the length follows the speed.
+        (samples',) float32; the length follows speed and tempo.
     """
     slowest, fastest = config.speed
     if slowest < fastest:
         speed = float(random.uniform(slowest, fastest))
         samples = soxr.resample(samples, sample_rate * speed, sample_rate, quality="LQ")
+    if config.tempo[0] < config.tempo[1]:
+        samples = change_tempo(samples, sample_rate, float(random.uniform(*config.tempo)))
     if config.gain_db[0] < config.gain_db[1]:
         samples = samples * np.float32(10 ** (random.uniform(*config.gain_db) / 20))
     if config.noise_snr_db is not None and random.random() < config.noise_share:
-        samples = add_noise(samples, float(random.uniform(*config.noise_snr_db)), random)
+        snr_db = float(random.uniform(*config.noise_snr_db))
+        if config.noise_folder:
+            noise = recorded_noise(config.noise_folder, len(samples), sample_rate, random)
+        else:
+            noise = made_noise(len(samples), random)
+        samples = add_noise(samples, noise, snr_db)
     return np.asarray(samples, np.float32)
 
 
-def add_noise(samples: FloatArray, snr_db: float, random: np.random.Generator) -> FloatArray:
-    """Add stationary noise of random colour.
+def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArray:
+    """Add noise to an utterance.
 
     Args:
         samples: (samples,) float32.
+        noise: as many.
         snr_db: ratio of the utterance's power to the noise's, in decibels.
+    """
+    power = float(np.mean(np.square(samples, dtype=np.float64)))
+    there = float(np.mean(np.square(noise, dtype=np.float64)))
+    return samples + noise * np.float32(np.sqrt(power / max(there, 1e-20)) * 10 ** (-snr_db / 20))
+
+
+def recorded_noise(
+    folder: str, count: int, sample_rate: int, random: np.random.Generator
+) -> FloatArray:
+    """A part of a recording of noise, drawn at random; what is shorter is repeated.
+
+    Args:
+        folder: of recordings, at any depth.
+        count: samples that are wanted.
+        sample_rate: of them, in Hz.
+        random: what is drawn from.
+
+    Raises:
+        ConfigError: no such folder, or no recordings in it.
+        AudioError: a recording that cannot be read.
+    """
+    paths = noise_files(folder)
+    path = paths[int(random.integers(len(paths)))]
+    try:
+        with soundfile.SoundFile(path) as sound:
+            wanted = int(count * sound.samplerate / sample_rate) + 2
+            sound.seek(int(random.integers(0, max(0, sound.frames - wanted) + 1)))
+            read = sound.read(wanted, dtype="float32", always_2d=True)
+            rate = sound.samplerate
+    except soundfile.LibsndfileError:
+        raise AudioError(f"{path}: not audio that can be read; take it out of {folder}") from None
+    return np.resize(convert_audio(read, rate, sample_rate, str(path)), count)
+
+
+@lru_cache(maxsize=4)
+def noise_files(folder: str) -> tuple[Path, ...]:
+    """The recordings of a folder, in the same order every time.
+
+    Raises:
+        ConfigError: no such folder, or no recordings in it.
+    """
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    if not found:
+        what = "holds no audio" if Path(folder).is_dir() else "no such folder"
+        raise ConfigError(f"augment.noise_folder = {folder}: {what}; expected recordings of noise")
+    return tuple(found)
+
+
+def check_noise(config: AugmentConfig) -> None:
+    """Look at the recordings of noise before a training begins, and not when one is drawn.
+
+    Raises:
+        ConfigError, AudioError: see `recorded_noise`.
+    """
+    if not config.noise_folder:
+        return
+    for path in noise_files(config.noise_folder):
+        try:
+            frames = soundfile.info(str(path)).frames
+        except soundfile.LibsndfileError:
+            frames = 0
+        if frames == 0:
+            raise AudioError(
+                f"{path}: not audio that can be read; take it out of {config.noise_folder}"
+            )
+
+
+def made_noise(count: int, random: np.random.Generator) -> FloatArray:
+    """Stationary noise of random colour: (count,) float32.
+
+    Args:
+        count: samples.
         random: what is drawn from.
     """
-    spectrum = np.fft.rfft(random.standard_normal(len(samples)))
+    spectrum = np.fft.rfft(random.standard_normal(count))
     tilt = random.uniform(*NOISE_TILTS_DB)
     octaves = np.log2(np.maximum(np.arange(len(spectrum)) / len(spectrum), 1e-3))
-    noise = np.fft.irfft(spectrum * 10 ** (-tilt * octaves / 20), n=len(samples))
-    power = float(np.mean(np.square(samples, dtype=np.float64)))
-    noise *= np.sqrt(power / max(float(np.mean(noise**2)), 1e-20)) * 10 ** (-snr_db / 20)
-    return samples + noise.astype(np.float32)
+    noise = np.fft.irfft(spectrum * 10 ** (-tilt * octaves / 20), n=count)
+    return noise.astype(np.float32)
 
 
 def mask_features(

@@ -70,8 +70,8 @@ def save_checkpoint(
 ) -> None:
     """Write weights and recipe; the file appears whole or not at all."""
     document = {KEY: header(recipe, metrics), "state_dict": network.state_dict()}
-    with whole_file(Path(path)) as temporary:
-        torch.save(document, temporary)
+    with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+        torch.save(document, file)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

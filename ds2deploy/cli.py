@@ -20,11 +20,13 @@ from ds2deploy.runtimes.errors import (
     ConfigError,
     Ds2Error,
     ParityError,
+    StoppedError,
     TrainingError,
 )
 
 if TYPE_CHECKING:
     from ds2deploy.evaluation import Evaluation
+    from ds2deploy.preparation import Report
     from ds2deploy.runtimes.decoding import Transcript
     from ds2deploy.runtimes.pcm import PcmStream
     from ds2deploy.runtimes.recognizer import Recognizer
@@ -33,6 +35,11 @@ T = TypeVar("T")
 
 EXPORT_SOURCE = (
     "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
+)
+
+LAYOUT_HELP = (
+    "folder: a .txt beside each recording; librispeech, commonvoice, tedlium, voxforge, an4, fsdd; "
+    "lhotse:NAME for a recipe of lhotse."
 )
 
 STDIN = Path("-")
@@ -54,6 +61,8 @@ class ErrorsInOneLine(TyperGroup):
             return super().invoke(ctx)
         except (ParityError, TrainingError) as error:
             _fail(str(error), BAD_RESULT)
+        except StoppedError as error:
+            _fail(str(error), 128 + error.signal)
         except Ds2Error as error:
             _fail(_message(error), BAD_INPUT)
         except OSError as error:
@@ -112,47 +121,112 @@ def options(
 def prepare(
     source: Annotated[Path, typer.Argument(help="Folder, or manifest of deepspeech.pytorch.")],
     out: Annotated[Path, typer.Argument(help="Folder for the manifests.")],
-    layout: Annotated[
-        str, typer.Option(help="folder: a .txt beside each recording; fsdd: the digit data set.")
-    ] = "folder",
+    layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "folder",
     labels: Annotated[
-        str | None, typer.Option(help="Blank and characters; English letters by default.")
+        str | None,
+        typer.Option(help="Blank and characters; English letters by default; auto finds them."),
     ] = None,
+    normalize: Annotated[
+        bool,
+        typer.Option("--normalize", help="Spell with the labels what has none; see the report."),
+    ] = False,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Go on without what cannot be used; name each.")
+    ] = False,
+    read: Annotated[
+        bool, typer.Option("--read", help="Read recordings to their end, not their headers alone.")
+    ] = False,
+    shortest: Annotated[float, typer.Option(min=0, help="Seconds of audio, at least.")] = 0.0,
+    longest: Annotated[float | None, typer.Option(min=0, help="Seconds of audio, at most.")] = None,
     valid: Annotated[float, typer.Option(min=0, max=0.9, help="Share for validation.")] = 0.1,
+    split_by: Annotated[
+        str, typer.Option(help="utterance, or speaker: no one is heard in both sets.")
+    ] = "utterance",
     join: Annotated[
         str,
         typer.Option(help="Also write the held-out sets, MIN,MAX recordings joined: 2,6."),
     ] = "1,1",
     join_times: Annotated[int, typer.Option(min=1, help="Uses of each in those.")] = 1,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="Of a manifest: hear and see what this recipe's augmentation does."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="--listen: section.key=value of the recipe.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Make manifests of recordings with transcripts.
+    """Make manifests of recordings with transcripts, and a report of what is in them.
 
     Example: ds2deploy prepare recordings data/mine
+
+    A corpus: ds2deploy prepare LibriSpeech data/libri --layout librispeech --leave-out
+
+    Augmentation: ds2deploy prepare data/mine/train.jsonl.gz heard --listen digits
     """
     require("lhotse", "train")
-    from ds2deploy.preparation import LAYOUTS
+    if listen is not None:
+        _listen(source, out, listen, set_ or [], json)
+        return
+    import msgspec
+
+    from ds2deploy.preparation import Choices
     from ds2deploy.preparation import prepare as prepare_manifests
     from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+    from ds2deploy.screening import Screening
 
-    kind = next((name for name in LAYOUTS if name == layout), None)
-    if kind is None:
-        raise ConfigError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
-    manifests = prepare_manifests(
-        source, out, kind, Alphabet(labels or ENGLISH), valid, _pair(join), join_times
+    if split_by not in ("utterance", "speaker"):
+        raise ConfigError(f"--split-by {split_by}: expected utterance or speaker")
+    choices = Choices(
+        layout=layout,
+        valid_share=valid,
+        split_by=split_by,  # type: ignore[arg-type]
+        join=_pair(join),
+        join_times=join_times,
+        screening=Screening(shortest_s=shortest, longest_s=longest, normalize=normalize, read=read),
+        leave_out=leave_out,
     )
-    rows = [
-        {
-            "manifest": str(out / f"{name}.jsonl.gz"),
-            "utterances": len(cuts),
-            "hours": round(sum(cut.duration for cut in cuts) / 3600, 4),
-        }
-        for name, cuts in manifests.items()
-    ]
+    alphabet = None if labels == "auto" else Alphabet(labels or ENGLISH)
+    _, report = prepare_manifests(source, out, alphabet, choices)
+    for error in report.left_out:
+        _complain(f"left out: {error}")
     if json:
-        _print_json({"manifests": rows})
-    for row in [] if json else rows:
-        typer.echo(f"{row['manifest']}  {row['utterances']} utterances, {row['hours']} h")
+        _print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
+    else:
+        _print_preparation(report, labels == "auto")
+
+
+LISTENED = 3
+"""Utterances of a manifest that are written before and after augmentation."""
+
+
+def _listen(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
+    """Audio and pictures of the first utterances of a manifest."""
+    from ds2deploy.config import load_recipe
+    from ds2deploy.listening import listen
+    from ds2deploy.manifest import read_manifest
+
+    parsed = load_recipe(recipe, overrides)
+    cuts = list(read_manifest(manifest).subset(first=LISTENED))
+    written = [str(path) for path in listen(cuts, parsed, out, parsed.training.seed)]
+    if json:
+        _print_json({"files": written})
+    for path in [] if json else written:
+        typer.echo(path)
+
+
+def _print_preparation(report: Report, labels: bool) -> None:
+    """What was written, and what it is not."""
+    for made in report.sets:
+        speakers = f", {made.speakers} speakers" if made.speakers else ""
+        typer.echo(f"{made.manifest}  {made.utterances} utterances, {made.hours} h{speakers}")
+    for change in report.characters:
+        became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
+        typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
+    if report.left_out:
+        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out")
+    if labels:
+        typer.echo(f"labels = {report.labels!r}")
 
 
 @app.command()
@@ -179,6 +253,11 @@ def train(
     if not is_main_process():
         return
     best = str(Path(parsed.training.run) / "best.ckpt")
+    if parsed.training.export:
+        require("onnxruntime", "cpu")
+        from ds2deploy.export.artifacts import export_onnx
+
+        export_onnx(Path(best), Path(parsed.training.run), parsed.training.export)
     if json:
         _print_json({"checkpoint": best, **metrics})
     else:

@@ -25,8 +25,10 @@ class DataConfig(_Section, frozen=True):
     Attributes:
         train: manifest of the training set.
         valid: manifest of the validation set.
-        batch_size: utterances in a batch, at most.
+        batch_size: utterances in a batch of one process, at most.
         batch_duration_s: seconds of audio in a batch, before any change of speed, at most.
+        sortagrad: whether the first epoch goes from the shortest utterances to the longest, as in
+            the DeepSpeech 2 paper (section 3.2).
         buckets: groups of similar duration from which batches are drawn.
         join: fewest and most utterances of one speaker that are joined into one, anew in
             every epoch; teaches a model of short recordings to read long ones.
@@ -41,6 +43,7 @@ class DataConfig(_Section, frozen=True):
     valid: str = ""
     batch_size: int = 16
     batch_duration_s: float | None = None
+    sortagrad: bool = False
     buckets: int = 10
     join: tuple[int, int] = (1, 1)
     pause_s: tuple[float, float] = (0.02, 0.3)
@@ -63,8 +66,11 @@ class AugmentConfig(_Section, frozen=True):
 
     Attributes:
         speed: slowest and fastest playing speed; pitch moves along.
+        tempo: slowest and fastest tempo; pitch stays.
         gain_db: weakest and strongest gain, in decibels.
         noise_snr_db: lowest and highest ratio of speech to added noise, in decibels.
+        noise_folder: recordings of which parts are added; without one, noise is made, stationary
+            and of random colour.
         noise_share: share of the utterances that get noise.
         frequency_masks: bands of bins that are set to the mean (SpecAugment).
         frequency_mask_bins: widest such band, in bins.
@@ -73,8 +79,10 @@ class AugmentConfig(_Section, frozen=True):
     """
 
     speed: tuple[float, float] = (1.0, 1.0)
+    tempo: tuple[float, float] = (1.0, 1.0)
     gain_db: tuple[float, float] = (0.0, 0.0)
     noise_snr_db: tuple[float, float] | None = None
+    noise_folder: str = ""
     noise_share: float = 0.5
     frequency_masks: int = 0
     frequency_mask_bins: int = 20
@@ -83,9 +91,15 @@ class AugmentConfig(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         _interval("augment.speed", self.speed, least=0.5)
+        _interval("augment.tempo", self.tempo, least=0.5)
         _interval("augment.gain_db", self.gain_db)
         if self.noise_snr_db is not None:
             _interval("augment.noise_snr_db", self.noise_snr_db)
+        if self.noise_folder and self.noise_snr_db is None:
+            raise ConfigError(
+                f"augment.noise_folder = {self.noise_folder}: say how loud, such as "
+                "augment.noise_snr_db = [5, 20]"
+            )
         if not 0 <= self.noise_share <= 1:
             raise ConfigError(f"augment.noise_share = {self.noise_share}: expected 0 to 1")
 
@@ -104,6 +118,10 @@ class TrainingConfig(_Section, frozen=True):
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
         weight_decay: of the optimizer.
         clip_norm: gradients are scaled down to this norm.
+        accumulate: batches whose gradients are gathered for a step.
+        batch_norm: whose statistics normalise: `batch`, those of a process's own batch;
+            `synchronized`, of all processes' batches (GPU only); `frozen`, those that the network
+            has, for going on from a trained one.
         precision: Lightning's name: `32-true`, `16-mixed` (GPU only), `bf16-mixed`.
         accelerator: `auto`, `cpu` or `gpu`.
         devices: how many of them; 0 takes all.
@@ -112,7 +130,12 @@ class TrainingConfig(_Section, frozen=True):
         seed: of weights, batches and augmentation.
         validate_every: epochs between validations.
         log_every: steps between lines in metrics.jsonl.
+        checkpoint_minutes: between writings of last.ckpt within an epoch.
         max_steps: stop after so many, in the middle of an epoch if need be.
+        tensorboard: whether event files for TensorBoard are written, to RUN/tensorboard.
+        report: whether RUN/report.html is written at the end.
+        export: precisions in which the best checkpoint is exported to ONNX at the end, to RUN;
+            none by default.
         start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
             features, are begun with; random weights without one.
     """
@@ -126,6 +149,8 @@ class TrainingConfig(_Section, frozen=True):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 1e-5
     clip_norm: float = 5.0
+    accumulate: int = 1
+    batch_norm: Literal["batch", "synchronized", "frozen"] = "batch"
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
@@ -134,13 +159,17 @@ class TrainingConfig(_Section, frozen=True):
     seed: int = 0
     validate_every: int = 1
     log_every: int = 10
+    checkpoint_minutes: float = 10.0
     max_steps: int | None = None
+    tensorboard: bool = False
+    report: bool = False
+    export: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
     start: str = ""
 
     def __post_init__(self) -> None:
         _positive(
             "training", self, "epochs", "learning_rate", "anneal", "clip_norm", "nodes",
-            "validate_every", "log_every",
+            "accumulate", "validate_every", "log_every", "checkpoint_minutes",
         )  # fmt: skip
         if not 0 < self.warm_up < 1:
             raise ConfigError(f"training.warm_up = {self.warm_up}: expected between 0 and 1")

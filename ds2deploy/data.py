@@ -1,9 +1,9 @@
-"""From manifests to batches: lhotse's bucketing sampler and the one feature extractor."""
+"""From the plan of an epoch to batches, through the one feature extractor."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ds2deploy.augmentation import augment_audio, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
-from ds2deploy.manifest import join_utterances, read_audio, transcript
+from ds2deploy.epoch_plan import Share, plan_evaluation, plan_training, shares
+from ds2deploy.manifest import audio_path, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.errors import FILE_ERRORS
 from ds2deploy.runtimes.features import (
     SMALLEST_DEVIATION,
     FeatureExtractor,
@@ -41,6 +42,10 @@ class Batch(NamedTuple):
         targets: (labels of all utterances,) int64, one after the other.
         target_lengths: (batch,) int64.
         texts: transcripts, as the labels spell them.
+        scale: of the sum of the losses; 1 / batch gives the mean. 0 where no recording could be
+            read: what stands there is only to keep a network going.
+        broken: what is wrong with the recordings that are left out.
+        audio: files of the utterances.
     """
 
     features: Tensor
@@ -48,6 +53,9 @@ class Batch(NamedTuple):
     targets: Tensor
     target_lengths: Tensor
     texts: list[str]
+    scale: float = 1.0
+    broken: tuple[str, ...] = ()
+    audio: tuple[str, ...] = ()
 
 
 class SpeechDataset(Dataset[Batch]):
@@ -65,11 +73,24 @@ class SpeechDataset(Dataset[Batch]):
         self._augment = recipe.augment if augment else QUIET
         self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
         self._seed = (recipe.training.seed, epoch)
+        # Stands in where a whole batch cannot be read: batch norm must see speech.
+        self._last = np.zeros((recipe.features.bins, 100), np.float32)
 
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        """The batch of the utterances that lhotse's sampler chose."""
-        texts = [self._alphabet.normalize(transcript(cut)) for cut in cuts]
-        return collate([self._features(cut) for cut in cuts], texts, self._alphabet)
+    def __getitem__(self, share: Share) -> Batch:
+        """The batch of the utterances that the plan chose, without those that cannot be read."""
+        sounds, texts, paths, broken = [], [], [], []
+        for cut in share.cuts:
+            try:
+                sounds.append(self._features(cut))
+                texts.append(self._alphabet.normalize(transcript(cut)))
+                paths.append(audio_path(cut))
+            except (*FILE_ERRORS, OSError) as error:
+                broken.append(str(error))
+        if sounds:
+            self._last = sounds[0]
+            batch = collate(sounds, texts, self._alphabet)
+            return batch._replace(scale=share.scale, broken=tuple(broken), audio=tuple(paths))
+        return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
 
     def _features(self, cut: object) -> FloatArray:
         rate = self._extract.config.sample_rate
@@ -96,35 +117,73 @@ def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphab
     return Batch(
         torch.from_numpy(features),
         torch.from_numpy(lengths),
-        torch.tensor([label for labels in targets for label in labels]),
+        torch.tensor([label for labels in targets for label in labels], dtype=torch.int64),
         torch.tensor([len(labels) for labels in targets]),
         texts,
+        scale=1 / len(utterances),
     )
 
 
-def training_loader(cuts: CutSet, recipe: Recipe, epoch: int) -> DataLoader[Batch]:
-    """Shuffled batches of one epoch, a share of them on each process of a distributed run."""
-    data = recipe.data
-    seed = recipe.training.seed
-    if data.join != (1, 1):
-        cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
-    limits = {"max_cuts": data.batch_size, "max_duration": data.batch_duration_s}
-    buckets = min(data.buckets, len(cuts) // (2 * data.batch_size))
-    if buckets < 2:  # too few utterances to part them
-        sampler = SimpleCutSampler(cuts, **limits, shuffle=True, seed=seed)
-    else:
-        sampler = DynamicBucketingSampler(
-            cuts, **limits, num_buckets=buckets, shuffle=True, seed=seed
+class Batches:
+    """The batches of an epoch on one process; an iteration can begin with any of them.
+
+    Lightning asks for its state, keeps it in checkpoints, and gives it back when a training is
+    resumed in the middle of an epoch.
+
+    Args:
+        dataset: makes a batch of a share.
+        plan: the shares, in order.
+        workers: processes that make them; 0 makes them in this one.
+        epoch: that they are of.
+    """
+
+    def __init__(
+        self, dataset: SpeechDataset, plan: Sequence[Share], workers: int, epoch: int = 0
+    ) -> None:
+        self._dataset, self._plan, self._workers = dataset, plan, workers
+        self._epoch, self._given = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch."""
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Those that were not given yet; from the beginning when all were."""
+        rest = self._plan[self._given :]
+        loader = DataLoader(
+            self._dataset,
+            sampler=rest,
+            batch_size=None,
+            num_workers=self._workers,
         )
-    sampler.set_epoch(epoch)
-    return _loader(SpeechDataset(recipe, augment=True, epoch=epoch), sampler, data.workers)
+        for batch in loader:
+            self._given += 1
+            yield batch
+        self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of which epoch were given."""
+        return {"epoch": self._epoch, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where another left off, if that was in this epoch."""
+        if state["epoch"] == self._epoch and state["given"] < len(self._plan):
+            self._given = state["given"]
 
 
-def evaluation_loader(cuts: CutSet, recipe: Recipe) -> DataLoader[Batch]:
-    """All utterances once, longest last, without augmentation."""
-    ordered = CutSet.from_cuts(sorted(cuts, key=lambda cut: cut.duration))
-    sampler = SimpleCutSampler(ordered, max_cuts=recipe.data.batch_size, shuffle=False)
-    return _loader(SpeechDataset(recipe, augment=False), sampler, recipe.data.workers)
+def training_batches(
+    cuts: CutSet, recipe: Recipe, epoch: int, rank: int = 0, processes: int = 1
+) -> Batches:
+    """A process's share of the batches of one epoch, augmented; see `plan_training`."""
+    plan = shares(plan_training(cuts, recipe, epoch, processes), rank, processes)
+    dataset = SpeechDataset(recipe, augment=True, epoch=epoch)
+    return Batches(dataset, plan, recipe.data.workers, epoch)
+
+
+def evaluation_batches(cuts: CutSet, recipe: Recipe, rank: int = 0, processes: int = 1) -> Batches:
+    """A process's share of all utterances, without augmentation; see `plan_evaluation`."""
+    plan = shares(plan_evaluation(cuts, recipe, processes), rank, processes)
+    return Batches(SpeechDataset(recipe, augment=False), plan, recipe.data.workers)
 
 
 def global_statistics(
@@ -171,7 +230,3 @@ def _moments(
         square = square + (spectrogram**2).sum(axis=1)
         frames += spectrogram.shape[1]
     return total / frames, square / frames
-
-
-def _loader(dataset: SpeechDataset, sampler: object, workers: int) -> DataLoader[Batch]:
-    return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)  # type: ignore[arg-type]

@@ -16,15 +16,7 @@ from ds2deploy.runtimes.errors import AudioError, Ds2Error
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.pipeline import Recognized, Source
 from ds2deploy.runtimes.recognizer import Recognizer
-from ds2deploy.scoring import ErrorCounts, count_errors
-
-
-class Hypothesis(msgspec.Struct, frozen=True):
-    """What a model made of one utterance."""
-
-    audio: str
-    reference: str
-    hypothesis: str
+from ds2deploy.scoring import ErrorCounts, Hypothesis, count_errors
 
 
 class Failure(msgspec.Struct, frozen=True):

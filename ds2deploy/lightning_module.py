@@ -10,15 +10,16 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from lhotse import CutSet
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from ds2deploy.checkpoint import KEY, build_network, header
-from ds2deploy.config import Recipe
-from ds2deploy.data import Batch, evaluation_loader, training_loader
+from ds2deploy.config import Recipe, TrainingConfig
+from ds2deploy.data import Batch, Batches, evaluation_batches, training_batches
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.decoding import greedy_text
-from ds2deploy.scoring import ErrorCounts, count_errors
+from ds2deploy.runtimes.errors import TrainingError
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.scoring import ErrorCounts, Hypothesis, count_errors
 
 
 class SpeechRecognition(lightning.LightningModule):
@@ -28,6 +29,13 @@ class SpeechRecognition(lightning.LightningModule):
         recipe: everything about the training.
         train: training utterances.
         valid: validation utterances.
+
+    Attributes:
+        steps_per_epoch: of the optimiser.
+        gradient_norm: of the last step, before clipping.
+        utterances: of both sets.
+        hypotheses: of the last validation, of all processes.
+        seen: features of a validation utterance, (bins, time).
     """
 
     def __init__(self, recipe: Recipe, train: CutSet, valid: CutSet) -> None:
@@ -35,26 +43,64 @@ class SpeechRecognition(lightning.LightningModule):
         self.recipe = recipe
         self.network = build_network(recipe)
         self._train, self._valid = train, valid
+        self.utterances = len(train) + len(valid)
         self._alphabet = Alphabet(recipe.labels)
         self._counts = ErrorCounts()
         self._valid_loss = (0.0, 0)
         self.steps_per_epoch = 1
+        self.gradient_norm = 0.0
+        self.hypotheses: list[Hypothesis] = []
+        self.seen: FloatArray | None = None
+        self._heard: list[Hypothesis] = []
+        if recipe.training.batch_norm == "frozen":
+            for part in self.network.modules():
+                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    part.eval()
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """The batches of the current epoch."""
-        return training_loader(self._train, self.recipe, self.current_epoch)
+    def train_dataloader(self) -> Batches:
+        """A process's share of the epoch that begins, or that is gone on with."""
+        # What `current_epoch` says before a resumed training begins is the epoch before.
+        place: Any = self.trainer.fit_loop.epoch_progress.current
+        epoch = place.processed
+        return training_batches(
+            self._train, self.recipe, epoch, self.trainer.global_rank, self.trainer.world_size
+        )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """All validation utterances."""
-        return evaluation_loader(self._valid, self.recipe)
+    def val_dataloader(self) -> Batches:
+        """A process's share of all validation utterances."""
+        return evaluation_batches(
+            self._valid, self.recipe, self.trainer.global_rank, self.trainer.world_size
+        )
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """CTC loss, the mean over the utterances."""
+        """CTC loss; over all processes, the mean over the utterances."""
         log_probs, output_lengths = self.network(batch.features, batch.lengths)
-        return ctc_loss(log_probs, output_lengths, batch) / len(batch.lengths)
+        loss = ctc_loss(log_probs, output_lengths, batch) * batch.scale
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value:g}")
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm over all gradients, and never step along one that is not a number.
+
+        In `16-mixed` such a step is skipped, and the loss scaled by less.
+        """
+        limit = self.recipe.training.clip_norm
+        self.gradient_norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
+        scaled = self.recipe.training.precision == "16-mixed"
+        if not math.isfinite(self.gradient_norm) and not scaled:
+            raise self._diverged(f"the norm of the gradients is {self.gradient_norm:g}")
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Count the errors of greedy decoding."""
+        if batch.scale == 0:  # no recording of it could be read
+            return
         log_probs, output_lengths = self.network(batch.features, batch.lengths)
         loss = float(ctc_loss(log_probs, output_lengths, batch))
         self._valid_loss = (self._valid_loss[0] + loss, self._valid_loss[1] + len(batch.lengths))
@@ -64,6 +110,9 @@ class SpeechRecognition(lightning.LightningModule):
             for rows, length in zip(frames, output_lengths.tolist(), strict=True)
         ]
         self._counts += count_errors(batch.texts, hypotheses)
+        self._heard += map(Hypothesis, batch.audio, batch.texts, hypotheses)
+        if self.seen is None:
+            self.seen = batch.features[0, 0, :, : batch.lengths[0]].float().cpu().numpy()
 
     def on_validation_epoch_end(self) -> None:
         """Sum over the processes and publish `wer`, `cer` and `valid_loss`."""
@@ -79,19 +128,21 @@ class SpeechRecognition(lightning.LightningModule):
         self.log("cer", total.cer, rank_zero_only=True)
         self.log("valid_loss", loss / max(utterances, 1), rank_zero_only=True)
         self._counts, self._valid_loss = ErrorCounts(), (0.0, 0)
+        self.hypotheses, self._heard = self._gathered(self._heard), []
+
+    def _gathered(self, heard: list[Hypothesis]) -> list[Hypothesis]:
+        """What all processes heard."""
+        if self.trainer.world_size == 1:
+            return heard
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, heard)
+        return sorted((item for part in parts for item in part), key=lambda item: item.audio)
 
     def configure_optimizers(self) -> Any:
         """The optimiser and the learning rate of every step."""
         training = self.recipe.training
-        parameters = self.network.parameters()
-        rate, decay = training.learning_rate, training.weight_decay
-        if training.optimizer == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True
-            )
-        else:
-            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-        self.steps_per_epoch = steps = max(1, sum(1 for _ in self.train_dataloader().sampler))
+        optimizer = make_optimizer(self.network, training)
+        self.steps_per_epoch = steps = -(-len(self.train_dataloader()) // training.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(self.recipe, step, steps)
         )
@@ -114,6 +165,35 @@ class SpeechRecognition(lightning.LightningModule):
         checkpoint["state_dict"] = {
             f"network.{name}": value for name, value in checkpoint["state_dict"].items()
         }
+        self._take_over_rate(checkpoint)
+
+    def _take_over_rate(self, checkpoint: dict[str, Any]) -> None:
+        """A training may go on with another learning rate, or weight decay, than it began with."""
+        training = self.recipe.training
+        for schedule in checkpoint["lr_schedulers"]:
+            schedule["base_lrs"] = [training.learning_rate for _ in schedule["base_lrs"]]
+        for optimizer in checkpoint["optimizer_states"]:
+            for group in optimizer["param_groups"]:
+                if group["initial_lr"] != training.learning_rate:
+                    group["lr"] *= training.learning_rate / group["initial_lr"]
+                    group["initial_lr"] = training.learning_rate
+                group["weight_decay"] = training.weight_decay
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{self.recipe.training.run}: {what} at step {self.trainer.global_step + 1}; last.ckpt "
+            "is of a step before: go on from it with --resume and a lower training.learning_rate, "
+            "or start again with a lower training.learning_rate"
+        )
+
+
+def make_optimizer(network: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """The recipe's optimiser, with the settings of deepspeech.pytorch that it does not name."""
+    parameters = network.parameters()
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), eps=1e-8)
 
 
 def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:

@@ -19,6 +19,9 @@ from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileErro
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.sources import Utterance, read_deepspeech_pytorch
 
+LATE_END_S = 0.5
+"""An utterance may seem to end so long after its recording: transcripts round."""
+
 
 def read_manifest(path: str | Path) -> CutSet:
     """Open a manifest for training or evaluation.
@@ -83,8 +86,9 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
     Raises:
         MissingFileError, AudioError: see `load_audio`.
     """
-    if _is_whole_file(cut):
-        return load_audio(audio_path(cut), sample_rate)
+    if _is_plain(cut):
+        whole = cut.start == 0 and cut.duration == cut.recording.duration
+        return load_audio(audio_path(cut), sample_rate) if whole else _read_part(cut, sample_rate)
     try:
         samples = cut.load_audio()
     except Exception as error:  # lhotse wraps the backends' errors in many classes
@@ -107,7 +111,7 @@ def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
     Raises:
         MissingFileError, AudioError: an utterance's audio is not there, or not audio.
     """
-    return CutSet.from_cuts(_cut(utterance, source) for utterance in utterances)
+    return CutSet.from_cuts(make_cut(utterance, source) for utterance in utterances)
 
 
 def join_utterances(
@@ -139,13 +143,27 @@ def join_utterances(
     return CutSet.from_cuts(chains)
 
 
-def _is_whole_file(cut: Cut) -> bool:
-    """Whether a cut is nothing but a recording: all its time, its only channel, unchanged."""
+def _is_plain(cut: Cut) -> bool:
+    """Whether a cut is nothing but a recording or a part of it: its only channel, unchanged."""
     if not isinstance(cut, MonoCut) or cut.recording.transforms:
         return False
-    recording = cut.recording
-    whole = cut.start == 0 and cut.duration == recording.duration
-    return bool(whole and recording.num_channels == 1)
+    return bool(cut.recording.num_channels == 1)
+
+
+def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
+    path = audio_path(cut)
+    if not Path(path).is_file():
+        raise MissingFileError(f"{path}: no such file; expected an audio file")
+    rate = cut.recording.sampling_rate
+    start, count = round(cut.start * rate), round(cut.duration * rate)
+    try:
+        with soundfile.SoundFile(path) as sound:
+            sound.seek(min(start, sound.frames))
+            samples = sound.read(count, dtype="float32", always_2d=True)
+            there = sound.samplerate
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: cannot be read ({error.error_string})") from None
+    return convert_audio(samples, there, sample_rate, path)
 
 
 def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Generator) -> Cut:
@@ -156,7 +174,19 @@ def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Gene
     return chain
 
 
-def _cut(utterance: Utterance, source: Path) -> Cut:
+def make_cut(utterance: Utterance, source: Path) -> Cut:
+    """The cut of one utterance; reads its file's header.
+
+    Args:
+        utterance: with or without a fault.
+        source: that it is from, for errors.
+
+    Raises:
+        Ds2Error: its fault.
+        MissingFileError, AudioError: its audio is not there, not audio, or too short.
+    """
+    if utterance.fault is not None:
+        raise utterance.fault
     path = utterance.audio
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file, but {source} lists it")
@@ -166,32 +196,43 @@ def _cut(utterance: Utterance, source: Path) -> Cut:
         raise AudioError(
             f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
         ) from None
-    if info.frames * 1000 < SHORTEST_MS * info.samplerate:
+    whole_s = info.frames / info.samplerate
+    start_s = utterance.start_s
+    duration_s = whole_s - start_s if utterance.duration_s is None else utterance.duration_s
+    if duration_s * 1000 < SHORTEST_MS:
         raise AudioError(
-            f"{path}: too short ({1000 * info.frames / info.samplerate:.2g} ms); expected at "
+            f"{path}: too short ({1000 * max(duration_s, 0):.2g} ms); expected at "
             f"least {SHORTEST_MS:g} ms of speech; take it out of {source}"
+        )
+    if start_s < 0 or start_s + duration_s > whole_s + LATE_END_S:
+        raise AudioError(
+            f"{path}: {source} has an utterance from {start_s:g} to {start_s + duration_s:g} s, "
+            f"but it ends at {whole_s:.2f} s; correct it, or copy the recording again"
         )
     path = path.resolve()
     identity = f"{path.stem}-{zlib.crc32(str(path).encode()):08x}"
+    if start_s > 0:
+        identity += f"-{round(1000 * start_s)}"
     recording = Recording(
         id=identity,
         sources=[lhotse.AudioSource(type="file", channels=[0], source=str(path))],
         sampling_rate=info.samplerate,
         num_samples=info.frames,
-        duration=info.frames / info.samplerate,
+        duration=whole_s,
     )
+    duration_s = min(duration_s, whole_s - start_s)
     supervision = SupervisionSegment(
         id=identity,
         recording_id=identity,
         start=0,
-        duration=recording.duration,
+        duration=duration_s,
         text=utterance.text,
         speaker=utterance.speaker or None,
     )
     return MonoCut(
         id=identity,
-        start=0,
-        duration=recording.duration,
+        start=start_s,
+        duration=duration_s,
         channel=0,
         recording=recording,
         supervisions=[supervision],

@@ -9,6 +9,7 @@ from typing import Any
 
 from ds2deploy.extras import require
 from ds2deploy.files import whole_file
+from ds2deploy.runtimes.features import FeatureConfig, FloatArray
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Told apart by the colour-blind as well (Okabe and Ito, 2008)."""
@@ -48,14 +49,42 @@ def line_plot(
     """
     require("matplotlib", "bench")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = line_figure(title, x_label, y_label, series, log, note)
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_figure(str(temporary), format="png")
+
+
+def line_figure(
+    title: str,
+    x_label: str,
+    y_label: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    log: bool = False,
+    note: str = "",
+    marks: bool = True,
+) -> Any:
+    """The figure of `line_plot`, for any canvas.
+
+    Args:
+        title: above the axes.
+        x_label: with its unit.
+        y_label: with its unit.
+        series: points (x, y) of each line by the name that the legend shows.
+        log: whether both axes are logarithmic.
+        note: small print below.
+        marks: whether every point has one.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # no pyplot: nothing global is changed
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")  # nothing global is changed
     axes = figure.add_subplot()
     for i, (name, points) in enumerate(series.items()):
         xs, ys = zip(*sorted(points), strict=True) if points else ((), ())
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)] if marks else ""
         axes.plot(xs, ys, label=name, color=colour, marker=marker, linewidth=1.8)
     axes.set_title(title, loc="left")
     axes.set_xlabel(x_label)
@@ -68,6 +97,35 @@ def line_plot(
         axes.legend(frameon=False, fontsize="small")
     if note:
         figure.supxlabel(_wrapped(note), x=0.01, ha="left", fontsize="x-small", color="0.35")
+    return figure
+
+
+def spectrogram_plot(path: Path, title: str, features: FloatArray, config: FeatureConfig) -> None:
+    """Draw features as a network sees them.
+
+    Args:
+        path: of the PNG; it appears whole or not at all.
+        title: above the axes.
+        features: (bins, time), float32.
+        config: how they were made, for the axes.
+
+    Raises:
+        RuntimeUnavailableError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    require("matplotlib", "bench")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    seconds = features.shape[1] * config.stride_ms / 1000
+    extent = (0.0, seconds, 0.0, config.sample_rate / 2000)
+    axes.imshow(features, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("frequency (kHz)")
     with whole_file(path) as temporary:
         canvas.print_figure(str(temporary), format="png")
 

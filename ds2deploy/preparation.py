@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 from lhotse import CutSet
+from lhotse.cut import Cut
 
-from ds2deploy.manifest import check_transcripts, join_utterances, make_cuts, write_manifest
+from ds2deploy import __version__
+from ds2deploy.corpora import CORPORA, LHOTSE, read_with_lhotse
+from ds2deploy.files import whole_file
+from ds2deploy.manifest import join_utterances, speaker, write_manifest
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
+from ds2deploy.screening import Fault, Screened, Screener, Screening
 from ds2deploy.sources import (
     AUDIO_SUFFIXES,
     Utterance,
@@ -19,44 +26,137 @@ from ds2deploy.sources import (
     read_folder,
     read_fsdd,
 )
+from ds2deploy.spelling import Change, find_labels
 
-Layout = Literal["folder", "fsdd"]
-LAYOUTS: tuple[Layout, ...] = ("folder", "fsdd")
+FOLDERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
+    "folder": read_folder,
+    "fsdd": read_fsdd,
+    **CORPORA,
+}
+LAYOUTS = (*FOLDERS, f"{LHOTSE}NAME")
+
+REPORT = "report.json"
 
 JOIN_PAUSE_S = (0.05, 0.3)
 """Silence between the recordings of a joined held-out utterance."""
+
+SplitBy = Literal["utterance", "speaker"]
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True):
+    """How a data set is made.
+
+    Attributes:
+        layout: of a folder, one of `LAYOUTS`.
+        valid_share: share of the training utterances, or of their speakers, that becomes `valid`
+            where the source has no such set.
+        split_by: whether a speaker may be heard in both sets.
+        join: fewest and most utterances that are joined into one in `valid-joined` and
+            `test-joined`; (1, 1) makes neither.
+        join_times: how often each utterance is used for that.
+        screening: what is asked of an utterance.
+        leave_out: whether those that cannot be used are left out; else the first ends it.
+    """
+
+    layout: str = "folder"
+    valid_share: float = 0.1
+    split_by: SplitBy = "utterance"
+    join: tuple[int, int] = (1, 1)
+    join_times: int = 1
+    screening: Screening = Screening()
+    leave_out: bool = False
+
+
+class SetReport(msgspec.Struct, frozen=True):
+    """One manifest."""
+
+    manifest: str
+    utterances: int
+    hours: float
+    speakers: int
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Where manifests came from, and what became of everything that the source lists.
+
+    Attributes:
+        source: folder or manifest.
+        choices: that were made.
+        created_by: name and version of the program.
+        labels: of the transcripts.
+        listed: utterances of the source.
+        sets: the manifests.
+        characters: that had no label, and what became of each.
+        left_out: what is wrong with each utterance that cannot be used, in the source's order.
+    """
+
+    source: str
+    choices: Choices
+    created_by: str
+    labels: str
+    listed: int
+    sets: list[SetReport]
+    characters: list[Change]
+    left_out: list[str]
 
 
 def prepare(
     source: Path,
     out: Path,
-    layout: Layout,
-    alphabet: Alphabet,
-    valid_share: float,
-    join: tuple[int, int],
-    join_times: int,
-) -> dict[str, CutSet]:
-    """Write the manifests of a data set.
+    alphabet: Alphabet | None,
+    choices: Choices,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[dict[str, CutSet], Report]:
+    """Write the manifests of a data set, and a report beside them.
 
     Args:
         source: a folder, or a deepspeech.pytorch manifest.
         out: folder for the manifests.
-        layout: of a folder: audio with a .txt beside each, or the Free Spoken Digit Dataset.
-        alphabet: that the transcripts must be spelled with.
-        valid_share: share of a folder's or manifest's utterances that becomes `valid`.
-        join: fewest and most utterances that are joined into one in `valid-joined` and
-            `test-joined`; (1, 1) makes neither.
-        join_times: how often each utterance is used for that.
+        alphabet: that the transcripts must be spelled with; None takes the letters that they have.
+        choices: how.
+        progress: told how many utterances were looked at.
 
     Returns:
-        The manifests by their names; each is `out/NAME.jsonl.gz`.
+        The manifests by their names, each is `out/NAME.jsonl.gz`; and the report, which is
+        `out/report.json`.
 
     Raises:
-        MissingFileError, ManifestError, AudioError, AlphabetError: what is wrong with which file.
+        MissingFileError, ManifestError, AudioError, AlphabetError: what is wrong with which file;
+            with `choices.leave_out`, only where nothing is left.
+        ConfigError: a layout that there is not, or speakers that cannot be parted.
     """
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
-    utterances = _utterances(source, layout, valid_share)
+    utterances = _listed(source, choices)
+    if alphabet is None:
+        alphabet = Alphabet(find_labels(u.text for u in utterances))
+    screener = Screener(source, alphabet, choices.screening, progress)
+    found = list(screener.screen(utterances))
+    faults = [item for item in found if isinstance(item, Fault)]
+    screened = [item for item in found if isinstance(item, Screened)]
+    if faults and not (choices.leave_out and screened):
+        raise _summary(faults, len(found), choices.leave_out)
+    manifests = _sets(_with_validation(screened, source, choices), choices)
+    report = Report(
+        source=str(source),
+        choices=choices,
+        created_by=f"ds2deploy {__version__}",
+        labels=alphabet.labels,
+        listed=len(found),
+        sets=[_set_report(out / f"{name}.jsonl.gz", cuts) for name, cuts in manifests.items()],
+        characters=screener.spelling.changes,
+        left_out=[str(fault.error) for fault in faults],
+    )
+    for name, cuts in manifests.items():
+        write_manifest(cuts, out / f"{name}.jsonl.gz")
+    with whole_file(out / REPORT) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    return manifests, report
+
+
+def _listed(source: Path, choices: Choices) -> list[Utterance]:
+    """All that a source lists, damaged or not."""
+    utterances = list(_reader(source, choices.layout)(source))
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
@@ -64,17 +164,48 @@ def prepare(
             f"{source}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); "
             "expected recordings with a .txt transcript beside each"
         )
-    splits = sorted({utterance.split for utterance in utterances})
+    return utterances
+
+
+def _reader(source: Path, layout: str) -> Callable[[Path], Iterator[Utterance]]:
+    if layout not in FOLDERS and not layout.startswith(LHOTSE):
+        raise ConfigError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
+    if source.is_dir():
+        if layout.startswith(LHOTSE):
+            return partial(read_with_lhotse, layout.removeprefix(LHOTSE))
+        return FOLDERS[layout]
+    if source.is_file() and source.suffix in (".json", ".csv"):
+        return read_deepspeech_pytorch
+    if source.is_file():
+        raise ManifestError(
+            f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
+        )
+    raise MissingFileError(f"{source}: no such file or directory")
+
+
+def _summary(faults: Sequence[Fault], listed: int, leave_out: bool) -> Exception:
+    """The first error; others are counted, for a line that nobody reads to its end helps nobody."""
+    first = faults[0].error
+    if leave_out:
+        return type(first)(f"{first} (none of {listed} utterances can be used)")
+    if not faults[1:]:
+        return first
+    return type(first)(
+        f"{first} (and {len(faults) - 1} more of {listed} utterances cannot be used; --leave-out "
+        "names each, and goes on without them)"
+    )
+
+
+def _sets(screened: Sequence[Screened], choices: Choices) -> dict[str, CutSet]:
+    """The manifests by their names."""
     manifests = {
-        split: make_cuts((u for u in utterances if u.split == split), source) for split in splits
+        split: CutSet.from_cuts(item.cut for item in screened if item.split == split)
+        for split in sorted({item.split for item in screened})
     }
-    for cuts in manifests.values():
-        check_transcripts(cuts, alphabet, source)
     for name in ("valid", "test"):
-        if join != (1, 1) and name in manifests:
-            manifests[f"{name}-joined"] = _joined(manifests[name], join, join_times)
-    for name, cuts in manifests.items():
-        write_manifest(cuts, out / f"{name}.jsonl.gz")
+        if choices.join != (1, 1) and name in manifests:
+            joined = _joined(manifests[name], choices.join, choices.join_times)
+            manifests[f"{name}-joined"] = joined
     return manifests
 
 
@@ -83,34 +214,59 @@ def _joined(cuts: CutSet, counts: tuple[int, int], times: int) -> CutSet:
     return CutSet.from_cuts(cut for joined in rounds for cut in joined)
 
 
-def _utterances(source: Path, layout: Layout, valid_share: float) -> list[Utterance]:
-    if source.is_dir():
-        read: Callable[[Path], Iterator[Utterance]] = read_fsdd if layout == "fsdd" else read_folder
-    elif source.is_file() and source.suffix in (".json", ".csv"):
-        read = read_deepspeech_pytorch
-    elif source.is_file():
-        raise ManifestError(
-            f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
-        )
-    else:
-        raise MissingFileError(f"{source}: no such file or directory")
-    utterances = list(read(source))
-    return utterances if read is read_fsdd else _split(utterances, source, valid_share)
+def _set_report(path: Path, cuts: CutSet) -> SetReport:
+    hours = round(sum(cut.duration for cut in cuts) / 3600, 4)
+    return SetReport(str(path), len(cuts), hours, len({speaker(cut) for cut in cuts} - {""}))
 
 
-def _split(utterances: list[Utterance], source: Path, valid_share: float) -> list[Utterance]:
-    """Part of them to `valid`: by a hash of the path, so that none moves when others come."""
+def _with_validation(
+    screened: Sequence[Screened], source: Path, choices: Choices
+) -> list[Screened]:
+    """Part of the training utterances to `valid`, unless the source has such a set.
+
+    By a hash of the speaker or of the path, so that none moves when others come.
+    """
+    chosen = [item for item in screened if item.split == "train"]
+    if choices.valid_share == 0 or any(item.split == "valid" for item in screened):
+        return list(screened)
     base = source if source.is_dir() else source.parent
-
-    def place(utterance: Utterance) -> float:
-        path = utterance.audio
-        name = path.relative_to(base) if path.is_relative_to(base) else path
-        return zlib.crc32(name.as_posix().encode()) / 2**32
-
-    if len(utterances) < 2 or valid_share == 0:
-        return utterances
-    chosen = {u.audio for u in utterances if place(u) < valid_share}
+    key = speaker if choices.split_by == "speaker" else partial(_path_in, base.resolve())
+    names = {key(item.cut) for item in chosen}
+    if choices.split_by == "speaker":
+        _check_speakers(names, source)
+    if len(names) < 2:
+        return list(screened)
+    ordered = sorted(names, key=_place)
     # Neither side of a small corpus stays empty.
-    chosen.add(min(utterances, key=place).audio)
-    chosen.discard(max(utterances, key=place).audio)
-    return [u._replace(split="valid") if u.audio in chosen else u for u in utterances]
+    valid = {name for name in ordered if _place(name) < choices.valid_share} | {ordered[0]}
+    valid.discard(ordered[-1])
+    return [
+        msgspec.structs.replace(item, split="valid")
+        if item.split == "train" and key(item.cut) in valid
+        else item
+        for item in screened
+    ]
+
+
+def _check_speakers(names: set[str], source: Path) -> None:
+    if "" in names:
+        raise ConfigError(
+            f"--split-by speaker: {source} does not name every speaker; use --split-by utterance"
+        )
+    if len(names) < 2:
+        raise ConfigError(
+            f"--split-by speaker: {source} has a single one, {min(names)!r}; use --split-by "
+            "utterance, or --valid 0"
+        )
+
+
+def _path_in(base: Path, cut: Cut) -> str:
+    """The path of a recording as the source's folder has it, with the place of a part of it."""
+    path = Path(cut.recording.sources[0].source)
+    name = path.relative_to(base) if path.is_relative_to(base) else path
+    return name.as_posix() + (f"@{cut.start:g}" if cut.start else "")
+
+
+def _place(name: str) -> float:
+    """From 0 to 1, the same for the same name."""
+    return zlib.crc32(name.encode()) / 2**32

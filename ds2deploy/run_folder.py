@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,17 @@ import msgspec
 
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
-from ds2deploy.runtimes.errors import ConfigError, TrainingError
+from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
+from ds2deploy.scoring import Hypothesis
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 METRICS = "metrics.jsonl"
+BROKEN = "broken.jsonl"
+HYPOTHESES = "best.jsonl"
+
+FEW_BROKEN, BROKEN_SHARE = 10, 0.01
+"""Recordings that may be unreadable: so many, or such a share of a training's."""
 
 
 class RunFolder:
@@ -52,10 +60,36 @@ class RunFolder:
         best = min(validations, key=_score, default={})
         return {name: best[name] for name in ("wer", "cer", "valid_loss", "epoch") if name in best}
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with (self.path / METRICS).open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+    def append(self, line: dict[str, Any], name: str = METRICS) -> None:
+        """Add a line to metrics.jsonl, or to another such file: whole, whoever else adds to it."""
+        path = self.path / name
+        encoded = msgspec.json.encode(line) + b"\n"
+        try:
+            with path.open("ab", buffering=0) as file:
+                file.write(encoded)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}; make room, and go on with --resume",
+                str(path),
+            ) from None
+
+    def write_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
+        """What the best checkpoint made of the validation utterances."""
+        with whole_file(self.path / HYPOTHESES) as temporary:
+            temporary.write_bytes(b"".join(msgspec.json.encode(h) + b"\n" for h in hypotheses))
+
+    def hypotheses(self) -> list[Hypothesis]:
+        """The same; nothing before the first validation."""
+        path = self.path / HYPOTHESES
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        return [msgspec.json.decode(line, type=Hypothesis) for line in lines]
+
+    def broken(self) -> list[dict[str, Any]]:
+        """The lines of broken.jsonl: recordings that could not be read."""
+        path = self.path / BROKEN
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
 
     def rewind(self, step: int) -> None:
         """Drop the lines past a step, which a resumed training will write again."""
@@ -71,7 +105,7 @@ def _score(metrics: dict[str, Any]) -> tuple[float, float]:
 
 
 class RunRecorder(lightning.Callback):
-    """Writes metrics at every step that the recipe logs, checkpoints after every validation.
+    """Writes metrics at every step that the recipe logs, and the best checkpoint.
 
     Args:
         folder: where to.
@@ -82,16 +116,31 @@ class RunRecorder(lightning.Callback):
         self._best = _score(folder.best_metrics())
         self._started = time.monotonic()
         self.validated_step = -1
-        self._epoch = 0
+        self._epoch = self._step = 0
+        self._broken: set[str] = set()
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """The step that a training is resumed after has its line."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """One line every `training.log_every` steps."""
+        self._note_broken(trainer, module, batch.broken)
         step, self._epoch = trainer.global_step, trainer.current_epoch + 1
+        if step == self._step:  # gradients are being gathered
+            return
+        self._step = step
         if trainer.is_global_zero and (step == 1 or step % module.recipe.training.log_every == 0):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._write(trainer, kind="train", loss=float(outputs["loss"]), learning_rate=rate)
+            self._write(
+                trainer,
+                kind="train",
+                loss=float(outputs["loss"]) * trainer.accumulate_grad_batches,
+                learning_rate=rate,
+                gradient_norm=module.gradient_norm,
+            )
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """One line, and `best.ckpt` if this is the best validation so far."""
@@ -108,15 +157,30 @@ class RunRecorder(lightning.Callback):
         score = _score(metrics)
         if score < self._best:
             save_checkpoint(self._folder.path / BEST, module.network, module.recipe, metrics)
+            self._folder.write_hypotheses(module.hypotheses)
             self._best = score
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """`last.ckpt`, from which a training resumes at the next epoch."""
-        path = self._folder.path / LAST
-        temporary = path.with_name(f".{LAST}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(path)
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Name what cannot be read."""
+        self._note_broken(trainer, module, batch.broken)
+
+    def _note_broken(self, trainer: lightning.Trainer, module: Any, broken: Sequence[str]) -> None:
+        """A few recordings may be broken; each is named, once, by the process that met it."""
+        for error in broken:
+            if error in self._broken:
+                continue
+            self._broken.add(error)
+            place = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+            self._folder.append({**place, "error": error}, BROKEN)
+            print(f"left out: {error}", file=sys.stderr)
+        most = max(FEW_BROKEN, BROKEN_SHARE * module.utterances / trainer.world_size)
+        if len(self._broken) > most:
+            raise AudioError(
+                f"{self._folder.path / BROKEN}: {len(self._broken)} recordings cannot be read, of "
+                f"{module.utterances}; the last: {broken[-1]}"
+            )
 
     def _write(self, trainer: lightning.Trainer, **values: Any) -> None:
         elapsed = round(time.monotonic() - self._started, 2)

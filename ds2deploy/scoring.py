@@ -42,6 +42,21 @@ class ErrorCounts(msgspec.Struct, frozen=True):
         return self.char_errors / max(self.chars, 1)
 
 
+class Hypothesis(msgspec.Struct, frozen=True):
+    """What a model made of one utterance."""
+
+    audio: str
+    reference: str
+    hypothesis: str
+
+
+def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, ErrorCounts]]:
+    """Utterances with an error, the highest character error rate first."""
+    counted = [(item, count_errors([item.reference], [item.hypothesis])) for item in hypotheses]
+    wrong = [pair for pair in counted if pair[1].char_errors]
+    return sorted(wrong, key=lambda pair: (-pair[1].cer, pair[0].audio))
+
+
 def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
     """Align hypotheses with their references.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ds2deploy.digits import DIGITS
-from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
 
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}
 
@@ -23,21 +23,32 @@ FSDD_VALID_INDICES = range(45, 50)
 
 
 class Utterance(NamedTuple):
-    """A recording and what is said in it."""
+    """A recording, or a part of one, and what is said in it.
+
+    Attributes:
+        audio: its file.
+        text: what is said.
+        speaker: who says it; empty where nobody knows.
+        split: the set that it belongs to.
+        start_s: where in the file it begins, in seconds.
+        duration_s: how long it is; None for all that follows.
+        fault: what is wrong with it already, such as a transcript that is not there.
+    """
 
     audio: Path
     text: str
     speaker: str = ""
     split: str = "train"
+    start_s: float = 0.0
+    duration_s: float | None = None
+    fault: Ds2Error | None = None
 
 
 def read_folder(folder: Path) -> Iterator[Utterance]:
     """Recordings at any depth, each with its transcript in a .txt beside it."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Utterance(
-                path, _read_transcript(path.with_suffix(".txt"), path), path.parent.name
-            )
+            yield with_transcript(path, path.with_suffix(".txt"), path.parent.name)
 
 
 def read_fsdd(folder: Path) -> Iterator[Utterance]:
@@ -56,9 +67,11 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
     """deepspeech.pytorch's manifests: JSON of its version 3, CSV of its version 2."""
     pairs = _json_pairs(manifest) if manifest.suffix == ".json" else _csv_pairs(manifest)
     for audio, text in pairs:
-        if not audio.is_file():
-            raise MissingFileError(f"{audio}: no such file, but {manifest} lists it")
-        yield Utterance(audio, _read_transcript(text, audio))
+        if audio.is_file():
+            yield with_transcript(audio, text)
+        else:
+            error = MissingFileError(f"{audio}: no such file, but {manifest} lists it")
+            yield Utterance(audio, "", fault=error)
 
 
 def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path]]:
@@ -89,6 +102,14 @@ def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path]]:
                 f"{manifest}: line {number} has {len(row)} fields; expected audio,transcript paths"
             )
         yield manifest.parent / row[0].strip(), manifest.parent / row[1].strip()
+
+
+def with_transcript(audio: Path, text: Path, speaker: str = "") -> Utterance:
+    """A recording whose transcript is a file of its own; what is wrong with that is its fault."""
+    try:
+        return Utterance(audio, _read_transcript(text, audio), speaker)
+    except (MissingFileError, ManifestError) as error:
+        return Utterance(audio, "", speaker, fault=error)
 
 
 def _read_transcript(path: Path, audio: Path) -> str:

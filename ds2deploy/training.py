@@ -11,8 +11,11 @@ import lightning
 import msgspec
 import torch
 from lhotse import CutSet
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from ds2deploy.augmentation import check_noise
+from ds2deploy.board import Board
 from ds2deploy.checkpoint import (
     Checkpoint,
     build_network,
@@ -23,6 +26,8 @@ from ds2deploy.checkpoint import (
 )
 from ds2deploy.config import Recipe
 from ds2deploy.data import global_statistics
+from ds2deploy.extras import require
+from ds2deploy.last_checkpoint import LastCheckpoint
 from ds2deploy.lightning_module import SpeechRecognition
 from ds2deploy.manifest import check_transcripts, read_manifest
 from ds2deploy.run_folder import LAST, RunFolder
@@ -30,6 +35,10 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training_progress import TrainingProgress
+from ds2deploy.training_report import write_report
+
+TENSORBOARD = "tensorboard"
+"""Folder of a run."""
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
@@ -45,6 +54,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     Raises:
         ConfigError: the run's folder holds a training, or one of another model.
         RuntimeUnavailableError: the recipe asks for hardware that is not here.
+        StoppedError: a signal ended it, after a checkpoint.
+        OSError: the disk is full; the last checkpoint stands.
         MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data;
             there is nothing to resume.
         TrainingError: the loss is no longer a number.
@@ -52,6 +63,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
     check_hardware(recipe)
+    if recipe.training.report:
+        require("matplotlib", "bench")
+    check_noise(recipe.augment)
     begun = _begun_features(folder) if resume else None
     start = _load_start(recipe) if begun is None else None
     if start is not None:
@@ -68,16 +82,25 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recorder = folder.callback()
-    trainer = make_trainer(recipe, [recorder, TrainingProgress()])
+    last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
+    callbacks: list[lightning.Callback] = [recorder, TrainingProgress()]
+    if recipe.training.tensorboard:
+        callbacks.append(Board(folder.path / TENSORBOARD))
+    # It may end the training: what the others have to say of a step comes first.
+    trainer = make_trainer(recipe, [*callbacks, last])
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     if recorder.validated_step != trainer.global_step:  # it ended between two validations
         trainer.validate(module, verbose=False)
+    if recipe.training.report and trainer.is_global_zero:
+        write_report(folder, recipe)
     return folder.best_metrics()
 
 
 def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightning.Trainer:
     """Lightning's trainer with our own checkpoints, metrics and progress bar."""
     training = recipe.training
+    # Under Slurm, Lightning would answer signals by queueing the job again, by itself.
+    slurm: list[Any] = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     return lightning.Trainer(
         accelerator="gpu" if uses_gpu(recipe) else "cpu",
         devices=training.devices or "auto",
@@ -86,6 +109,9 @@ def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightni
         max_epochs=training.epochs,
         max_steps=training.max_steps or -1,
         gradient_clip_val=training.clip_norm,
+        accumulate_grad_batches=training.accumulate,
+        sync_batchnorm=training.batch_norm == "synchronized",
+        plugins=slurm,
         check_val_every_n_epoch=training.validate_every,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
@@ -126,6 +152,11 @@ def check_hardware(recipe: Recipe) -> None:
         raise RuntimeUnavailableError(
             f'training.accelerator = "gpu": torch {torch.__version__} sees no CUDA device; '
             "set it to cpu or auto"
+        )
+    if training.batch_norm == "synchronized":
+        raise RuntimeUnavailableError(
+            'training.batch_norm = "synchronized": torch synchronises it on CUDA devices only; '
+            "take batch, or frozen"
         )
     if training.precision == "16-mixed":
         raise RuntimeUnavailableError(
@@ -210,7 +241,9 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
     if document is None or not {"loops", "epoch", "global_step"} <= document.keys():
         raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
     _check_same(recipe, document, last)
-    if (done := int(document["epoch"]) + 1) >= recipe.training.epochs:
+    # Of a checkpoint in the middle of an epoch, those before it.
+    done = int(document["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    if done >= recipe.training.epochs:
         raise ConfigError(
             f"{last}: trained for {done} epochs, as many as the recipe asks for; "
             f"go on with --set training.epochs={2 * done}"

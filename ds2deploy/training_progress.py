@@ -47,7 +47,7 @@ class TrainingProgress(lightning.Callback):
     ) -> None:
         """Advance it."""
         self._epoch = trainer.current_epoch + 1
-        loss = float(outputs["loss"])
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
         self._loss = loss if self._loss != self._loss else 0.9 * self._loss + 0.1 * loss
         if self._bar is not None:
             self._bar.update(

@@ -19,6 +19,10 @@ class AudioError(Ds2Error, ValueError):
     """A recording cannot be decoded, or holds nothing to recognise."""
 
 
+FILE_ERRORS = (AudioError, MissingFileError)
+"""Are of one recording, and no reason to leave out the others."""
+
+
 class AlphabetError(Ds2Error, ValueError):
     """A transcript holds a character for which the model has no label."""
 
@@ -45,6 +49,18 @@ class FeaturesError(Ds2Error, ValueError):
 
 class TrainingError(Ds2Error, ArithmeticError):
     """A training came to nothing: its loss is no longer a number."""
+
+
+class StoppedError(Ds2Error):
+    """A signal ended a training, which kept what it had done.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class ParityError(Ds2Error, ArithmeticError):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript
-from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError
+from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.session import Session
 
@@ -28,6 +28,9 @@ GPU_FRAMES = 24_000
 
 MOST = 64
 """Utterances in a batch."""
+
+LONG_AT_ONCE = 8
+"""Recordings that are too long to be taken whole: as streams they share batches."""
 
 WINDOW_S = 600.0
 """Seconds of audio among which utterances of similar length are looked for: 39 MB of features.
@@ -47,9 +50,6 @@ MOST_READY = 1000
 
 CLOSING_S = 5.0
 """How long an end waits for threads that hang in a read, as from a server that is gone."""
-
-FILE_ERRORS = (AudioError, MissingFileError)
-"""Are of one recording, and no reason to leave out the others."""
 
 
 class Source(NamedTuple):
@@ -263,7 +263,7 @@ def without_frames(error: Ds2Error) -> Ds2Error:
 def run_batches(
     preparation: Preparation,
     network: Callable[[list[Waiting]], list[Recognized]],
-    long: Callable[[int, Source], Recognized],
+    long: Callable[[list[Waiting]], Iterable[Recognized]],
     window: int,
     limits: tuple[int, int],
 ) -> Generator[Recognized, None, None]:
@@ -272,7 +272,7 @@ def run_batches(
     Args:
         preparation: of the recordings.
         network: recognises a batch.
-        long: recognises what is too long to be taken whole.
+        long: recognises recordings that are too long to be taken whole.
         window: samples among which those of similar length are looked for.
         limits: most frames, padding included, and most utterances in a batch.
 
@@ -295,16 +295,17 @@ def run_batches(
                     held += found.samples
             if not waiting:
                 return
-            if (source := waiting[0].prepared.long) is not None:
-                chosen = waiting[:1]
-                yield long(waiting[0].index, source)
+            if waiting[0].prepared.long is not None:
+                chosen = [item for item in waiting if item.prepared.long is not None]
+                chosen = chosen[:LONG_AT_ONCE]
+                yield from long(chosen)
             else:
                 chosen = batch_of_oldest(waiting, *limits)
                 yield from network(chosen)
             taken_out = {item.index for item in chosen}
             waiting = [item for item in waiting if item.index not in taken_out]
             preparation.release(sum(item.prepared.samples for item in chosen))
-            del chosen, source
+            del chosen
 
 
 def batch_of_oldest(waiting: Sequence[Waiting], total: int, size: int) -> list[Waiting]:

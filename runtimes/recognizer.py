@@ -25,6 +25,7 @@ from ds2deploy.runtimes.audio import (
 from ds2deploy.runtimes.closing import Closing
 from ds2deploy.runtimes.decoding import Transcript, decode_batch
 from ds2deploy.runtimes.errors import (
+    FILE_ERRORS,
     AudioError,
     ConfigError,
     Ds2Error,
@@ -40,7 +41,6 @@ from ds2deploy.runtimes.features import (
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.pipeline import (
     AHEAD_S,
-    FILE_ERRORS,
     THREADS,
     WINDOW_S,
     Preparation,
@@ -327,18 +327,27 @@ class Recognizer(Closing):
         features = self._extract(waveform)
         return Prepared(features, frames, count, time.thread_time() - started)
 
-    def _long(self, index: int, source: Source, shape: WindowShape, exact: bool) -> Recognized:
-        """What is too long to be taken whole: exactly, as a stream, where the model can."""
+    def _long(
+        self, items: list[Waiting], shape: WindowShape, exact: bool
+    ) -> Generator[Recognized, None, None]:
+        """What is too long to be taken whole: exactly, as streams, where the model can."""
+        sources = [item.prepared.long for item in items if item.prepared.long is not None]
         session = self._exact_session if exact else None
         if session is not None:
-            (found,) = self._run_streams(session, [source])
-            return replace(found, index=index)
+            for found in self._run_streams(session, sources):
+                yield replace(found, index=items[found.index].index)
+            return
+        for item, source in zip(items, sources, strict=True):
+            yield self._in_windows(item.index, source, shape)
+
+    def _in_windows(self, index: int, source: Source, shape: WindowShape) -> Recognized:
+        pieces = _Clocked(source.pieces)
         started = time.perf_counter()
         try:
-            transcript = transcribe_windows(self.session, self._extract, source.pieces, shape)
+            transcript = transcribe_windows(self.session, self._extract, pieces, shape)
         except FILE_ERRORS as error:  # which may come with the last piece
             return Recognized(index, without_frames(error))
-        return Recognized(index, transcript, time.perf_counter() - started)
+        return Recognized(index, transcript, time.perf_counter() - started - pieces.took_s)
 
     @cached_property
     def _exact_session(self) -> Session | None:
@@ -445,6 +454,20 @@ class Recognizer(Closing):
         raise StreamError(
             f"{name}: this artifact takes whole utterances; export the checkpoint with --streaming"
         )
+
+
+class _Clocked(Iterator[FloatArray]):
+    """Pieces of a recording, and the seconds that reading them took."""
+
+    def __init__(self, pieces: Iterator[FloatArray]) -> None:
+        self._pieces, self.took_s = pieces, 0.0
+
+    def __next__(self) -> FloatArray:
+        started = time.perf_counter()
+        try:
+            return next(self._pieces)
+        finally:
+            self.took_s += time.perf_counter() - started
 
 
 class _Running:

@@ -81,6 +81,29 @@ def write_corpus(folder: Path, utterances: int, seed: int) -> Path:
     return folder
 
 
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    """A recipe as TOML, for a process of its own; JSON's values are TOML's, but for null."""
+    import json
+
+    import msgspec
+
+    lines, sections = [], []
+    for name, value in msgspec.to_builtins(recipe).items():
+        if isinstance(value, dict):
+            keys = [f"{k} = {json.dumps(v)}" for k, v in value.items() if v is not None]
+            sections += [f"[{name}]", *keys]
+        else:
+            lines.append(f"{name} = {json.dumps(value)}")
+    path.write_text("\n".join([*lines, *sections, ""]))
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe_file() -> Callable[[Recipe, Path], Path]:
+    """Writes recipes."""
+    return write_recipe
+
+
 def shared_folder(name: str) -> Path:
     """A folder of the data beside the project; skips the test where it is not there."""
     folder = SHARED / name
@@ -273,11 +296,11 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
-    from ds2deploy.preparation import prepare
+    from ds2deploy.preparation import Choices, prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
     out = tmp_path_factory.mktemp("manifests")
-    prepare(tone_corpus, out, "folder", Alphabet("_ABCD "), 0.25, (1, 1), 1)
+    prepare(tone_corpus, out, Alphabet("_ABCD "), Choices(valid_share=0.25))
     return out
 
 

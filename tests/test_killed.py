@@ -98,8 +98,8 @@ def test_a_training_that_is_killed(
     with command("train", tone_toml, *(p for s in settings for p in ("--set", s))) as process:
         kill_when(process, run, pattern, delay_s)
         assert process.returncode == -signal.SIGKILL
-    assert final_names(run) <= {"best.ckpt", "last.ckpt", "metrics.jsonl"}
-    for name in final_names(run) - {"metrics.jsonl"}:
+    assert final_names(run) <= {"best.ckpt", "best.jsonl", "last.ckpt", "metrics.jsonl"}
+    for name in final_names(run) - {"best.jsonl", "metrics.jsonl"}:
         assert load_checkpoint(run / name).recipe.training.epochs == 1000
     *lines, _ = (run / "metrics.jsonl").read_bytes().split(b"\n")
     assert [msgspec.json.decode(line) for line in lines] == RunFolder(run).metrics()
@@ -162,10 +162,17 @@ def assert_as_before(path: Path, old: bytes | None) -> None:
 
 
 def test_a_checkpoint_that_is_half_written(
-    dying: Callable[..., None], old: bytes | None, small_checkpoint: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, old: bytes | None, small_checkpoint: Path, tmp_path: Path
 ) -> None:
     loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
-    dying(torch, "save", path_at=1)
+    save = torch.save
+
+    def half(document: Any, file: Any) -> None:
+        save(document, file)
+        file.truncate(file.tell() // 2)
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", half)
     with pytest.raises(Killed):
         save_checkpoint(path, loaded.network, loaded.recipe, {})
     assert_as_before(path, old)
@@ -238,7 +245,7 @@ def test_a_last_checkpoint_that_is_half_written(
     dying(lightning.Trainer, "save_checkpoint", path_at=1)
     with pytest.raises(Killed):
         train(tone_recipe)
-    assert final_names(tmp_path / "run") == {"best.ckpt", "metrics.jsonl"}
+    assert final_names(tmp_path / "run") == {"best.ckpt", "best.jsonl", "metrics.jsonl"}
     load_checkpoint(tmp_path / "run" / "best.ckpt")
 
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli import app
 from ds2deploy.config import Recipe
-from ds2deploy.preparation import LAYOUTS, prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 
 RATE = 8000
@@ -465,7 +465,7 @@ def cut_manifest(folder: Path, utterances: Iterable[tuple[Path, str]]) -> Path:
 
 def _prepared(source: Path, out: Path) -> Path:
     characters = "_ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz 0123456789é'"
-    prepare(source, out, LAYOUTS[0], Alphabet(characters), 0.0, (1, 1), 1)
+    prepare(source, out, Alphabet(characters), Choices(valid_share=0.0))
     source.unlink()
     return out / "train.jsonl.gz"
 

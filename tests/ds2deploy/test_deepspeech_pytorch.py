@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,10 +13,11 @@ import torch
 
 import ds2deploy
 from ds2deploy.checkpoint import load_checkpoint
+from ds2deploy.config import TrainingConfig
 from ds2deploy.data import Batch
 from ds2deploy.deepspeech_pytorch import parameter_name
 from ds2deploy.export.artifacts import export_onnx
-from ds2deploy.lightning_module import ctc_loss
+from ds2deploy.lightning_module import ctc_loss, make_optimizer
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import load_audio
 from ds2deploy.runtimes.features import FeatureExtractor, pad_features
@@ -110,24 +111,28 @@ def test_hypotheses_from_its_features(reference: Reference, runtime: str):
     assert texts == [item["hypothesis"] for item in reference.expected["utterances"]]
 
 
-def test_training_loss_and_gradients(reference: Reference):
-    """In training mode: batch statistics, padded frames counted as the original counts them."""
-    checkpoint = load_checkpoint(reference.checkpoint)
-    network = checkpoint.network.train()
-    arrays = reference.arrays
-    alphabet = Alphabet(checkpoint.recipe.labels)
+def training_batch(reference: Reference, labels: str) -> Batch:
+    """The utterances of the reference's training step."""
+    arrays, alphabet = reference.arrays, Alphabet(labels)
     texts = [item["reference"] for item in reference.expected["utterances"]]
     targets = [alphabet.encode(text) for text in texts]
-    batch = Batch(
+    return Batch(
         torch.tensor(arrays["features"]),
         torch.tensor(arrays["lengths"]),
         torch.tensor([label for labels in targets for label in labels]),
         torch.tensor([len(labels) for labels in targets]),
         texts,
     )
+
+
+def test_training_loss_and_gradients(reference: Reference):
+    """In training mode: batch statistics, padded frames counted as the original counts them."""
+    checkpoint = load_checkpoint(reference.checkpoint)
+    network = checkpoint.network.train()
+    batch = training_batch(reference, checkpoint.recipe.labels)
     loss = ctc_loss(*network(batch.features, batch.lengths), batch)
     loss.backward()
-    assert loss.item() == pytest.approx(float(arrays["train_loss"]), rel=TOLERANCE)
+    assert loss.item() == pytest.approx(float(reference.arrays["train_loss"]), rel=TOLERANCE)
 
     gradients = {name: float(p.grad.norm()) for name, p in network.named_parameters()}
     expected = reference.expected["gradient_norms"]
@@ -146,3 +151,28 @@ def test_description_says_where_it_came_from(reference: Reference):
     assert description.source.kind == "deepspeech.pytorch"
     assert description.source.name == reference.checkpoint.name
     assert description.labels == "_'ABCDEFGHIJKLMNOPQRSTUVWXYZ "
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_update(reference: Reference, optimizer: Literal["adamw", "sgd"]):
+    """From those gradients, as the papers have it, in float64: AdamW's first step goes by the sign
+    of the gradient; Nesterov's momentum adds nine tenths of the first step to it."""
+    checkpoint = load_checkpoint(reference.checkpoint)
+    network = checkpoint.network.train()
+    batch = training_batch(reference, checkpoint.recipe.labels)
+    loss = ctc_loss(*network(batch.features, batch.lengths), batch) / len(batch.texts)
+    loss.backward()
+    training = TrainingConfig(optimizer=optimizer, learning_rate=1.5e-2, weight_decay=1e-2)
+    before = {n: p.detach().double().clone() for n, p in network.named_parameters()}
+    slopes = {n: p.grad.double() for n, p in network.named_parameters() if p.grad is not None}
+    assert slopes.keys() == before.keys()
+
+    make_optimizer(network, training).step()
+    rate, decay = training.learning_rate, training.weight_decay
+    for name, parameter in network.named_parameters():
+        old, slope = before[name], slopes[name]
+        if optimizer == "adamw":
+            expected = old - rate * decay * old - rate * slope / (slope.abs() + 1e-8)
+        else:
+            expected = old - rate * 1.9 * (slope + decay * old)
+        torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-6, msg=name)

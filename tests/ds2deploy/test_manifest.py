@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ds2deploy.config import load_recipe
-from ds2deploy.data import SpeechDataset, training_loader
+from ds2deploy.data import SpeechDataset, training_batches
+from ds2deploy.epoch_plan import Share
 from ds2deploy.manifest import (
     audio_path,
     join_utterances,
@@ -17,7 +18,7 @@ from ds2deploy.manifest import (
     read_manifest,
     transcript,
 )
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import load_audio
 from ds2deploy.runtimes.errors import AlphabetError
@@ -30,8 +31,9 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def test_a_folder(tone_corpus: Path, tmp_path: Path):
-    manifests = prepare(tone_corpus, tmp_path, "folder", ALPHABET, 0.25, (1, 1), 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl.gz", "valid.jsonl.gz"]
+    manifests = prepare(tone_corpus, tmp_path, ALPHABET, Choices(valid_share=0.25))[0]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["report.json", "train.jsonl.gz", "valid.jsonl.gz"]
     found = {
         Path(audio_path(cut)).stem: transcript(cut)
         for name in manifests
@@ -42,12 +44,12 @@ def test_a_folder(tone_corpus: Path, tmp_path: Path):
 
 
 def test_the_split_does_not_move_when_recordings_come(tone_corpus: Path, tmp_path: Path):
-    before = prepare(tone_corpus, tmp_path / "a", "folder", ALPHABET, 0.25, (1, 1), 1)
+    before = prepare(tone_corpus, tmp_path / "a", ALPHABET, Choices(valid_share=0.25))[0]
     fewer = tmp_path / "fewer"
     fewer.mkdir()
     for path in sorted(tone_corpus.iterdir())[:40]:
         (fewer / path.name).write_bytes(path.read_bytes())
-    after = prepare(fewer, tmp_path / "b", "folder", ALPHABET, 0.25, (1, 1), 1)
+    after = prepare(fewer, tmp_path / "b", ALPHABET, Choices(valid_share=0.25))[0]
 
     def names(cuts):
         return {Path(audio_path(cut)).name for cut in cuts}
@@ -66,7 +68,7 @@ def test_manifests_of_deepspeech_pytorch(tone_corpus: Path, tmp_path: Path, kind
         manifest.write_text("".join(f"{a},{t}\n" for a, t in pairs))
     direct = {Path(audio_path(cut)).stem: transcript(cut) for cut in read_manifest(manifest)}
     assert direct == texts(tone_corpus)
-    prepared = prepare(manifest, tmp_path / "out", "folder", ALPHABET, 0.0, (1, 1), 1)
+    prepared = prepare(manifest, tmp_path / "out", ALPHABET, Choices(valid_share=0.0))[0]
     assert list(prepared) == ["train"]
     assert len(prepared["train"]) == len(pairs)
 
@@ -76,13 +78,13 @@ def test_a_small_folder_has_both_sides(tone_corpus: Path, tmp_path: Path):
     few.mkdir()
     for path in sorted(tone_corpus.iterdir())[:4]:
         (few / path.name).write_bytes(path.read_bytes())
-    manifests = prepare(few, tmp_path / "out", "folder", ALPHABET, 0.01, (1, 1), 1)
+    manifests = prepare(few, tmp_path / "out", ALPHABET, Choices(valid_share=0.01))[0]
     assert {name: len(cuts) for name, cuts in manifests.items()} == {"train": 1, "valid": 1}
 
 
 def test_characters_without_a_label_are_named(tone_corpus: Path, tmp_path: Path):
     with pytest.raises(AlphabetError, match=r"\.wav: no label for 'D'"):
-        prepare(tone_corpus, tmp_path / "out", "folder", Alphabet("_ABC "), 0.0, (1, 1), 1)
+        prepare(tone_corpus, tmp_path / "out", Alphabet("_ABC "), Choices(valid_share=0.0))
     assert not (tmp_path / "out").exists()
 
 
@@ -117,7 +119,7 @@ def test_every_utterance_once_in_an_epoch(tone_manifests: Path):
     cuts = read_manifest(tone_manifests / "train.jsonl.gz")
     orders = []
     for epoch in (0, 1):
-        batches = [batch.texts for batch in training_loader(cuts, recipe, epoch)]
+        batches = [batch.texts for batch in training_batches(cuts, recipe, epoch)]
         assert max(map(len, batches)) <= recipe.data.batch_size
         seen = [text for batch in batches for text in batch]
         assert sorted(seen) == sorted(transcript(cut) for cut in cuts)
@@ -128,7 +130,7 @@ def test_every_utterance_once_in_an_epoch(tone_manifests: Path):
 def test_a_batch(tone_manifests: Path):
     recipe = load_recipe("digits", ["labels=_ABCD ", "features.sample_rate=8000"])
     cuts = read_manifest(tone_manifests / "train.jsonl.gz").subset(first=3)
-    batch = SpeechDataset(recipe, augment=False)[cuts]
+    batch = SpeechDataset(recipe, augment=False)[Share(cuts, 1.0)]
     frames = [cut.recording.num_samples // 80 + 1 for cut in cuts]
     assert batch.lengths.tolist() == frames
     assert batch.features.shape == (3, 1, 81, max(frames))
@@ -140,17 +142,19 @@ def test_a_batch(tone_manifests: Path):
 def test_augmentation_is_seeded_by_utterance_and_epoch(tone_manifests: Path):
     recipe = load_recipe("digits", ["labels=_ABCD ", "features.sample_rate=8000"])
     cuts = read_manifest(tone_manifests / "train.jsonl.gz").subset(first=2)
-    plain = SpeechDataset(recipe, augment=False)[cuts].features
-    first = SpeechDataset(recipe, augment=True, epoch=0)[cuts].features
-    again = SpeechDataset(recipe, augment=True, epoch=0)[cuts].features
-    later = SpeechDataset(recipe, augment=True, epoch=1)[cuts].features
+    plain = SpeechDataset(recipe, augment=False)[Share(cuts, 1.0)].features
+    first = SpeechDataset(recipe, augment=True, epoch=0)[Share(cuts, 1.0)].features
+    again = SpeechDataset(recipe, augment=True, epoch=0)[Share(cuts, 1.0)].features
+    later = SpeechDataset(recipe, augment=True, epoch=1)[Share(cuts, 1.0)].features
     assert first.equal(again)
     assert first.shape != plain.shape or not first.equal(plain)
     assert first.shape != later.shape or not first.equal(later)
 
 
 def test_the_digit_data_set(spoken_digits: Path, tmp_path: Path):
-    manifests = prepare(spoken_digits, tmp_path, "fsdd", Alphabet(), 0.1, (2, 6), 3)
+    manifests = prepare(
+        spoken_digits, tmp_path, Alphabet(), Choices(layout="fsdd", join=(2, 6), join_times=3)
+    )[0]
     counts = {name: len(cuts) for name, cuts in manifests.items()}
     assert (counts["train"], counts["valid"], counts["test"]) == (1600, 200, 200)
     strings = [transcript(cut).split() for cut in manifests["test-joined"]]

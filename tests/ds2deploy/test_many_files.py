@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import ds2deploy
 from ds2deploy import cli
-from ds2deploy.preparation import LAYOUTS, prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 
 RATE = 8000
@@ -54,7 +54,7 @@ def broken(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest(good: list[Path], tmp_path: Path) -> Path:
-    prepare(good[0].parent, tmp_path / "data", LAYOUTS[0], ENGLISH, 0.0, (1, 1), 1)
+    prepare(good[0].parent, tmp_path / "data", Alphabet(), Choices(valid_share=0.0))
     return tmp_path / "data" / "train.jsonl.gz"
 
 

@@ -88,6 +88,7 @@ def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
         "best.ckpt",
+        "best.jsonl",
         "last.ckpt",
         "metrics.jsonl",
     ]

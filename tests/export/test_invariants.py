@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ds2deploy
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.speech import speech_features
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 
@@ -56,7 +56,12 @@ def test_padding(sessions, runtime: str, lengths: list[int], stretch: float, gar
 @pytest.fixture(scope="module")
 def digit_strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("strings")
-    prepare(spoken_digits, out, "fsdd", Alphabet(), 0.0, (2, 6), 3)
+    prepare(
+        spoken_digits,
+        out,
+        Alphabet(),
+        Choices(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
+    )
     return out / "test-joined.jsonl.gz"
 
 

@@ -31,7 +31,7 @@ from ds2deploy.export.network_operations import _divide, _round_bfloat16
 from ds2deploy.export.network_reader import Layer, ParsedNetwork, read_network
 from ds2deploy.export.parity import TOLERANCES, check_parity
 from ds2deploy.export.reference import Reference, decode_all
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.errors import ModelFileError
@@ -84,9 +84,8 @@ def test_the_words_of_the_digit_strings(
     tmp_path: Path,
 ):
     """At most 0.2 % may differ in fp16, every layer rounded to the network's types."""
-    cuts = prepare(
-        spoken_digits, tmp_path, "fsdd", Alphabet(ENGLISH), 0.1, (2, 6), 3
-    )["test-joined"]  # fmt: skip
+    choices = Choices(layout="fsdd", join=(2, 6), join_times=3)
+    cuts = prepare(spoken_digits, tmp_path, Alphabet(ENGLISH), choices)[0]["test-joined"]
     session, trusted = sessions(digits_checkpoint, "fp16", rtx, tmp_path)
     reference = Reference(trusted, ("test-joined", cuts))
     errors = count_errors(reference.texts, decode_all(session, reference.recordings))

@@ -24,7 +24,7 @@ from ds2deploy.export.parity import TOLERANCES, Tolerance
 from ds2deploy.export.quantization import column_scale, quantize
 from ds2deploy.export.speech import speech_waveforms
 from ds2deploy.manifest import read_manifest
-from ds2deploy.preparation import prepare
+from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.errors import ConfigError, ParityError, RuntimeUnavailableError
@@ -159,7 +159,12 @@ def test_the_file_is_a_quarter_of_its_size(lively_network, describe, tmp_path: P
 @pytest.fixture(scope="module")
 def strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("strings")
-    prepare(spoken_digits, out, "fsdd", Alphabet(), 0.0, (2, 6), 3)
+    prepare(
+        spoken_digits,
+        out,
+        Alphabet(),
+        Choices(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
+    )
     return out / "test-joined.jsonl.gz"
 
 

@@ -360,11 +360,16 @@ def test_words_of_real_speech(
     """On the digit test strings: a good model, and the same words in blocks, in fp16 too."""
     from ds2deploy.evaluation import evaluate
     from ds2deploy.manifest import read_manifest
-    from ds2deploy.preparation import prepare
+    from ds2deploy.preparation import Choices, prepare
     from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 457))
-    prepare(spoken_digits, tmp_path, "fsdd", Alphabet(ENGLISH), 0.1, (2, 6), 3)
+    prepare(
+        spoken_digits,
+        tmp_path,
+        Alphabet(ENGLISH),
+        Choices(layout="fsdd", join=(2, 6), join_times=3),
+    )
     strings = tmp_path / "test-joined.jsonl.gz"
     form = Form(streaming=True)
     fp32, fp16 = export_onnx(

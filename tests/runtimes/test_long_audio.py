@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ds2deploy
 from ds2deploy.export.speech import synthesize
-from ds2deploy.preparation import JOIN_PAUSE_S, prepare
+from ds2deploy.preparation import JOIN_PAUSE_S, Choices, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Source, output_length
 from ds2deploy.runtimes.engine_description import Profile
@@ -219,7 +219,11 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     from ds2deploy.manifest import read_audio, transcript
 
     folder = tmp_path_factory.mktemp("long")
-    cuts = list(prepare(spoken_digits, folder, "fsdd", Alphabet(), 0.1, (2, 6), 3)["test-joined"])
+    cuts = list(
+        prepare(
+            spoken_digits, folder, Alphabet(), Choices(layout="fsdd", join=(2, 6), join_times=3)
+        )[0]["test-joined"]
+    )
     random = np.random.default_rng(0)
     parts, words, ends, seconds = [], [], [], 0.0
     order = np.concatenate([random.permutation(len(cuts)) for _ in range(7)])

@@ -1,0 +1,160 @@
+"""What is wrong with the utterances of a corpus: each is looked at, and none goes unnamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from lhotse.cut import Cut
+
+from ds2deploy.manifest import audio_path, make_cut, read_audio, transcript
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import output_length
+from ds2deploy.runtimes.errors import AlphabetError, AudioError, Ds2Error, ManifestError
+from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.sources import Utterance
+from ds2deploy.spelling import Spelling
+
+SILENCE = 1e-4
+"""Largest sample of a recording in which nobody can be heard: -80 dB."""
+
+
+class Screening(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked of an utterance.
+
+    Attributes:
+        shortest_s: of audio.
+        longest_s: of audio; None for any length.
+        normalize: whether transcripts are spelled with the labels as far as possible, see
+            `Spelling`; else a character without a label is a fault.
+        read: whether recordings are read to their end; their headers do not tell of a file that
+            was cut off, of silence, or of samples that are no numbers.
+    """
+
+    shortest_s: float = 0.0
+    longest_s: float | None = None
+    normalize: bool = False
+    read: bool = False
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """An utterance that cannot be used.
+
+    Attributes:
+        audio: its file.
+        error: what is wrong and what to do, in one line that names the file.
+    """
+
+    audio: str
+    error: Ds2Error
+
+
+class Screened(msgspec.Struct, frozen=True):
+    """An utterance that can be used, and the set that it belongs to."""
+
+    cut: Cut
+    split: str
+
+
+class Screener:
+    """Looks at utterances one by one.
+
+    Args:
+        source: that they are from, for errors.
+        alphabet: of the model.
+        wanted: of an utterance.
+        progress: told how many were looked at.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        alphabet: Alphabet,
+        wanted: Screening,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self._source, self._alphabet, self._wanted = source, alphabet, wanted
+        self._progress = progress
+        self._features = FeatureConfig()
+        self._seen: set[tuple[Path, float]] = set()
+        self.spelling = Spelling(alphabet)
+
+    def screen(self, utterances: Iterable[Utterance]) -> Iterator[Screened | Fault]:
+        """Every utterance once, in order: as a cut, or with what is wrong with it."""
+        for done, utterance in enumerate(utterances, start=1):
+            try:
+                yield Screened(self._check(utterance), utterance.split)
+            except Ds2Error as error:
+                yield Fault(str(utterance.audio), error)
+            self._progress(done)
+
+    def _check(self, utterance: Utterance) -> Cut:
+        if utterance.fault is not None:
+            raise utterance.fault
+        place = (utterance.audio.resolve(), utterance.start_s)
+        if place in self._seen:
+            raise ManifestError(
+                f"{utterance.audio}: stands in {self._source} a second time; take one out"
+            )
+        cut = make_cut(self._spelled(utterance), self._source)
+        self._check_length(cut)
+        self._check_transcript(cut)
+        if self._wanted.read:
+            self._check_samples(cut)
+        self._seen.add(place)
+        return cut
+
+    def _spelled(self, utterance: Utterance) -> Utterance:
+        if not self._wanted.normalize:
+            return utterance
+        spelled = self.spelling.spell(utterance.text)
+        if not spelled:
+            raise ManifestError(
+                f"{utterance.audio}: nothing of its transcript {utterance.text!r} has a label; "
+                "correct it"
+            )
+        return utterance._replace(text=spelled)
+
+    def _check_length(self, cut: Cut) -> None:
+        seconds, wanted = float(cut.duration), self._wanted
+        if seconds < wanted.shortest_s:
+            raise AudioError(
+                f"{audio_path(cut)}: {seconds:.2f} s, shorter than the {wanted.shortest_s:g} s "
+                "that are asked for"
+            )
+        if wanted.longest_s is not None and seconds > wanted.longest_s:
+            raise AudioError(
+                f"{audio_path(cut)}: {seconds:.2f} s, longer than the {wanted.longest_s:g} s "
+                "that are asked for"
+            )
+
+    def _check_transcript(self, cut: Cut) -> None:
+        """It has labels, and no more of them than CTC can place."""
+        path = audio_path(cut)
+        try:
+            labels = self._alphabet.encode(transcript(cut), source=path)
+        except AlphabetError as error:
+            raise AlphabetError(f"{self._source}: {error}") from None
+        # A blank must stand between two that are the same.
+        needed = len(labels) + sum(left == right for left, right in pairwise(labels))
+        there = output_length(self._features.frames(round(cut.duration * 16_000)))
+        if needed > there:
+            raise AudioError(
+                f"{path}: {len(labels)} characters in {cut.duration:.2f} s, which has room for "
+                f"{there}: CTC cannot align them; the transcript is of another recording, or the "
+                "recording was cut off"
+            )
+
+    def _check_samples(self, cut: Cut) -> None:
+        samples = read_audio(cut, self._features.sample_rate)
+        seconds = len(samples) / self._features.sample_rate
+        if seconds < 0.99 * cut.duration - 0.05:
+            raise AudioError(
+                f"{audio_path(cut)}: ends after {seconds:.2f} of {cut.duration:.2f} s; copy it "
+                "again"
+            )
+        if float(np.abs(samples).max(initial=0.0)) < SILENCE:
+            raise AudioError(f"{audio_path(cut)}: silence, but {self._source} has words for it")
