@@ -32,7 +32,7 @@ from ds2deploy.checkpoint import build_network
 from ds2deploy.config import Recipe
 from ds2deploy.data import Batch, collate
 from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
-from ds2deploy.machine import describe_machine, peak_memory_mib
+from ds2deploy.machine import describe_machine, keep_freed_memory, peak_memory_mib
 from ds2deploy.model import DeepSpeech2, pack_sequences
 from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
@@ -225,6 +225,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         sizes: of the run.
         quick: whether these are sizes of a test.
     """
+    keep_freed_memory()  # as a training does, for both
     recipe = recipe_of(sizes.shape)
     batch, networks = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)
     difference = gradient_difference(networks[OURS], networks[PACKED], batch)

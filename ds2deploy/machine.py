@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from importlib import metadata
@@ -13,6 +14,9 @@ from ds2deploy.runtimes.cores import usable_cores
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Of a processor's flags, those that decide how fast float32 and int8 are multiplied."""
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Options of glibc's mallopt."""
 
 LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 
@@ -64,6 +68,20 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         libraries={name: version for name in LIBRARIES if (version := _version(name))},
     )
+
+
+def keep_freed_memory() -> None:
+    """Keep what a tensor leaves free for the next, where the C library is glibc.
+
+    It would give every large block back to the system and have it filled with zeros again: 5 % of
+    a training step of 3 x BiLSTM-512 on two cores.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library, another system
+        return
+    set_option(MMAP_THRESHOLD, 1 << 30)
+    set_option(TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def peak_memory_bytes() -> int | None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds2deploy.convolution import Convolution
 from ds2deploy.runtimes.artifact import (
     CONV_FRAMES,
     CONV_MAPS,
@@ -96,7 +97,7 @@ class MaskedConvolutions(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                nn.Conv2d(
+                Convolution(
                     1,
                     CONV_MAPS,
                     (41, CONV_FRAMES),
@@ -105,7 +106,7 @@ class MaskedConvolutions(nn.Module):
                 ),
                 nn.BatchNorm2d(CONV_MAPS, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
-                nn.Conv2d(
+                Convolution(
                     CONV_MAPS,
                     CONV_MAPS,
                     (21, CONV_FRAMES),

@@ -23,8 +23,9 @@ METRICS = "metrics.jsonl"
 BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
-FEW_BROKEN, BROKEN_SHARE = 10, 0.01
-"""Recordings that may be unreadable: so many, or such a share of a training's."""
+BROKEN_SHARE = 0.01
+"""Of a training's recordings, those that may be unreadable: a large corpus has some. In a small one
+the first ends the training, for each counts."""
 
 
 class RunFolder:
@@ -168,19 +169,18 @@ class RunRecorder(lightning.Callback):
 
     def _note_broken(self, trainer: lightning.Trainer, module: Any, broken: Sequence[str]) -> None:
         """A few recordings may be broken; each is named, once, by the process that met it."""
+        most = BROKEN_SHARE * module.utterances / trainer.world_size
         for error in broken:
             if error in self._broken:
                 continue
             self._broken.add(error)
             place = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
             self._folder.append({**place, "error": error}, BROKEN)
+            if len(self._broken) > most:
+                others = len(self._broken) - 1
+                where = f"; {self._folder.path / BROKEN} names {others} more" if others else ""
+                raise AudioError(f"{error}{where}")
             print(f"left out: {error}", file=sys.stderr)
-        most = max(FEW_BROKEN, BROKEN_SHARE * module.utterances / trainer.world_size)
-        if len(self._broken) > most:
-            raise AudioError(
-                f"{self._folder.path / BROKEN}: {len(self._broken)} recordings cannot be read, of "
-                f"{module.utterances}; the last: {broken[-1]}"
-            )
 
     def _write(self, trainer: lightning.Trainer, **values: Any) -> None:
         elapsed = round(time.monotonic() - self._started, 2)

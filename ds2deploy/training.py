@@ -29,6 +29,7 @@ from ds2deploy.data import global_statistics
 from ds2deploy.extras import require
 from ds2deploy.last_checkpoint import LastCheckpoint
 from ds2deploy.lightning_module import SpeechRecognition
+from ds2deploy.machine import keep_freed_memory
 from ds2deploy.manifest import check_transcripts, read_manifest
 from ds2deploy.run_folder import LAST, RunFolder
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -79,6 +80,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     if start is not None:
         module.network.load_state_dict(start.network.state_dict())
     if not uses_gpu(recipe):
+        keep_freed_memory()
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recorder = folder.callback()
@@ -242,7 +244,7 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
         raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
     _check_same(recipe, document, last)
     # Of a checkpoint in the middle of an epoch, those before it.
-    done = int(document["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    done = _epochs_done(document, last)
     if done >= recipe.training.epochs:
         raise ConfigError(
             f"{last}: trained for {done} epochs, as many as the recipe asks for; "
@@ -250,6 +252,16 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
         )
     folder.rewind(int(document["global_step"]))
     return last
+
+
+def _epochs_done(document: dict[str, Any], last: Path) -> int:
+    try:
+        return int(document["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{last}: does not say where its training was ({type(error).__name__}: {error}); start "
+            "again with --set training.start, or restore the original"
+        ) from None
 
 
 def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:

@@ -858,17 +858,28 @@ def test_resume_refuses_a_checkpoint_that_is_not_a_trainings_last(
     assert "nothing to resume" in refused(*training, "--resume")
 
 
+def begun(document: dict[str, Any], processed: object = 0) -> None:
+    """Make a checkpoint one that a training left in its first epoch."""
+    place = {"current": {"processed": processed}}
+    document.update(loops={"fit_loop": {"epoch_progress": place}}, epoch=0, global_step=1)
+
+
+def test_resume_refuses_a_checkpoint_that_does_not_say_where_it_was(
+    refused: Callable[..., str], training: list[object], models: Models, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    for edit in (lambda document: begun(document, "x"), lambda d: d.update(loops={}, epoch=0)):
+        edited_bytes = edited(models.checkpoint, lambda d, edit=edit: (begun(d), edit(d)))
+        put(tmp_path / "run" / "last.ckpt", edited_bytes)
+        assert "does not say where its training was" in refused(*training, "--resume")
+
+
 @pytest.mark.parametrize("line", [PNG, b"[1]", b"{"], ids=["an image", "a list", "unfinished"])
 def test_resume_refuses_damaged_metrics(
     line: bytes, refused: Callable[..., str], training: list[object], models: Models, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    put(
-        tmp_path / "run" / "last.ckpt",
-        edited(
-            models.checkpoint, lambda document: document.update(loops={}, epoch=0, global_step=1)
-        ),
-    )
+    put(tmp_path / "run" / "last.ckpt", edited(models.checkpoint, begun))
     put(tmp_path / "run" / "metrics.jsonl", line + b"\n")
     assert f"{Path('run') / 'metrics.jsonl'}: holds a damaged line (" in refused(
         *training, "--resume", "--set", "training.epochs=2"

@@ -31,7 +31,7 @@ CONFIG = FeatureConfig(normalize="none")
 class LocalSession:
     """Answers each output frame by the loudest bin of the features there: no context, no state."""
 
-    runtime, profile = "numpy", None
+    runtime, profile, at_once = "numpy", None, None
 
     def __init__(self, jitter: bool = False, spikes: bool = False) -> None:
         self.description = ArtifactDescription(
