@@ -129,7 +129,7 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
     assert_same_training(tmp_path / "whole", tmp_path / "parted")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_five_times_at_random(recipe: Recipe, command: Command, tmp_path: Path):
     recipe = changed(recipe, epochs=8)
     whole, parted = (changed(recipe, run=str(tmp_path / name)) for name in ("whole", "parted"))

@@ -33,7 +33,7 @@ def losses(run: str | Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_learns_a_language_of_tones(tone_recipe: Recipe, tmp_path: Path):
     recipe = changed(tone_recipe, epochs=60, learning_rate=1e-2)
     metrics = train(recipe)

@@ -100,7 +100,7 @@ def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.Monke
     assert export_onnx(tmp_path / "x.ckpt", tmp_path)[0].report.passed
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_default_model_exports_in_half_a_minute(
     tmp_path: Path, lively_network, monkeypatch: pytest.MonkeyPatch
 ):

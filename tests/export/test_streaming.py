@@ -319,6 +319,7 @@ def test_an_engine_of_the_trained_model(
     assert "a stream has no length" in result.stderr
 
 
+@pytest.mark.thorough
 def test_waveform_graphs_on_trained_models(
     digits_checkpoint: Path,
     streaming_checkpoint: Path,
@@ -353,7 +354,7 @@ def test_waveform_graphs_on_trained_models(
         assert [t.text for t in texts[0]] == [t.text for t in texts[1]]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_words_of_real_speech(
     streaming_checkpoint: Path, spoken_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -243,7 +243,7 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder / "half.wav", folder / "minute.wav", words, strings, order[: len(words)]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_half_an_hour_of_digits(half_an_hour: Any, digits_onnx: Path):
     """Flat memory, and hardly an error more than utterance by utterance."""
     from ds2deploy.scoring import count_errors

@@ -314,6 +314,7 @@ def test_a_session_that_fails_loses_nothing(recognizer: Recognizer, alone, monke
             assert speaker.stream.transcript.chars == alone(speaker.voice, 12_000).chars
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recognizer", ["waveform"], indirect=True)
 def test_ten_thousand_streams_opened_and_closed(recognizer: Recognizer):
     def serve(pool: StreamPool, count: int) -> None:
