@@ -142,3 +142,22 @@ def test_it_really_measures(check, tmp_path, capsys):
         check.read_guards(path)[check.kind_of(describe_machine())].ratios.keys() == measured.keys()
     )
     assert check.measure_ratios(check.QUICK, portable=True).keys() == {check.PORTABLE[0]}
+
+
+@pytest.mark.parametrize(
+    ("measured", "floor", "status", "shown"),
+    [
+        (2.5, None, "met", ""),
+        (1.5, None, "not met", ""),
+        (1.5, 1.8, "beyond the floor of this machine", "1.8x"),
+        (1.5, 2.4, "not met", "2.4x"),
+        (1.5, 1.2, "not met", "exceeded"),  # it is no floor
+        (None, 1.2, "not measured", "1.2x"),
+    ],
+)
+def test_a_goal_and_the_machines_floor(
+    measured: float | None, floor: float | None, status: str, shown: str, benchmark_module
+):
+    goal = benchmark_module("report").Goal(name="speed", wanted=2.0, measured=measured, floor=floor)
+    assert goal.status == status
+    assert goal.row()[3] == shown
