@@ -54,8 +54,7 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
             return "not measured"
         if self._reaches(self.measured):
             return "met"
-        known = self.floor is not None and not self.exceeds_floor
-        if known and self.floor is not None and not self._reaches(self.floor):
+        if self.floor is not None and not (self.exceeds_floor or self._reaches(self.floor)):
             return "beyond the floor of this machine"
         return "not met"
 

@@ -82,15 +82,15 @@ class RunFolder:
 
     def hypotheses(self) -> list[Hypothesis]:
         """The same; nothing before the first validation."""
-        path = self.path / HYPOTHESES
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        return [msgspec.json.decode(line, type=Hypothesis) for line in lines]
+        return [msgspec.json.decode(line, type=Hypothesis) for line in self._lines(HYPOTHESES)]
 
     def broken(self) -> list[dict[str, Any]]:
         """The lines of broken.jsonl: recordings that could not be read."""
-        path = self.path / BROKEN
-        lines = path.read_bytes().splitlines() if path.is_file() else []
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in self._lines(BROKEN)]
+
+    def _lines(self, name: str) -> list[bytes]:
+        path = self.path / name
+        return path.read_bytes().splitlines() if path.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Drop the lines past a step, which a resumed training will write again."""
