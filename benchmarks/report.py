@@ -203,11 +203,10 @@ def write(result: Result, folder: Path) -> None:
 
 def draw(plot: Plot, folder: Path, note: str) -> None:
     """Write a plot's picture."""
-    from ds2deploy.plots import line_plot
+    from ds2deploy.plots import line_figure, write_png
 
-    line_plot(
-        folder / plot.file, plot.title, plot.x_label, plot.y_label, plot.series, plot.log, note
-    )
+    figure = line_figure(plot.title, plot.x_label, plot.y_label, plot.series, plot.log, note)
+    write_png(figure, folder / plot.file)
 
 
 def _page(result: Result) -> str:

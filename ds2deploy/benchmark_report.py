@@ -13,7 +13,7 @@ from rich.table import Table
 from ds2deploy.benchmark import Benchmark, Skipped
 from ds2deploy.benchmark_probe import Start
 from ds2deploy.benchmark_stages import Measurement
-from ds2deploy.plots import line_plot
+from ds2deploy.plots import line_figure, write_png
 from ds2deploy.timing import Ratio, ratio
 
 WIDTH = 150
@@ -67,8 +67,7 @@ def write_plots(result: Benchmark, folder: Path) -> list[Path]:
     longest = max(row.audio_s for row in result.measurements)
     latency_png, throughput_png = folder / "latency.png", folder / "throughput.png"
     note = str(result.machine)
-    line_plot(
-        latency_png,
+    by_duration = line_figure(
         f"From samples to text, batch {batch}",
         "duration of the utterance (s)",
         "latency, median (ms)",
@@ -76,8 +75,7 @@ def write_plots(result: Benchmark, folder: Path) -> list[Path]:
         log=True,
         note=note,
     )
-    line_plot(
-        throughput_png,
+    by_batch = line_figure(
         f"Throughput, utterances of {longest:g} s",
         "utterances in a batch",
         "audio recognised in a second (s)",
@@ -86,6 +84,8 @@ def write_plots(result: Benchmark, folder: Path) -> list[Path]:
         ),
         note=note,
     )
+    write_png(by_duration, latency_png)
+    write_png(by_batch, throughput_png)
     return [latency_png, throughput_png]
 
 

@@ -203,6 +203,15 @@ class Recipe(_Section, frozen=True):
     def __post_init__(self) -> None:
         Alphabet(self.labels)
 
+    def changed(self, section: str, **values: object) -> Recipe:
+        """The same with other values of a section: `recipe.changed("training", epochs=2)`.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        part = msgspec.structs.replace(getattr(self, section), **values)
+        return msgspec.structs.replace(self, **{section: part})
+
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.

@@ -25,6 +25,11 @@ LHOTSE = "lhotse:"
 
 TEST, VALID, TRAIN = "test", "valid", "train"
 
+COMMONVOICE_TABLES = {"train": TRAIN, "dev": VALID, "test": TEST}
+"""The sets of Common Voice whose clips somebody has validated."""
+
+AN4_SETS = {"train": TRAIN, "test": TEST}
+
 
 def read_librispeech(folder: Path) -> Iterator[Utterance]:
     """LibriSpeech, Mini LibriSpeech, or any tree of PART/SPEAKER/CHAPTER/*.trans.txt.
@@ -52,12 +57,14 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
 
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
     """Common Voice, the folder of one language: train.tsv, dev.tsv, test.tsv and clips/."""
-    found = False
-    for name, split in (("train", TRAIN), ("dev", VALID), ("test", TEST)):
-        table = folder / f"{name}.tsv"
-        if not table.is_file():
-            continue
-        found = True
+    tables = {folder / f"{name}.tsv": split for name, split in COMMONVOICE_TABLES.items()}
+    there = {table: split for table, split in tables.items() if table.is_file()}
+    if not there:
+        raise ManifestError(
+            f"{folder}: holds none of train.tsv, dev.tsv, test.tsv; expected the folder of one "
+            "language of Common Voice"
+        )
+    for table, split in there.items():
         # Quotation marks are part of the sentences, and often stand alone.
         rows = csv.DictReader(_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE)
         if not {"path", "sentence", "client_id"} <= set(rows.fieldnames or ()):
@@ -67,11 +74,6 @@ def read_commonvoice(folder: Path) -> Iterator[Utterance]:
             text = row["sentence"] or ""
             fault = _no_text(audio, text, f"{table}: line {number}")
             yield Utterance(audio, text.strip(), row["client_id"] or "", split, fault=fault)
-    if not found:
-        raise ManifestError(
-            f"{folder}: holds none of train.tsv, dev.tsv, test.tsv; expected the folder of one "
-            "language of Common Voice"
-        )
 
 
 def read_tedlium(folder: Path) -> Iterator[Utterance]:
@@ -127,12 +129,19 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
 
 def read_an4(folder: Path) -> Iterator[Utterance]:
     """CMU's AN4: etc/an4_train.transcription and an4_test.transcription, with .fileids beside."""
-    found = False
-    for name, split in (("train", TRAIN), ("test", TEST)):
-        transcripts, ids = (folder / "etc" / f"an4_{name}.{kind}" for kind in AN4_KINDS)
-        if not (transcripts.is_file() and ids.is_file()):
-            continue
-        found = True
+    etc = folder / "etc"
+    there = [name for name in AN4_SETS if (etc / f"an4_{name}.transcription").is_file()]
+    if not there:
+        raise ManifestError(
+            f"{folder}: holds no etc/an4_train.transcription with an4_train.fileids; expected AN4 "
+            "as it is unpacked"
+        )
+    for name in there:
+        transcripts, ids = etc / f"an4_{name}.transcription", etc / f"an4_{name}.fileids"
+        if not ids.is_file():
+            raise MissingFileError(
+                f"{ids}: no such file, but {transcripts.name} is there; unpack the corpus again"
+            )
         texts, paths = list(_lines(transcripts)), list(_lines(ids))
         if len(texts) != len(paths):
             raise ManifestError(
@@ -140,15 +149,8 @@ def read_an4(folder: Path) -> Iterator[Utterance]:
                 "corpus again"
             )
         for number, (line, path) in enumerate(zip(texts, paths, strict=True), start=1):
-            yield _an4_utterance(folder, line, path, split, f"{transcripts}: line {number}")
-    if not found:
-        raise ManifestError(
-            f"{folder}: holds no etc/an4_train.transcription with an4_train.fileids; expected AN4 "
-            "as it is unpacked"
-        )
-
-
-AN4_KINDS = ("transcription", "fileids")
+            place = f"{transcripts}: line {number}"
+            yield _an4_utterance(folder, line, path, AN4_SETS[name], place)
 
 
 def _an4_utterance(folder: Path, line: str, path: str, split: str, place: str) -> Utterance:

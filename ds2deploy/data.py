@@ -141,7 +141,7 @@ class Batches:
         self, dataset: SpeechDataset, plan: Sequence[Share], workers: int, epoch: int = 0
     ) -> None:
         self._dataset, self._plan, self._workers = dataset, plan, workers
-        self._epoch, self._given = epoch, 0
+        self.epoch, self._given = epoch, 0
 
     def __len__(self) -> int:
         """Batches of the whole epoch."""
@@ -163,11 +163,11 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of which epoch were given."""
-        return {"epoch": self._epoch, "given": self._given}
+        return {"epoch": self.epoch, "given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where another left off, if that was in this epoch."""
-        if state["epoch"] == self._epoch and state["given"] < len(self._plan):
+        if state["epoch"] == self.epoch and state["given"] < len(self._plan):
             self._given = state["given"]
 
 

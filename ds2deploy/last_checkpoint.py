@@ -12,7 +12,9 @@ from typing import Any
 import lightning
 import torch
 
+from ds2deploy.run_folder import disk_error
 from ds2deploy.runtimes.errors import StoppedError
+from ds2deploy.step_callback import StepCallback
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """End a training, after a checkpoint."""
@@ -21,7 +23,7 @@ WARNING = signal.SIGUSR1
 """A scheduler's announcement that the end is near: a checkpoint, and the training goes on."""
 
 
-class LastCheckpoint(lightning.Callback):
+class LastCheckpoint(StepCallback):
     """Writes it after every epoch, every so many minutes, and when a signal comes.
 
     Batches and augmentation depend on the seed, the epoch and the utterance alone, and the network
@@ -36,26 +38,22 @@ class LastCheckpoint(lightning.Callback):
     def __init__(self, path: Path, every_s: float) -> None:
         self._path, self._every_s = path, every_s
         self._written = time.monotonic()
-        self._step = self._saved_step = 0
+        self._saved_step = 0
         self._stop = 0
         self._warned = False
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Listen to signals, in the place of Lightning, which would end without a checkpoint."""
-        self._step = self._saved_step = trainer.global_step
+        super().on_train_start(trainer, module)
+        self._saved_step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_stop)
             self._handlers[WARNING] = signal.signal(WARNING, self._on_warning)
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
-    ) -> None:
-        """After a step: write it if it is time, or if a process was told to end."""
-        if trainer.global_step == self._step:  # gradients are being gathered
-            return
-        self._step = trainer.global_step
+    def on_step(self, trainer: lightning.Trainer, module: Any, loss: float, index: int) -> None:
+        """Write it if it is time, or if a process was told to end."""
         stop, wanted = self._agree(trainer)
         # At the end of an epoch comes one anyway, after the validation.
         if stop or (wanted and index + 1 < trainer.num_training_batches):
@@ -97,7 +95,9 @@ class LastCheckpoint(lightning.Callback):
                 temporary.replace(self._path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise disk_error(error, self._path, self._saved_step) from None
+            step = self._saved_step
+            kept = f"last.ckpt is of step {step}" if step else "there is no last.ckpt yet"
+            raise disk_error(error, self._path, kept) from None
         self._written, self._saved_step, self._warned = time.monotonic(), trainer.global_step, False
 
     def _stopped(self, number: int) -> StoppedError:
@@ -120,10 +120,3 @@ class LastCheckpoint(lightning.Callback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
-
-
-def disk_error(error: OSError, path: Path, step: int) -> OSError:
-    """The same error, with the file, and what is left of the training."""
-    reason = error.strerror or str(error)
-    kept = f"last.ckpt is of step {step}" if step else "there is no last.ckpt yet"
-    return OSError(error.errno, f"{reason}; make room: {kept}, go on with --resume", str(path))

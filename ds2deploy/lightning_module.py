@@ -21,6 +21,10 @@ from ds2deploy.runtimes.errors import TrainingError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.scoring import ErrorCounts, Hypothesis, count_errors
 
+MOST_SKIPPED = 40
+"""Steps in a row that `16-mixed` may skip. Each halves the scale, which begins at 2 ** 16: after so
+many it is not the scale."""
+
 
 class SpeechRecognition(lightning.LightningModule):
     """Loss, optimiser and validation of one network.
@@ -33,6 +37,8 @@ class SpeechRecognition(lightning.LightningModule):
     Attributes:
         steps_per_epoch: of the optimiser.
         gradient_norm: of the last step, before clipping.
+        scales_loss: whether the precision is such that steps may be skipped.
+        skipped_steps: in this process, as their gradients were no numbers at that scale.
         utterances: of both sets.
         hypotheses: of the last validation, of all processes.
         seen: features of a validation utterance, (bins, time).
@@ -49,9 +55,12 @@ class SpeechRecognition(lightning.LightningModule):
         self._valid_loss = (0.0, 0)
         self.steps_per_epoch = 1
         self.gradient_norm = 0.0
+        self.scales_loss = recipe.training.precision == "16-mixed"
+        self.skipped_steps = self._skipped_in_a_row = 0
         self.hypotheses: list[Hypothesis] = []
         self.seen: FloatArray | None = None
         self._heard: list[Hypothesis] = []
+        self._batches: Batches | None = None
         if recipe.training.batch_norm == "frozen":
             for part in self.network.modules():
                 if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -62,9 +71,12 @@ class SpeechRecognition(lightning.LightningModule):
         # What `current_epoch` says before a resumed training begins is the epoch before.
         place: Any = self.trainer.fit_loop.epoch_progress.current
         epoch = place.processed
-        return training_batches(
-            self._train, self.recipe, epoch, self.trainer.global_rank, self.trainer.world_size
-        )
+        # An epoch is asked for more than once, and the plan of a large corpus takes seconds.
+        if self._batches is None or self._batches.epoch != epoch:
+            self._batches = training_batches(
+                self._train, self.recipe, epoch, self.trainer.global_rank, self.trainer.world_size
+            )
+        return self._batches
 
     def val_dataloader(self) -> Batches:
         """A process's share of all validation utterances."""
@@ -89,12 +101,16 @@ class SpeechRecognition(lightning.LightningModule):
     ) -> None:
         """Clip the norm over all gradients, and never step along one that is not a number.
 
-        In `16-mixed` such a step is skipped, and the loss scaled by less.
+        In `16-mixed` such a step is skipped, and the loss scaled by less, until that does not help.
         """
         limit = self.recipe.training.clip_norm
         self.gradient_norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
-        scaled = self.recipe.training.precision == "16-mixed"
-        if not math.isfinite(self.gradient_norm) and not scaled:
+        if math.isfinite(self.gradient_norm):
+            self._skipped_in_a_row = 0
+            return
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if not self.scales_loss or self._skipped_in_a_row > MOST_SKIPPED:
             raise self._diverged(f"the norm of the gradients is {self.gradient_norm:g}")
 
     def validation_step(self, batch: Batch, _: int) -> None:

@@ -17,7 +17,7 @@ from ds2deploy.augmentation import augment_audio, check_noise, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.files import whole_file
 from ds2deploy.manifest import read_audio
-from ds2deploy.plots import spectrogram_plot
+from ds2deploy.plots import spectrogram_figure, write_png
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
 
@@ -96,7 +96,7 @@ def _show(
     extract = FeatureExtractor(msgspec.structs.replace(plain, deviation=None))
     features = mask_features(extract(samples), config, random)
     written = [stem.with_name(f"{stem.name}.png")]
-    spectrogram_plot(written[0], stem.name, features, recipe.features)
+    write_png(spectrogram_figure(stem.name, features, recipe.features), written[0])
     if config == OFF or not stem.name.endswith("masks"):
         written.append(stem.with_name(f"{stem.name}.wav"))
         _write_wav(written[1], samples, rate)

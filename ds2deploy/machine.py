@@ -32,6 +32,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         system: of which kind.
         python: version.
         libraries: versions of those that are installed.
+        gpus: names of NVIDIA's, as their driver has them; none on a Jetson, whose module is the
+            processor.
     """
 
     processor: str
@@ -41,13 +43,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     system: str
     python: str
     libraries: dict[str, str]
+    gpus: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
         with_ = f" with {', '.join(self.instructions)}" if self.instructions else ""
+        gpus = "".join(f"{name}, " for name in self.gpus)
         return (
             f"{self.processor}{with_}, {self.cores} cores, {self.memory_gib:.0f} GiB, "
-            f"{self.system}, Python {self.python}; {libraries}"
+            f"{gpus}{self.system}, Python {self.python}; {libraries}"
         )
 
 
@@ -56,7 +60,7 @@ def describe_machine() -> Machine:
     about = _cpuinfo()
     flags = about.get("flags", about.get("Features", "")).split()
     family = about.get("cpu family"), about.get("model")
-    name = about.get("model name", platform.processor() or platform.machine())
+    name = about.get("model name") or _board() or platform.processor() or platform.machine()
     if None not in family:
         name += f" (family {family[0]}, model {family[1]})"
     return Machine(
@@ -67,6 +71,7 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         libraries={name: version for name in LIBRARIES if (version := _version(name))},
+        gpus=_gpus(),
     )
 
 
@@ -111,6 +116,24 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _board() -> str:
+    """What an embedded machine says that it is, such as `NVIDIA Jetson Orin Nano`."""
+    try:
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _gpus() -> tuple[str, ...]:
+    """From NVIDIA's driver, without its libraries."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        pairs = (line.partition(":") for line in lines)
+        found += [value.strip() for key, _, value in pairs if key.strip() == "Model"]
+    return tuple(found)
 
 
 def _memory_bytes() -> int:

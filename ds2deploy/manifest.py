@@ -236,6 +236,7 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
         channel=0,
         recording=recording,
         supervisions=[supervision],
+        custom={"source": str(source)},
     )
 
 

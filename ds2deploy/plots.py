@@ -23,34 +23,18 @@ FEW_TICKS = 12
 """Values on the x axis up to which each is named."""
 
 
-def line_plot(
-    path: Path,
-    title: str,
-    x_label: str,
-    y_label: str,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    log: bool = False,
-    note: str = "",
-) -> None:
-    """Draw one line for every series.
+def write_png(figure: Any, path: Path) -> None:
+    """Write a figure; the file appears whole or not at all.
 
     Args:
-        path: of the PNG; it appears whole or not at all.
-        title: above the axes.
-        x_label: with its unit.
-        y_label: with its unit.
-        series: points (x, y) of each line by the name that the legend shows.
-        log: whether both axes are logarithmic; otherwise the y axis begins at 0.
-        note: small print below, such as the machine.
+        figure: from `line_figure` or `spectrogram_figure`.
+        path: of the PNG.
 
     Raises:
-        RuntimeUnavailableError: matplotlib is not installed.
-        OSError: the file cannot be written.
+        OSError: it cannot be written.
     """
-    require("matplotlib", "bench")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = line_figure(title, x_label, y_label, series, log, note)
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_figure(str(temporary), format="png")
 
@@ -64,31 +48,28 @@ def line_figure(
     note: str = "",
     marks: bool = True,
 ) -> Any:
-    """The figure of `line_plot`, for any canvas.
+    """One line for every series.
 
     Args:
         title: above the axes.
         x_label: with its unit.
         y_label: with its unit.
         series: points (x, y) of each line by the name that the legend shows.
-        log: whether both axes are logarithmic.
-        note: small print below.
+        log: whether both axes are logarithmic; otherwise the y axis begins at 0.
+        note: small print below, such as the machine.
         marks: whether every point has one.
 
     Returns:
-        A `matplotlib.figure.Figure`.
-    """
-    from matplotlib.figure import Figure
+        A `matplotlib.figure.Figure`, for any canvas.
 
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")  # nothing global is changed
-    axes = figure.add_subplot()
+    Raises:
+        RuntimeUnavailableError: matplotlib is not installed.
+    """
+    figure, axes = _empty_figure(title, x_label, y_label)
     for i, (name, points) in enumerate(series.items()):
         xs, ys = zip(*sorted(points), strict=True) if points else ((), ())
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)] if marks else ""
         axes.plot(xs, ys, label=name, color=colour, marker=marker, linewidth=1.8)
-    axes.set_title(title, loc="left")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
     _scale(axes, sorted({x for points in series.values() for x, _ in points}), log)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="0.9", linewidth=0.8)
@@ -100,34 +81,38 @@ def line_figure(
     return figure
 
 
-def spectrogram_plot(path: Path, title: str, features: FloatArray, config: FeatureConfig) -> None:
-    """Draw features as a network sees them.
+def spectrogram_figure(title: str, features: FloatArray, config: FeatureConfig) -> Any:
+    """Features as a network sees them.
 
     Args:
-        path: of the PNG; it appears whole or not at all.
         title: above the axes.
         features: (bins, time), float32.
         config: how they were made, for the axes.
 
+    Returns:
+        A `matplotlib.figure.Figure`, for any canvas.
+
     Raises:
         RuntimeUnavailableError: matplotlib is not installed.
-        OSError: the file cannot be written.
     """
-    require("matplotlib", "bench")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _empty_figure(title, "time (s)", "frequency (kHz)")
     seconds = features.shape[1] * config.stride_ms / 1000
     extent = (0.0, seconds, 0.0, config.sample_rate / 2000)
     axes.imshow(features, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    return figure
+
+
+def _empty_figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    """A figure of its own, so that nothing global is changed, and its axes."""
+    require("matplotlib", "bench")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
     axes.set_title(title, loc="left")
-    axes.set_xlabel("time (s)")
-    axes.set_ylabel("frequency (kHz)")
-    with whole_file(path) as temporary:
-        canvas.print_figure(str(temporary), format="png")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
 
 
 def _scale(axes: Any, xs: list[float], log: bool) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 import lightning
 import msgspec
+import torch
 
+from ds2deploy.board import Board
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
 from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
 from ds2deploy.scoring import Hypothesis
+from ds2deploy.step_callback import StepCallback
 
 BEST = "best.ckpt"
 LAST = "last.ckpt"
@@ -42,9 +45,9 @@ class RunFolder:
         """Whether something here would be lost."""
         return any((self.path / name).exists() for name in (BEST, LAST, METRICS))
 
-    def callback(self) -> RunRecorder:
-        """What writes the files during a training."""
-        return RunRecorder(self)
+    def callback(self, board: Board | None = None) -> RunRecorder:
+        """What writes the files during a training; see `RunRecorder`."""
+        return RunRecorder(self, board)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, without one that a dying process left unfinished."""
@@ -69,11 +72,7 @@ class RunFolder:
             with path.open("ab", buffering=0) as file:
                 file.write(encoded)
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error}; make room, and go on with --resume",
-                str(path),
-            ) from None
+            raise disk_error(error, path) from None
 
     def write_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
         """What the best checkpoint made of the validation utterances."""
@@ -105,43 +104,62 @@ def _score(metrics: dict[str, Any]) -> tuple[float, float]:
     return (float("inf") if wer is None else wer, float("inf") if loss is None else loss)
 
 
-class RunRecorder(lightning.Callback):
+def disk_error(error: OSError, path: Path, kept: str = "") -> OSError:
+    """The same error, with the file, the remedy, and what is left of the training."""
+    remedy = "; ".join(["make room, and go on with --resume", *([kept] if kept else [])])
+    return OSError(error.errno, f"{error.strerror or error}; {remedy}", str(path))
+
+
+class RunRecorder(StepCallback):
     """Writes metrics at every step that the recipe logs, and the best checkpoint.
 
     Args:
         folder: where to.
+        board: that shows the same; None for none.
+
+    Attributes:
+        validated_step: the step of the last validation.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: RunFolder, board: Board | None = None) -> None:
+        self._folder, self._board = folder, board
         self._best = _score(folder.best_metrics())
         self._started = time.monotonic()
         self.validated_step = -1
-        self._epoch = self._step = 0
+        self._epoch = 0
         self._broken: set[str] = set()
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        """The step that a training is resumed after has its line."""
-        self._step = trainer.global_step
+        """Open the board."""
+        super().on_train_start(trainer, module)
+        if self._board is not None and trainer.is_global_zero:
+            self._board.open(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
-        """One line every `training.log_every` steps."""
+        """Name what cannot be read, step or not."""
         self._note_broken(trainer, module, batch.broken)
-        step, self._epoch = trainer.global_step, trainer.current_epoch + 1
-        if step == self._step:  # gradients are being gathered
+        self._epoch = trainer.current_epoch + 1
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
+
+    def on_step(self, trainer: lightning.Trainer, module: Any, loss: float, index: int) -> None:
+        """One line every `training.log_every` steps; the loss is that of all processes."""
+        step = trainer.global_step
+        if step != 1 and step % module.recipe.training.log_every:
             return
-        self._step = step
-        if trainer.is_global_zero and (step == 1 or step % module.recipe.training.log_every == 0):
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self._write(
-                trainer,
-                kind="train",
-                loss=float(outputs["loss"]) * trainer.accumulate_grad_batches,
-                learning_rate=rate,
-                gradient_norm=module.gradient_norm,
-            )
+        losses = torch.tensor(loss, dtype=torch.float64, device=module.device)
+        values = {
+            "loss": float(trainer.strategy.reduce(losses, reduce_op="mean")),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": module.gradient_norm,
+        }
+        if module.scales_loss:
+            values["skipped_steps"] = module.skipped_steps
+        if trainer.is_global_zero:
+            self._write(trainer, kind="train", **values)
+            if self._board is not None:
+                self._board.add_step(step, values)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """One line, and `best.ckpt` if this is the best validation so far."""
@@ -150,6 +168,8 @@ class RunRecorder(lightning.Callback):
         if not trainer.is_global_zero:
             return
         self._write(trainer, kind="valid", **metrics)
+        if self._board is not None:
+            self._board.add_validation(trainer.global_step, metrics, module.hypotheses, module.seen)
         if not math.isfinite(metrics["valid_loss"]):
             raise TrainingError(
                 f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
@@ -166,6 +186,18 @@ class RunRecorder(lightning.Callback):
     ) -> None:
         """Name what cannot be read."""
         self._note_broken(trainer, module, batch.broken)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """The board has what came last."""
+        self._flush()
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: Any) -> None:
+        """The board has what came last."""
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._board is not None:
+            self._board.flush()
 
     def _note_broken(self, trainer: lightning.Trainer, module: Any, broken: Sequence[str]) -> None:
         """A few recordings may be broken; each is named, once, by the process that met it."""

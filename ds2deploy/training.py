@@ -83,13 +83,11 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         keep_freed_memory()
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    recorder = folder.callback()
-    last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
-    callbacks: list[lightning.Callback] = [recorder, TrainingProgress()]
-    if recipe.training.tensorboard:
-        callbacks.append(Board(folder.path / TENSORBOARD))
+    board = Board(folder.path / TENSORBOARD) if recipe.training.tensorboard else None
+    recorder = folder.callback(board)
     # It may end the training: what the others have to say of a step comes first.
-    trainer = make_trainer(recipe, [*callbacks, last])
+    last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
+    trainer = make_trainer(recipe, [recorder, TrainingProgress(), last])
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     if recorder.validated_step != trainer.global_step:  # it ended between two validations
         trainer.validate(module, verbose=False)
@@ -110,7 +108,6 @@ def make_trainer(recipe: Recipe, callbacks: list[lightning.Callback]) -> lightni
         precision=training.precision,
         max_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        gradient_clip_val=training.clip_norm,
         accumulate_grad_batches=training.accumulate,
         sync_batchnorm=training.batch_norm == "synchronized",
         plugins=slurm,
@@ -218,8 +215,7 @@ def _load_data(recipe: Recipe, begun: FeatureConfig | None) -> tuple[tuple[CutSe
             mean, deviation = begun.mean, begun.deviation
         else:
             mean, deviation = global_statistics(cuts[0], recipe)
-        features = msgspec.structs.replace(recipe.features, mean=mean, deviation=deviation)
-        recipe = msgspec.structs.replace(recipe, features=features)
+        recipe = recipe.changed("features", mean=mean, deviation=deviation)
     return (cuts[0], cuts[1]), recipe
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from ds2deploy.config import Recipe
-from ds2deploy.extras import require
 from ds2deploy.files import whole_file
 from ds2deploy.plots import line_figure
 from ds2deploy.run_folder import RunFolder
@@ -90,9 +89,6 @@ def _summary(lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
 
 def _curve(title: str, lines: Iterable[dict[str, Any]], kind: str, names: Sequence[str]) -> str:
     """A drawing inside the page; nothing where there is nothing to draw."""
-    require("matplotlib", "bench")
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     chosen = [line for line in lines if line["kind"] == kind]
     series = {
         name: [
@@ -103,6 +99,8 @@ def _curve(title: str, lines: Iterable[dict[str, Any]], kind: str, names: Sequen
     if not any(series.values()):
         return ""
     figure = line_figure(title, "step", "", series, marks=kind == "valid")
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     drawn = io.StringIO()
     FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})  # type: ignore[no-untyped-call]
     _, _, drawing = drawn.getvalue().partition("<svg")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -121,8 +120,7 @@ def test_noise_in_a_share_of_the_utterances():
 
 
 def with_augment(recipe: Recipe, **keys: Any) -> Recipe:
-    augment = msgspec.structs.replace(recipe.augment, **keys)
-    return msgspec.structs.replace(recipe, augment=augment)
+    return recipe.changed("augment", **keys)
 
 
 def test_a_noise_folder_that_is_none_is_told_before_the_training(

@@ -22,11 +22,13 @@ import torch
 from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.last_checkpoint import LastCheckpoint
+from ds2deploy.lightning_module import MOST_SKIPPED, SpeechRecognition, make_optimizer
+from ds2deploy.manifest import read_manifest
 from ds2deploy.preparation import Choices, prepare
 from ds2deploy.run_folder import BROKEN, RunFolder
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import AudioError, TrainingError
-from ds2deploy.training import train
+from ds2deploy.training import make_trainer, train
 
 PATIENCE_S = 120
 EVERY_STEP = 1e-9
@@ -37,19 +39,14 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def changed(recipe: Recipe, section: str = "training", **values: Any) -> Recipe:
-    part = msgspec.structs.replace(getattr(recipe, section), **values)
-    return msgspec.structs.replace(recipe, **{section: part})
-
-
 @pytest.fixture
 def recipe(tone_recipe: Recipe) -> Recipe:
     """With everything that is drawn at random, and a checkpoint after every step."""
-    noisy = changed(
-        tone_recipe, "augment", speed=(0.9, 1.1), noise_snr_db=(5.0, 20.0), frequency_masks=1
+    noisy = tone_recipe.changed(
+        "augment", speed=(0.9, 1.1), noise_snr_db=(5.0, 20.0), frequency_masks=1
     )
-    noisy = changed(noisy, "data", join=(1, 2), silence_s=(0.0, 0.2), batch_size=4)
-    return changed(noisy, epochs=4, checkpoint_minutes=EVERY_STEP)
+    noisy = noisy.changed("data", join=(1, 2), silence_s=(0.0, 0.2), batch_size=4)
+    return noisy.changed("training", epochs=4, checkpoint_minutes=EVERY_STEP)
 
 
 def losses(run: str | Path) -> list[tuple[int, float]]:
@@ -106,8 +103,10 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
     recipe: Recipe, accumulate: int, max_steps: int | None, tmp_path: Path
 ):
     """It dies after every third step, again and again, and once between epochs."""
-    recipe = changed(recipe, accumulate=accumulate, max_steps=max_steps)
-    whole, parted = (changed(recipe, run=str(tmp_path / name)) for name in ("whole", "parted"))
+    recipe = recipe.changed("training", accumulate=accumulate, max_steps=max_steps)
+    whole, parted = (
+        recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
+    )
     train(whole)
 
     lives = 0
@@ -131,8 +130,10 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
 
 @pytest.mark.thorough
 def test_killed_five_times_at_random(recipe: Recipe, command: Command, tmp_path: Path):
-    recipe = changed(recipe, epochs=8)
-    whole, parted = (changed(recipe, run=str(tmp_path / name)) for name in ("whole", "parted"))
+    recipe = recipe.changed("training", epochs=8)
+    whole, parted = (
+        recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
+    )
     train(whole)
     last = losses(tmp_path / "whole")[-1][0]
     places = sorted(random.Random(6).sample(range(1, last - 3), 5))
@@ -152,7 +153,7 @@ def test_told_to_end_it_keeps_its_last_step(
     recipe: Recipe, command: Command, number: signal.Signals, tmp_path: Path
 ):
     """Although the next checkpoint would be minutes away."""
-    recipe = changed(recipe, epochs=200, schedule="constant", checkpoint_minutes=1000)
+    recipe = recipe.changed("training", epochs=200, schedule="constant", checkpoint_minutes=1000)
     run = tmp_path / "run"
     with command(recipe) as process:
         wait_for_step(process, run, 2)
@@ -166,9 +167,9 @@ def test_told_to_end_it_keeps_its_last_step(
     )
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == step
     # A training that was never told anything ends the same.
-    whole = changed(recipe, epochs=200, max_steps=step + 3, run=str(tmp_path / "whole"))
+    whole = recipe.changed("training", epochs=200, max_steps=step + 3, run=str(tmp_path / "whole"))
     train(whole)
-    train(changed(recipe, max_steps=step + 3), resume=True)
+    train(recipe.changed("training", max_steps=step + 3), resume=True)
     assert_same_training(tmp_path / "whole", run)
 
 
@@ -176,8 +177,8 @@ def test_told_to_end_it_keeps_its_last_step(
 def test_warned_it_writes_a_checkpoint_and_goes_on(
     recipe: Recipe, command: Command, tmp_path: Path
 ):
-    recipe = changed(recipe, epochs=1000, checkpoint_minutes=1000, validate_every=1000)
-    recipe = changed(recipe, "data", batch_size=1, join=(1, 1))  # an epoch of thirty steps
+    recipe = recipe.changed("training", epochs=1000, checkpoint_minutes=1000, validate_every=1000)
+    recipe = recipe.changed("data", batch_size=1, join=(1, 1))  # an epoch of thirty steps
     run = tmp_path / "run"
     with command(recipe) as process:
         wait_for_step(process, run, 1)
@@ -209,7 +210,7 @@ def test_a_checkpoint_every_minute(recipe: Recipe, tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(LastCheckpoint, "_write", noted)
     monkeypatch.setattr("ds2deploy.training_progress.TrainingProgress.on_train_batch_start", tick)
-    train(changed(recipe, max_steps=7, checkpoint_minutes=1))
+    train(recipe.changed("training", max_steps=7, checkpoint_minutes=1))
     assert written[:2] == [2, 4]
 
 
@@ -222,7 +223,7 @@ def test_a_disk_that_is_full(
 ):
     """The last good checkpoint stands; the process ends with one line."""
     run = tmp_path / "run"
-    train(changed(recipe, epochs=1))
+    train(recipe.changed("training", epochs=1))
     before = (run / "last.ckpt").read_bytes()
     limit = (
         "import resource, signal, sys; from ds2deploy.cli import main; "
@@ -230,15 +231,15 @@ def test_a_disk_that_is_full(
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) - 1000},) * 2); "
         "sys.argv[0] = 'ds2deploy'; main()"
     )
-    toml = recipe_file(changed(recipe, epochs=2), tmp_path / "run.toml")
+    toml = recipe_file(recipe.changed("training", epochs=2), tmp_path / "run.toml")
     call = [sys.executable, "-c", limit, "train", str(toml), "--resume"]
     done = subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert line == (
-        f"ds2deploy: {run / 'last.ckpt'}: {os.strerror(errno.EFBIG)}; make room: last.ckpt is of "
-        f"step {step}, go on with --resume"
+        f"ds2deploy: {run / 'last.ckpt'}: {os.strerror(errno.EFBIG)}; make room, and go on with "
+        f"--resume; last.ckpt is of step {step}"
     )
     assert (run / "last.ckpt").read_bytes() == before
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
@@ -261,7 +262,7 @@ def test_a_loss_that_is_not_a_number_stops_it_before_the_weights_are_touched(
     recipe: Recipe, tmp_path: Path
 ):
     with pytest.raises(TrainingError, match=r"the loss is nan at step \d+; last.ckpt is of a step"):
-        train(changed(recipe, learning_rate=1e30, schedule="constant"))
+        train(recipe.changed("training", learning_rate=1e30, schedule="constant"))
     weights = load_checkpoint(tmp_path / "run" / "last.ckpt").network.state_dict()
     first = losses(tmp_path / "run")
     assert all(loss is not None for _, loss in first)
@@ -270,7 +271,7 @@ def test_a_loss_that_is_not_a_number_stops_it_before_the_weights_are_touched(
 
 def test_gradients_that_are_not_numbers_stop_it_too(recipe: Recipe, tmp_path: Path, monkeypatch):
     """The loss may still be one: a square root of nothing."""
-    train(changed(recipe, epochs=1))
+    train(recipe.changed("training", epochs=1))
     before = (tmp_path / "run" / "last.ckpt").read_bytes()
 
     def poisoned(*_: Any, **__: Any) -> torch.Tensor:
@@ -278,14 +279,38 @@ def test_gradients_that_are_not_numbers_stop_it_too(recipe: Recipe, tmp_path: Pa
 
     monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", poisoned)
     with pytest.raises(TrainingError, match="the norm of the gradients is inf"):
-        train(changed(recipe, epochs=2), resume=True)
+        train(recipe.changed("training", epochs=2), resume=True)
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
+def test_16_mixed_skips_steps_and_counts_them_until_that_does_not_help(recipe: Recipe):
+    """The scaler needs a GPU; what decides about a step does not."""
+    cuts = read_manifest(recipe.data.train)
+    module = SpeechRecognition(recipe.changed("training", precision="16-mixed"), cuts, cuts)
+    module.trainer = make_trainer(recipe, [])
+    optimizer = make_optimizer(module.network, recipe.training)
+    weight = module.network.output.weight
+
+    def step(gradient: float) -> None:
+        weight.grad = torch.full_like(weight, gradient)
+        module.configure_gradient_clipping(optimizer)
+
+    for _ in range(MOST_SKIPPED):
+        step(float("inf"))
+    step(1e-3)
+    assert module.skipped_steps == MOST_SKIPPED
+    for _ in range(MOST_SKIPPED):
+        step(float("nan"))
+    with pytest.raises(TrainingError, match="the norm of the gradients is nan"):
+        step(float("nan"))
+
+
 def test_resuming_with_another_learning_rate(recipe: Recipe, tmp_path: Path):
-    train(changed(recipe, epochs=1, schedule="constant", learning_rate=1e-3))
+    train(recipe.changed("training", epochs=1, schedule="constant", learning_rate=1e-3))
     train(
-        changed(recipe, epochs=2, schedule="constant", learning_rate=2e-4, weight_decay=0.5),
+        recipe.changed(
+            "training", epochs=2, schedule="constant", learning_rate=2e-4, weight_decay=0.5
+        ),
         resume=True,
     )
     lines = [line for line in RunFolder(tmp_path / "run").metrics() if line["kind"] == "train"]
@@ -305,7 +330,7 @@ def corpus(tone_corpus: Path, tmp_path: Path) -> Path:
 def on_corpus(recipe: Recipe, corpus: Path, out: Path) -> Recipe:
     prepare(corpus, out, Alphabet("_ABCD "), Choices(valid_share=0.25))
     paths = {name: str(out / f"{name}.jsonl.gz") for name in ("train", "valid")}
-    return changed(recipe, "data", **paths, join=(1, 1))
+    return recipe.changed("data", **paths, join=(1, 1))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -314,8 +339,8 @@ def test_a_few_broken_recordings_are_named_and_left_out(
 ):
     """One in training, where it is a batch of its own, and one in validation; of forty."""
     monkeypatch.setattr("ds2deploy.run_folder.BROKEN_SHARE", 0.05)
-    recipe = changed(on_corpus(recipe, corpus, tmp_path / "manifests"), "data", workers=workers)
-    recipe = changed(recipe, "data", batch_size=1)
+    recipe = on_corpus(recipe, corpus, tmp_path / "manifests").changed("data", workers=workers)
+    recipe = recipe.changed("data", batch_size=1)
     from ds2deploy.manifest import audio_path, read_manifest
 
     broken = [
@@ -324,7 +349,7 @@ def test_a_few_broken_recordings_are_named_and_left_out(
     ]
     for path in broken:
         path.write_bytes(b"RIFF of no use")
-    metrics = train(changed(recipe, epochs=2, checkpoint_minutes=1000))
+    metrics = train(recipe.changed("training", epochs=2, checkpoint_minutes=1000))
     assert metrics["wer"] > 0
     named = [
         msgspec.json.decode(line)["error"]

@@ -46,6 +46,25 @@ def test_the_first_core_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert found.instructions == ("avx2", "avx512f", "amx_int8")
 
 
+def test_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for bus, name in (("0000:01:00.0", "NVIDIA GeForce RTX 3060"), ("0000:02:00.0", "NVIDIA T4")):
+        (tmp_path / "gpus" / bus).mkdir(parents=True)
+        (tmp_path / "gpus" / bus / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t 1\n")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / Path(path).name)
+    found = describe_machine()
+    assert found.gpus == ("NVIDIA GeForce RTX 3060", "NVIDIA T4")
+    assert "GiB, NVIDIA GeForce RTX 3060, NVIDIA T4, " in str(found)
+
+
+def test_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson Orin Nano\0")
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / Path(path).name)
+    found = describe_machine()
+    assert (found.processor, found.instructions) == ("NVIDIA Jetson Orin Nano", ("asimddp",))
+    assert found.gpus == ()
+
+
 def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "nothing")
     assert describe_machine().processor

@@ -18,7 +18,13 @@ from ds2deploy.cli import app
 from ds2deploy.manifest import audio_path, read_audio, read_manifest, speaker, transcript
 from ds2deploy.preparation import Choices, Report, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import AudioError, ConfigError, Ds2Error, ManifestError
+from ds2deploy.runtimes.errors import (
+    AudioError,
+    ConfigError,
+    Ds2Error,
+    ManifestError,
+    MissingFileError,
+)
 from ds2deploy.screening import Screening
 
 RATE = 16_000
@@ -160,6 +166,7 @@ def test_a_corpus(layout: str, tmp_path: Path):
         assert not trained & {speaker(cut) for cut in manifests["valid"]}
     for cut in everything:
         assert len(read_audio(cut, RATE)) == pytest.approx(RATE * cut.duration, abs=RATE * 0.1)
+        assert cut.custom == {"source": str(source)}
 
 
 def test_a_part_of_a_talk_is_that_part(tmp_path: Path):
@@ -306,6 +313,13 @@ def test_a_recording_of_a_corpus_that_is_gone_is_named(layout: str, tmp_path: Pa
 
 
 AUDIO = ("wav", "flac", "mp3", "sph")
+
+
+def test_half_of_an4(tmp_path: Path):
+    source = an4(tmp_path / "corpus")
+    (source / "etc" / "an4_train.fileids").unlink()
+    with pytest.raises(MissingFileError, match=r"an4_train\.fileids: no such file, but"):
+        prepare(source, tmp_path / "out", Alphabet(), Choices(layout="an4"))
 
 
 def test_a_recording_without_a_line_is_named(tmp_path: Path):

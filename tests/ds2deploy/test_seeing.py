@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -21,14 +20,9 @@ from ds2deploy.scoring import Hypothesis, count_errors, worst_first
 from ds2deploy.training import train
 
 
-def changed(recipe: Recipe, **training: Any) -> Recipe:
-    section = msgspec.structs.replace(recipe.training, **training)
-    return msgspec.structs.replace(recipe, training=section)
-
-
 @pytest.fixture
 def run(tone_recipe: Recipe, tmp_path: Path) -> Path:
-    train(changed(tone_recipe, epochs=2, tensorboard=True, report=True))
+    train(tone_recipe.changed("training", epochs=2, tensorboard=True, report=True))
     return tmp_path / "run"
 
 

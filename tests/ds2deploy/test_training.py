@@ -23,11 +23,6 @@ from ds2deploy.training import train
 from ds2deploy.training_progress import TrainingProgress
 
 
-def changed(recipe: Recipe, **training: Any) -> Recipe:
-    section = msgspec.structs.replace(recipe.training, **training)
-    return msgspec.structs.replace(recipe, training=section)
-
-
 def losses(run: str | Path) -> list[tuple[int, float]]:
     lines = RunFolder(Path(run)).metrics()
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
@@ -35,7 +30,7 @@ def losses(run: str | Path) -> list[tuple[int, float]]:
 
 @pytest.mark.thorough
 def test_it_learns_a_language_of_tones(tone_recipe: Recipe, tmp_path: Path):
-    recipe = changed(tone_recipe, epochs=60, learning_rate=1e-2)
+    recipe = tone_recipe.changed("training", epochs=60, learning_rate=1e-2)
     metrics = train(recipe)
     assert metrics["wer"] <= 0.1, metrics
     first, last = losses(tmp_path / "run")[0][1], losses(tmp_path / "run")[-1][1]
@@ -49,7 +44,7 @@ def test_it_learns_a_language_of_tones(tone_recipe: Recipe, tmp_path: Path):
 def test_the_same_seed_gives_the_same_loss_curve(tone_recipe: Recipe, tmp_path: Path):
     curves = []
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        train(changed(tone_recipe, epochs=2, seed=seed, run=str(tmp_path / name)))
+        train(tone_recipe.changed("training", epochs=2, seed=seed, run=str(tmp_path / name)))
         curves.append(losses(tmp_path / name))
     assert len(curves[0]) >= 6
     assert curves[0] == curves[1]
@@ -58,9 +53,9 @@ def test_the_same_seed_gives_the_same_loss_curve(tone_recipe: Recipe, tmp_path: 
 
 def test_resuming_equals_never_stopping(tone_recipe: Recipe, tmp_path: Path):
     """Stopped after two of four epochs; schedule, optimiser and order of batches go on."""
-    whole = changed(tone_recipe, run=str(tmp_path / "whole"))
+    whole = tone_recipe.changed("training", run=str(tmp_path / "whole"))
     train(whole)
-    parted = changed(tone_recipe, run=str(tmp_path / "parted"))
+    parted = tone_recipe.changed("training", run=str(tmp_path / "parted"))
 
     class KilledError(Exception):
         pass
@@ -84,7 +79,7 @@ def test_resuming_equals_never_stopping(tone_recipe: Recipe, tmp_path: Path):
 
 
 def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
-    metrics = train(changed(tone_recipe, epochs=1))
+    metrics = train(tone_recipe.changed("training", epochs=1))
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
         "best.ckpt",
@@ -104,7 +99,7 @@ def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
 
 
 def test_a_training_is_never_overwritten(tone_recipe: Recipe, tmp_path: Path):
-    recipe = changed(tone_recipe, max_steps=1)
+    recipe = tone_recipe.changed("training", max_steps=1)
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="holds a training; go on with --resume"):
@@ -113,7 +108,7 @@ def test_a_training_is_never_overwritten(tone_recipe: Recipe, tmp_path: Path):
 
 
 def test_stopping_within_an_epoch_still_validates(tone_recipe: Recipe, tmp_path: Path):
-    metrics = train(changed(tone_recipe, max_steps=2))
+    metrics = train(tone_recipe.changed("training", max_steps=2))
     assert "wer" in metrics
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2]
     assert (tmp_path / "run" / "last.ckpt").exists()
@@ -121,7 +116,7 @@ def test_stopping_within_an_epoch_still_validates(tone_recipe: Recipe, tmp_path:
 
 def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_path: Path):
     features = msgspec.structs.replace(tone_recipe.features, normalize="global")
-    train(changed(msgspec.structs.replace(tone_recipe, features=features), max_steps=1))
+    train(msgspec.structs.replace(tone_recipe, features=features).changed("training", max_steps=1))
     kept = load_checkpoint(tmp_path / "run" / "best.ckpt").recipe.features
     assert kept.mean is not None
     assert kept.deviation is not None
@@ -132,7 +127,7 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precision: str):
-    recipe = changed(tone_recipe, max_steps=2, optimizer=optimizer, precision=precision)
+    recipe = tone_recipe.changed("training", max_steps=2, optimizer=optimizer, precision=precision)
     assert train(recipe)["valid_loss"] > 0
 
 
@@ -161,39 +156,39 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda: TrainingProgress(console))
-    train(changed(tone_recipe, epochs=1))
+    train(tone_recipe.changed("training", epochs=1))
     assert "training" in screen.getvalue()
     assert "steps  loss" in screen.getvalue()
     assert "WER" in screen.getvalue()
 
 
 def test_resuming_another_model_is_refused(tone_recipe: Recipe):
-    train(changed(tone_recipe, epochs=1))
+    train(tone_recipe.changed("training", epochs=1))
     other = msgspec.structs.replace(
         tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
     )
     with pytest.raises(ConfigError, match="began with features"):
-        train(changed(other, epochs=2), resume=True)
+        train(other.changed("training", epochs=2), resume=True)
 
 
 def test_resuming_a_finished_training_is_refused(tone_recipe: Recipe, tmp_path: Path):
-    recipe = changed(tone_recipe, epochs=2)
+    recipe = tone_recipe.changed("training", epochs=2)
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for epochs in (1, 2):
         with pytest.raises(ConfigError, match="trained for 2 epochs"):
-            train(changed(tone_recipe, epochs=epochs), resume=True)
+            train(tone_recipe.changed("training", epochs=epochs), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    assert train(changed(tone_recipe, epochs=3), resume=True)["epoch"] <= 3
+    assert train(tone_recipe.changed("training", epochs=3), resume=True)["epoch"] <= 3
 
 
 def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
     with pytest.raises(TrainingError, match="with a lower training"):
-        train(changed(tone_recipe, epochs=1, learning_rate=1e30, schedule="constant"))
+        train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 
 def test_one_cycle(tone_recipe: Recipe):
-    recipe = changed(tone_recipe, schedule="one-cycle", epochs=10, warm_up=0.2)
+    recipe = tone_recipe.changed("training", schedule="one-cycle", epochs=10, warm_up=0.2)
     factors = [learning_rate_factor(recipe, step, 10) for step in range(101)]
     assert factors[0] == pytest.approx(0.04)
     assert max(factors) == pytest.approx(1.0)
@@ -203,6 +198,6 @@ def test_one_cycle(tone_recipe: Recipe):
 
 
 def test_annealing(tone_recipe: Recipe):
-    recipe = changed(tone_recipe, schedule="anneal", anneal=1.1)
+    recipe = tone_recipe.changed("training", schedule="anneal", anneal=1.1)
     assert learning_rate_factor(recipe, 9, 10) == 1.0
     assert learning_rate_factor(recipe, 20, 10) == pytest.approx(1.1**-2)

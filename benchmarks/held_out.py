@@ -1,0 +1,282 @@
+"""What augmentation is worth to a voice that training never heard.
+
+    python benchmarks/held_out.py FOLDER [--runs DIR] [--jobs 2] [--quick] [--json] [--out DIR]
+
+FOLDER is one of recordings that `ds2deploy prepare --layout fsdd` reads (the Free Spoken Digit
+Dataset). Each of its speakers is left out once: the recipe `digits` is trained on the others, with
+its `[augment]` section and without, everything else being the same (network, steps, seed, order of
+the data), and the best checkpoint of each recognises strings of all recordings of the one left out.
+Which checkpoint is best is told by strings of the speakers that were trained on.
+
+A training that was interrupted goes on when the script is started again, and a finished one is
+not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from report import Goal, Result, Table, arguments, deliver, progress
+
+import ds2deploy
+from ds2deploy.config import AugmentConfig, Recipe, load_recipe
+from ds2deploy.evaluation import evaluate
+from ds2deploy.machine import describe_machine
+from ds2deploy.manifest import join_utterances, make_cuts, read_manifest, write_manifest
+from ds2deploy.preparation import JOIN_PAUSE_S
+from ds2deploy.run_folder import RunFolder
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
+from ds2deploy.scoring import ErrorCounts
+from ds2deploy.sources import read_fsdd
+from ds2deploy.training import train
+
+WORDS = (2, 6)
+"""Fewest and most recordings in a test string; each recording is in one."""
+
+GOAL = 25.0
+"""Per cent of the mean word error rate that augmentation takes away, at least."""
+
+PLAIN, AUGMENTED = "without", "with"
+WAYS = (PLAIN, AUGMENTED)
+
+
+class Sizes(NamedTuple):
+    """Of the trainings: epochs (None for the recipe's), hidden units, recordings of a set."""
+
+    epochs: int | None = None
+    hidden: int | None = None
+    recordings: int | None = None
+
+
+FULL, QUICK = Sizes(), Sizes(epochs=2, hidden=16, recordings=30)
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A training, and what its best checkpoint made of the speaker that it had not heard.
+
+    Attributes:
+        speaker: who was left out.
+        augment: `with` or `without`.
+        errors: of the test strings.
+        known_wer: of the strings of the speakers that were trained on; it chose the checkpoint.
+        train_s: seconds that it took.
+    """
+
+    speaker: str
+    augment: str
+    errors: ErrorCounts
+    known_wer: float
+    train_s: float
+
+
+class Case(NamedTuple):
+    """A training to be made: who is left out, in which way, by what, and the manifest of tests."""
+
+    speaker: str
+    augment: str
+    recipe: Recipe
+    test: Path
+
+
+def write_sets(source: Path, speaker: str, folder: Path, sizes: Sizes) -> None:
+    """Manifests of a training without one speaker, and of the strings of that speaker.
+
+    Args:
+        source: folder of all recordings.
+        speaker: who is left out of `train` and `valid`, and is alone in `test`.
+        folder: for the three.
+        sizes: how many recordings of each.
+    """
+    listed = list(read_fsdd(source))
+    others = [utterance for utterance in listed if utterance.speaker != speaker]
+    chosen = {
+        "train": [utterance for utterance in others if utterance.split == "train"],
+        "valid": [utterance for utterance in others if utterance.split == "valid"],
+        "test": [utterance for utterance in listed if utterance.speaker == speaker],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, utterances in chosen.items():
+        step = 1 if sizes.recordings is None else max(1, len(utterances) // sizes.recordings)
+        cuts = make_cuts(utterances[::step], source)
+        if name != "train":
+            cuts = join_utterances(cuts, WORDS, JOIN_PAUSE_S, seed=0)
+        write_manifest(cuts, folder / f"{name}.jsonl.gz")
+
+
+def recipe_for(augment: str, sets: Path, run: Path, sizes: Sizes) -> Recipe:
+    """The recipe `digits`, on these manifests; nothing but augmentation differs.
+
+    Args:
+        augment: one of `WAYS`.
+        sets: folder of the manifests.
+        run: folder of the training.
+        sizes: what is smaller in a test.
+    """
+    recipe = load_recipe("digits").changed("training", run=str(run), threads=1)
+    manifests = {name: str(sets / f"{name}.jsonl.gz") for name in ("train", "valid")}
+    recipe = recipe.changed("data", workers=0, **manifests)
+    if augment == PLAIN:
+        recipe = msgspec.structs.replace(recipe, augment=AugmentConfig())
+    if sizes.hidden is not None:
+        recipe = recipe.changed("model", hidden=sizes.hidden)
+    if sizes.epochs is not None:
+        recipe = recipe.changed("training", epochs=sizes.epochs, validate_every=1)
+    return recipe
+
+
+def run_case(case: Case) -> Score:
+    """Train, or go on with what was begun, and recognise the strings; in a process of its own."""
+    run = Path(case.recipe.training.run)
+    folder = RunFolder(run)
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log.txt").open("a") as log, redirect_stderr(log):
+        if not is_finished(folder, case.recipe.training.epochs):
+            train(case.recipe, resume=folder.holds_training())
+        with ds2deploy.load(run / "best.ckpt", threads=1) as recognizer:
+            errors = evaluate(recognizer, read_manifest(case.test), str(case.test)).errors
+    lines = folder.metrics()
+    validations = [line["wer"] for line in lines if line["kind"] == "valid"]
+    return Score(
+        speaker=case.speaker,
+        augment=case.augment,
+        errors=errors,
+        known_wer=float(min(validations)),
+        train_s=float(lines[-1]["elapsed_s"]),
+    )
+
+
+def is_finished(folder: RunFolder, epochs: int) -> bool:
+    """Whether a training has reached its end."""
+    return any(line["kind"] == "valid" and line["epoch"] == epochs for line in folder.metrics())
+
+
+def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
+    """All trainings, so many at a time, with one thread each.
+
+    Args:
+        folder: of the recordings.
+        runs: folder for manifests and trainings.
+        jobs: trainings at a time.
+        sizes: of them.
+
+    Raises:
+        Ds2Error: what is wrong with the recordings.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; expected the Free Spoken Digit Dataset")
+    speakers = sorted({utterance.speaker for utterance in read_fsdd(folder)})
+    if len(speakers) < 2:
+        raise ManifestError(f"{folder}: recordings of {len(speakers)} speakers; expected more")
+    cases = []
+    for speaker in speakers:
+        sets = runs / speaker / "data"
+        write_sets(folder, speaker, sets, sizes)
+        for way in WAYS:
+            recipe = recipe_for(way, sets, runs / speaker / way, sizes)
+            cases.append(Case(speaker, way, recipe, sets / "test.jsonl.gz"))
+    scores: list[Score] = []
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for score in pool.map(run_case, cases):
+            progress(
+                f"without {score.speaker}, {score.augment} augmentation: "
+                f"WER {100 * score.errors.wer:.1f} %, {score.train_s:.0f} s"
+            )
+            scores.append(score)
+    return report(scores, load_recipe("digits").augment, sizes is not FULL)
+
+
+def report(scores: Sequence[Score], augment: AugmentConfig, quick: bool) -> Result:
+    """A row for each speaker, and the mean.
+
+    Args:
+        scores: two of each speaker.
+        augment: what was done to the training audio.
+        quick: whether the sizes were those of a test.
+    """
+    found = {(score.speaker, score.augment): score for score in scores}
+    speakers = sorted({score.speaker for score in scores})
+    means = {
+        way: statistics.mean(found[speaker, way].errors.wer for speaker in speakers) for way in WAYS
+    }
+    lowered = 100 * (1 - means[AUGMENTED] / means[PLAIN]) if means[PLAIN] else 0.0
+    rows = []
+    for speaker in speakers:
+        before, after = (found[speaker, way] for way in WAYS)
+        rows.append(
+            [
+                speaker,
+                str(before.errors.words),
+                *(f"{100 * score.errors.wer:.1f} %" for score in (before, after)),
+                *(f"{100 * score.known_wer:.1f} %" for score in (before, after)),
+            ]
+        )
+    rows.append(["mean", "", *(f"{100 * means[way]:.1f} %" for way in WAYS), "", ""])
+    settings = {
+        name: value
+        for name, value in msgspec.to_builtins(augment).items()
+        if value != msgspec.to_builtins(AugmentConfig())[name]
+    }
+    return Result(
+        name="held-out",
+        title="A speaker that training never heard, with augmentation and without",
+        machine=describe_machine(),
+        quick=quick,
+        goals=[
+            Goal(
+                name="augmentation lowers the mean word error rate of held-out speakers by",
+                wanted=GOAL,
+                measured=lowered,
+                unit="%",
+            )
+        ],
+        tables=[
+            Table(
+                title="Word error rate; each speaker held out of a training of its own",
+                columns=[
+                    "held out",
+                    "words",
+                    "without augmentation",
+                    "with",
+                    "speakers trained on: without",
+                    "with",
+                ],
+                rows=rows,
+            )
+        ],
+        notes=[
+            "Recipe `digits`; augmentation: "
+            + ", ".join(f"{name} {value}" for name, value in settings.items())
+            + ". Data: the Free Spoken Digit Dataset, CC BY-SA 4.0."
+        ],
+        data={"scores": [msgspec.to_builtins(score) for score in scores]},
+    )
+
+
+def main() -> int:
+    """Train and compare, and print or write."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("folder", type=Path, help="recordings named 7_jackson_32.wav")
+    parser.add_argument("--runs", type=Path, default=Path("runs/held-out"), help="for trainings")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
+    options: argparse.Namespace = parser.parse_args()
+    sizes = QUICK if options.quick else FULL
+    try:
+        result = measure(options.folder, options.runs, options.jobs, sizes)
+    except Ds2Error as error:
+        print(f"held_out.py: {error}", file=sys.stderr)
+        return 2
+    deliver(result, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
