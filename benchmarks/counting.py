@@ -100,7 +100,8 @@ def network_stages(
         labels: blank included.
         batch: utterances, all as long.
         frames: feature frames of each.
-        precision: `fp32`, or `int8`, which is that of the recurrent layers alone.
+        precision: `fp32`, or `int8`, which is that of the recurrent layers and of the second
+            convolution alone.
 
     Returns:
         The stages in their order.
@@ -113,7 +114,7 @@ def network_stages(
     inner = rows * CONV_MAPS * first
     found = [
         _product("conv1", rows * first, kernel1, batch * bins * frames, inner),
-        _product("conv2", rows * second, kernel2, inner, rows * CONV_MAPS * second),
+        _product("conv2", rows * second, kernel2, inner, rows * CONV_MAPS * second, precision),
     ]
     inputs = CONV_MAPS * second
     for number in range(1, shape.layers + 1):
@@ -126,10 +127,13 @@ def network_stages(
     return [*found, _product("output", rows, weights, rows * inputs, rows * labels)]
 
 
-def _product(name: str, times: float, weights: float, read: float, written: float) -> Stage:
-    """Every weight is used so many times; numbers of float32, not bytes."""
-    size = FLOAT_BYTES * (weights + read + written)
-    return Stage(name, "fp32", 2.0 * times * weights, size, FLOAT_BYTES * weights)
+def _product(
+    name: str, times: float, weights: float, read: float, written: float, precision: str = "fp32"
+) -> Stage:
+    """Every weight is used so many times; numbers that are read and written, not bytes."""
+    of_weights = WEIGHT_BYTES[precision] * weights
+    size = of_weights + FLOAT_BYTES * (read + written)
+    return Stage(name, precision, 2.0 * times * weights, size, of_weights)
 
 
 def _recurrent(

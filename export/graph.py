@@ -14,7 +14,7 @@ import onnx
 from ds2deploy.export.front_end import features_of_waveform
 from ds2deploy.export.graph_builder import GraphBuilder
 from ds2deploy.export.lowering import GATE_COLUMNS, DeployModel
-from ds2deploy.export.quantization import quantized_layers
+from ds2deploy.export.quantization import quantized_convolution, quantized_layers
 from ds2deploy.export.recurrent_operator import recurrent_operator
 from ds2deploy.export.time_axis import StreamBlocks, TimeAxis, WholeUtterances
 from ds2deploy.model import LARGEST_ACTIVATION
@@ -55,8 +55,9 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     )  # fmt: skip
     x = _masked_input(g, time, x, lengths)
     valid = ""
+    convolution = quantized_convolution if description.precision == "int8" else _convolution
     for layer, name in enumerate((FEATURES, "conv1"), start=1):
-        x = _convolution(g, deploy, time, layer, name, x)
+        x = convolution(g, deploy, time, layer, name, x)
         valid = time.valid_frames(layer, x, output_lengths)
         mask = g.node("Unsqueeze", f"conv{layer}/maps", valid, g.integers(1, 2))
         x = g.node("Mul", f"conv{layer}/mask", x, mask)

@@ -26,7 +26,7 @@ DTYPES: dict[Precision, Any] = {
     "bf16": ml_dtypes.bfloat16,
     "int8": np.float32,
 }
-"""Of what flows through the graph; int8 is the weights of recurrent layers alone."""
+"""Of what flows through the graph; in int8 some layers multiply integers, see `quantization`."""
 
 MICROSOFT = "com.microsoft"
 """Domain of the operators that ONNX Runtime adds to the standard's."""

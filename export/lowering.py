@@ -41,10 +41,15 @@ GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 
 
 class Convolution(NamedTuple):
-    """weight (maps, channels, bins, time) and bias (maps,), batch norm folded in."""
+    """weight (maps, channels, bins, time) and bias (maps,), batch norm folded in.
+
+    mean and deviation (maps,) are those of what it gave in training, before the clip.
+    """
 
     weight: Array
     bias: Array
+    mean: Array
+    deviation: Array
     stride: tuple[int, int]
     padding: tuple[int, int]
 
@@ -103,11 +108,14 @@ def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
 def _convolution(conv: nn.Module, norm: nn.Module) -> Convolution:
     """The clip and the mask that follow make the mask between the two superfluous."""
     assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     assert conv.bias is not None
     scale, shift = _scale_shift(norm)
     return Convolution(
         weight=_scaled(_array(conv.weight), scale[:, None, None, None]),
         bias=_array(conv.bias) * scale + shift,
+        mean=_array(norm.bias),
+        deviation=np.abs(_array(norm.weight)),
         stride=(conv.stride[0], conv.stride[1]),
         padding=(int(conv.padding[0]), int(conv.padding[1])),
     )

@@ -140,8 +140,8 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         kind: a whole utterance at a time, or block by block.
         input: what the first tensor holds.
         precision: of weights and activations; inputs, output layer and log-softmax are fp32. In
-            `int8` that are the weights of recurrent layers, and their inputs while they are
-            multiplied; everything else is fp32.
+            `int8` that are the weights of the recurrent layers and of the second convolution, and
+            their inputs while they are multiplied; everything else is fp32.
         labels: one character each, blank first.
         features: how audio becomes features.
         model: the network's dimensions.

@@ -1,4 +1,4 @@
-"""Recurrent layers in int8: the sums are exact, padding is never read, and the words decide."""
+"""Layers in int8: the sums are exact, padding is never read, and the words decide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.cli import app
 from ds2deploy.config import Recipe
-from ds2deploy.export import artifacts, quantization
+from ds2deploy.export import artifacts, graph, quantization
 from ds2deploy.export.artifacts import append_description, export_onnx, verify_artifact
 from ds2deploy.export.form import Form
 from ds2deploy.export.graph import build_graph
@@ -62,20 +62,51 @@ def test_no_processor_cuts_a_sum_off():
     """Activations of 255 wherever they add up; x86 without VNNI adds two products in 16 bits."""
     values = quantize(weights()).values[0]
     node = helper.make_node("MatMulInteger", ["a", "w"], ["y"])
-    graph = helper.make_graph(
+    product = helper.make_graph(
         [node],
         "product",
         [helper.make_tensor_value_info("a", TensorProto.UINT8, ["rows", len(values)])],
         [helper.make_tensor_value_info("y", TensorProto.INT32, ["rows", values.shape[1]])],
         [numpy_helper.from_array(values, "w")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model = helper.make_model(product, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 8
     session = onnxruntime.InferenceSession(model.SerializeToString())
     loud = np.concatenate([values.T > 0, values.T < 0]).astype(np.uint8) * 255
     exact = loud.astype(np.int64) @ values.astype(np.int64)
     np.testing.assert_array_equal(session.run(None, {"a": loud})[0], exact)
     assert np.abs(values).max() > 64  # better than halving every weight
+
+
+def test_a_convolution_cuts_no_sum_off_either(lively_network, describe):
+    """Steps of 127 wherever they add up, through the operator as the artifact has it."""
+    shape = ModelShape(hidden=8, layers=1)
+    network = lively_network(shape)
+    model = build_graph(lower(network, columns=False), describe(shape, "int8"))
+    (node,) = (node for node in model.graph.node if node.op_type == "QLinearConv")
+    arrays = {array.name: numpy_helper.to_array(array) for array in model.graph.initializer}
+    values = arrays["conv2/weight"]
+    assert 2 * 127 * np.abs(values.astype(int)).max() < 2**15  # whatever this processor does
+    maps, channels, bins, frames = values.shape
+    loud = np.where(values > 0, 127, 0).astype(np.uint8)
+    quiet = (np.abs(values.astype(int)).sum(axis=(1, 2, 3)) / 128).astype(np.float32)
+    arrays["conv2/weight_scale"] = 1 / quiet  # so that each sum, whatever its sign, has a byte
+    arrays["conv2/bias"] = np.zeros(maps, np.int32)
+    node = helper.make_node("QLinearConv", node.input, node.output)  # of one place, unpadded
+    product = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info(node.input[0], TensorProto.UINT8, loud.shape)],
+        [helper.make_tensor_value_info(node.output[0], TensorProto.UINT8, None)],
+        [numpy_helper.from_array(arrays[name], name) for name in set(node.input[1:])],
+    )
+    model = helper.make_model(product, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = session.run(None, {node.input[0]: loud})[0][:, :, 0, 0]
+    sums = np.einsum("ncij,mcij->nm", loud.astype(np.int64), values.astype(np.int64))
+    np.testing.assert_allclose(found, np.clip(np.rint(sums / quiet), 0, 255), atol=1)
+    assert found.diagonal().min() > 50
 
 
 def test_large_columns_are_divided():
@@ -116,6 +147,7 @@ def test_invalid_frames_are_never_read(
     if bidirectional and block_ms is not None:
         return
     monkeypatch.setattr(quantization, "_layer", in_float32)
+    monkeypatch.setattr(graph, "quantized_convolution", graph._convolution)
     shape = ModelShape(hidden=24, layers=3, bidirectional=bidirectional, lookahead=4)
     network = lively_network(shape)
     description = describe(shape, "int8", GLOBAL, "features", block_ms)
