@@ -27,7 +27,9 @@ import lightning
 import numpy as np
 import soundfile
 import torch
+from counting import network_stages
 from models import LARGE, MEDIUM, TINY, recipe_of, shape_name, speech
+from probes import SIDE, TINY_SIDE, multiply_probes, rates
 from report import Goal, Result, Table, arguments, deliver, progress
 from torch import nn
 
@@ -146,6 +148,25 @@ def step_of(network: DeepSpeech2, batch: Batch) -> Callable[[], None]:
     return step
 
 
+def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
+    """Seconds that any step takes at least.
+
+    Its products alone, of valid frames: each stage forward, then for the gradient of its weights
+    and, but for the features, of its input.
+
+    Args:
+        recipe: of the network.
+        batch: of the step.
+        rate: operations a second.
+    """
+    shape, bins, labels = recipe.model, recipe.features.bins, len(recipe.labels)
+    operations = 0.0
+    for frames in batch.lengths.tolist():
+        for stage in network_stages(shape, bins, labels, 1, frames):
+            operations += stage.operations * (2 if stage.name == "conv1" else 3)
+    return operations / rate
+
+
 class Clock(lightning.Callback):
     """Seconds of every step, and of the waiting before it."""
 
@@ -248,7 +269,12 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         gradient_difference(networks[OURS], networks[name], batch) for name in (PACKED, PEERS)
     )
     cases = {name: step_of(network, batch) for name, network in networks.items()}
-    took = take_turns(cases, sizes.rounds, progress=progress)
+    side = TINY_SIDE if quick else SIDE
+    probes = {n: p for n, p in multiply_probes(side, side, side).items() if p.what == "fp32"}
+    calls = cases | {name: probe.call for name, probe in probes.items()}
+    seconds = take_turns(calls, sizes.rounds, progress=progress)
+    took = {name: seconds[name] for name in cases}
+    least_s = least_step(recipe, batch, rates(probes, seconds).multiply["fp32"])
     faster = ratio(took[PEERS], took[OURS])
     clock = train_for_real(sizes)
     share = 100 * clock.busy_share()
@@ -264,6 +290,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
                 name="training step against packed sequences",
                 wanted=STEP_GOAL,
                 measured=faster.median,
+                floor=latency(took[PEERS]).p50 / least_s,
                 detail=f"({faster.low:.2f} to {faster.high:.2f})",
             ),
             Goal(
@@ -286,6 +313,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
             )
         ],
         notes=[
+            f"The products of a step take at least {least_s:.2f} s by the machine's own rate, "
+            "those of padded frames not counted.",
             f"The real training: {len(clock.busy)} steps, "
             f"{sizes.batch * len(clock.busy) / (sum(clock.busy) + sum(clock.waited)):.2f} "
             f"utterances per second, {100 - share:.2f} % of the time waiting for data (a step "
@@ -297,6 +326,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         ],
         data={
             "seconds": took,
+            "least_s": least_s,
             "gradient_difference": difference,
             "busy_s": clock.busy,
             "waited_s": clock.waited,

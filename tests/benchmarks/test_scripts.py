@@ -106,10 +106,34 @@ def test_training(run_script):
     found, data = goals(result), result["data"]
     difference = found["largest difference of gradients, relative"]
     assert 0 < difference["measured"] < 1e-3
+    step = found["training step against packed sequences"]
+    ours, _, peers = data["seconds"].values()
+    assert step["measured"] == pytest.approx(peers[0] / ours[0])
+    assert step["floor"] == pytest.approx(peers[0] / data["least_s"])
     busy, waited = sum(data["busy_s"]), sum(data["waited_s"][1:])
     share = found["the network's share of the training's time"]["measured"]
     assert share == pytest.approx(100 * busy / (busy + waited))
     assert len(data["busy_s"]) == len(data["waited_s"]) == 3
+
+
+def test_operations_of_a_step_are_those_that_torch_counts(benchmark_module):
+    """Of utterances that are all as long: torch counts padding too."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = benchmark_module("training")
+    recipe = training.recipe_of(training.TINY)
+    batch = training.make_batch(recipe, 2, (0.5, 0.5))
+    packed = training.make_networks(recipe)[training.PEERS]
+    with FlopCounterMode(display=False) as counter:
+        training.backward(packed, batch)
+    flops = counter.get_flop_counts()["Global"]
+    convolutions = sum(n for op, n in flops.items() if "convolution" in str(op))
+    stages = training.network_stages(recipe.model, 161, 29, 2, int(batch.lengths[0]))
+    expected = sum((2 if s.name == "conv1" else 3) * s.operations for s in stages)
+    of_rnns = sum(3 * s.operations for s in stages if s.name.startswith("rnn"))
+    output = sum(n for op, n in flops.items() if str(op) == "aten.mm")
+    assert convolutions + output == expected - of_rnns > 0
+    assert training.least_step(recipe, batch, 1e9) == pytest.approx(expected / 1e9)
 
 
 def test_unequal_gradients_are_seen(benchmark_module):
