@@ -240,6 +240,7 @@ def train_for_real(sizes: Sizes) -> Clock:
 
 def large_step(sizes: Sizes) -> dict[str, Any]:
     """Seconds of every step after the first, and the most memory that this process ever had."""
+    keep_freed_memory()
     recipe = recipe_of(sizes.shape)
     batch, network = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)[OURS]
     took = take_turns({OURS: step_of(network, batch)}, sizes.rounds)

@@ -11,10 +11,13 @@ import soxr
 
 from ds2deploy.config import AugmentConfig
 from ds2deploy.runtimes.audio import convert_audio
-from ds2deploy.runtimes.errors import AudioError, ConfigError
+from ds2deploy.runtimes.errors import AudioError, ConfigError, NoiseError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.sources import AUDIO_SUFFIXES
 from ds2deploy.tempo import change_tempo
+
+NEUTRAL = AugmentConfig()
+"""Changes nothing."""
 
 NOISE_TILTS_DB = (0.0, 12.0)
 """Noise falls by so much per octave at most: from white to more than brown."""
@@ -34,13 +37,12 @@ def augment_audio(
     Returns:
         (samples',) float32; the length follows speed and tempo.
     """
-    slowest, fastest = config.speed
-    if slowest < fastest:
-        speed = float(random.uniform(slowest, fastest))
+    if config.speed != NEUTRAL.speed:
+        speed = float(random.uniform(*config.speed))
         samples = soxr.resample(samples, sample_rate * speed, sample_rate, quality="LQ")
-    if config.tempo[0] < config.tempo[1]:
+    if config.tempo != NEUTRAL.tempo:
         samples = change_tempo(samples, sample_rate, float(random.uniform(*config.tempo)))
-    if config.gain_db[0] < config.gain_db[1]:
+    if config.gain_db != NEUTRAL.gain_db:
         samples = samples * np.float32(10 ** (random.uniform(*config.gain_db) / 20))
     if config.noise_snr_db is not None and random.random() < config.noise_share:
         snr_db = float(random.uniform(*config.noise_snr_db))
@@ -78,7 +80,7 @@ def recorded_noise(
 
     Raises:
         ConfigError: no such folder, or no recordings in it.
-        AudioError: a recording that cannot be read.
+        NoiseError: a recording that cannot be read.
     """
     paths = noise_files(folder)
     path = paths[int(random.integers(len(paths)))]
@@ -89,7 +91,9 @@ def recorded_noise(
             read = sound.read(wanted, dtype="float32", always_2d=True)
             rate = sound.samplerate
     except soundfile.LibsndfileError:
-        raise AudioError(f"{path}: not audio that can be read; take it out of {folder}") from None
+        raise NoiseError(f"{path}: not audio that can be read; take it out of {folder}") from None
+    if not read.size:
+        raise NoiseError(f"{path}: truncated, its end is missing; take it out of {folder}")
     return np.resize(convert_audio(read, rate, sample_rate, str(path)), count)
 
 

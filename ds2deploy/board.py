@@ -30,10 +30,11 @@ class Board:
         self._writer: Any = None
 
     def open(self, step: int) -> None:
-        """Begin, or go on; what a killed training wrote past this step is hidden."""
+        """Begin, or go on, once; what a killed training wrote past this step is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def add_step(self, step: int, values: Mapping[str, float]) -> None:
         """Points of the training's curves, such as `loss`."""

@@ -134,7 +134,7 @@ def prepare(
         bool, typer.Option("--leave-out", help="Go on without what cannot be used; name each.")
     ] = False,
     read: Annotated[
-        bool, typer.Option("--read", help="Read recordings to their end, not their headers alone.")
+        bool, typer.Option("--read", help="Read all audio: finds what was cut off, and silence.")
     ] = False,
     shortest: Annotated[float, typer.Option(min=0, help="Seconds of audio, at least.")] = 0.0,
     longest: Annotated[float | None, typer.Option(min=0, help="Seconds of audio, at most.")] = None,
@@ -226,7 +226,7 @@ def _print_preparation(report: Report, labels: bool) -> None:
     if report.left_out:
         typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out")
     if labels:
-        typer.echo(f"labels = {report.labels!r}")
+        typer.echo(f"labels = {report.labels!r}  (put this line at the top of the recipe)")
 
 
 @app.command()
@@ -249,15 +249,18 @@ def train(
     from ds2deploy.training import is_main_process
     from ds2deploy.training import train as train_network
 
+    if parsed.training.export:  # now, and not when days have been spent
+        require("onnxruntime", "cpu")
+        require("onnx", "export")
     metrics = train_network(parsed, resume)
     if not is_main_process():
         return
     best = str(Path(parsed.training.run) / "best.ckpt")
     if parsed.training.export:
-        require("onnxruntime", "cpu")
         from ds2deploy.export.artifacts import export_onnx
 
-        export_onnx(Path(best), Path(parsed.training.run), parsed.training.export)
+        words = parsed.data.valid if "int8" in parsed.training.export else None
+        export_onnx(Path(best), Path(parsed.training.run), parsed.training.export, words)
     if json:
         _print_json({"checkpoint": best, **metrics})
     else:

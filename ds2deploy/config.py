@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -135,7 +136,7 @@ class TrainingConfig(_Section, frozen=True):
         tensorboard: whether event files for TensorBoard are written, to RUN/tensorboard.
         report: whether RUN/report.html is written at the end.
         export: precisions in which the best checkpoint is exported to ONNX at the end, to RUN;
-            none by default.
+            none by default. int8 is judged by the words of the validation set.
         start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
             features, are begun with; random weights without one.
     """
@@ -163,7 +164,7 @@ class TrainingConfig(_Section, frozen=True):
     max_steps: int | None = None
     tensorboard: bool = False
     report: bool = False
-    export: tuple[Literal["fp32", "fp16", "bf16"], ...] = ()
+    export: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
     start: str = ""
 
     def __post_init__(self) -> None:
@@ -202,6 +203,10 @@ class Recipe(_Section, frozen=True):
 
     def __post_init__(self) -> None:
         Alphabet(self.labels)
+        if "int8" in self.training.export and self.model.rnn != "lstm":
+            raise ConfigError(
+                f'training.export: int8 is for model.rnn = "lstm", this one is {self.model.rnn}'
+            )
 
     def changed(self, section: str, **values: object) -> Recipe:
         """The same with other values of a section: `recipe.changed("training", epochs=2)`.
@@ -236,7 +241,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return msgspec.convert(document, Recipe)
     except (msgspec.ValidationError, ConfigError, OverflowError) as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from None
+        raise ConfigError(_explain(error, source, overrides)) from None
 
 
 def recipe_names() -> list[str]:
@@ -276,15 +281,42 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(error: Exception) -> str:
-    """Msgspec's message with the key's path first: `training.epochs: Expected ...`."""
-    message, _, path = str(error).partition(" - at `$")
-    path = path.rstrip("`").lstrip(".")
+def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
+    """Msgspec's message with where it comes from and the key's path first, and what may be there.
+
+    `my.toml: training.epochs: Expected ...`, or `--set training.epochs=x: Expected ...`.
+    """
+    message, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`").lstrip(".")
+    path = re.sub(r"\[.*", "", place)  # of a list the whole
     if "unknown field" in message:
+        key = message.rpartition("field `")[2].rstrip("`")
         message = message.replace("Object contains unknown field", "unknown key")
         section = getattr(Recipe(), path) if path else Recipe()
         message += f"; known are {', '.join(section.__struct_fields__)}"
-    return f"{path}: {message}" if path and not message.startswith(f"{path}.") else message
+        path = f"{path}.{key}".lstrip(".")
+    elif path:
+        message += _what_may_be(path)
+    if place and not message.startswith(f"{place}."):
+        message = f"{place}: {message}"
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if (path and f"{name}.".startswith(f"{path}.")) or message.startswith(f"{name} "):
+            source = f"--set {override}"
+    return f"{source}: {message}"
+
+
+def _what_may_be(path: str) -> str:
+    """Of a key: the words that it may have, or what it is where nobody sets it."""
+    *sections, key = path.split(".")
+    section = getattr(Recipe(), sections[0]) if sections else Recipe()
+    kind = get_type_hints(type(section)).get(key)
+    parts = (kind, *get_args(kind))
+    words = [word for part in parts for word in get_args(part) if isinstance(word, str)]
+    if words:
+        return f"; expected {', '.join(words)}"
+    default = msgspec.json.encode(getattr(section, key, None)).decode()
+    return "" if isinstance(getattr(section, key, None), msgspec.Struct) else f", such as {default}"
 
 
 def _positive(section: str, struct: _Section, *names: str) -> None:

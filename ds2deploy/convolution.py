@@ -16,7 +16,20 @@ from torch import Tensor, nn
 
 
 class Convolution(nn.Conv2d):
-    """`torch.nn.Conv2d`, which it is but for the gradient of its weights on a CPU."""
+    """`torch.nn.Conv2d`, but for the gradient of its weights on a CPU, in float32.
+
+    Padding is of zeros, and neither dilation nor groups are known.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, maps, bins, time) to the same with its own maps."""

@@ -18,7 +18,13 @@ from typing import Any
 
 from lhotse import CutSet, RecordingSet, SupervisionSet, recipes
 
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import (
+    AudioError,
+    ConfigError,
+    Ds2Error,
+    ManifestError,
+    MissingFileError,
+)
 from ds2deploy.sources import Utterance
 
 LHOTSE = "lhotse:"
@@ -44,8 +50,8 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
         )
     listed = set()
     for listing in listings:
-        split = _split_of(listing.relative_to(folder).parts[0])
-        for number, line in enumerate(_lines(listing), start=1):
+        split = _split_of(listing.absolute().parts[-4])
+        for number, line in _numbered(listing):
             name, _, text = line.partition(" ")
             audio = listing.parent / f"{name}.flac"
             listed.add(audio)
@@ -78,7 +84,9 @@ def read_commonvoice(folder: Path) -> Iterator[Utterance]:
 
 def read_tedlium(folder: Path) -> Iterator[Utterance]:
     """TED-LIUM 3: legacy/PART/stm/*.stm, with a talk in sph/ for each (release 2: PART/stm)."""
-    listings = sorted(folder.rglob("stm/*.stm"))
+    # Beside `legacy` lies `data`, with the same talks again.
+    places = ("legacy/*/stm/*.stm", "*/stm/*.stm", "*/legacy/*/stm/*.stm", "*/*/stm/*.stm")
+    listings = next(filter(None, (sorted(folder.glob(place)) for place in places)), [])
     if not listings:
         raise ManifestError(
             f"{folder}: holds no stm/*.stm; expected TED-LIUM as it is unpacked, such as "
@@ -87,7 +95,7 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
     for listing in listings:
         split = _split_of(listing.parts[-3])
         audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
-        for number, line in enumerate(_lines(listing), start=1):
+        for number, line in _numbered(listing):
             place = f"{listing}: line {number}"
             fields = line.split(maxsplit=6)
             if len(fields) < 6 or not _is_number(fields[3]) or not _is_number(fields[4]):
@@ -118,7 +126,7 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
         speaker = visit.name.partition("-")[0]
         if speaker == "anonymous":  # each visit is somebody else
             speaker = visit.name
-        for number, line in enumerate(_lines(listing), start=1):
+        for number, line in _numbered(listing):
             name, _, text = line.partition(" ")
             stem = Path(name).name
             places = [visit / kind / f"{stem}.{kind}" for kind in ("wav", "flac")]
@@ -203,6 +211,11 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
                 said = cut.supervisions[0]
                 audio = Path(cut.recording.sources[0].source)
                 fault = _no_text(audio, said.text or "", f"{folder}: {said.id}")
+                if cut.recording.num_channels > 1:
+                    fault = AudioError(
+                        f"{audio}: {cut.recording.num_channels} channels, each with words of its "
+                        "own; make a file of each"
+                    )
                 yield Utterance(
                     audio, said.text or "", said.speaker or "", split, cut.start, cut.duration,
                     fault,
@@ -249,12 +262,16 @@ def _split_of(name: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Of a text file, those with something on them."""
+    return (line for _, line in _numbered(path))
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Of a text file, the lines with something on them, by their numbers from 1."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ManifestError(f"{path}: not UTF-8 text; unpack the corpus again") from None
-    yield from (line for line in text.splitlines() if line.strip())
+    return ((i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip())
 
 
 def _no_text(audio: Path, text: str, place: str) -> Ds2Error | None:

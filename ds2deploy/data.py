@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,7 +20,7 @@ from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.epoch_plan import Share, plan_evaluation, plan_training, shares
 from ds2deploy.manifest import audio_path, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import FILE_ERRORS
+from ds2deploy.runtimes.errors import FILE_ERRORS, ConfigError, NoiseError
 from ds2deploy.runtimes.features import (
     SMALLEST_DEVIATION,
     FeatureExtractor,
@@ -78,10 +79,11 @@ class SpeechDataset(Dataset[Batch]):
 
     def __getitem__(self, share: Share) -> Batch:
         """The batch of the utterances that the plan chose, without those that cannot be read."""
-        sounds, texts, paths, broken = [], [], [], []
+        sounds, texts, paths = [], [], []
+        broken: list[str] = []
         for cut in share.cuts:
             try:
-                sounds.append(self._features(cut))
+                sounds.append(self._augmented(cut, broken))
                 texts.append(self._alphabet.normalize(transcript(cut)))
                 paths.append(audio_path(cut))
             except (*FILE_ERRORS, OSError) as error:
@@ -92,16 +94,25 @@ class SpeechDataset(Dataset[Batch]):
             return batch._replace(scale=share.scale, broken=tuple(broken), audio=tuple(paths))
         return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
 
-    def _features(self, cut: object) -> FloatArray:
+    def _augmented(self, cut: Cut, broken: list[str]) -> FloatArray:
+        """Features; without noise where that is broken, which is no fault of the utterance."""
+        try:
+            return self._features(cut, self._augment)
+        except NoiseError as error:
+            broken.append(str(error))
+            without = {"noise_folder": "", "noise_snr_db": None}
+            return self._features(cut, msgspec.structs.replace(self._augment, **without))
+
+    def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
         rate = self._extract.config.sample_rate
         # Seeded by the utterance, not by its place: the same whatever the number of workers.
-        seed = (*self._seed, zlib.crc32(cut.id.encode()))  # type: ignore[attr-defined]
+        seed = (*self._seed, zlib.crc32(cut.id.encode()))
         random = np.random.default_rng(seed)
         samples = read_audio(cut, rate)
         if self._silence_s[1]:
             samples = np.pad(samples, [int(s * rate) for s in random.uniform(*self._silence_s, 2)])
-        samples = augment_audio(samples, rate, self._augment, random)
-        return mask_features(self._extract(samples), self._augment, random)
+        samples = augment_audio(samples, rate, augment, random)
+        return mask_features(self._extract(samples), augment, random)
 
 
 def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphabet) -> Batch:
@@ -135,12 +146,19 @@ class Batches:
         plan: the shares, in order.
         workers: processes that make them; 0 makes them in this one.
         epoch: that they are of.
+        fingerprint: of the batches of all processes, to know them again.
     """
 
     def __init__(
-        self, dataset: SpeechDataset, plan: Sequence[Share], workers: int, epoch: int = 0
+        self,
+        dataset: SpeechDataset,
+        plan: Sequence[Share],
+        workers: int,
+        epoch: int = 0,
+        fingerprint: int = 0,
     ) -> None:
         self._dataset, self._plan, self._workers = dataset, plan, workers
+        self._fingerprint = fingerprint
         self.epoch, self._given = epoch, 0
 
     def __len__(self) -> int:
@@ -163,11 +181,24 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of which epoch were given."""
-        return {"epoch": self.epoch, "given": self._given}
+        return {"epoch": self.epoch, "given": self._given, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another left off, if that was in this epoch."""
-        if state["epoch"] == self.epoch and state["given"] < len(self._plan):
+        """Go on where another left off, if that was in this epoch.
+
+        Raises:
+            ConfigError: it gave other batches: what is left of them is not known.
+        """
+        if state["epoch"] != self.epoch or not state["given"] > 0:
+            return
+        if state["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
+                "batches: go on with the manifest, the [data] section, the seed and the number of "
+                "processes that it began with, or begin another training with its weights "
+                "(training.start)"
+            )
+        if state["given"] < len(self._plan):
             self._given = state["given"]
 
 
@@ -175,9 +206,12 @@ def training_batches(
     cuts: CutSet, recipe: Recipe, epoch: int, rank: int = 0, processes: int = 1
 ) -> Batches:
     """A process's share of the batches of one epoch, augmented; see `plan_training`."""
-    plan = shares(plan_training(cuts, recipe, epoch, processes), rank, processes)
+    batches = plan_training(cuts, recipe, epoch, processes)
+    names = [[cut.id for cut in batch] for batch in batches]
+    fingerprint = zlib.crc32(msgspec.json.encode((processes, names)))
+    plan = shares(batches, rank, processes)
     dataset = SpeechDataset(recipe, augment=True, epoch=epoch)
-    return Batches(dataset, plan, recipe.data.workers, epoch)
+    return Batches(dataset, plan, recipe.data.workers, epoch, fingerprint)
 
 
 def evaluation_batches(cuts: CutSet, recipe: Recipe, rank: int = 0, processes: int = 1) -> Batches:
@@ -224,9 +258,17 @@ def _moments(
     frames = 0
     listed = list(cuts)
     chosen = np.random.default_rng(recipe.training.seed).permutation(len(listed))[:utterances]
+    first: Exception | None = None
     for i in chosen:
-        spectrogram = extract(read_audio(listed[i], recipe.features.sample_rate)).astype(float)
+        try:
+            samples = read_audio(listed[i], recipe.features.sample_rate)
+        except FILE_ERRORS as error:  # the training will name it, and count
+            first = first or error
+            continue
+        spectrogram = extract(samples).astype(float)
         total = total + spectrogram.sum(axis=1)
         square = square + (spectrogram**2).sum(axis=1)
         frames += spectrogram.shape[1]
+    if first is not None and frames == 0:
+        raise first
     return total / frames, square / frames

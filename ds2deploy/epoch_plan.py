@@ -8,6 +8,7 @@ depends on the manifest, the recipe and the number of the epoch alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -48,11 +49,7 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
     data, seed = recipe.data, recipe.training.seed
     if data.join != (1, 1):
         cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
-    if len(cuts) < processes:
-        raise ConfigError(
-            f"data.train = {data.train}: {len(cuts)} utterances for {processes} processes; "
-            "set training.devices to fewer"
-        )
+    _check_count(cuts, processes, f"data.train = {data.train}")
     # One process as far as lhotse is concerned: the shares are ours.
     options = {
         "max_cuts": data.batch_size * processes,
@@ -74,13 +71,23 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
 
 def plan_evaluation(cuts: CutSet, recipe: Recipe, processes: int = 1) -> list[list[Cut]]:
     """All utterances once, longest last; see `plan_training`."""
-    size = recipe.data.batch_size * processes
-    listed = list(by_duration(cuts))
-    return [listed[i : i + size] for i in range(0, len(listed), size)]
+    data = recipe.data
+    _check_count(cuts, processes, f"data.valid = {data.valid}")
+    most_s = (data.batch_duration_s or math.inf) * processes
+    batches: list[list[Cut]] = [[]]
+    total_s = 0.0
+    for cut in by_duration(cuts):
+        total_s += _duration(cut)
+        full = len(batches[-1]) == data.batch_size * processes or total_s > most_s
+        if batches[-1] and full:
+            batches.append([])
+            total_s = _duration(cut)
+        batches[-1].append(cut)
+    return large_enough(batches, processes)
 
 
 def shares(batches: Iterable[list[Cut]], rank: int = 0, processes: int = 1) -> list[Share]:
-    """What one of the processes sees of every batch; of an evaluation that may be nothing.
+    """What one of the processes sees of every batch.
 
     Args:
         batches: from `plan_training` or `plan_evaluation`.
@@ -117,6 +124,14 @@ def large_enough(batches: Iterable[list[Cut]], least: int) -> list[list[Cut]]:
 def by_duration(cuts: CutSet) -> CutSet:
     """Shortest first."""
     return CutSet.from_cuts(sorted(cuts, key=_duration))
+
+
+def _check_count(cuts: CutSet, processes: int, name: str) -> None:
+    if len(cuts) < processes:
+        raise ConfigError(
+            f"{name}: {len(cuts)} utterances for {processes} processes; set training.devices to "
+            "fewer"
+        )
 
 
 def _duration(cut: Cut) -> float:

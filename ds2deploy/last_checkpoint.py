@@ -13,7 +13,7 @@ import lightning
 import torch
 
 from ds2deploy.run_folder import disk_error
-from ds2deploy.runtimes.errors import StoppedError
+from ds2deploy.runtimes.errors import StoppedError, TrainingError
 from ds2deploy.step_callback import StepCallback
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -53,17 +53,24 @@ class LastCheckpoint(StepCallback):
             self._handlers[WARNING] = signal.signal(WARNING, self._on_warning)
 
     def on_step(self, trainer: lightning.Trainer, module: Any, loss: float, index: int) -> None:
-        """Write it if it is time, or if a process was told to end."""
-        stop, wanted = self._agree(trainer)
-        # At the end of an epoch comes one anyway, after the validation.
-        if stop or (wanted and index + 1 < trainer.num_training_batches):
+        """Write it if it is time, or end if a process was told to, or cannot go on."""
+        stop, wanted, failed = self._agree(trainer, module)
+        if failed:
+            raise module.failure or TrainingError("another process cannot go on, and says why")
+        if index + 1 >= trainer.num_training_batches:
+            # Another follows at the end of the epoch; but a validation comes before that.
+            wanted = (trainer.current_epoch + 1) % module.recipe.training.validate_every == 0
+        if stop or wanted:
             self._write(trainer)
         if stop:
             raise self._stopped(stop)
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """A validation is not waited for: it is made again."""
-        if self._stop and trainer.state.fn == "fit":
+        """A validation is not waited for: it is made when the training is resumed.
+
+        Unless other processes are in it, which would wait for this one.
+        """
+        if self._stop and trainer.state.fn == "fit" and trainer.world_size == 1:
             raise self._stopped(self._stop)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
@@ -78,35 +85,40 @@ class LastCheckpoint(StepCallback):
         """Give the signals back."""
         self._release()
 
-    def _agree(self, trainer: lightning.Trainer) -> tuple[int, bool]:
-        """Whether to stop, by which signal, and whether to write: the same for all processes."""
+    def _agree(self, trainer: lightning.Trainer, module: Any) -> tuple[int, bool, bool]:
+        """The signal to stop by, whether to write, whether one failed: the same for all."""
         due = trainer.is_global_zero and time.monotonic() - self._written >= self._every_s
-        if trainer.world_size == 1:
-            return self._stop, due or self._warned
-        votes = torch.tensor([float(self._stop), float(due or self._warned)])
-        votes = trainer.strategy.reduce(votes.to(trainer.strategy.root_device), reduce_op="max")
-        return int(votes[0]), bool(votes[1])
+        votes = [self._stop, due or self._warned, module.failure is not None]
+        stop, wanted, failed = _most(trainer, votes)
+        return stop, bool(wanted), bool(failed)
 
     def _write(self, trainer: lightning.Trainer) -> None:
         temporary = self._path.with_name(f".{self._path.name}.tmp")
+        error: OSError | None = None
         try:
             trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
+        except OSError as raised:
+            error = raised
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # at which the others wait
+        try:
+            if trainer.is_global_zero and error is None:
                 temporary.replace(self._path)
-        except OSError as error:
+        except OSError as raised:
+            error = raised
+        if any(_most(trainer, [error is not None])):
             temporary.unlink(missing_ok=True)
-            step = self._saved_step
-            kept = f"last.ckpt is of step {step}" if step else "there is no last.ckpt yet"
-            raise disk_error(error, self._path, kept) from None
+            kept = f"last.ckpt is of step {self._saved_step}"
+            if not self._path.is_file():
+                kept = "there is no last.ckpt yet"
+            raise disk_error(error or OSError("on another process"), self._path, kept) from None
         self._written, self._saved_step, self._warned = time.monotonic(), trainer.global_step, False
 
     def _stopped(self, number: int) -> StoppedError:
+        kept = f"{self._path.name} is of step {self._saved_step}: go on from it with --resume"
+        if not self._path.is_file():
+            kept = f"there is no {self._path.name} yet, start again"
         name = signal.Signals(number).name
-        return StoppedError(
-            f"{self._path.parent}: stopped by {name}; {self._path.name} is of step "
-            f"{self._saved_step}: go on from it with --resume",
-            number,
-        )
+        return StoppedError(f"{self._path.parent}: stopped by {name}; {kept}", number)
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         if self._stop:  # a second time: at once
@@ -120,3 +132,11 @@ class LastCheckpoint(StepCallback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+
+
+def _most(trainer: lightning.Trainer, votes: list[int] | list[bool]) -> list[int]:
+    """The largest vote of all processes, one by one."""
+    if trainer.world_size == 1:
+        return [int(vote) for vote in votes]
+    cast = torch.tensor([float(vote) for vote in votes], device=trainer.strategy.root_device)
+    return [int(vote) for vote in trainer.strategy.reduce(cast, reduce_op="max")]

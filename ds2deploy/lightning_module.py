@@ -17,7 +17,7 @@ from ds2deploy.config import Recipe, TrainingConfig
 from ds2deploy.data import Batch, Batches, evaluation_batches, training_batches
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.decoding import greedy_text
-from ds2deploy.runtimes.errors import TrainingError
+from ds2deploy.runtimes.errors import Ds2Error, TrainingError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.scoring import ErrorCounts, Hypothesis, count_errors
 
@@ -42,6 +42,7 @@ class SpeechRecognition(lightning.LightningModule):
         utterances: of both sets.
         hypotheses: of the last validation, of all processes.
         seen: features of a validation utterance, (bins, time).
+        failure: what ends the training as soon as all processes know of it.
     """
 
     def __init__(self, recipe: Recipe, train: CutSet, valid: CutSet) -> None:
@@ -59,6 +60,7 @@ class SpeechRecognition(lightning.LightningModule):
         self.skipped_steps = self._skipped_in_a_row = 0
         self.hypotheses: list[Hypothesis] = []
         self.seen: FloatArray | None = None
+        self.failure: Ds2Error | None = None
         self._heard: list[Hypothesis] = []
         self._batches: Batches | None = None
         if recipe.training.batch_norm == "frozen":
@@ -89,7 +91,8 @@ class SpeechRecognition(lightning.LightningModule):
         log_probs, output_lengths = self.network(batch.features, batch.lengths)
         loss = ctc_loss(log_probs, output_lengths, batch) * batch.scale
         value = float(loss.detach())
-        if not math.isfinite(value):
+        # Of several processes one alone must not end: it makes the gradients of all no numbers.
+        if not math.isfinite(value) and self.trainer.world_size == 1:
             raise self._diverged(f"the loss is {value:g}")
         return loss
 

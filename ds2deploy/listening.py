@@ -61,7 +61,7 @@ def listen(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> lis
     for cut in cuts:
         name = re.sub(r"[^\w.-]", "_", cut.id)
         for label, config in {"0-before": OFF, **shown}.items():
-            # The same drawing as in a training, where everything comes after one another.
+            # Each draws from its beginning: what is shown is one of a training's possibilities.
             random = np.random.default_rng((seed, zlib.crc32(cut.id.encode())))
             written += _show(cut, recipe, config, random, out / f"{name}.{label}")
     return written
@@ -81,10 +81,8 @@ def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
 
 
 def _changes(config: AugmentConfig) -> bool:
-    pairs = (config.speed, config.tempo, config.gain_db)
-    moved = any(low < high for low, high in pairs)
-    masked = config.frequency_masks + config.time_masks > 0
-    return moved or masked or config.noise_snr_db is not None
+    keys = ("speed", "tempo", "gain_db", "noise_snr_db", "frequency_masks", "time_masks")
+    return any(getattr(config, key) != getattr(OFF, key) for key in keys)
 
 
 def _show(
@@ -97,7 +95,7 @@ def _show(
     features = mask_features(extract(samples), config, random)
     written = [stem.with_name(f"{stem.name}.png")]
     write_png(spectrogram_figure(stem.name, features, recipe.features), written[0])
-    if config == OFF or not stem.name.endswith("masks"):
+    if not stem.name.endswith("masks"):
         written.append(stem.with_name(f"{stem.name}.wav"))
         _write_wav(written[1], samples, rate)
     return written

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from lhotse import CutSet
-from lhotse.cut import Cut
 
 from ds2deploy import __version__
 from ds2deploy.corpora import CORPORA, LHOTSE, read_with_lhotse
@@ -27,6 +24,7 @@ from ds2deploy.sources import (
     read_fsdd,
 )
 from ds2deploy.spelling import Change, find_labels
+from ds2deploy.splitting import SplitBy, with_validation
 
 FOLDERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
     "folder": read_folder,
@@ -39,8 +37,6 @@ REPORT = "report.json"
 
 JOIN_PAUSE_S = (0.05, 0.3)
 """Silence between the recordings of a joined held-out utterance."""
-
-SplitBy = Literal["utterance", "speaker"]
 
 
 class Choices(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,14 +125,15 @@ def prepare(
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
     utterances = _listed(source, choices)
     if alphabet is None:
-        alphabet = Alphabet(find_labels(u.text for u in utterances))
+        alphabet = Alphabet(find_labels(_usable_texts(utterances)))
     screener = Screener(source, alphabet, choices.screening, progress)
     found = list(screener.screen(utterances))
     faults = [item for item in found if isinstance(item, Fault)]
     screened = [item for item in found if isinstance(item, Screened)]
     if faults and not (choices.leave_out and screened):
         raise _summary(faults, len(found), choices.leave_out)
-    manifests = _sets(_with_validation(screened, source, choices), choices)
+    parted = with_validation(screened, source, choices.valid_share, choices.split_by)
+    manifests = _sets(parted, choices)
     report = Report(
         source=str(source),
         choices=choices,
@@ -165,6 +162,18 @@ def _listed(source: Path, choices: Choices) -> list[Utterance]:
             "expected recordings with a .txt transcript beside each"
         )
     return utterances
+
+
+def _usable_texts(utterances: Sequence[Utterance]) -> list[str]:
+    """What labels can be found in; the first fault where there is nothing else.
+
+    Raises:
+        Ds2Error: that fault.
+    """
+    found = [utterance.text for utterance in utterances if utterance.fault is None]
+    if not found and (fault := utterances[0].fault) is not None:
+        raise fault
+    return found
 
 
 def _reader(source: Path, layout: str) -> Callable[[Path], Iterator[Utterance]]:
@@ -217,56 +226,3 @@ def _joined(cuts: CutSet, counts: tuple[int, int], times: int) -> CutSet:
 def _set_report(path: Path, cuts: CutSet) -> SetReport:
     hours = round(sum(cut.duration for cut in cuts) / 3600, 4)
     return SetReport(str(path), len(cuts), hours, len({speaker(cut) for cut in cuts} - {""}))
-
-
-def _with_validation(
-    screened: Sequence[Screened], source: Path, choices: Choices
-) -> list[Screened]:
-    """Part of the training utterances to `valid`, unless the source has such a set.
-
-    By a hash of the speaker or of the path, so that none moves when others come.
-    """
-    chosen = [item for item in screened if item.split == "train"]
-    if choices.valid_share == 0 or any(item.split == "valid" for item in screened):
-        return list(screened)
-    base = source if source.is_dir() else source.parent
-    key = speaker if choices.split_by == "speaker" else partial(_path_in, base.resolve())
-    names = {key(item.cut) for item in chosen}
-    if choices.split_by == "speaker":
-        _check_speakers(names, source)
-    if len(names) < 2:
-        return list(screened)
-    ordered = sorted(names, key=_place)
-    # Neither side of a small corpus stays empty.
-    valid = {name for name in ordered if _place(name) < choices.valid_share} | {ordered[0]}
-    valid.discard(ordered[-1])
-    return [
-        msgspec.structs.replace(item, split="valid")
-        if item.split == "train" and key(item.cut) in valid
-        else item
-        for item in screened
-    ]
-
-
-def _check_speakers(names: set[str], source: Path) -> None:
-    if "" in names:
-        raise ConfigError(
-            f"--split-by speaker: {source} does not name every speaker; use --split-by utterance"
-        )
-    if len(names) < 2:
-        raise ConfigError(
-            f"--split-by speaker: {source} has a single one, {min(names)!r}; use --split-by "
-            "utterance, or --valid 0"
-        )
-
-
-def _path_in(base: Path, cut: Cut) -> str:
-    """The path of a recording as the source's folder has it, with the place of a part of it."""
-    path = Path(cut.recording.sources[0].source)
-    name = path.relative_to(base) if path.is_relative_to(base) else path
-    return name.as_posix() + (f"@{cut.start:g}" if cut.start else "")
-
-
-def _place(name: str) -> float:
-    """From 0 to 1, the same for the same name."""
-    return zlib.crc32(name.encode()) / 2**32

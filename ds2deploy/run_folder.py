@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import lightning
 import msgspec
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from ds2deploy.board import Board
 from ds2deploy.checkpoint import save_checkpoint
@@ -31,6 +34,24 @@ BROKEN_SHARE = 0.01
 the first ends the training, for each counts."""
 
 
+Line = TypeVar("Line")
+
+
+class Place(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+        step: of the optimiser, from 1; 0 before the first.
+        epoch: that is going on or has just ended, from 1; 0 before the first.
+    """
+
+    step: int = 0
+    epoch: int = 0
+
+
+START = Place()
+
+
 class RunFolder:
     """The folder of one training.
 
@@ -45,18 +66,9 @@ class RunFolder:
         """Whether something here would be lost."""
         return any((self.path / name).exists() for name in (BEST, LAST, METRICS))
 
-    def callback(self, board: Board | None = None) -> RunRecorder:
-        """What writes the files during a training; see `RunRecorder`."""
-        return RunRecorder(self, board)
-
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl, without one that a dying process left unfinished."""
-        path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        try:
-            return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
+        return self._lines(METRICS, dict[str, Any])
 
     def best_metrics(self) -> dict[str, float]:
         """Of the validation with the lowest WER."""
@@ -70,7 +82,8 @@ class RunFolder:
         encoded = msgspec.json.encode(line) + b"\n"
         try:
             with path.open("ab", buffering=0) as file:
-                file.write(encoded)
+                if file.write(encoded) < len(encoded):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise disk_error(error, path) from None
 
@@ -81,21 +94,33 @@ class RunFolder:
 
     def hypotheses(self) -> list[Hypothesis]:
         """The same; nothing before the first validation."""
-        return [msgspec.json.decode(line, type=Hypothesis) for line in self._lines(HYPOTHESES)]
+        return self._lines(HYPOTHESES, Hypothesis)
 
     def broken(self) -> list[dict[str, Any]]:
         """The lines of broken.jsonl: recordings that could not be read."""
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in self._lines(BROKEN)]
+        return self._lines(BROKEN, dict[str, Any])
 
-    def _lines(self, name: str) -> list[bytes]:
+    def _lines(self, name: str, kind: type[Line]) -> list[Line]:
         path = self.path / name
-        return path.read_bytes().splitlines() if path.is_file() else []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        try:
+            return [msgspec.json.decode(line, type=kind) for line in lines]
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
 
     def rewind(self, step: int) -> None:
-        """Drop the lines past a step, which a resumed training will write again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        with whole_file(self.path / METRICS) as temporary:
-            temporary.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+        """Drop the lines past a step, which a resumed training will write again.
+
+        One process of several does it, before all go on.
+        """
+        if getattr(rank_zero_only, "rank", 0):
+            return
+        for name in (METRICS, BROKEN):
+            if not (self.path / name).is_file():
+                continue
+            kept = [x for x in self._lines(name, dict[str, Any]) if x["step"] <= step]
+            with whole_file(self.path / name) as temporary:
+                temporary.write_bytes(b"".join(msgspec.json.encode(x) + b"\n" for x in kept))
 
 
 def _score(metrics: dict[str, Any]) -> tuple[float, float]:
@@ -116,31 +141,32 @@ class RunRecorder(StepCallback):
     Args:
         folder: where to.
         board: that shows the same; None for none.
+        place: where a training is gone on with.
 
     Attributes:
         validated_step: the step of the last validation.
     """
 
-    def __init__(self, folder: RunFolder, board: Board | None = None) -> None:
-        self._folder, self._board = folder, board
+    def __init__(self, folder: RunFolder, board: Board | None = None, place: Place = START) -> None:
+        self._folder, self._board, self._place = folder, board, place
         self._best = _score(folder.best_metrics())
-        self._started = time.monotonic()
+        # Of all lives together.
+        elapsed_s = max((line["elapsed_s"] for line in folder.metrics()), default=0.0)
+        self._started = time.monotonic() - elapsed_s
         self.validated_step = -1
-        self._epoch = 0
-        self._broken: set[str] = set()
+        self._broken = {line["error"] for line in folder.broken()}
 
-    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+    def setup(self, trainer: lightning.Trainer, module: Any, stage: str) -> None:
         """Open the board."""
-        super().on_train_start(trainer, module)
         if self._board is not None and trainer.is_global_zero:
-            self._board.open(trainer.global_step)
+            self._board.open(self._place.step)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
         """Name what cannot be read, step or not."""
+        self._place = Place(trainer.global_step, trainer.current_epoch + 1)
         self._note_broken(trainer, module, batch.broken)
-        self._epoch = trainer.current_epoch + 1
         super().on_train_batch_end(trainer, module, outputs, batch, index)
 
     def on_step(self, trainer: lightning.Trainer, module: Any, loss: float, index: int) -> None:
@@ -157,24 +183,25 @@ class RunRecorder(StepCallback):
         if module.scales_loss:
             values["skipped_steps"] = module.skipped_steps
         if trainer.is_global_zero:
-            self._write(trainer, kind="train", **values)
+            self._write(kind="train", **values)
             if self._board is not None:
                 self._board.add_step(step, values)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """One line, and `best.ckpt` if this is the best validation so far."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.validated_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
-        self._write(trainer, kind="valid", **metrics)
-        if self._board is not None:
-            self._board.add_validation(trainer.global_step, metrics, module.hypotheses, module.seen)
-        if not math.isfinite(metrics["valid_loss"]):
+        step = self.validated_step = self._place.step
+        if trainer.is_global_zero:
+            self._write(kind="valid", **metrics)
+        if not math.isfinite(metrics["valid_loss"]):  # on all processes, which end together
             raise TrainingError(
                 f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
-                f"{trainer.global_step}; start again with a lower training.learning_rate"
+                f"{step}; start again with a lower training.learning_rate"
             )
+        if not trainer.is_global_zero:
+            return
+        if self._board is not None:
+            self._board.add_validation(step, metrics, module.hypotheses, module.seen)
         score = _score(metrics)
         if score < self._best:
             save_checkpoint(self._folder.path / BEST, module.network, module.recipe, metrics)
@@ -201,20 +228,23 @@ class RunRecorder(StepCallback):
 
     def _note_broken(self, trainer: lightning.Trainer, module: Any, broken: Sequence[str]) -> None:
         """A few recordings may be broken; each is named, once, by the process that met it."""
-        most = BROKEN_SHARE * module.utterances / trainer.world_size
+        most = BROKEN_SHARE * module.utterances
         for error in broken:
             if error in self._broken:
                 continue
             self._broken.add(error)
-            place = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-            self._folder.append({**place, "error": error}, BROKEN)
+            self._folder.append({**self._place._asdict(), "error": error}, BROKEN)
             if len(self._broken) > most:
-                others = len(self._broken) - 1
-                where = f"; {self._folder.path / BROKEN} names {others} more" if others else ""
-                raise AudioError(f"{error}{where}")
+                module.failure = AudioError(
+                    f"{error} ({len(self._broken)} of {module.utterances} recordings cannot be "
+                    f"read, {BROKEN_SHARE:.0%} may; {self._folder.path / BROKEN} names them, and "
+                    "`ds2deploy prepare --read --leave-out` leaves them out)"
+                )
+                if trainer.world_size == 1:
+                    raise module.failure
             print(f"left out: {error}", file=sys.stderr)
 
-    def _write(self, trainer: lightning.Trainer, **values: Any) -> None:
-        elapsed = round(time.monotonic() - self._started, 2)
-        place = {"epoch": self._epoch, "step": trainer.global_step}
-        self._folder.append({**place, **values, "elapsed_s": elapsed})
+    def _write(self, **values: Any) -> None:
+        elapsed_s = round(time.monotonic() - self._started, 2)
+        place = {"epoch": self._place.epoch, "step": self._place.step}
+        self._folder.append({**place, **values, "elapsed_s": elapsed_s})

@@ -44,11 +44,9 @@ class Fault(msgspec.Struct, frozen=True):
     """An utterance that cannot be used.
 
     Attributes:
-        audio: its file.
         error: what is wrong and what to do, in one line that names the file.
     """
 
-    audio: str
     error: Ds2Error
 
 
@@ -88,7 +86,7 @@ class Screener:
             try:
                 yield Screened(self._check(utterance), utterance.split)
             except Ds2Error as error:
-                yield Fault(str(utterance.audio), error)
+                yield Fault(error)
             self._progress(done)
 
     def _check(self, utterance: Utterance) -> Cut:
@@ -134,10 +132,14 @@ class Screener:
     def _check_transcript(self, cut: Cut) -> None:
         """It has labels, and no more of them than CTC can place."""
         path = audio_path(cut)
-        try:
-            labels = self._alphabet.encode(transcript(cut), source=path)
-        except AlphabetError as error:
-            raise AlphabetError(f"{self._source}: {error}") from None
+        text = transcript(cut)
+        if unknown := self._alphabet.unknown(text):
+            raise AlphabetError(
+                f"{path}: no label for {', '.join(map(repr, unknown))} in {text!r}; correct the "
+                f"transcript, spell it with the labels {self._alphabet.labels[1:]!r} by "
+                "--normalize, or find others with --labels auto"
+            )
+        labels = self._alphabet.encode(text)
         # A blank must stand between two that are the same.
         needed = len(labels) + sum(left == right for left, right in pairwise(labels))
         there = output_length(self._features.frames(round(cut.duration * 16_000)))

@@ -97,8 +97,9 @@ class Spelling:
 def find_labels(texts: Iterable[str]) -> str:
     """Labels for transcripts in any language: the blank, and every letter that is not rare.
 
-    Letters are in upper case, as in deepspeech.pytorch's own labels; an apostrophe and a space are
-    among them where the transcripts have them.
+    Letters are in upper case, as in deepspeech.pytorch's own labels, or in lower case where one of
+    them has no other, such as the sharp s of German; an apostrophe and a space are among them where
+    the transcripts have them.
 
     Args:
         texts: transcripts.
@@ -106,24 +107,25 @@ def find_labels(texts: Iterable[str]) -> str:
     Returns:
         For `Alphabet`; the blank is `_`.
     """
-    counts = Counter(
-        letter
-        for text in texts
-        for character in unicodedata.normalize("NFC", text)
-        for letter in _letters(character)
+    characters = Counter(
+        character for text in texts for character in unicodedata.normalize("NFC", text)
     )
+    frequent = RARE * sum(characters.values())
+    lower = any(len(c.upper()) > 1 for c, times in characters.items() if times >= frequent)
+    counts: Counter[str] = Counter()
+    for character, times in characters.items():
+        for letter in _letters(character, lower):
+            counts[letter] += times
     total = sum(counts.values())
     kept = sorted(c for c, times in counts.items() if times >= RARE * total and c not in "' ")
     return "_" + "'" * ("'" in counts) + "".join(kept) + " " * (" " in counts)
 
 
-def _letters(character: str) -> Iterator[str]:
+def _letters(character: str, lower: bool) -> Iterator[str]:
     """What of a character can be a label."""
     if character in APOSTROPHES or character == "'":
         yield "'"
     elif character.isspace():
         yield " "
     elif unicodedata.category(character)[0] in "LM":
-        # Some have no single letter in upper case: these stay as they are, once.
-        upper = character.upper()
-        yield upper if len(upper) == 1 else character
+        yield from character.lower() if lower else character.upper()

@@ -16,14 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ds2deploy.augmentation import check_noise
 from ds2deploy.board import Board
-from ds2deploy.checkpoint import (
-    Checkpoint,
-    build_network,
-    load_checkpoint,
-    load_weights,
-    read_document,
-    read_recipe,
-)
+from ds2deploy.checkpoint import Checkpoint, load_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.data import global_statistics
 from ds2deploy.extras import require
@@ -31,9 +24,10 @@ from ds2deploy.last_checkpoint import LastCheckpoint
 from ds2deploy.lightning_module import SpeechRecognition
 from ds2deploy.machine import keep_freed_memory
 from ds2deploy.manifest import check_transcripts, read_manifest
-from ds2deploy.run_folder import LAST, RunFolder
+from ds2deploy.resuming import begin, begun_features
+from ds2deploy.run_folder import LAST, RunFolder, RunRecorder
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError, RuntimeUnavailableError
+from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training_progress import TrainingProgress
 from ds2deploy.training_report import write_report
@@ -55,7 +49,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     Raises:
         ConfigError: the run's folder holds a training, or one of another model.
         RuntimeUnavailableError: the recipe asks for hardware that is not here.
-        StoppedError: a signal ended it, after a checkpoint.
+        StoppedError: a signal ended it, with a checkpoint of its last step.
         OSError: the disk is full; the last checkpoint stands.
         MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data;
             there is nothing to resume.
@@ -67,12 +61,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     if recipe.training.report:
         require("matplotlib", "bench")
     check_noise(recipe.augment)
-    begun = _begun_features(folder) if resume else None
+    begun = begun_features(folder) if resume else None
     start = _load_start(recipe) if begun is None else None
     if start is not None:
         begun = start.recipe.features
     cuts, recipe = _load_data(recipe, begun)
-    checkpoint = _claim(folder, recipe, resume)
+    beginning = begin(folder, recipe, resume)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
@@ -84,13 +78,16 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         # oneDNN's convolutions run an eighth faster so.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     board = Board(folder.path / TENSORBOARD) if recipe.training.tensorboard else None
-    recorder = folder.callback(board)
+    recorder = RunRecorder(folder, board, beginning.place)
     # It may end the training: what the others have to say of a step comes first.
     last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
     trainer = make_trainer(recipe, [recorder, TrainingProgress(), last])
-    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    if recorder.validated_step != trainer.global_step:  # it ended between two validations
-        trainer.validate(module, verbose=False)
+    if beginning.unvalidated:
+        trainer.validate(module, ckpt_path=beginning.checkpoint, verbose=False, weights_only=True)
+    if not beginning.finished:
+        trainer.fit(module, ckpt_path=beginning.checkpoint, weights_only=True)
+        if recorder.validated_step != trainer.global_step:  # it ended between two validations
+            trainer.validate(module, verbose=False)
     if recipe.training.report and trainer.is_global_zero:
         write_report(folder, recipe)
     return folder.best_metrics()
@@ -193,13 +190,6 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
     return start
 
 
-def _begun_features(folder: RunFolder) -> FeatureConfig | None:
-    """What the training that is resumed began with; what is wrong with it is told by `_claim`."""
-    last = folder.path / LAST
-    document = read_document(last) if last.is_file() else None
-    return None if document is None else read_recipe(document, last).features
-
-
 def _load_data(recipe: Recipe, begun: FeatureConfig | None) -> tuple[tuple[CutSet, CutSet], Recipe]:
     """The manifests, and the recipe with statistics: those of `begun`, if it has some."""
     alphabet = Alphabet(recipe.labels)
@@ -217,57 +207,3 @@ def _load_data(recipe: Recipe, begun: FeatureConfig | None) -> tuple[tuple[CutSe
             mean, deviation = global_statistics(cuts[0], recipe)
         recipe = recipe.changed("features", mean=mean, deviation=deviation)
     return (cuts[0], cuts[1]), recipe
-
-
-def _claim(folder: RunFolder, recipe: Recipe, resume: bool) -> Path | None:
-    """Decide between a fresh start and going on; never overwrite a training."""
-    last = folder.path / LAST
-    if not resume:
-        if folder.holds_training():
-            raise ConfigError(
-                f"{folder.path}: holds a training; go on with --resume, "
-                "or choose another folder with --set training.run=FOLDER"
-            )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        return None
-    if not last.is_file() and folder.holds_training():  # it died before its first checkpoint
-        folder.rewind(0)
-        return None
-    if not last.is_file():
-        raise MissingFileError(f"{last}: no such file; nothing to resume, start without --resume")
-    document = read_document(last)
-    if document is None or not {"loops", "epoch", "global_step"} <= document.keys():
-        raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
-    _check_same(recipe, document, last)
-    # Of a checkpoint in the middle of an epoch, those before it.
-    done = _epochs_done(document, last)
-    if done >= recipe.training.epochs:
-        raise ConfigError(
-            f"{last}: trained for {done} epochs, as many as the recipe asks for; "
-            f"go on with --set training.epochs={2 * done}"
-        )
-    folder.rewind(int(document["global_step"]))
-    return last
-
-
-def _epochs_done(document: dict[str, Any], last: Path) -> int:
-    try:
-        return int(document["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{last}: does not say where its training was ({type(error).__name__}: {error}); start "
-            "again with --set training.start, or restore the original"
-        ) from None
-
-
-def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
-    """A training is resumed with the model and the features that it began with."""
-    begun = read_recipe(document, last)
-    for name in ("labels", "model", "features"):
-        if getattr(begun, name) != getattr(recipe, name):
-            raise ConfigError(
-                f"{last}: its training began with {name} {getattr(begun, name)}, the recipe has "
-                f"{getattr(recipe, name)}; resume it with its own recipe, or choose another "
-                "folder with --set training.run=FOLDER"
-            )
-    load_weights(build_network(recipe), document["state_dict"], last)

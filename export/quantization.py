@@ -33,7 +33,7 @@ artifact is judged by its words.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -127,30 +127,40 @@ def quantized_convolution(
     bins, frames = conv.padding
     x, (before, after) = time.beside(state, x, axis=3, before=frames, after=frames)
     options = {"strides": conv.stride, "pads": [bins, before, bins, after]}
-    step = map_steps(conv, LARGEST if layer == 1 else LARGEST_BYTE)
     if layer == 1:
+        step = map_steps(conv, LARGEST)
         weight = g.weight(f"{name}/weight", conv.weight / step[:, None, None, None])
-        bias = g.weight(f"{name}/bias", conv.bias / step)
-        x = g.node("Conv", name, x, weight, bias, **options)
+        x = g.node("Conv", name, x, weight, g.weight(f"{name}/bias", conv.bias / step), **options)
         return g.node("Clip", f"{name}/clip", x, g.scalar(0), g.scalar(LARGEST))
-    weights = conv.weight * map_steps(deploy.convolutions[0], LARGEST)[:, None, None]
+    return _second_convolution(g, deploy, name, x, options)
+
+
+def _second_convolution(
+    g: GraphBuilder, deploy: DeployModel, name: str, x: str, options: dict[str, Any]
+) -> str:
+    """What comes in is in steps of the first one's maps, and is rounded to them."""
+    first, conv = deploy.convolutions
+    weights = conv.weight * map_steps(first, LARGEST)[:, None, None]
     largest = np.abs(weights).max(axis=(1, 2, 3))
     scale = np.where(largest > 0, largest / LARGEST, 1)
-    values = np.rint(weights / scale[:, None, None, None]).astype(np.int8)
-    one, zero = g.constant("step", np.float32(1)), g.constant("no_step", np.uint8(0))
-    x = g.node("QuantizeLinear", f"{name}/steps", x, one, zero)
-    x = g.node(
-        "QLinearConv", name, x, one, zero,
-        g.constant(f"{name}/weight", values),
-        g.constant(f"{name}/weight_scale", (scale / step).astype(np.float32)),
-        g.constant(f"{name}/weight_zero_point", np.zeros(len(values), np.int8)),
-        one, zero,
-        g.constant(f"{name}/bias", np.rint(conv.bias / scale).astype(np.int32)),
-        **options,
-    )  # fmt: skip
-    step = g.constant(f"{name}/step", step.astype(np.float32))
-    zeros = g.constant(f"{name}/zero_point", np.zeros(len(values), np.uint8))
-    return g.node("DequantizeLinear", f"{name}/clip", x, step, zeros, axis=1)
+    step = map_steps(conv, LARGEST_BYTE)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "weight": np.rint(weights / scale[:, None, None, None]).astype(np.int8),
+        "weight_scale": (scale / step).astype(np.float32),
+        "weight_zero_point": np.zeros(len(scale), np.int8),
+        "bias": np.rint(conv.bias / scale).astype(np.int32),
+        "step": step.astype(np.float32),
+        "zero_points": np.zeros(len(scale), np.uint8),
+    }
+    weight, weight_scale, weight_zero, bias, steps, zeros = (
+        g.constant(f"{name}/{key}", array) for key, array in arrays.items()
+    )
+    # A scale of one and a zero of zero: the steps are in the weights.
+    unit = [g.constant("step", np.array(1, np.float32)), g.constant("zero", np.array(0, np.uint8))]
+    x = g.node("QuantizeLinear", f"{name}/steps", x, *unit)
+    inputs = [x, *unit, weight, weight_scale, weight_zero, *unit, bias]
+    x = g.node("QLinearConv", name, *inputs, **options)
+    return g.node("DequantizeLinear", f"{name}/clip", x, steps, zeros, axis=1)
 
 
 def map_steps(conv: Convolution, count: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError
@@ -32,13 +33,19 @@ class Alphabet:
         self._index = {character: i for i, character in enumerate(labels) if i != BLANK}
         self._upper = labels == labels.upper()
         self._lower = labels == labels.lower()
+        self._composed = not any(map(unicodedata.combining, labels))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def normalize(self, text: str) -> str:
-        """Fold case where the labels have one case only, and white space to single spaces."""
+        """Fold case where the labels have one case only, and white space to single spaces.
+
+        An accent joins its letter, unless accents have labels of their own.
+        """
         text = " ".join(text.split())
+        if self._composed and not text.isascii():
+            text = unicodedata.normalize("NFC", text)
         if self._upper and not self._lower:
             return text.upper()
         return text.lower() if self._lower and not self._upper else text

@@ -19,6 +19,10 @@ class AudioError(Ds2Error, ValueError):
     """A recording cannot be decoded, or holds nothing to recognise."""
 
 
+class NoiseError(AudioError):
+    """A recording of noise cannot be decoded."""
+
+
 FILE_ERRORS = (AudioError, MissingFileError)
 """Are of one recording, and no reason to leave out the others."""
 
@@ -61,6 +65,9 @@ class StoppedError(Ds2Error):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal = signal
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, int]]:
+        return type(self), (str(self), self.signal)
 
 
 class ParityError(Ds2Error, ArithmeticError):

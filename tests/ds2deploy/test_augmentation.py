@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from ds2deploy.augmentation import add_noise, augment_audio, mask_features
 from ds2deploy.cli import app
 from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data import SpeechDataset
+from ds2deploy.epoch_plan import Share
+from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.tempo import change_tempo
 from ds2deploy.training import train
@@ -75,8 +79,14 @@ def test_a_tempo_of_next_to_nothing(count: int):
 
 def test_gain():
     samples = tone(440, 0.5)
-    changed = augmented(samples, gain_db=(6.0, 6.0 + 1e-9))
+    changed = augmented(samples, gain_db=(6.0, 6.0))
     np.testing.assert_allclose(changed, samples * 10 ** (6 / 20), rtol=1e-5)
+
+
+def test_a_range_of_one_value_is_that_value():
+    samples = tone(440, 1.0)
+    for keys in ({"speed": (1.25, 1.25)}, {"tempo": (1.25, 1.25)}):
+        assert len(augmented(samples, **keys)) == pytest.approx(len(samples) / 1.25, abs=2)
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 10.0, 30.0])
@@ -140,6 +150,24 @@ def test_a_noise_folder_that_is_none_is_told_before_the_training(
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="say how loud"):
         with_augment(tone_recipe, noise_folder=str(folder))
+
+
+def test_noise_that_is_broken_further_on_leaves_the_utterance(tone_recipe: Recipe, tmp_path: Path):
+    """Its header is good, so nobody sees it before it is drawn."""
+    folder = tmp_path / "noise"
+    folder.mkdir()
+    soundfile.write(folder / "hum.flac", tone(200, 3.0, RATE), RATE)
+    content = (folder / "hum.flac").read_bytes()
+    (folder / "hum.flac").write_bytes(content[:200] + bytes(len(content) - 200))
+    keys = {"noise_snr_db": (5.0, 5.0), "noise_share": 1.0, "noise_folder": str(folder)}
+    noisy = with_augment(tone_recipe, **keys)
+    cuts = read_manifest(tone_recipe.data.train).subset(first=4)
+    batch = SpeechDataset(noisy, augment=True)[Share(cuts, 0.25)]
+    quiet = SpeechDataset(tone_recipe, augment=True)[Share(cuts, 0.25)]
+    assert batch.texts == quiet.texts
+    assert torch.equal(batch.features, quiet.features)
+    assert len(batch.broken) == 4
+    assert all("hum.flac" in error and "take it out of" in error for error in batch.broken)
 
 
 def test_masks(random: np.random.Generator):

@@ -771,7 +771,10 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
         "training.epochs: Expected `int`, got `str`",
     ),
     "a value for a section": (b"training = 3\n", "training: Expected `object`, got `int`"),
-    "an unknown choice": (b"[model]\nrnn = 'transformer'\n", "model.rnn: Invalid enum value"),
+    "an unknown choice": (
+        b"[model]\nrnn = 'transformer'\n",
+        "model.rnn: Invalid enum value 'transformer'; expected lstm, gru, rnn",
+    ),
     "a number out of range": (b"[training]\nepochs = 0\n", "training.epochs = 0: expected above 0"),
     "an infinite window": (b"[features]\nwindow_ms = inf\n", "cannot convert float infinity"),
     "labels with one twice": (
@@ -801,7 +804,9 @@ def test_train_refuses_a_recipe(case: str, refused: Callable[..., str], tmp_path
         ("=3", "expected section.key=value"),
         ("labels.x=3", "labels is a value, not a section"),
         ("training.epoch=3", "training: unknown key `epoch`"),
-        ("training.epochs=many", "training.epochs: Expected `int`, got `str`"),
+        ("training.epochs=many", "training.epochs: Expected `int`, got `str`, such as 20"),
+        ("augment.speed=1.1", "augment.speed: Expected `array`, got `float`, such as [1.0,1.0]"),
+        ('training.export=["bf16"]', "Invalid enum value 'bf16'; expected fp32, fp16, int8"),
         ("training.epochs=", "training.epochs: Expected `int`, got `str`"),
         ("training.epochs=-1", "training.epochs = -1: expected above 0"),
         ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller first"),

@@ -27,7 +27,7 @@ from ds2deploy.manifest import read_manifest
 from ds2deploy.preparation import Choices, prepare
 from ds2deploy.run_folder import BROKEN, RunFolder
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import AudioError, TrainingError
+from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
 from ds2deploy.training import make_trainer, train
 
 PATIENCE_S = 120
@@ -54,9 +54,15 @@ def losses(run: str | Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
 
 
+def validations(run: str | Path) -> list[dict[str, Any]]:
+    lines = [line for line in RunFolder(Path(run)).metrics() if line["kind"] == "valid"]
+    return [{k: v for k, v in line.items() if k != "elapsed_s"} for line in lines]
+
+
 def assert_same_training(left: Path, right: Path) -> None:
-    """To the last bit: losses, learning rates, weights, and every state of the optimiser."""
+    """To the last bit: losses, validations, weights, and every state of the optimiser."""
     assert losses(left) == losses(right)
+    assert validations(left) == validations(right) != []
     kept = [torch.load(run / "last.ckpt", weights_only=True) for run in (left, right)]
     assert kept[0]["global_step"] == kept[1]["global_step"]
     for name, tensor in kept[0]["state_dict"].items():
@@ -102,7 +108,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 def test_it_goes_on_in_the_middle_of_an_epoch(
     recipe: Recipe, accumulate: int, max_steps: int | None, tmp_path: Path
 ):
-    """It dies after every third step, again and again, and once between epochs."""
+    """It dies after every third step, again and again."""
     recipe = recipe.changed("training", accumulate=accumulate, max_steps=max_steps)
     whole, parted = (
         recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
@@ -126,6 +132,51 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
                 lives += 1
     assert lives >= 2
     assert_same_training(tmp_path / "whole", tmp_path / "parted")
+
+
+@pytest.mark.parametrize("validate_every", [1, 2])
+@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_validation_end"])
+def test_it_dies_in_every_validation(
+    recipe: Recipe, hook: str, validate_every: int, tmp_path: Path
+):
+    """They are made when it goes on, also the last, after which there is no step to make."""
+    recipe = recipe.changed(
+        "training", epochs=3, validate_every=validate_every, checkpoint_minutes=1000, report=True
+    )
+    whole, parted = (
+        recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
+    )
+    train(whole)
+    died: set[int] = set()
+
+    def die(self: Any, trainer: Any, *_: Any) -> None:
+        done = len(validations(parted.training.run))
+        if done not in died:
+            died.add(done)
+            raise KilledError
+
+    for _ in range(9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"ds2deploy.training_progress.TrainingProgress.{hook}", die)
+            try:
+                train(parted, resume=bool(died))
+                break
+            except KilledError:
+                pass
+    assert len(died) >= 2
+    assert_same_training(tmp_path / "whole", tmp_path / "parted")
+    assert (tmp_path / "parted" / "report.html").exists()
+    left, right = (load_checkpoint(tmp_path / name / "best.ckpt") for name in ("whole", "parted"))
+    for name, tensor in left.network.state_dict().items():
+        assert tensor.equal(right.network.state_dict()[name]), name
+    with pytest.raises(ConfigError, match="trained for 3 epochs, as many as the recipe asks for"):
+        train(parted, resume=True)
+
+
+def test_as_many_steps_as_were_asked_for(recipe: Recipe):
+    train(recipe.changed("training", max_steps=5, tensorboard=True))
+    with pytest.raises(ConfigError, match=r"trained for 5 steps.*--set training\.max_steps=10"):
+        train(recipe.changed("training", max_steps=5, tensorboard=True), resume=True)
 
 
 @pytest.mark.thorough
@@ -367,5 +418,5 @@ def test_too_many_broken_recordings_end_it(
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests")
     for path in sorted(corpus.glob("*.wav"))[:20]:
         path.write_bytes(b"RIFF of no use")
-    with pytest.raises(AudioError, match=r"broken\.jsonl names 2 more"):
+    with pytest.raises(AudioError, match=r"\(3 of 40 recordings cannot be read, 5% may; .*--read"):
         train(recipe)

@@ -94,6 +94,16 @@ def tedlium(root: Path) -> Path:
     return root
 
 
+def tedlium_as_shipped(root: Path) -> Path:
+    """Release 3: the training talks of `legacy` are those of `data`, by links."""
+    tedlium(root)
+    (root / "data").mkdir()
+    for kind in ("stm", "sph"):
+        (root / "legacy" / "train" / kind).rename(root / "data" / kind)
+        (root / "legacy" / "train" / kind).symlink_to(root / "data" / kind)
+    return root
+
+
 def voxforge(root: Path) -> Path:
     for visit, kind in (("anna-1", "wav"), ("ben-1", "flac"), ("anonymous-7", "wav")):
         for name in ("a01", "a02"):
@@ -179,6 +189,49 @@ def test_a_part_of_a_talk_is_that_part(tmp_path: Path):
     np.testing.assert_allclose(read_audio(cut, RATE), whole[RATE : RATE * 5 // 2], atol=1e-6)
 
 
+def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
+    choices = Choices(layout="tedlium", screening=Screening(normalize=True))
+    source = tedlium_as_shipped(tmp_path / "corpus")
+    manifests, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    assert {name: len(cuts) for name, cuts in manifests.items()} == dict.fromkeys(
+        ("train", "valid", "test"), 2
+    )
+    assert report.listed == 6
+
+
+def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
+    librispeech(tmp_path / "corpus" / "LibriSpeech")
+    choices = Choices(layout="librispeech")
+    manifests, _ = prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), choices)
+    assert {name: len(cuts) for name, cuts in manifests.items()} == {
+        "train": 8, "valid": 4, "test": 4,
+    }  # fmt: skip
+
+
+def test_a_set_alone(tmp_path: Path):
+    """Nothing to part by speaker."""
+    source = librispeech(tmp_path / "corpus") / "test-clean"
+    choices = Choices(layout="librispeech", split_by="speaker")
+    manifests, _ = prepare(source, tmp_path / "out", Alphabet(), choices)
+    assert {name: len(cuts) for name, cuts in manifests.items()} == {"test": 4}
+
+
+def test_labels_of_nothing(tmp_path: Path):
+    record(tmp_path / "corpus" / "a.wav")
+    with pytest.raises(MissingFileError, match=r"a\.txt: no such file; expected the transcript"):
+        prepare(tmp_path / "corpus", tmp_path / "out", None, Choices())
+
+
+def test_two_voices_in_two_channels(tmp_path: Path):
+    source = ljspeech(tmp_path / "corpus")
+    both = np.stack([speech()] * 2, axis=1)
+    soundfile.write(source / "wavs" / "LJ001-0001.wav", both, RATE)
+    choices = Choices(layout="lhotse:ljspeech", leave_out=True)
+    _, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    (line,) = report.left_out
+    assert "LJ001-0001.wav: 2 channels, each with words of its own" in line
+
+
 @pytest.mark.parametrize("layout", [name for name in CORPORA if ":" not in name])
 def test_a_folder_that_is_no_such_corpus(layout: str, tmp_path: Path):
     record(tmp_path / "corpus" / "a.wav")
@@ -244,7 +297,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         "missing": "no such file, but",
         "empty": "not audio that can be read",
         "text file": "not audio that can be read",
-        "cut off": "",
+        "cut off": "truncated",
         "no transcript": "no such file; expected the transcript of",
         "blank transcript": "empty; expected the transcript of",
         "latin transcript": "not UTF-8 text",
@@ -253,7 +306,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         "endless": "40.00 s, longer than the 35 s",
         "too fast": "CTC cannot align them",
         "silence": "silence, but",
-        "not a number": "",
+        "not a number": "finite",
         "good": "a second time; take one out",
         "folder": "no such file",
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +91,21 @@ def test_a_rare_letter_gets_no_label():
 
 def test_the_blank_is_no_letter():
     assert find_labels(["a_b"]) == "_AB"
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["Stra\u00dfe und Haus"], "_adehnrstu\u00df "),
+        (["Cafe\u0301 ole\u0301"], "_ACEFLO\u00c9 "),
+        (["it\u2019s"], "_'IST"),
+    ],
+)
+def test_found_labels_spell_what_they_were_found_in(texts: list[str], labels: str):
+    """In either case, and whether accents are composed or not."""
+    assert find_labels(texts) == labels
+    alphabet = Alphabet(labels)
+    for text in texts:
+        spelled = Spelling(alphabet).spell(text)
+        for said in (spelled, spelled.lower(), unicodedata.normalize("NFD", spelled)):
+            assert alphabet.decode(alphabet.encode(said)) == spelled

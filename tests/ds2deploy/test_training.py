@@ -167,7 +167,9 @@ def test_resuming_another_model_is_refused(tone_recipe: Recipe):
     other = msgspec.structs.replace(
         tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
     )
-    with pytest.raises(ConfigError, match="began with features"):
+    with pytest.raises(
+        ConfigError, match="began with other features: window hamming, the recipe has hann"
+    ):
         train(other.changed("training", epochs=2), resume=True)
 
 
