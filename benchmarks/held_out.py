@@ -3,10 +3,11 @@
     python benchmarks/held_out.py FOLDER [--runs DIR] [--jobs 2] [--quick] [--json] [--out DIR]
 
 FOLDER is one of recordings that `ds2deploy prepare --layout fsdd` reads (the Free Spoken Digit
-Dataset). Each of its speakers is left out once: the recipe `digits`, at the recordings' own 8 kHz, is
-trained on the others, with `AUGMENT` and without, everything else being the same (network, steps,
-seed, order of the data), and the best checkpoint of each recognises strings of all recordings of
-the one left out. Which checkpoint is best is told by strings of the speakers that were trained on.
+Dataset). Each of its speakers is left out once: the recipe `digits`, at the recordings' own 8 kHz,
+is trained on the others, with `AUGMENT` and without, everything else being the same (network,
+steps, seed, order of the data), and the best checkpoint of each recognises strings of all
+recordings of the one left out. Which checkpoint is best is told by strings of the speakers that
+were trained on.
 
 A training that was interrupted goes on when the script is started again, and a finished one is
 not repeated.
