@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -59,8 +61,10 @@ class LastCheckpoint(StepCallback):
             raise module.failure or TrainingError("another process cannot go on, and says why")
         if index + 1 >= trainer.num_training_batches:
             # Another follows at the end of the epoch; but a validation comes before that.
-            wanted = (trainer.current_epoch + 1) % module.recipe.training.validate_every == 0
-        if stop or wanted:
+            if stop or (trainer.current_epoch + 1) % module.recipe.training.validate_every == 0:
+                with _epoch_has_ended(trainer):
+                    self._write(trainer)
+        elif stop or wanted:
             self._write(trainer)
         if stop:
             raise self._stopped(stop)
@@ -132,6 +136,21 @@ class LastCheckpoint(StepCallback):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+
+
+@contextmanager
+def _epoch_has_ended(trainer: lightning.Trainer) -> Iterator[None]:
+    """Lightning's counts as they will be after the validation: between, it cannot go on."""
+    epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
+    epochs.increment_processed()
+    batches.increment_completed()
+    try:
+        yield
+    finally:
+        for counts in (epochs.current, epochs.total):
+            counts.processed -= 1
+        for counts in (batches.current, batches.total):
+            counts.completed -= 1
 
 
 def _most(trainer: lightning.Trainer, votes: list[int] | list[bool]) -> list[int]:

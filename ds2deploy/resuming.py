@@ -80,8 +80,7 @@ def _found(folder: RunFolder, recipe: Recipe, document: dict[str, Any], last: Pa
         loops = document["loops"]["fit_loop"]
         epochs = loops["epoch_progress"]["current"]
         ended = bool(loops["epoch_loop.batch_progress"]["is_last_batch"])
-        # Between an epoch's last step and its end comes the validation.
-        done = int(epochs["started" if ended else "processed"])
+        done = int(epochs["processed"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{last}: does not say where its training was ({type(error).__name__}: {error}); start "

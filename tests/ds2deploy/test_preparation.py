@@ -226,7 +226,8 @@ def test_two_voices_in_two_channels(tmp_path: Path):
     source = ljspeech(tmp_path / "corpus")
     both = np.stack([speech()] * 2, axis=1)
     soundfile.write(source / "wavs" / "LJ001-0001.wav", both, RATE)
-    choices = Choices(layout="lhotse:ljspeech", leave_out=True)
+    normalize = Screening(normalize=True)
+    choices = Choices(layout="lhotse:ljspeech", leave_out=True, screening=normalize)
     _, report = prepare(source, tmp_path / "out", Alphabet(), choices)
     (line,) = report.left_out
     assert "LJ001-0001.wav: 2 channels, each with words of its own" in line
@@ -297,7 +298,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         "missing": "no such file, but",
         "empty": "not audio that can be read",
         "text file": "not audio that can be read",
-        "cut off": "truncated",
+        "cut off": "or damaged",
         "no transcript": "no such file; expected the transcript of",
         "blank transcript": "empty; expected the transcript of",
         "latin transcript": "not UTF-8 text",
