@@ -141,7 +141,8 @@ class LastCheckpoint(StepCallback):
 @contextmanager
 def _epoch_has_ended(trainer: lightning.Trainer) -> Iterator[None]:
     """Lightning's counts as they will be after the validation: between, it cannot go on."""
-    epochs, batches = trainer.fit_loop.epoch_progress, trainer.fit_loop.epoch_loop.batch_progress
+    loop: Any = trainer.fit_loop
+    epochs, batches = loop.epoch_progress, loop.epoch_loop.batch_progress
     epochs.increment_processed()
     batches.increment_completed()
     try:

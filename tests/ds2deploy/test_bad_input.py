@@ -819,14 +819,19 @@ def test_train_refuses_an_override(
     assert words in refused(*training, "--set", override)
 
 
-@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("best.ckpt", "begin it again"), ("last.ckpt", "go on"), ("metrics.jsonl", "begin it again")],
+)
 def test_train_leaves_a_training_alone(
-    name: str, refused: Callable[..., str], training: list[object], tmp_path: Path
+    name: str, way: str, refused: Callable[..., str], training: list[object], tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
     put(tmp_path / "run" / name, b"precious")
     line = refused(*training)
-    assert "run: holds a training; go on with --resume, or choose another folder with --set" in line
+    assert (
+        f"run: holds a training; {way} with --resume, or choose another folder with --set" in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -866,7 +871,9 @@ def test_resume_refuses_a_checkpoint_that_is_not_a_trainings_last(
 def begun(document: dict[str, Any], processed: object = 0) -> None:
     """Make a checkpoint one that a training left in its first epoch."""
     place = {"current": {"processed": processed}}
-    document.update(loops={"fit_loop": {"epoch_progress": place}}, epoch=0, global_step=1)
+    batches = {"is_last_batch": True}
+    loops = {"fit_loop": {"epoch_progress": place, "epoch_loop.batch_progress": batches}}
+    document.update(loops=loops, epoch=0, global_step=1)
 
 
 def test_resume_refuses_a_checkpoint_that_does_not_say_where_it_was(

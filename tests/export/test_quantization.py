@@ -112,7 +112,7 @@ def test_a_convolution_cuts_no_sum_off_either(lively_network, describe):
 def test_a_convolution_in_steps_is_that_in_float32(digits_checkpoint: Path):
     """Trained, on speech: within a step or two, and the same to the bit whatever the padding."""
     checkpoint = artifacts.load_checkpoint(digits_checkpoint)
-    config, deploy = checkpoint.recipe.features, lower(checkpoint.network, columns=False)
+    config, deploy = checkpoint.recipe.features, lower(checkpoint.network)
     extract = FeatureExtractor(config)
     speech = [extract(samples) for samples in speech_waveforms(config, 3, 120)]
     utterances = [
@@ -121,7 +121,8 @@ def test_a_convolution_in_steps_is_that_in_float32(digits_checkpoint: Path):
     padded = pad_features(utterances)
     found = {}
     for precision in ("fp32", "int8"):
-        model = build_graph(deploy, Form().describe(checkpoint, precision))
+        lowered = lower(checkpoint.network, columns=precision != "int8")
+        model = build_graph(lowered, Form().describe(checkpoint, precision))
         model.graph.output.append(
             helper.make_tensor_value_info("conv2/mask", TensorProto.FLOAT, None)
         )
