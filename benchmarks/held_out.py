@@ -29,13 +29,14 @@ import msgspec
 from report import Goal, Result, Table, arguments, deliver, progress
 
 import ds2deploy
+from ds2deploy.checkpoint import read_document, read_recipe
 from ds2deploy.config import AugmentConfig, Recipe, load_recipe
 from ds2deploy.evaluation import evaluate
 from ds2deploy.machine import describe_machine
 from ds2deploy.manifest import join_utterances, make_cuts, read_manifest, write_manifest
 from ds2deploy.preparation import JOIN_PAUSE_S
-from ds2deploy.run_folder import RunFolder
-from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
+from ds2deploy.run_folder import LAST, RunFolder
+from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
 from ds2deploy.scoring import ErrorCounts
 from ds2deploy.sources import read_fsdd
 from ds2deploy.training import train
@@ -153,6 +154,7 @@ def run_case(case: Case) -> Score:
     run = Path(case.recipe.training.run)
     folder = RunFolder(run)
     run.mkdir(parents=True, exist_ok=True)
+    check_begun(run / LAST, case.recipe)
     with (run / "log.txt").open("a") as log, redirect_stderr(log):
         if not is_finished(folder, case.recipe.training.epochs):
             train(case.recipe, resume=folder.holds_training())
@@ -167,6 +169,18 @@ def run_case(case: Case) -> Score:
         known_wer=float(min(validations)),
         train_s=float(lines[-1]["elapsed_s"]),
     )
+
+
+def check_begun(last: Path, recipe: Recipe) -> None:
+    """What lies there must be of the same training.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    document = read_document(last) if last.is_file() else None
+    begun = recipe if document is None else read_recipe(document, last)
+    if (begun.model, begun.augment) != (recipe.model, recipe.augment):
+        raise ConfigError(f"{last}: of another network or augmentation; choose another --runs")
 
 
 def is_finished(folder: RunFolder, epochs: int) -> bool:

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import soundfile
 
-from ds2deploy.config import AugmentConfig
+from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.manifest import audio_path, read_manifest, speaker
 from ds2deploy.run_folder import RunFolder
-from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
 from ds2deploy.scoring import ErrorCounts
 
 SPEAKERS = ("anna", "ben", "carla")
@@ -93,6 +93,8 @@ def test_trained_and_not_trained_again(held_out: ModuleType, recordings: Path, t
     for path in checkpoints:
         assert held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs)
         assert not held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs + 1)
+    with pytest.raises(ConfigError, match=r"last\.ckpt: of another network or augmentation"):
+        held_out.check_begun(checkpoints[0], Recipe())
 
 
 def test_what_is_no_such_folder(held_out: ModuleType, recordings: Path, tmp_path: Path):
