@@ -48,12 +48,11 @@ SAMPLE_RATE = 8000
 """In Hz, of the recordings."""
 
 AUGMENT = AugmentConfig(
+    speed=(0.92, 1.08),
     gain_db=(-25.0, 25.0),
-    noise_snr_db=(10.0, 40.0),
-    frequency_masks=2,
-    frequency_mask_bins=10,
-    time_masks=2,
-    time_mask_frames=8,
+    noise_snr_db=(15.0, 40.0),
+    frequency_masks=1,
+    frequency_mask_bins=8,
 )
 """The speakers' recordings are of very different loudness: 23 dB between the medians of two."""
 

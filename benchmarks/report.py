@@ -20,7 +20,7 @@ from ds2deploy.machine import Machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-ORDER = ("latency", "limits", "throughput", "startup", "training", "features", "gpu")
+ORDER = ("latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out")
 """Of the results in the report."""
 
 Status = Literal["met", "not met", "beyond the floor of this machine", "not measured"]
