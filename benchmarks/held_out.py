@@ -50,7 +50,8 @@ SAMPLE_RATE = 8000
 AUGMENT = AugmentConfig(
     speed=(0.92, 1.08),
     gain_db=(-25.0, 25.0),
-    noise_snr_db=(15.0, 40.0),
+    noise_snr_db=(5.0, 40.0),
+    noise_share=0.8,
     frequency_masks=1,
     frequency_mask_bins=8,
 )
