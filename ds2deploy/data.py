@@ -15,7 +15,7 @@ from lhotse.cut import Cut
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ds2deploy.augmentation import augment_audio, mask_features
+from ds2deploy.augmentation import NEUTRAL, augment_audio, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.epoch_plan import Share, plan_evaluation, plan_training, shares
 from ds2deploy.manifest import audio_path, read_audio, transcript
@@ -27,8 +27,6 @@ from ds2deploy.runtimes.features import (
     FloatArray,
     pad_features,
 )
-
-QUIET = AugmentConfig()
 
 LEAST_DEVIATION = 0.5
 """Of a bin, as a share of the root mean square over all bins, in global statistics."""
@@ -71,7 +69,7 @@ class SpeechDataset(Dataset[Batch]):
     def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
         self._alphabet = Alphabet(recipe.labels)
         self._extract = FeatureExtractor(recipe.features)
-        self._augment = recipe.augment if augment else QUIET
+        self._augment = recipe.augment if augment else NEUTRAL
         self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
         self._seed = (recipe.training.seed, epoch)
         # Stands in where a whole batch cannot be read: batch norm must see speech.

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from lhotse.cut import Cut
 
-from ds2deploy.augmentation import augment_audio, check_noise, mask_features
+from ds2deploy.augmentation import NEUTRAL, augment_audio, check_noise, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.files import whole_file
 from ds2deploy.manifest import read_audio
@@ -29,8 +29,6 @@ SECTIONS = {
     "masks": ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"),
 }
 """The parts of `augment` in the order in which they are done, and their keys."""
-
-OFF = AugmentConfig()
 
 
 def listen(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> list[Path]:
@@ -60,7 +58,7 @@ def listen(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> lis
     written = []
     for cut in cuts:
         name = re.sub(r"[^\w.-]", "_", cut.id)
-        for label, config in {"0-before": OFF, **shown}.items():
+        for label, config in {"0-before": NEUTRAL, **shown}.items():
             # Each draws from its beginning: what is shown is one of a training's possibilities.
             random = np.random.default_rng((seed, zlib.crc32(cut.id.encode())))
             written += _show(cut, recipe, config, random, out / f"{name}.{label}")
@@ -72,7 +70,7 @@ def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
     found: dict[str, AugmentConfig] = {}
     for number, (section, keys) in enumerate(SECTIONS.items(), start=1):
         values: dict[str, Any] = {key: getattr(augment, key) for key in keys}
-        alone = msgspec.structs.replace(OFF, **values)
+        alone = msgspec.structs.replace(NEUTRAL, **values)
         if _changes(alone):
             if section == "noise":  # to be heard, it must be there
                 alone = msgspec.structs.replace(alone, noise_share=1.0)
@@ -82,7 +80,7 @@ def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
 
 def _changes(config: AugmentConfig) -> bool:
     keys = ("speed", "tempo", "gain_db", "noise_snr_db", "frequency_masks", "time_masks")
-    return any(getattr(config, key) != getattr(OFF, key) for key in keys)
+    return any(getattr(config, key) != getattr(NEUTRAL, key) for key in keys)
 
 
 def _show(
