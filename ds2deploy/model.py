@@ -26,6 +26,7 @@ from ds2deploy.runtimes.artifact import (
     ModelShape,
     conv_bins,
 )
+from ds2deploy.unpacked import run_unpacked
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,
@@ -156,9 +157,7 @@ class RecurrentLayer(nn.Module):
         if self.batch_norm is not None:
             x = over_frames(self.batch_norm, x)
         packed = x.is_cuda if self.packed is None else self.packed
-        outputs = self._packed(x, lengths) if packed else self._unpacked(x, lengths)
-        if self.rnn.bidirectional:
-            outputs = outputs.view(*outputs.shape[:2], 2, -1).sum(2)
+        outputs = self._packed(x, lengths) if packed else run_unpacked(self.rnn, x, lengths)
         padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
         return outputs.masked_fill(padded[:, :, None], 0.0)
 
@@ -173,32 +172,8 @@ class RecurrentLayer(nn.Module):
         """CuDNN takes packed sequences well."""
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         outputs, _ = self.rnn(packed)
-        return nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
-
-    def _unpacked(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """On a CPU oneDNN's fused cells run unpacked only: each direction by itself.
-
-        The backward direction reads every utterance reversed in place, so it begins at the last
-        valid frame; what either direction computes after the end is never looked at.
-        """
-        forward = self._direction(x, "")
-        if not self.rnn.bidirectional:
-            return forward
-        time = torch.arange(len(x), device=x.device)[:, None]
-        mirror = torch.where(time < lengths, lengths - 1 - time, time)[:, :, None]
-        reversed_x = x.gather(0, mirror.expand_as(x))
-        backward = self._direction(reversed_x, "_reverse")
-        return torch.cat([forward, backward.gather(0, mirror.expand_as(backward))], dim=2)
-
-    def _direction(self, x: Tensor, suffix: str) -> Tensor:
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        weights = [cast(Tensor, getattr(self.rnn, name + suffix)) for name in names]
-        state = x.new_zeros(1, x.shape[1], self.rnn.hidden_size)
-        if self.rnn.mode == "LSTM":
-            options = (True, 1, 0.0, self.training, False, False)
-            return torch.lstm(x, [state, state], weights, *options)[0]
-        cell = torch.gru if self.rnn.mode == "GRU" else torch.rnn_tanh
-        return cell(x, state, weights, True, 1, 0.0, self.training, False, False)[0]
+        outputs = nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
+        return outputs.view(*outputs.shape[:2], -1, self.rnn.hidden_size).sum(2)
 
 
 class Lookahead(nn.Module):

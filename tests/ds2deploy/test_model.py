@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ds2deploy.convolution import Convolution
 from ds2deploy.model import DeepSpeech2
 from ds2deploy.runtimes.artifact import ModelShape, output_length
 
@@ -128,23 +127,3 @@ def test_what_stands_in_the_padding_does_not_matter():
     expected = network(features, lengths)[0][1, :6]
     features[1, :, :, 12:] = float("nan")
     torch.testing.assert_close(network(features, lengths)[0][1, :6], expected)
-
-
-@pytest.mark.parametrize("maps", [1, 3])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_convolutions_gradients_are_torchs(maps: int, layout: torch.memory_format):
-    """In float64 by torch's own; ours in float32."""
-    torch.manual_seed(0)
-    ours = Convolution(maps, 4, (7, 5), stride=(2, 1), padding=(3, 2)).to(memory_format=layout)
-    theirs = torch.nn.Conv2d(maps, 4, (7, 5), stride=(2, 1), padding=(3, 2)).double()
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(3, maps, 21, 30).to(memory_format=layout)
-    found = []
-    for layer, copy in ((ours, x.clone()), (theirs, x.double())):
-        copy.requires_grad_()
-        output = layer(copy)
-        (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
-        found.append([output, copy.grad, layer.weight.grad, layer.bias.grad])
-    for mine, expected in zip(*found, strict=True):
-        torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-4)
-    assert isinstance(ours(x).grad_fn, torch.autograd.function.BackwardCFunction)
