@@ -19,6 +19,7 @@ from ds2deploy.runtimes.errors import (
     AudioError,
     ConfigError,
     Ds2Error,
+    MissingFileError,
     ParityError,
     StoppedError,
     TrainingError,
@@ -545,8 +546,7 @@ def transcribe(
         raise ConfigError(f"--rate {rate}: is for raw audio on standard input ({STDIN})")
     with load(model, device, _runtime(runtime), threads) as recognizer:
         if stream:
-            for path in audio:
-                _follow(recognizer, path, rate, kind == "json", len(audio) > 1)
+            _follow_each(recognizer, audio, rate, kind == "json")
             return
         if len(audio) > 1:
             _transcribe_many(recognizer, audio, window, kind == "json")
@@ -590,6 +590,19 @@ def _transcribe_many(
             advance(printed + len(found), audio_s)
     if json:
         _print_json({"transcripts": [_named(path, found[i]) for i, path in enumerate(audio)]})
+    if broken:
+        raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
+
+
+def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, json: bool) -> None:
+    """Print what is said in recordings as it comes, one after the other."""
+    broken = 0
+    for path in audio:
+        try:
+            _follow(recognizer, path, rate, json, len(audio) > 1)
+        except (AudioError, MissingFileError) as error:
+            broken += 1
+            _complain(_message(error))
     if broken:
         raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
 

@@ -11,6 +11,7 @@ import msgspec
 
 from ds2deploy.runtimes.audio import read_blocks
 from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.stream_decoding import Update
@@ -27,6 +28,9 @@ class Display(Protocol):
 
     def finish(self, transcript: Transcript) -> None:
         """The utterance is over."""
+
+    def break_off(self) -> None:
+        """The audio cannot be read further."""
 
 
 def follow(
@@ -58,6 +62,9 @@ def follow(
                 display.update(stream.accept(piece))
         except KeyboardInterrupt:
             pass
+        except Ds2Error:
+            display.break_off()
+            raise
         transcript = stream.finish()
     display.finish(transcript)
     return transcript
@@ -75,8 +82,7 @@ class WordDisplay:
     """Writes each word when it is certain; for pipes and files."""
 
     def __init__(self, out: TextIO, prefix: str = "") -> None:
-        self._out, self._written = out, 0
-        out.write(prefix)
+        self._out, self._prefix, self._written = out, prefix, 0
 
     def update(self, update: Update) -> None:
         """See `Display`."""
@@ -85,12 +91,18 @@ class WordDisplay:
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""
         self._write([word.text for word in transcript.words[self._written :]])
-        self._out.write("\n")
+        self._out.write("\n" if self._written else f"{self._prefix}\n")
         self._out.flush()
+
+    def break_off(self) -> None:
+        """See `Display`."""
+        if self._written:
+            self._out.write("\n")
+            self._out.flush()
 
     def _write(self, words: list[str]) -> None:
         if words:
-            self._out.write((" " if self._written else "") + " ".join(words))
+            self._out.write((" " if self._written else self._prefix) + " ".join(words))
             self._out.flush()
             self._written += len(words)
 
@@ -121,6 +133,11 @@ class LineDisplay:
         self._out.write(f"{self.CLEAR}{self._line}\n")
         self._out.flush()
 
+    def break_off(self) -> None:
+        """See `Display`."""
+        self._out.write(f"{self.CLEAR}{self._line}\n" if self._written else self.CLEAR)
+        self._out.flush()
+
     def _add(self, words: list[str]) -> None:
         for word in words:
             if self._line and len(self._line) + 1 + len(word) > self._width():
@@ -149,3 +166,6 @@ class JsonDisplay:
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""
         self._write({"audio": self._audio, "final": True, **msgspec.to_builtins(transcript)})
+
+    def break_off(self) -> None:
+        """See `Display`."""

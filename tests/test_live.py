@@ -90,6 +90,29 @@ def test_words_as_they_come_in_a_pipe(streaming_onnx: Path, recording: Path, tex
     assert both == f"{recording}\t{text}\n" * 2
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_a_broken_recording_among_others(
+    options: list[str], streaming_onnx: Path, recording: Path, tmp_path: Path, text: str
+):
+    """It is named, what was said in it up to there stands, and the rest goes on."""
+    missing, cut = tmp_path / "missing.wav", tmp_path / "cut.flac"
+    soundfile.write(cut, np.tile(HEARD, 27), RATE)  # read in blocks of a minute
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: 2 * len(whole) // 3])
+    files = [missing, cut, recording]
+    result = transcribe("--stream", *options, streaming_onnx, *files, code=1)
+    complaints = result.stderr.splitlines()
+    assert [str(path) in line for path, line in zip(files, complaints, strict=False)] == [True] * 2
+    if options:
+        ends = [line for line in lines_of(result) if line["final"]]
+        assert [(line["audio"], line["text"]) for line in ends] == [(str(recording), text)]
+    else:
+        *before, last = result.stdout.splitlines()
+        assert last == f"{recording}\t{text}"
+        assert [line.split("\t")[0] for line in before] == [str(cut)]
+    assert transcribe("--stream", streaming_onnx, missing, missing, code=2).stdout == ""
+
+
 def test_an_object_a_line(streaming_onnx: Path, recording: Path, text: str):
     partial = lines_of(transcribe(streaming_onnx, recording, "--stream", "--json"))
     *updates, last = partial

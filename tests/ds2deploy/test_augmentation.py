@@ -209,7 +209,10 @@ def test_it_can_be_heard_and_seen(tone_manifests: Path, tone_toml: Path, tmp_pat
     assert len(sounds["1-speed"]) == pytest.approx(len(before) / 0.805, rel=0.02)
     assert len(sounds["2-tempo"]) == pytest.approx(len(before) / 0.505, rel=0.02)
     assert np.abs(sounds["3-gain"]).max() == pytest.approx(0.106 * np.abs(before).max(), rel=0.1)
-    assert np.std(sounds["4-noise"]) > 1.05 * np.std(before)
+    added = sounds["4-noise"] - before
+    assert np.sqrt(np.mean(added**2) / np.mean(before**2)) == pytest.approx(
+        0.945, abs=0.06
+    )  # 0.5 dB
     for path in written:
         if path.suffix == ".png":
             assert path.read_bytes().startswith(b"\x89PNG")
