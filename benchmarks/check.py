@@ -40,7 +40,7 @@ from report import RESULTS, markdown_table, progress
 
 import ds2deploy
 from ds2deploy.files import whole_file
-from ds2deploy.machine import Machine, describe_machine
+from ds2deploy.machine import Machine, describe_machine, keep_freed_memory
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, analysis_window
 from ds2deploy.timing import ratio, take_turns
@@ -150,6 +150,7 @@ def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, floa
 
 def training_ratio(sizes: Sizes) -> float:
     """A step over packed sequences against ours."""
+    keep_freed_memory()  # as a training does; without it, runs of one process differed by a third
     recipe = recipe_of(sizes.shape)
     batch = training.make_batch(recipe, sizes.batch, (sizes.seconds / 2, sizes.seconds))
     networks = training.make_networks(recipe)

@@ -196,7 +196,7 @@ def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tup
     """Least seconds of a run: by `duration` (one utterance) and by `batch`, for each artifact.
 
     The least of two rounds: what disturbs a run only ever adds to it, and the first one of its size
-    also asks the system for memory (of 600 s in int8 22.9 s, and 19.1 from the second on).
+    also asks the system for memory (600 s in int8: 22.9 s, then 19.1; two cores, AMD Zen 4).
     """
     growth: dict[str, dict[str, list[tuple[float, float]]]] = {"duration": {}, "batch": {}}
     for name in (FP32, INT8):

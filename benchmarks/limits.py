@@ -99,6 +99,7 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
                 case: sum(s.operations for s in found) for case, found in stages.items()
             },
             "least_s": {case: least_time(found, best) for case, found in stages.items()},
+            "floors_s": {case: floors(probes, took, found) for case, found in stages.items()},
         },
     )
 

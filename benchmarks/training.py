@@ -102,7 +102,7 @@ def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:
 
 
 def use_torchs_convolutions(network: DeepSpeech2) -> None:
-    """Take the project's gradient away from its convolutions."""
+    """Make the project's convolutions torch's own."""
     for module in list(network.modules()):
         if isinstance(module, Convolution):
             module.__class__ = nn.Conv2d

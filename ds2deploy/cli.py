@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 
 from ds2deploy.extras import require
 from ds2deploy.runtimes.errors import (
+    FILE_ERRORS,
     AudioError,
     ConfigError,
     Ds2Error,
-    MissingFileError,
     ParityError,
     StoppedError,
     TrainingError,
@@ -600,9 +600,11 @@ def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, js
     for path in audio:
         try:
             _follow(recognizer, path, rate, json, len(audio) > 1)
-        except (AudioError, MissingFileError) as error:
+        except FILE_ERRORS as error:
             broken += 1
             _complain(_message(error))
+            if json:
+                _print_json_line({**_named(path, error), "final": True})
     if broken:
         raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
 

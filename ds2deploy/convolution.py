@@ -1,12 +1,10 @@
-"""The network's convolutions, trained on a CPU without waiting for torch's.
+"""The network's convolutions, trained on a CPU in float32 without waiting for torch's.
 
-Two ways that need less time than `torch.nn.functional.conv2d` and its gradients, in float32. Of
-eight utterances of 3 to 5 s, on two cores (AMD Zen 4), forward and backward:
-
-* The first layer sees a single map. Its weights' gradient is a product of matrices, for each bin
-  that it gives: 33 ms. torch's own kernel takes as long there, and 250 ms on a Zen 3.
-* The second layer, where most of the operations are, goes through a Fourier transform: 0.22 s
-  against 0.48.
+* The first layer sees a single map, for which oneDNN's gradient of the weights has no fast kernel
+  everywhere: of eight utterances of 5 s it takes 32 ms on two cores of an AMD Zen 4, but 250 ms on
+  a Zen 3. Here it is a product of matrices for each bin, which takes 33 ms on the Zen 4.
+* The second layer, where most of the operations are, goes through a Fourier transform: forward and
+  backward 0.22 s, against 0.48 by torch (the same batch, on the Zen 4).
 """
 
 from __future__ import annotations
@@ -45,7 +43,8 @@ class Convolution(nn.Conv2d):
                 input, self.weight, self.bias, self.stride, self.padding
             )
             return found
-        if self.stride[1] == 1:
+        if self.stride[1] == 1 and self.kernel_size[1] <= fourier.MOST_FRAMES:
+            assert self.bias is not None
             return fourier.convolve(input, self.weight, self.bias, self.stride[0], self.padding)
         return super().forward(input)
 
@@ -66,28 +65,30 @@ class _OfOneMap(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
-        (slope,) = slopes
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad_output,) = grads
         x, weight = ctx.saved_tensors
-        of_x = of_weight = None
+        grad_input = grad_weight = None
         if ctx.needs_input_grad[0]:
             rest = ((1, 1), False, (0, 0), 1, (True, False, False))
-            of_x = torch.ops.aten.convolution_backward(
-                slope, x, weight, None, ctx.stride, ctx.padding, *rest
+            grad_input = torch.ops.aten.convolution_backward(
+                grad_output, x, weight, None, ctx.stride, ctx.padding, *rest
             )[0]
         if ctx.needs_input_grad[1]:
-            of_weight = _of_weight(slope, x, weight, ctx.stride, ctx.padding)
-        return of_x, of_weight, slope.sum((0, 2, 3)), None, None
+            grad_weight = _grad_weight(grad_output, x, weight, ctx.stride, ctx.padding)
+        return grad_input, grad_weight, grad_output.sum((0, 2, 3)), None, None
 
 
-def _of_weight(slope: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any) -> Tensor:
-    """For each bin of the slopes a product over all frames of all utterances."""
+def _grad_weight(
+    grad_output: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any
+) -> Tensor:
+    """For each bin of the output a product over all frames of all utterances."""
     maps, _, kernel_bins, kernel_frames = weight.shape
-    batch, _, bins, time = slope.shape
-    x = F.pad(x[:, 0], (padding[1], padding[1], padding[0], padding[0]))
+    batch, _, bins, time = grad_output.shape
+    x = F.pad(x[:, 0], (padding[1], padding[1], padding[0], padding[0])).contiguous()
     _, all_bins, all_time = x.shape
     # What the kernel's frames look at, one after the other: (bins, kernel frames, batch, time').
-    # With the frames of neighbouring bins that is all that a bin of the slopes needs, in one piece.
+    # With the frames of neighbouring bins that is all that a bin of the output needs, in one piece.
     seen = x.as_strided(
         (all_bins, kernel_frames, batch, time),
         (all_time, 1, all_bins * all_time, stride[1]),
@@ -96,5 +97,5 @@ def _of_weight(slope: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: A
     seen = seen.as_strided(
         (bins, kernel_bins * kernel_frames, batch * time), (stride[0] * of_bin, batch * time, 1)
     )
-    slope = slope.permute(2, 0, 3, 1).reshape(bins, batch * time, maps)
-    return torch.bmm(seen, slope).sum(0).T.reshape(weight.shape)
+    grad_output = grad_output.permute(2, 0, 3, 1).reshape(bins, batch * time, maps)
+    return torch.bmm(seen, grad_output).sum(0).T.reshape(weight.shape)

@@ -17,46 +17,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 64
-"""Frames of a block. Of 32, two thirds of which are new to a kernel of 11 frames, it took a quarter
-more time."""
+"""Frames of a block. Blocks of 32, two thirds of which are new to a kernel of 11 frames, took a
+quarter more time (two cores, AMD Zen 4)."""
+
+MOST_FRAMES = BLOCK // 2 + 1
+"""Of a kernel: a block overlaps with its neighbour alone."""
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[Any]
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: Sequence[Any]
 ) -> Tensor:
     """What `torch.nn.functional.conv2d` gives, with a stride of 1 over time.
 
     Args:
         x: (batch, maps, bins, time) float32; fastest in channels-last.
-        weight: (new maps, maps, kernel bins, kernel frames), of fewer frames than a block.
-        bias: (new maps,), or none.
+        weight: (new maps, maps, kernel bins, kernel frames), of at most `MOST_FRAMES`.
+        bias: (new maps,).
         stride: over bins.
         padding: zeros on either side of the bins and of time.
 
     Returns:
         (batch, new maps, bins', time') float32, in channels-last.
     """
-    maps, frames = len(weight), weight.shape[3]
-    time = x.shape[3] + 2 * padding[1] - frames + 1
-    forward, inverse = _transforms(x.device, BLOCK - frames + 1)
+    new_maps, kernel_frames = len(weight), weight.shape[3]
+    time = x.shape[3] + 2 * padding[1] - kernel_frames + 1
+    forward, inverse = _transforms(x.device, BLOCK - kernel_frames + 1)
     kernels = _kernels(weight)
     # (batch, bins, blocks, coefficients * 2, maps): in channels-last, a map for each coefficient.
-    spectrum = torch.matmul(forward, _blocks(x, frames, padding[1], time))
-    batch, _, blocks, rows, _ = spectrum.shape
+    spectrum = torch.matmul(forward, _blocks(x, kernel_frames, padding[1], time))
+    rows = spectrum.shape[3]
     spectrum = spectrum.flatten(3).permute(0, 3, 1, 2)
     y = F.conv2d(spectrum, kernels, None, (stride, 1), (padding[0], 0), groups=rows // 2)
-    y = y.permute(0, 2, 3, 1).reshape(batch, -1, blocks, rows, maps)
-    y = torch.matmul(inverse, y).flatten(2, 3)[:, :, :time]
-    return (y if bias is None else y + bias).permute(0, 3, 1, 2)
+    y = torch.unflatten(y.permute(0, 2, 3, 1), 3, (rows, new_maps))
+    y = torch.matmul(inverse, y).flatten(2, 3)[:, :, :time] + bias
+    return y.permute(0, 3, 1, 2)
 
 
-def _blocks(x: Tensor, frames: int, padding: int, time: int) -> Tensor:
+def _blocks(x: Tensor, kernel_frames: int, padding: int, time: int) -> Tensor:
     """Overlapping pieces of time: (batch, bins, blocks, BLOCK, maps)."""
-    new = BLOCK - frames + 1
+    new = BLOCK - kernel_frames + 1
     count = -(-time // new)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, (count + 1) * new - padding - x.shape[3]))
     pieces = torch.unflatten(x, 2, (count + 1, new))
-    return torch.cat([pieces[:, :, :-1], pieces[:, :, 1:, : frames - 1]], dim=3)
+    return torch.cat([pieces[:, :, :-1], pieces[:, :, 1:, : kernel_frames - 1]], dim=3)
 
 
 def _transforms(device: torch.device, new: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -13,6 +14,7 @@ from ds2deploy.runtimes.audio import read_blocks
 from ds2deploy.runtimes.decoding import Transcript
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.pipeline import Source, readable
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.stream_decoding import Update
 
@@ -30,7 +32,7 @@ class Display(Protocol):
         """The utterance is over."""
 
     def break_off(self) -> None:
-        """The audio cannot be read further."""
+        """Recognition ends before the utterance does; what was certain stands."""
 
 
 def follow(
@@ -54,18 +56,17 @@ def follow(
 
     Raises:
         StreamError: the model, or the artifact, is one of whole utterances.
-        AudioError: of the audio.
+        AudioError, MissingFileError: of the audio.
     """
     with recognizer.stream(sample_rate, name) as stream:
         try:
-            for piece in pieces:
-                display.update(stream.accept(piece))
-        except KeyboardInterrupt:
-            pass
+            with suppress(KeyboardInterrupt):
+                for piece in pieces:
+                    display.update(stream.accept(piece))
+            transcript = stream.finish()
         except Ds2Error:
             display.break_off()
             raise
-        transcript = stream.finish()
     display.finish(transcript)
     return transcript
 
@@ -73,7 +74,7 @@ def follow(
 def recording_pieces(path: Path, sample_rate: int) -> Iterator[FloatArray]:
     """A recording in small pieces: (samples,) float32 at the rate."""
     size = int(PIECE_S * sample_rate)
-    for block in read_blocks(path, sample_rate):
+    for block in readable(Source(str(path), read_blocks(path, sample_rate))):
         for start in range(0, len(block), size):
             yield block[start : start + size]
 

@@ -173,7 +173,9 @@ class RecurrentLayer(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         outputs, _ = self.rnn(packed)
         outputs = nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
-        return outputs.view(*outputs.shape[:2], -1, self.rnn.hidden_size).sum(2)
+        if not self.rnn.bidirectional:
+            return outputs
+        return outputs.view(*outputs.shape[:2], 2, -1).sum(2)
 
 
 class Lookahead(nn.Module):

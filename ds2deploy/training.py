@@ -75,7 +75,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         module.network.load_state_dict(start.network.state_dict())
     if not uses_gpu(recipe):
         keep_freed_memory()
-        # oneDNN's convolutions run an eighth faster so.
+        # As both convolutions take and give it: without copies in between.
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     board = Board(folder.path / TENSORBOARD) if recipe.training.tensorboard else None
     recorder = RunRecorder(folder, board, beginning.place)

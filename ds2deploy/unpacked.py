@@ -1,8 +1,9 @@
 """A recurrent layer over utterances of several lengths on a CPU, without packing them.
 
-oneDNN's fused cells take whole tensors only; packed sequences go step by step, and take more than
-twice as long. So the utterances are sorted, longest first, and time is cut into a few pieces: in
-each of them those that are over already are left out.
+oneDNN's fused LSTM takes whole tensors only; over packed sequences torch goes step by step, and
+takes more than twice as long. So the utterances are sorted, longest first, and time is cut into a
+few pieces: in each of them those that are over already are left out. (A GRU and a tanh RNN go step
+by step in any case, and gain only what is left out.)
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
 
     Args:
         rnn: one layer of `LSTM`, `GRU` or `RNN` (tanh), in one direction or two.
-        x: (time, batch, inputs) float32.
+        x: (time, batch, inputs) floating point.
         lengths: (batch,) int64, valid frames.
 
     Returns:
-        (time, batch, hidden) float32, directions summed, meaningless past the lengths.
+        (time, batch, hidden) floating point, directions summed, meaningless past the lengths.
     """
     time, batch, _ = x.shape
     lengths, order = lengths.sort(descending=True)
@@ -47,10 +48,10 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
     mirrored = torch.where(frames < lengths, lengths - 1 - frames, frames)
     total: Tensor | None = None
     for suffix, at in (("", frames), ("_reverse", mirrored))[: 1 + rnn.bidirectional]:
-        places = _in_pieces(at * batch + order, pieces)
-        outputs = _direction(rnn, suffix, x.flatten(0, 1).index_select(0, places), pieces)
+        indices = _in_pieces(at * batch + order, pieces)
+        outputs = _direction(rnn, suffix, x.flatten(0, 1).index_select(0, indices), pieces)
         padded = outputs.new_zeros(time * batch, rnn.hidden_size)
-        padded = padded.index_copy(0, places, outputs)
+        padded = padded.index_copy(0, indices, outputs)
         total = padded if total is None else total + padded
     assert total is not None
     return total.view(time, batch, -1)
@@ -61,6 +62,9 @@ def split(lengths: Sequence[int]) -> list[Piece]:
 
     Args:
         lengths: of the utterances, in frames.
+
+    Returns:
+        As many as are needed to reach the end of the longest.
     """
     ends = [0, *sorted(set(lengths))]
     going_on = [sum(length > end for length in lengths) for end in ends]
@@ -74,9 +78,9 @@ def split(lengths: Sequence[int]) -> list[Piece]:
     return best[-1][1]
 
 
-def _in_pieces(places: Tensor, pieces: Sequence[Piece]) -> Tensor:
+def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> Tensor:
     """(time, batch), longest utterance first, to one dimension, piece after piece."""
-    parts = torch.split(places, [piece.frames for piece in pieces])
+    parts = torch.split(indices, [piece.frames for piece in pieces])
     return torch.cat(
         [part[:, : piece.utterances].flatten() for part, piece in zip(parts, pieces, strict=True)]
     )

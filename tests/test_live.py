@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -18,9 +19,12 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 import ds2deploy
+from ds2deploy import live
 from ds2deploy.cli import app
 from ds2deploy.export.speech import synthesize
 from ds2deploy.live import LineDisplay
+from ds2deploy.runtimes.decoding import Span, Transcript
+from ds2deploy.runtimes.stream_decoding import Update
 
 RATE = 16_000
 COMMAND = [sys.executable, "-c", "from ds2deploy.cli import main; main()"]
@@ -105,12 +109,47 @@ def test_a_broken_recording_among_others(
     assert [str(path) in line for path, line in zip(files, complaints, strict=False)] == [True] * 2
     if options:
         ends = [line for line in lines_of(result) if line["final"]]
-        assert [(line["audio"], line["text"]) for line in ends] == [(str(recording), text)]
+        assert [line["audio"] for line in ends] == list(map(str, files))
+        assert ["error" in line for line in ends] == [True, True, False]
+        assert ends[1]["error"] == complaints[1].removeprefix("ds2deploy: ")
+        assert ends[2]["text"] == text
+        words = [
+            w["text"]
+            for x in lines_of(result)
+            if x["audio"] == str(cut)
+            for w in x.get("words", [])
+        ]
+        assert words[:10] == text.split()[:10]  # then the sound is another
     else:
         *before, last = result.stdout.splitlines()
         assert last == f"{recording}\t{text}"
-        assert [line.split("\t")[0] for line in before] == [str(cut)]
+        (broken,) = before
+        assert broken.split("\t")[1].split()[:10] == text.split()[:10]  # then the sound is another
     assert transcribe("--stream", streaming_onnx, missing, missing, code=2).stdout == ""
+
+
+def test_a_recording_that_may_not_be_read(
+    streaming_onnx: Path, recording: Path, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(path: Path, sample_rate: int) -> Any:
+        if path != recording:
+            raise PermissionError(13, "Permission denied")
+        yield HEARD
+
+    monkeypatch.setattr(live, "read_blocks", refused)
+    result = transcribe("--stream", streaming_onnx, "other.wav", recording, code=1)
+    assert "other.wav: cannot be read (Permission denied)" in result.stderr
+    assert result.stdout == f"{recording}\t{text}\n"
+
+
+def test_a_live_line_that_breaks_off():
+    out = io.StringIO()
+    display = LineDisplay(out)
+    display.break_off()
+    assert out.getvalue() == LineDisplay.CLEAR, "nothing was certain"
+    display.update(Update("ONE", "TW", (Span("ONE", 0, 0),), ()))
+    display.break_off()
+    assert out.getvalue().endswith(f"{LineDisplay.CLEAR}ONE\n")
 
 
 def test_an_object_a_line(streaming_onnx: Path, recording: Path, text: str):
@@ -193,11 +232,6 @@ def test_a_live_line_on_a_terminal(streaming_onnx: Path, recording: Path, text: 
 
 
 def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch):
-    import io
-
-    from ds2deploy.runtimes.decoding import Span, Transcript
-    from ds2deploy.runtimes.stream_decoding import Update
-
     monkeypatch.setenv("COLUMNS", "12")
     out = io.StringIO()
     display = LineDisplay(out)

@@ -49,7 +49,28 @@ def test_is_the_same_in_any_number_of_pieces(
             weights = [parameter.grad.clone() for parameter in rnn.parameters()]
             found.append([output.detach() * valid, copy.grad, *weights])
     for ours, theirs in zip(*found, strict=True):
+        # What float32 leaves of sums over 40 frames, in another order.
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_under_autocast(cell: str, monkeypatch: pytest.MonkeyPatch):
+    """Several pieces are one, to the two to three digits that bfloat16 has."""
+    torch.manual_seed(0)
+    rnn, x = CELLS[cell](8, 16, bidirectional=True), torch.randn(30, 4, 8)
+    lengths = torch.tensor([30, 5, 18, 11])
+    found = []
+    for cost in (0, 1000):
+        monkeypatch.setattr(unpacked, "PIECE_COST", cost)
+        assert len(split([30, 18, 11, 5])) == (4 if cost == 0 else 1)
+        rnn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run_unpacked(rnn, x, lengths)
+        valid = (torch.arange(30)[:, None] < lengths)[:, :, None]
+        (output * valid).float().square().sum().backward()
+        found.append([output.float() * valid, *(p.grad.clone() for p in rnn.parameters())])
+    for several, one in zip(*found, strict=True):
+        assert (several - one).abs().max() < 0.02 * one.abs().max()
 
 
 def test_pieces_where_they_pay():
