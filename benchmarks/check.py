@@ -9,11 +9,13 @@ one another on a busy machine take any multiple of their time. Ratios still depe
 processor can do, so there is a set for each combination of instructions and cores; on another
 machine only what does not depend on it is compared.
 
-**The margin** of a ratio is such that one more run like the calibrating ones falls below it once
-in a thousand times: t * s * sqrt(1 + 1/n) for n runs with deviation s, t from Student's
-distribution (a prediction interval). It is never less than `LEAST_MARGIN` of the ratio, for runs
-that follow one another see less of a machine's moods than runs on different days. What is too low
-is measured once more before it counts.
+**The margin** below the median of n runs is that of a prediction interval, t * s * sqrt(1 + 1/n),
+with t from Student's distribution and s the deviation of the lower half of the runs, as if the
+upper half mirrored it: what slows the reference alone for a while lifts a ratio, and says nothing
+of how low one may fall. What is too low is measured once more before it counts. Of five runs of a
+bell curve and two more, both of those two are too low once or twice in a thousand times. A margin
+is never less than `LEAST_MARGIN` of the ratio, for runs that follow one another see less of a
+machine's moods than runs on different days.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A committed ratio: higher is better.
 
     Attributes:
-        ratio: mean of the runs.
+        ratio: median of the runs.
         margin: how much less it may be.
         runs: that it was calibrated with.
     """
@@ -208,10 +210,11 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
     guards = {}
     for name in runs[0]:
         values = [run[name] for run in runs]
-        mean, count = statistics.mean(values), len(values)
-        spread = STUDENT[count] * statistics.stdev(values) * math.sqrt(1 + 1 / count)
-        margin = max(spread, LEAST_MARGIN * mean)
-        guards[name] = Guard(round(mean, 3), round(margin, 3), [round(v, 3) for v in values])
+        middle, count = statistics.median(values), len(values)
+        below = sum(min(0, value - middle) ** 2 for value in values)
+        deviation = math.sqrt(2 * below / (count - 1))
+        margin = max(STUDENT[count] * deviation * math.sqrt(1 + 1 / count), LEAST_MARGIN * middle)
+        guards[name] = Guard(round(middle, 3), round(margin, 3), [round(v, 3) for v in values])
     return guards
 
 
