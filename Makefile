@@ -32,7 +32,7 @@ test-gpu: .venv/ready
 	$(BIN)/python -m pip install -qq --editable '.[all-cpu,peers]'
 	@touch $@
 
-# Some twenty minutes on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where
+# Half an hour on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where
 # there is no GPU, and says so.
 bench: .venv/peers
 	$(BIN)/python benchmarks/latency.py --out $(RESULTS)
