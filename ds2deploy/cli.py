@@ -500,7 +500,7 @@ def transcribe(
     model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
     audio: Annotated[
         list[Path],
-        typer.Argument(help="Recordings of any format and rate; - is raw audio on stdin."),
+        typer.Argument(help="Recordings of any format and rate; - is raw audio, or WAV, on stdin."),
     ],
     format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
     stream: Annotated[
