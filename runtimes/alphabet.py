@@ -41,14 +41,17 @@ class Alphabet:
     def normalize(self, text: str) -> str:
         """Fold case where the labels have one case only, and white space to single spaces.
 
-        An accent joins its letter, unless accents have labels of their own.
+        An accent joins its letter, unless accents have labels of their own, or there is one for
+        every character as it stands.
         """
         text = " ".join(text.split())
-        if self._composed and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
         if self._upper and not self._lower:
-            return text.upper()
-        return text.lower() if self._lower and not self._upper else text
+            text = text.upper()
+        elif self._lower and not self._upper:
+            text = text.lower()
+        if self._composed and not self._index.keys() >= set(text):
+            text = unicodedata.normalize("NFC", text)
+        return text
 
     def unknown(self, text: str) -> list[str]:
         """The characters of a transcript, after `normalize`, that have no label; sorted."""

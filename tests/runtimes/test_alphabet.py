@@ -37,6 +37,13 @@ def test_any_labels_and_any_text_of_theirs_come_back(characters, data):
     assert alphabet.decode(alphabet.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", ["\ufa36", "\u1100\u1161", "\u212b"])
+def test_a_label_that_unicode_would_write_otherwise(text: str):
+    """A compatibility ideograph, letters of a Hangul syllable, the sign for angstrom."""
+    alphabet = Alphabet("_" + text)
+    assert alphabet.decode(alphabet.encode(text)) == text
+
+
 @given(st.text(max_size=30))
 def test_every_character_is_encoded_or_named(text):
     alphabet = Alphabet()
