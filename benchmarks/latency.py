@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from counting import least_time, network_stages
+from counting import network_stages
 from models import (
     LARGE,
     TINY,
@@ -25,7 +25,7 @@ from models import (
     speech_batch,
     write_onnx,
 )
-from probes import Probe, among, machine_probes, probe_seconds, rates
+from probes import Probe, among, floors, machine_probes, probe_seconds
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.loading import open_checkpoint
@@ -139,13 +139,13 @@ def speed_goals(
     for (name, batch), least in wanted.items():
         packed = took[f"{PACKED} x {batch}"]
         found = ratio(packed, took[f"{name} x {batch}"])
-        floors = floor_of_rounds(sizes, probes, took, batch, name.split()[-1])
+        least_s = floor_of_rounds(sizes, probes, took, batch, name.split()[-1])
         goals.append(
             Goal(
                 name=f"{name} against packed torch, batch {batch} x {sizes.seconds:g} s",
                 wanted=least,
                 measured=found.median,
-                floor=ratio(packed, floors).median,
+                floor=ratio(packed, least_s).median,
                 detail=spread(found),
             )
         )
@@ -163,7 +163,7 @@ def floor_of_rounds(
     features = FeatureConfig()
     frames = features.frames(int(sizes.seconds * features.sample_rate))
     stages = network_stages(sizes.shape, features.bins, 29, batch, frames, precision)
-    return [least_time(stages, rates(probes, took, i)) for i in range(sizes.rounds)]
+    return floors(probes, took, stages)
 
 
 def spread(found: Ratio) -> str:

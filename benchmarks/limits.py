@@ -25,6 +25,7 @@ from probes import (
     Probe,
     among,
     bf16_probe,
+    floors,
     machine_probes,
     multiply_probes,
     probe_seconds,
@@ -102,14 +103,6 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
             "floors_s": {case: floors(probes, took, found) for case, found in stages.items()},
         },
     )
-
-
-def floors(
-    probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]], stages: Sequence[Stage]
-) -> list[float]:
-    """Least seconds, by the rates of each round."""
-    rounds = len(next(iter(took.values())))
-    return [least_time(stages, rates(probes, took, i)) for i in range(rounds)]
 
 
 def share_goals(

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from counting import Rates
+from counting import Rates, Stage, least_time
 from onnx import TensorProto, helper, numpy_helper
 
 from ds2deploy.runtimes.cores import usable_cores
@@ -210,3 +210,11 @@ def rates(
         else:
             multiply[probe.what] = max(rate, multiply.get(probe.what, 0.0))
     return Rates(multiply=multiply, read=read)
+
+
+def floors(
+    probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]], stages: Sequence[Stage]
+) -> list[float]:
+    """Least seconds, by the rates of each round."""
+    rounds = len(next(iter(took.values())))
+    return [least_time(stages, rates(probes, took, i)) for i in range(rounds)]

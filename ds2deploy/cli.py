@@ -590,8 +590,13 @@ def _transcribe_many(
             advance(printed + len(found), audio_s)
     if json:
         _print_json({"transcripts": [_named(path, found[i]) for i, path in enumerate(audio)]})
+    _exit_where_broken(broken, len(audio))
+
+
+def _exit_where_broken(broken: int, count: int) -> None:
+    """End with what so many broken recordings of all of them mean; return where none is."""
     if broken:
-        raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
+        raise typer.Exit(BAD_INPUT if broken == count else BAD_RESULT)
 
 
 def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, json: bool) -> None:
@@ -605,8 +610,7 @@ def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, js
             _complain(_message(error))
             if json:
                 _print_json_line({**_named(path, error), "final": True})
-    if broken:
-        raise typer.Exit(BAD_INPUT if broken == len(audio) else BAD_RESULT)
+    _exit_where_broken(broken, len(audio))
 
 
 def _follow(

@@ -45,16 +45,17 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
     lengths, order = lengths.sort(descending=True)
     pieces = split(lengths.tolist())
     frames = torch.arange(int(lengths[0]), device=x.device)[:, None]
-    mirrored = torch.where(frames < lengths, lengths - 1 - frames, frames)
-    total: Tensor | None = None
-    for suffix, at in (("", frames), ("_reverse", mirrored))[: 1 + rnn.bidirectional]:
+
+    def run(suffix: str, at: Tensor) -> Tensor:
         indices = _in_pieces(at * batch + order, pieces)
         outputs = _direction(rnn, suffix, x.flatten(0, 1).index_select(0, indices), pieces)
         padded = outputs.new_zeros(time * batch, rnn.hidden_size)
-        padded = padded.index_copy(0, indices, outputs)
-        total = padded if total is None else total + padded
-    assert total is not None
-    return total.view(time, batch, -1)
+        return padded.index_copy(0, indices, outputs).view(time, batch, -1)
+
+    forward = run("", frames)
+    if not rnn.bidirectional:
+        return forward
+    return forward + run("_reverse", torch.where(frames < lengths, lengths - 1 - frames, frames))
 
 
 def split(lengths: Sequence[int]) -> list[Piece]:

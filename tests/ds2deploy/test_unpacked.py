@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ds2deploy import unpacked
+from ds2deploy.model import CELLS
 from ds2deploy.unpacked import PIECE_COST, Piece, run_unpacked, split
-
-CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def packed(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
