@@ -13,7 +13,7 @@ import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ds2deploy.augmentation import NEUTRAL, augment_audio, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
@@ -27,6 +27,7 @@ from ds2deploy.runtimes.features import (
     FloatArray,
     pad_features,
 )
+from ds2deploy.workers import load
 
 LEAST_DEVIATION = 0.5
 """Of a bin, as a share of the root mean square over all bins, in global statistics."""
@@ -166,13 +167,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         """Those that were not given yet; from the beginning when all were."""
         rest = self._plan[self._given :]
-        loader = DataLoader(
-            self._dataset,
-            sampler=rest,
-            batch_size=None,
-            num_workers=self._workers,
-        )
-        for batch in loader:
+        for batch in load(self._dataset, rest, self._workers):
             self._given += 1
             yield batch
         self._given = 0

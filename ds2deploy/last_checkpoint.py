@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 
+from ds2deploy.files import WholeFiles
 from ds2deploy.run_folder import disk_error
 from ds2deploy.runtimes.errors import StoppedError, TrainingError
 from ds2deploy.step_callback import StepCallback
@@ -97,20 +98,19 @@ class LastCheckpoint(StepCallback):
         return stop, bool(wanted), bool(failed)
 
     def _write(self, trainer: lightning.Trainer) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
         error: OSError | None = None
+        saved = False
         try:
-            trainer.save_checkpoint(temporary)
+            with WholeFiles() as files:
+                # One process writes; the others wait for it.
+                here = files.add(self._path) if trainer.is_global_zero else self._path
+                trainer.save_checkpoint(here)
+                saved = True
         except OSError as raised:
             error = raised
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # at which the others wait
-        try:
-            if trainer.is_global_zero and error is None:
-                temporary.replace(self._path)
-        except OSError as raised:
-            error = raised
+            if not saved:
+                trainer.strategy.barrier("Trainer.save_checkpoint")  # at which the others wait
         if any(_most(trainer, [error is not None])):
-            temporary.unlink(missing_ok=True)
             kept = f"last.ckpt is of step {self._saved_step}"
             if not self._path.is_file():
                 kept = "there is no last.ckpt yet"

@@ -31,6 +31,7 @@ from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training_progress import TrainingProgress
 from ds2deploy.training_report import write_report
+from ds2deploy.workers import worker_failures
 
 TENSORBOARD = "tensorboard"
 """Folder of a run."""
@@ -54,6 +55,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         MissingFileError, ManifestError, AlphabetError, AudioError: what is wrong with the data;
             there is nothing to resume.
         TrainingError: the loss is no longer a number.
+        WorkerError: a process that loads data died, or has too little shared memory.
     """
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
@@ -82,12 +84,15 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     # It may end the training: what the others have to say of a step comes first.
     last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
     trainer = make_trainer(recipe, [recorder, TrainingProgress(), last])
-    if beginning.unvalidated:
-        trainer.validate(module, ckpt_path=beginning.checkpoint, verbose=False, weights_only=True)
-    if not beginning.finished:
-        trainer.fit(module, ckpt_path=beginning.checkpoint, weights_only=True)
-        if recorder.validated_step != trainer.global_step:  # it ended between two validations
-            trainer.validate(module, verbose=False)
+    with worker_failures(recipe.data.workers):
+        if beginning.unvalidated:
+            trainer.validate(
+                module, ckpt_path=beginning.checkpoint, verbose=False, weights_only=True
+            )
+        if not beginning.finished:
+            trainer.fit(module, ckpt_path=beginning.checkpoint, weights_only=True)
+            if recorder.validated_step != trainer.global_step:  # it ended between two validations
+                trainer.validate(module, verbose=False)
     if recipe.training.report and trainer.is_global_zero:
         write_report(folder, recipe)
     return folder.best_metrics()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import tempfile
 import time
@@ -23,7 +24,7 @@ from ds2deploy.export.parity import ParityReport, check_parity
 from ds2deploy.export.profiles import grid
 from ds2deploy.export.reference import Reference
 from ds2deploy.export.tensorrt import check_builder, check_network, longest_frames
-from ds2deploy.files import file_sha256, whole_file
+from ds2deploy.files import WholeFiles, file_sha256
 from ds2deploy.manifest import read_manifest
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
 from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
@@ -153,11 +154,12 @@ def export_checkpoint(
         sound="waveform" if form.waveform else "features",
     )
     exported: list[Exported | EngineExport] = []
-    with ExitStack() as stack:  # all take their names at its end, or none does
+    with ExitStack() as stack:
+        files = stack.enter_context(WholeFiles())  # all take their names at its end, or none does
         for precision in precisions:
             path = out / artifact_name(form, precision)
             if keep_onnx:
-                temporary = stack.enter_context(whole_file(path))
+                temporary = files.add(path)
             else:
                 folder = tempfile.TemporaryDirectory(prefix="ds2deploy-")
                 temporary = Path(stack.enter_context(folder)) / path.name
@@ -175,7 +177,7 @@ def export_checkpoint(
                     reference,
                     path,
                     _command(checkpoint, out, precision, audio, keep_onnx, form),
-                    stack,
+                    files,
                     lambda what, name=precision: progress(f"{name}: {what}"),  # type: ignore[misc]
                     written.report if options is engines[0] and library is not None else None,
                 )
@@ -316,6 +318,7 @@ def _write(
     deploy = lower(checkpoint.network, columns=precision != "int8")
     model = build_graph(deploy, description)
     onnx.save(model, path)
+    size = path.stat().st_size
     onnx.checker.check_model(str(path), full_check=True)
     built = time.perf_counter()
     if library is None:
@@ -332,7 +335,7 @@ def _write(
             f"{checkpoint.source.name}: the {precision} artifact does not compute what the "
             f"checkpoint computes, nothing is written: {report.failure()}"
         )
-    append_description(path, msgspec.structs.replace(description, parity=report.summary()))
+    append_description(path, msgspec.structs.replace(description, parity=report.summary()), size)
     return Exported(
         path=str(path),
         size=path.stat().st_size,
@@ -345,14 +348,37 @@ def _write(
     )
 
 
-def append_description(path: Path, description: ArtifactDescription) -> None:
+def append_description(
+    path: Path, description: ArtifactDescription, size: int | None = None
+) -> None:
     """Put the description into an ONNX file by appending to it.
 
     Messages of protocol buffers that stand one after the other are one message, so the bytes
     that were verified stay as they are.
+
+    Args:
+        path: the ONNX file.
+        description: metadata of the model.
+        size: bytes that the file must have; None takes any.
+
+    Raises:
+        ModelFileError: the file is gone, or is not the one that was verified.
     """
     addition = onnx.ModelProto()
     entry = addition.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, description.to_json()
-    with path.open("ab") as file:
-        file.write(addition.SerializeToString())
+    try:
+        with path.open("r+b") as file:  # which never makes a file
+            found = file.seek(0, os.SEEK_END)
+            if size is not None and found != size:
+                raise ModelFileError(_disturbed(path, f"has {found} bytes, {size} were verified"))
+            file.write(addition.SerializeToString())
+    except FileNotFoundError:
+        raise ModelFileError(_disturbed(path, "is gone")) from None
+
+
+def _disturbed(path: Path, reason: str) -> str:
+    return (
+        f"{path}: {reason}; another process writes into {path.parent}: export again, into a folder "
+        "of its own"
+    )

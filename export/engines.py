@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,7 @@ from ds2deploy.export.tensorrt import (
     longest_frames,
     write_engine,
 )
-from ds2deploy.files import whole_file
+from ds2deploy.files import WholeFiles
 from ds2deploy.runtimes.artifact import ArtifactDescription, Precision
 from ds2deploy.runtimes.engine_description import BuildFacts, Flavor, Profile
 from ds2deploy.runtimes.engine_file import description_path
@@ -71,11 +70,11 @@ def export_engine(
     reference: Reference,
     final: Path,
     command: str,
-    stack: ExitStack,
+    files: WholeFiles,
     progress: Progress,
     network: ParityReport | None = None,
 ) -> EngineExport:
-    """Write one engine that takes its name when the stack unwinds.
+    """Write one engine that takes its name when the whole export has passed.
 
     Args:
         onnx: the file to build it of.
@@ -84,15 +83,14 @@ def export_engine(
         reference: what it should compute.
         final: name of the ONNX file, of which the engine's is made, in the folder for both.
         command: that was given, without the engine's options.
-        stack: of the export.
+        files: of the export; the engine and its description take their names with the others.
         progress: told what is being done.
         network: report of the parsed network, where it was compared already.
     """
     engine = final.with_name(engine_name(final.name, options))
-    temporary = stack.enter_context(whole_file(engine))
-    # A stack unwinds from its end: the description takes its name first, and an engine never
-    # stands without one.
-    beside = stack.enter_context(whole_file(description_path(engine)))
+    temporary = files.add(engine)
+    # Added last, the description takes its name first: an engine never stands without one.
+    beside = files.add(description_path(engine))
     assert beside == description_path(temporary)
     rebuild = f"{command} {shlex.join(options.command(description.blocks))}"
     result = write_engine(
@@ -163,10 +161,10 @@ def export_engines(
         OnnxSession(artifact), frames=longest_frames(profiles), name=artifact.name
     )
     command = shlex.join(["ds2deploy", "export", str(artifact), "--out", str(out)])
-    with ExitStack() as stack:
+    with WholeFiles() as files:
         return [
             export_engine(
-                artifact, description, options, reference, out / artifact.name, command, stack,
+                artifact, description, options, reference, out / artifact.name, command, files,
                 progress,
             )
             for options in engines

@@ -55,6 +55,10 @@ class TrainingError(Ds2Error, ArithmeticError):
     """A training came to nothing: its loss is no longer a number."""
 
 
+class WorkerError(Ds2Error, RuntimeError):
+    """A process that loads data for a training could not start, or died."""
+
+
 class StoppedError(Ds2Error):
     """A signal ended a training, which kept what it had done.
 

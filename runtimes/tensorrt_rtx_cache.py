@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from ds2deploy.runtimes.errors import DeviceError
 from ds2deploy.runtimes.tensorrt_log import one_line
+from ds2deploy.runtimes.whole_file import whole_file
 
 LOG = logging.getLogger("ds2deploy")
 
@@ -40,16 +39,13 @@ class RuntimeCache:
         """Write it beside the engine where it has changed; a folder that takes no file is no
         error, only a slow next start.
         """
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             content = self._content()
             if content == self._stored:
                 return
-            temporary.write_bytes(content)
-            temporary.replace(self._path)
+            with whole_file(self._path) as temporary:
+                temporary.write_bytes(content)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             LOG.warning(
                 "%s: not written (%s); the next start compiles again", self._path, one_line(error)
             )

@@ -1,0 +1,144 @@
+"""Batches that processes of their own load, and the error for each way in which those die.
+
+`torch.utils.data.DataLoader` hands tensors over in shared memory. Left to itself it waits forever
+where that is full, and a worker that is killed becomes a RuntimeError at any place of the training.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from ds2deploy.runtimes.errors import Ds2Error, WorkerError
+
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # a place to measure, not a file to write
+REMEDY = "start the container with --shm-size=2g, or set data.workers=0"
+
+Item = TypeVar("Item", bound=tuple[Any, ...])
+
+
+def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[Item]:
+    """Load every part of a plan, in order.
+
+    Args:
+        dataset: makes an item of a part.
+        plan: the parts.
+        workers: processes that load; 0 loads in this one.
+
+    Raises:
+        WorkerError: no process can be started, or shared memory is full.
+        Ds2Error, OSError: what the dataset raises, in whichever process.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(dataset),
+        sampler=plan,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_die_in_silence,
+    )
+    try:
+        if workers:
+            multiprocessing.Event()  # where torch fails to make one, it adds a traceback
+        items = iter(loader)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkerError(
+            f"data.workers = {workers}: a process that loads data cannot be started ({reason}; "
+            f"{_size()}): {REMEDY}"
+        ) from None
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def _die_in_silence(_: int) -> None:
+    """Take away torch's handlers, which print a line before the one that tells the remedy."""
+    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _Guarded(Dataset[Any]):
+    """Returns what the dataset raises, which would arrive as a traceback in several lines."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, part: Any) -> Any:
+        try:
+            item = self._dataset[part]
+        except (Ds2Error, OSError) as error:
+            return error
+        worker = get_worker_info()
+        return item if worker is None else _shared(item, worker.num_workers)
+
+
+def _shared(item: Item, workers: int) -> Item | WorkerError:
+    """The item with its tensors in shared memory.
+
+    The queue between the processes would put them there too, but in a thread whose errors nobody
+    sees: the training would wait for this item forever.
+    """
+    try:
+        for value in item:
+            if isinstance(value, torch.Tensor) and value.numel():
+                value.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        return WorkerError(
+            f"data.workers = {workers}: shared memory is full ({_size()}; "
+            f"{str(error).splitlines()[0][:120]}): {REMEDY}"
+        )
+    return item
+
+
+def _size() -> str:
+    try:
+        total = shutil.disk_usage(SHARED_MEMORY).total
+    except OSError:
+        return f"there is no {SHARED_MEMORY}"
+    return f"{SHARED_MEMORY} has {total / 2**20:.4g} MiB"
+
+
+@contextmanager
+def worker_failures(workers: int) -> Iterator[None]:
+    """Give the death of a worker as one error that says what to do.
+
+    Torch notices it in a signal handler, hence anywhere in the code under this manager.
+
+    Args:
+        workers: processes that load data.
+
+    Raises:
+        WorkerError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            if "Communication with the workers is no longer possible" not in str(error):
+                raise
+            raise WorkerError(
+                f"data.workers = {workers}: too many open files; raise the limit with `ulimit -n`, "
+                "or set data.workers=0"
+            ) from None
+        raise WorkerError(_death(error, workers)) from None
+
+
+def _death(error: RuntimeError, workers: int) -> str:
+    """The message; the signal stands in the error itself or in its cause."""
+    texts = [" ".join(str(cause).split()) for cause in (error.__cause__, error) if cause]
+    text = next((text for text in texts if "killed by signal" in text), texts[-1])
+    how = f"data.workers = {workers}: {text.partition('. ')[0].rstrip('. ')}"
+    if "Bus error" in text:
+        return f"{how}: shared memory is full ({_size()}): {REMEDY}"
+    return (
+        f"{how}. If it was killed, it ran out of memory: lower data.workers or data.batch_size; "
+        f"otherwise {REMEDY}, which shows its error"
+    )
