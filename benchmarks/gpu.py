@@ -27,7 +27,7 @@ from report import Result, Table, arguments, deliver, progress
 
 from ds2deploy.checkpoint import load_checkpoint
 from ds2deploy.export.engine_build import Job, build, job_profile
-from ds2deploy.export.engine_options import RTX_CAPABILITIES, EngineOptions
+from ds2deploy.export.engine_options import EngineOptions
 from ds2deploy.files import file_sha256
 from ds2deploy.machine import describe_machine
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
@@ -37,6 +37,7 @@ from ds2deploy.runtimes.engine_file import description_path, sealed
 from ds2deploy.runtimes.errors import Ds2Error, RuntimeUnavailableError
 from ds2deploy.runtimes.onnx_metadata import read_onnx_description
 from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.rtx_devices import RTX_CAPABILITIES
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.tensorrt import TensorRtSession
 from ds2deploy.runtimes.tensorrt_library import import_tensorrt

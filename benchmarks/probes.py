@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from counting import Rates, Stage, least_time
 from onnx import TensorProto, helper, numpy_helper
 
 from ds2deploy.runtimes.cores import usable_cores
+from ds2deploy.runtimes.onnx_library import import_onnxruntime
 
 MIB = 1 << 20
 SIDE = 2048
@@ -115,6 +115,7 @@ def product_in_onnxruntime(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
+    onnxruntime = import_onnxruntime()
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     # As the sessions of the models: threads that spin would take the cores from who comes next.

@@ -33,7 +33,10 @@ IMPORTS = {
     "python alone": "pass",
     "+ the command line": "import ds2deploy.cli",
     "+ numpy": "import ds2deploy.cli, numpy",
-    "+ ONNX Runtime": "import ds2deploy.cli, numpy, onnxruntime",
+    "+ ONNX Runtime": (
+        "import ds2deploy.cli, numpy\n"
+        "from ds2deploy.runtimes.onnx_library import import_onnxruntime as run; run()"
+    ),
     "torch alone": "import torch",
 }
 """Each with those before it, but for the last."""

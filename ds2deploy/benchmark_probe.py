@@ -186,15 +186,18 @@ def _measure(settings: Settings) -> Start:
 def _import_libraries(natural: Natural) -> None:
     """Those of the runtime; what is missing is told when the model is opened."""
     from ds2deploy.runtimes.errors import RuntimeUnavailableError
+    from ds2deploy.runtimes.onnx_library import import_onnxruntime
     from ds2deploy.runtimes.tensorrt_library import import_tensorrt
 
     wanted: dict[str, tuple[str, ...]] = {
         "torch": ("ds2deploy.streaming",),
-        "onnxruntime": ("onnxruntime", "ds2deploy.runtimes.onnx_session"),
+        "onnxruntime": ("ds2deploy.runtimes.onnx_session",),
     }
     with contextlib.suppress(ImportError, RuntimeUnavailableError):
         for module in wanted.get(natural, ("ds2deploy.runtimes.tensorrt",)):
             importlib.import_module(module)
+        if natural == "onnxruntime":
+            import_onnxruntime()
         if natural in ("tensorrt", "rtx"):
             import_tensorrt(natural)
 

@@ -8,19 +8,13 @@ import platform
 
 import msgspec
 
-from ds2deploy.runtimes.cuda import examine_device
+from ds2deploy.runtimes.cuda import NoDeviceError, examine_device, open_device
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
-from ds2deploy.runtimes.onnx_providers import (
-    PROVIDERS,
-    REMEDIES,
-    Provider,
-    first_line,
-    register_rtx,
-)
+from ds2deploy.runtimes.onnx_library import import_onnxruntime
+from ds2deploy.runtimes.onnx_obstacles import DRIVER, PROVIDERS, REMEDIES, Provider, obstacle
+from ds2deploy.runtimes.rtx_devices import on_another_gpu
 from ds2deploy.runtimes.tensorrt_library import NAMES, import_tensorrt, install_command
-
-DRIVER = "install the driver of your GPU"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -57,30 +51,14 @@ def examine() -> list[Finding]:
 
 def _onnxruntime(provider: Provider) -> Finding:
     name = f"run .onnx on onnxruntime {provider}"
-    remedy = REMEDIES[provider]
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
-        return Finding(name, False, _reason(error), remedy)
-    version = f"onnxruntime {onnxruntime.__version__}"
-    if provider == "rtx":
-        try:
-            devices = register_rtx(onnxruntime)
-        except ImportError as error:
-            return Finding(name, False, f"{version}, no plugin ({_reason(error)})", remedy)
-        except Exception as error:  # onnxruntime's own, which share no base
-            if not _nvidia_driver():
-                return Finding(name, False, f"{version}, no NVIDIA driver", DRIVER)
-            return Finding(name, False, f"{version}, its plugin: {first_line(error)}", remedy)
-        detail = f"{version}, its plugin sees {len(devices)} GPUs"
-        return Finding(name, bool(devices), detail, "" if devices else DRIVER)
-    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        return Finding(name, False, f"{version} has no {PROVIDERS[provider]}", remedy)
-    if provider != "cpu" and not _nvidia_driver():
-        return Finding(name, False, f"{version}, no NVIDIA driver", DRIVER)
-    if provider == "tensorrt" and not _library("nvinfer"):
-        return Finding(name, False, f"{version} finds no libnvinfer.so.10", remedy)
-    return Finding(name, True, version)
+        return Finding(name, False, _reason(error), REMEDIES[provider])
+    found = obstacle(onnxruntime, provider)
+    if found is not None:
+        return Finding(name, False, *found)
+    return Finding(name, True, f"ONNX Runtime {onnxruntime.__version__}")
 
 
 def _torch(device: str) -> Finding:
@@ -114,6 +92,9 @@ def _engines(flavor: Flavor) -> list[Finding]:
         return [Finding(build, False, *reason), Finding(run, False, *reason)]
     works, detail, remedy = examine_device()
     runs = Finding(run, works, f"{library.title}, {detail}", remedy)
+    if flavor == "rtx" and (another := _another_gpu()):
+        remedy = f"build engines with --trt for this GPU: {install_command('tensorrt')}"
+        runs = Finding(run, False, f"{library.title}: {another}", remedy)
     if not _has("polygraphy"):
         missing = f"{library.title}, no polygraphy"
         return [Finding(build, False, missing, f"pip install 'ds2deploy[{flavor}]'"), runs]
@@ -147,14 +128,12 @@ def _has(module: str) -> bool:
         return False
 
 
-def _nvidia_driver() -> bool:
-    return _library("cuda")
-
-
-def _library(name: str) -> bool:
-    import ctypes.util
-
-    return ctypes.util.find_library(name) is not None
+def _another_gpu() -> str:
+    """The GPU of this machine, where TensorRT-RTX does not know it."""
+    try:
+        return on_another_gpu(open_device())
+    except NoDeviceError:
+        return ""
 
 
 def _reason(error: Exception) -> str:

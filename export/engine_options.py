@@ -14,9 +14,7 @@ from ds2deploy.runtimes.artifact import Blocks, ModelShape, Precision
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
-
-RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-"""GPUs that TensorRT-RTX knows: Turing, Ampere, Ada and Blackwell; no Jetson, no Hopper."""
+from ds2deploy.runtimes.rtx_devices import RTX_CAPABILITIES
 
 RTX_DEFAULT = tuple(capability for capability in RTX_CAPABILITIES if capability != "7.5")
 """Without targets an engine is compiled for Ampere and later."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Any
 
@@ -22,7 +21,8 @@ def import_onnxruntime() -> Any:
         ImportError: it is not installed, or does not load.
     """
     os.environ[NO_TELEMETRY] = "1"
-    onnxruntime = importlib.import_module("onnxruntime")
+    import onnxruntime
+
     # Too late for what the library does when it starts; for a program that imported it before.
     onnxruntime.disable_telemetry_events()
     onnxruntime.set_default_logger_severity(ERRORS_ONLY)

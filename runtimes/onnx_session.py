@@ -24,14 +24,10 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.onnx_library import import_onnxruntime
 from ds2deploy.runtimes.onnx_metadata import no_description, read_onnx_description
-from ds2deploy.runtimes.onnx_providers import (
-    TENSORRT_PROFILE,
-    Provider,
-    check,
-    configure,
-    first_line,
-)
+from ds2deploy.runtimes.onnx_obstacles import Provider, first_line
+from ds2deploy.runtimes.onnx_providers import TENSORRT_PROFILE, check, configure
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
@@ -154,7 +150,7 @@ def _open(
     description: ArtifactDescription | None,
 ) -> Any:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         raise RuntimeUnavailableError(
             f"{path}: ONNX Runtime is not installed: pip install "
@@ -181,12 +177,17 @@ def _open(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = configure(onnxruntime, options, provider, index, path, description)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers or None)
+        # Without the fallback to the CPU: it prints to standard output, and where it is forbidden
+        # its own error takes the place of the true one.
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=providers or None, enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
-        if provider not in ("cpu", "cuda") and precision is not None:
+        if provider != "cpu" and precision is not None:
+            other = "the CPU" if provider == "cuda" else "--runtime cuda"
             raise RuntimeUnavailableError(
                 f"{path}: --runtime {provider} does not take this model ({first_line(error)}); "
-                "try --runtime cuda"
+                f"try {other}"
             ) from None
         raise ModelFileError(
             f"{path}: not an ONNX model that can be read, or damaged "

@@ -27,6 +27,7 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.rtx_devices import on_another_gpu, tensorrt_command
 from ds2deploy.runtimes.session import Session, beyond_profile, check_tensors
 from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensorrt_lane import GraphSwitch, Lane, LanePool, Shape
@@ -255,6 +256,11 @@ def _open_device(path: Path, engine: EngineDescription, name: str) -> cuda.Devic
     except RuntimeUnavailableError as error:
         raise RuntimeUnavailableError(f"{path}: {error}") from None
     has = device.compute_capability
+    if engine.flavor == "rtx" and (another := on_another_gpu(device)):
+        raise RuntimeUnavailableError(
+            f"{path}: {another}; build an engine with TensorRT here: "
+            f"{tensorrt_command(engine.rebuild)}"
+        )
     if not runs_on(engine, has):
         raise RuntimeUnavailableError(
             f"{path} was built for compute capability {', '.join(engine.compute_capabilities)}, "

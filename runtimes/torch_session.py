@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
@@ -12,6 +13,7 @@ from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensors import Tensors
+from ds2deploy.runtimes.torch_precision import FLOAT32
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +57,11 @@ class TorchSession:
         self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
-        """Run the network once; see `Session.compute`."""
+        """Run the network once, on CUDA without TF32; see `Session.compute`."""
         import torch
 
-        with torch.inference_mode():
+        exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), exact:
             results = self._module(
                 *(
                     torch.from_numpy(tensors[name]).to(self._device)

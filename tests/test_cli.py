@@ -171,7 +171,7 @@ def test_doctor_finds_what_the_tests_use():
 def test_doctor_looks_at_every_runtime():
     findings = {item["name"]: item for item in run_json("doctor")["findings"]}
     for provider in ("cpu", "cuda", "tensorrt", "rtx"):
-        assert "onnxruntime " in findings[f"run .onnx on onnxruntime {provider}"]["detail"]
+        assert "ONNX Runtime " in findings[f"run .onnx on onnxruntime {provider}"]["detail"]
     assert findings["CUDA from Python"]["detail"].startswith("cuda-bindings ")
     for library in ("TensorRT", "TensorRT-RTX"):
         for verb in ("build", "run"):
@@ -196,10 +196,11 @@ def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
     import onnxruntime
 
     from ds2deploy import doctor
+    from ds2deploy.runtimes import onnx_obstacles
 
     names = list(doctor.PROVIDERS.values())
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
-    monkeypatch.setattr(doctor, "_library", lambda name: False)
+    monkeypatch.setattr(onnx_obstacles, "loads", lambda library: False)
     findings = {finding.name: finding for finding in doctor.examine()}
     for provider in ("cuda", "tensorrt"):
         finding = findings[f"run .onnx on onnxruntime {provider}"]
@@ -212,7 +213,7 @@ def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
     [
         ("cuda", "ONNX Runtime {version} has no CUDAExecutionProvider; pip uninstall -y onnx"),
         ("tensorrt", "ONNX Runtime {version} has no TensorrtExecutionProvider; pip uninstall"),
-        ("rtx", "its plugin "),
+        ("rtx", "ONNX Runtime {version}, its plugin "),
     ],
 )
 def test_a_provider_that_is_not_there_is_an_error(
@@ -235,8 +236,10 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
     """ONNX Runtime claims the provider, and starts without it: with no more than a warning."""
     import onnxruntime
 
+    from ds2deploy.runtimes import onnx_obstacles
     from ds2deploy.runtimes.errors import RuntimeUnavailableError
 
+    monkeypatch.setattr(onnx_obstacles, "loads", lambda library: True)
     monkeypatch.setattr(
         onnxruntime,
         "get_available_providers",

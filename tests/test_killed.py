@@ -279,29 +279,7 @@ def test_a_manifest_without_its_name(
     assert_as_before(path, old)
 
 
-# What a killed process left -------------------------------------------------------------------
-
-
-def test_leftovers_of_dead_processes_go_with_the_next_attempt(tmp_path: Path) -> None:
-    from ds2deploy.files import whole_file
-
-    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        dead.wait()
-    path = tmp_path / "model.onnx"
-    leftover = tmp_path / f".{dead.pid}.model.onnx"
-    others = [
-        tmp_path / f".{os.getpid() if os.getpid() != 1 else 2}.other.onnx",
-        tmp_path / f".{os.getppid()}.model.onnx",  # of a process that lives
-        tmp_path / ".x.model.onnx",
-        tmp_path / f".{dead.pid}.my.model.onnx",
-    ]
-    for file in (leftover, *others):
-        file.write_bytes(b"half")
-    with whole_file(path) as temporary:
-        temporary.write_bytes(b"whole")
-    assert path.read_bytes() == b"whole"
-    assert not leftover.exists()
-    assert all(file.exists() for file in others)
+# A process that is told to end ------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 import ds2deploy
 from ds2deploy.cli import app
-from ds2deploy.export.engine_options import RTX_CAPABILITIES
 from ds2deploy.export.speech import speech_features, speech_waveforms
 from ds2deploy.runtimes.cuda import NoDeviceError, open_device
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import FeaturesError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.rtx_devices import RTX_CAPABILITIES
 from ds2deploy.runtimes.tensorrt import TensorRtSession
 from ds2deploy.runtimes.tensorrt_library import import_tensorrt
 

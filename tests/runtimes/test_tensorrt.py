@@ -233,6 +233,20 @@ def refused(path: Path, error: type[Exception], device: str = "cuda") -> str:
     return message
 
 
+@pytest.mark.parametrize("capability", ["9.0", "8.7"])
+def test_a_gpu_that_tensorrt_rtx_does_not_know(capability, small_onnx, tmp_path, rtx_machine):
+    """Building it again with TensorRT-RTX would not help."""
+    rebuild = "ds2deploy export best.ckpt --out d --rtx --targets 8.6"
+    path = write_engine(small_onnx, tmp_path, rtx_machine, rebuild=rebuild)
+    rtx_machine.capability = capability
+    with pytest.raises(RuntimeUnavailableError) as caught:
+        TensorRtSession(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: TensorRT-RTX does not know ")
+    assert f"compute capability {capability} (it knows 7.5, 8.0, " in message
+    assert message.endswith("ds2deploy export best.ckpt --out d --trt")
+
+
 def test_an_engine_of_the_other_library(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine, flavor="rtx", version="1.7.1")
     message = refused(path, RuntimeUnavailableError)
