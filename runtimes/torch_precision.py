@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Float32:
@@ -47,7 +48,8 @@ def _without_tf32() -> Callable[[], None]:
     """
     from torch.backends import cuda, cudnn
 
-    operations = (cudnn.conv, cudnn.rnn)
+    library: Any = cudnn  # torch's annotations lack what it sets when it is imported
+    operations = (library.conv, library.rnn)
     before = [operation.fp32_precision for operation in operations]
     products = cuda.matmul.fp32_precision == "tf32"
     cudnn.allow_tf32 = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from ds2deploy.export import artifacts
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.manifest import read_manifest, write_manifest
 from ds2deploy.run_folder import RunFolder
+from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.onnx_session import OnnxSession
 from ds2deploy.training import train
 
@@ -277,6 +280,84 @@ def test_a_manifest_without_its_name(
     with pytest.raises(Killed):
         write_manifest(cuts, path)
     assert_as_before(path, old)
+
+
+# Several that write at once ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def contained() -> list[str]:
+    """Begins a command whose process ids start anew, as a container's do; empty where that is not
+    allowed, and the processes then differ in their ids."""
+    prefix = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    allowed = shutil.which("unshare") and not subprocess.run([*prefix, "true"]).returncode
+    return prefix if allowed else []
+
+
+@pytest.mark.slow
+def test_two_exports_at_once_into_one_folder(
+    contained: list[str], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    """From two containers, in which both are the same process."""
+    call = [*contained, sys.executable, "-m", "ds2deploy", "export", str(small_checkpoint)]
+    call += ["--out", str(tmp_path), "--precision", "fp32,fp16"]
+    processes = [
+        subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, errors
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.fp16.onnx"}
+    for path in tmp_path.iterdir():
+        assert_whole_artifact(path)
+
+
+@pytest.mark.parametrize("happens", ["gone", "cut", "grown"])
+def test_an_export_whose_file_another_process_touches_is_refused(
+    happens: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to write the description without a graph, and to call it verified."""
+    check = artifacts.check_parity
+
+    def disturb(*arguments: Any) -> Any:
+        report = check(*arguments)
+        (temporary,) = tmp_path.glob(".*.model.onnx")
+        if happens == "gone":
+            temporary.unlink()
+        else:
+            size = temporary.stat().st_size
+            os.truncate(temporary, size // 2 if happens == "cut" else size + 1)
+        return report
+
+    monkeypatch.setattr(artifacts, "check_parity", disturb)
+    with pytest.raises(ModelFileError, match="another process writes into"):
+        export_onnx(small_checkpoint, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_description_is_never_appended_to_nothing(small_onnx: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ModelFileError, match=re.escape(f"{path}: is gone")):
+        artifacts.append_description(path, OnnxSession(small_onnx).description)
+    assert not path.exists()
+
+
+def test_two_last_checkpoints_have_different_temporary_names(
+    tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lightning
+
+    save, names = lightning.Trainer.save_checkpoint, []
+
+    def note(self: Any, path: Path, *arguments: Any, **options: Any) -> None:
+        names.append(path.name)
+        save(self, path, *arguments, **options)
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", note)
+    train(tone_recipe)
+    assert len(set(names)) == len(names) > 1
+    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.last\.ckpt", name) for name in names)
 
 
 # A process that is told to end ------------------------------------------------------------------
