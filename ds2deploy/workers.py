@@ -7,6 +7,7 @@ where that is full, and a worker that is killed becomes a RuntimeError at any pl
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
         sampler=plan,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_die_in_silence,
+        worker_init_fn=_prepare_worker,
     )
     try:
         if workers:
@@ -59,8 +60,14 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
         yield item
 
 
-def _die_in_silence(_: int) -> None:
-    """Take away torch's handlers, which print a line before the one that tells the remedy."""
+def _prepare_worker(_: int) -> None:
+    """Give a worker its own process group, and take away torch's handlers.
+
+    Ctrl-C in a terminal and `timeout` send their signal to the whole group. The training must live
+    through it to write its checkpoint, and needs its workers until then; they end with it.
+    Torch's handlers print a line before the one that names the remedy.
+    """
+    os.setpgid(0, 0)
     for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
 

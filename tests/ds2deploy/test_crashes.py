@@ -85,7 +85,13 @@ def command(recipe_file: Callable[[Recipe, Path], Path]) -> Command:
     def run(recipe: Recipe, *options: str) -> Iterator[subprocess.Popen[str]]:
         toml = recipe_file(recipe, Path(recipe.training.run).with_suffix(".toml"))
         call = [sys.executable, "-m", "ds2deploy", "train", str(toml), *options]
-        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            call,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:
@@ -222,6 +228,26 @@ def test_told_to_end_it_keeps_its_last_step(
     train(whole)
     train(recipe.changed("training", max_steps=step + 3), resume=True)
     assert_same_training(tmp_path / "whole", run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("children_hear_ctrl_c")
+def test_a_signal_to_the_whole_group_leaves_the_checkpoint(
+    recipe: Recipe, command: Command, number: signal.Signals, tmp_path: Path
+):
+    """As Ctrl-C in a terminal and `timeout` send it: the processes that load data get it too."""
+    recipe = recipe.changed("training", epochs=200, schedule="constant", checkpoint_minutes=1000)
+    recipe = recipe.changed("data", workers=2)
+    run = tmp_path / "run"
+    with command(recipe) as process:
+        wait_for_step(process, run, 2)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    step = losses(run)[-1][0]
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == step
 
 
 @pytest.mark.slow
