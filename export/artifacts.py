@@ -329,7 +329,10 @@ def _write(
     progress(f"{precision}: writing the graph")
     started = time.perf_counter()
     deploy = lower(checkpoint.network, columns=precision != "int8")
-    model = build_graph(deploy, description)
+    try:
+        model = build_graph(deploy, description)
+    except ParityError as error:
+        raise ParityError(f"{checkpoint.source.name}: {error}; nothing is written") from None
     onnx.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
     built = time.perf_counter()
