@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from ds2deploy.runtimes.features import FeatureExtractor
 
 FORMAT_VERSION = 1
 KEY = "ds2deploy"
+COMPILED = "_orig_mod"
+"""In the names of what `torch.compile` wraps, at any depth."""
+
+WRAPPERS = ("module", "model", "network")
+"""Begin the names of what `DataParallel` wraps, and of what Lightning modules commonly hold."""
+
 LONGEST_ZIP_END = 22 + 65_535
 """Bytes of a zip archive's last record, with the longest comment."""
 
@@ -128,10 +135,11 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
-    """Fill a network; every parameter must be there, in the right shape."""
+    """Fill a network; every parameter must be there, in the right shape, and hold numbers."""
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
+    weights = unwrapped(weights, expected.__contains__, path)
     for name, parameter in expected.items():
         if not isinstance(weights.get(name), torch.Tensor):
             raise ModelFileError(
@@ -150,6 +158,54 @@ def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
             "restore the original"
         )
     network.load_state_dict(weights)
+    _check_numbers(network, path)
+
+
+def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
+    """Undo the names that `torch.compile`, `DataParallel` and Lightning modules give weights.
+
+    Args:
+        weights: by their names in a file.
+        known: whether the network has a parameter of that name.
+        path: of the file, for the error.
+
+    Returns:
+        The weights by their names in the network; a name that is unknown in any case stays as it
+        is.
+
+    Raises:
+        ModelFileError: two weights for one parameter.
+    """
+    found: dict[str, Any] = {}
+    for name, weight in weights.items():
+        parts = [part for part in str(name).split(".") if part != COMPILED]
+        while parts and parts[0] in WRAPPERS and not known(".".join(parts)):
+            del parts[0]
+        inner = ".".join(parts)
+        inner = inner if known(inner) else str(name)
+        if inner in found:
+            raise ModelFileError(f"{path}: has two weights {inner!r}; restore the original")
+        found[inner] = weight
+    return found
+
+
+def _check_numbers(network: DeepSpeech2, path: Path) -> None:
+    """Refuse NaN and infinity, and variances below zero, whose root is NaN."""
+    for name, weight in network.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        bad = 0
+        # A sum hides neither and is quick, but may be too large by itself.
+        if not torch.isfinite(weight.sum()):
+            bad = int((~torch.isfinite(weight)).sum())
+        if name.endswith("running_var"):
+            bad += int((weight < 0).sum())
+        if bad:
+            raise ModelFileError(
+                f"{path}: weights {name!r}: {bad} of {weight.numel()} are NaN, infinite or a "
+                "variance below 0; its training diverged, or the file is damaged: take an earlier "
+                "checkpoint, or restore the original"
+            )
 
 
 def _has_lost_its_end(path: Path) -> bool:

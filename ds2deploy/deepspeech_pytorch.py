@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from ds2deploy.checkpoint import Checkpoint, build_network, load_weights
+from ds2deploy.checkpoint import Checkpoint, build_network, load_weights, unwrapped
 from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256
 from ds2deploy.foreign_pickle import plain, read_foreign_checkpoint
@@ -46,13 +46,18 @@ def import_checkpoint(path: Path) -> Checkpoint:
             "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
             "give one of those"
         )
+    weights = unwrapped(weights, lambda name: parameter_name(name) is not None, path)
     try:
-        recipe = _recipe(plain(document["hyper_parameters"]), weights)
+        hyper = plain(document["hyper_parameters"])
+        refusal = _why_refused(hyper["labels"])
+        recipe = None if refusal else _recipe(hyper, weights)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
         raise ModelFileError(
             f"{path}: its hyper_parameters are not deepspeech.pytorch's "
             f"({type(error).__name__}: {error}); restore the original"
         ) from None
+    if recipe is None:
+        raise ModelFileError(f"{path}: {refusal}")
     network = build_network(recipe)
     load_weights(network, _rename(weights, path), path)
     return Checkpoint(
@@ -68,6 +73,29 @@ def parameter_name(name: str) -> str | None:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, ours, name)
     return None
+
+
+def _why_refused(labels: Any) -> str:
+    """What keeps these labels from being ours, for a message; empty where nothing does."""
+    if not all(isinstance(label, str) for label in labels):
+        return "its labels are not text; restore the original"
+    if long := [label for label in labels if len(label) != 1]:
+        return (
+            f"labels of several characters, or of none: {', '.join(map(repr, long[:5]))}; "
+            "ds2deploy takes models whose labels are one character each"
+        )
+    if twice := sorted({label for label in labels if list(labels).count(label) > 1}):
+        return (
+            f"labels that stand twice: {', '.join(map(repr, twice[:5]))}; ds2deploy takes models "
+            "whose labels are all different"
+        )
+    # There the blank is wherever "_" stands (model.py: CTCLoss(blank=labels.index("_"))).
+    if "_" in labels and labels[0] != "_":
+        return (
+            f"the blank '_' is label {list(labels).index('_')}; ds2deploy takes models whose blank "
+            "is label 0"
+        )
+    return ""
 
 
 def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:

@@ -56,7 +56,8 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
         runtime: that ran it.
         size: of the file, in bytes.
         wer: on the test voices.
-        max_difference: of log-probabilities from the checkpoint's; None for the checkpoint.
+        max_difference: of log-probabilities from the network in float64; of the checkpoint
+            PyTorch's own, in float32.
         words_different: of the test words, from the checkpoint's; None for the checkpoint.
         speed: seconds of audio recognised in a second, one clip at a time.
     """
@@ -65,7 +66,7 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str
     size: int
     wer: float
-    max_difference: float | None
+    max_difference: float
     words_different: int | None
     speed: float
 
@@ -219,13 +220,14 @@ def _rows(
     paths: list[Path], evaluations: list[Evaluation], exported: Sequence[Any], cuts: CutSet
 ) -> tuple[DemoRow, ...]:
     reports = [None, *(item.report for item in exported)]
+    own = exported[0].report.pytorch_difference
     return tuple(
         DemoRow(
             model=str(path),
             runtime=evaluation.runtime,
             size=path.stat().st_size,
             wer=evaluation.wer,
-            max_difference=None if report is None else report.max_difference,
+            max_difference=own if report is None else report.max_difference,
             words_different=None if report is None else report.words.different,
             speed=speed,
         )
@@ -275,9 +277,9 @@ def _print_table(console: Console, result: DemoResult, evaluation: Evaluation) -
             heading, justify="left" if heading in ("model", "runs on") else "right", no_wrap=True
         )
     for row in result.rows:
-        parity = "reference"
-        if row.max_difference is not None:
-            parity = f"{row.max_difference:.0e}, {row.words_different} words"
+        parity = f"{row.max_difference:.0e}"
+        if row.words_different is not None:
+            parity += f", {row.words_different} words"
         table.add_row(
             Path(row.model).name,
             row.runtime,
@@ -293,7 +295,8 @@ def _print_table(console: Console, result: DemoResult, evaluation: Evaluation) -
     console.print(
         f"errors       of {result.words} words by {result.test_voices} voices that training "
         "never heard\n"
-        "differs by   the first row: largest difference of log-probabilities, other words\n"
+        "differs by   the network in float64: largest difference of log-probabilities, other "
+        "words\n"
         "speed        seconds of audio recognised in a second, one clip at a time\n\n"
         f"All of it took {result.seconds:.0f} s. Now try:\n"
         f"  ds2deploy transcribe {result.rows[1].model} {shown}",

@@ -160,12 +160,14 @@ def _parity(description: ArtifactDescription, path: Path) -> str:
 def _report(report: dict[str, Any], path: Path) -> str:
     try:
         worst = max(case["max_difference"] for case in report["cases"])
+        own = report.get("pytorch_difference")  # which older reports lack
+        beside = "" if own is None else f" of float64 (PyTorch's float32: {own:.1e})"
         verdict = "passed" if report["passed"] else "FAILED"
         return (
             f"{verdict} on {report['runtime']}, {len(report['cases'])} shapes, "
-            f"{report['speech']} speech: log-probabilities within {worst:.1e}"
+            f"{report['speech']} speech: log-probabilities within {worst:.1e}{beside}"
         )
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise ModelFileError(f"{path}: its parity report is damaged; export it again") from None
 
 

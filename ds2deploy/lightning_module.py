@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from lhotse import CutSet
 from torch import Tensor, nn
 
-from ds2deploy.checkpoint import KEY, build_network, header
+from ds2deploy.checkpoint import KEY, build_network, header, unwrapped
 from ds2deploy.config import Recipe, TrainingConfig
 from ds2deploy.data import Batch, Batches, evaluation_batches, training_batches
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
@@ -181,9 +182,9 @@ class SpeechRecognition(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Undo the renaming of `on_save_checkpoint`."""
-        checkpoint["state_dict"] = {
-            f"network.{name}": value for name, value in checkpoint["state_dict"].items()
-        }
+        known = self.network.state_dict().__contains__
+        weights = unwrapped(checkpoint["state_dict"], known, Path(self.recipe.training.run))
+        checkpoint["state_dict"] = {f"network.{name}": value for name, value in weights.items()}
         self._take_over_rate(checkpoint)
 
     def _take_over_rate(self, checkpoint: dict[str, Any]) -> None:

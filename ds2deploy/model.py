@@ -69,8 +69,9 @@ class DeepSpeech2(nn.Module):
             lengths: (batch,) int64, valid frames, from 1 to time.
 
         Returns:
-            log_probs (batch, time', labels) float32 with time' = (time - 1) // 2 + 1,
-            meaningless past output_lengths, and output_lengths (batch,) int64.
+            log_probs (batch, time', labels) with time' = (time - 1) // 2 + 1, meaningless past
+            output_lengths, float32 (float64 of a network in float64); and output_lengths
+            (batch,) int64.
         """
         features = features.masked_fill(~valid_frames(lengths, features.shape[3]), 0.0)
         output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
@@ -81,7 +82,8 @@ class DeepSpeech2(nn.Module):
         if self.lookahead is not None:
             x = self.lookahead(x)
         x = self.output(over_frames(self.output_norm, x))
-        return F.log_softmax(x.float(), dim=-1).transpose(0, 1), output_lengths
+        log_probs = F.log_softmax(at_least_float32(x), dim=-1)
+        return log_probs.transpose(0, 1), output_lengths
 
 
 class MaskedConvolutions(nn.Module):
@@ -215,6 +217,11 @@ def pack_sequences(network: DeepSpeech2) -> DeepSpeech2:
 def valid_frames(lengths: Tensor, time: int) -> Tensor:
     """Mask (batch, 1, 1, time): whether a frame stands before the utterance's length."""
     return (torch.arange(time, device=lengths.device) < lengths[:, None])[:, None, None, :]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raise half precision, which autocast leaves, to float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def over_frames(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:

@@ -6,13 +6,21 @@ artifact is compared with that, and this runs where only a checkpoint is at hand
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds2deploy.checkpoint import Checkpoint
-from ds2deploy.model import DeepSpeech2, Lookahead, RecurrentLayer, over_frames
+from ds2deploy.model import (
+    DeepSpeech2,
+    Lookahead,
+    RecurrentLayer,
+    at_least_float32,
+    over_frames,
+)
 from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, Input
 from ds2deploy.runtimes.blocks import (
     BLOCK_MS,
@@ -82,7 +90,7 @@ class StreamingNetwork(nn.Module):
         if self.network.lookahead is not None:
             x = _look_ahead(self.network.lookahead, x, state)
         x = self.network.output(over_frames(self.network.output_norm, x))
-        log_probs = F.log_softmax(x.float(), dim=-1).transpose(0, 1)
+        log_probs = F.log_softmax(at_least_float32(x), dim=-1).transpose(0, 1)
         following = (state[name] for name in self._states)
         return log_probs, output_lengths, position + frames, *following
 
@@ -102,6 +110,15 @@ def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
 
     can = not whole.model.bidirectional and whole.features.normalize != "utterance"
     return TorchSession(network, whole, device, in_blocks if can else None)
+
+
+def exact_session(checkpoint: Checkpoint) -> TorchSession:
+    """The same network in float64, for whole utterances: what parity checks compare with.
+
+    A copy: the checkpoint's own network stays in float32.
+    """
+    network = copy.deepcopy(checkpoint.network)
+    return TorchSession(network, checkpoint.description(), float64=True)
 
 
 def streaming_description(

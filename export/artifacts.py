@@ -33,8 +33,7 @@ from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileEr
 from ds2deploy.runtimes.onnx_metadata import read_onnx_description
 from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
-from ds2deploy.runtimes.torch_session import TorchSession
-from ds2deploy.streaming import torch_session
+from ds2deploy.streaming import exact_session, torch_session
 
 Progress = Callable[[str], None]
 
@@ -152,6 +151,7 @@ def export_checkpoint(
         cuts,
         longest_frames(profiles),
         sound="waveform" if form.waveform else "features",
+        exact=exact_session(loaded),
     )
     exported: list[Exported | EngineExport] = []
     with ExitStack() as stack:
@@ -257,17 +257,32 @@ def verify_artifact(
                 f"{description.source.sha256[:12]}: give that"
             )
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
-    trusted = torch_session(loaded)
     if path.suffix == ENGINE_SUFFIX:
-        report = _verify_engine(path, description, trusted, cuts, progress)
+        report = _verify_engine(path, description, loaded, cuts, progress)
     else:
-        reference = Reference(trusted, cuts, sound=description.input)
+        reference = _reference(loaded, description, cuts)
         if network is not None:
             report = check_network(path, description, network, reference, progress)
         else:
             report = check_parity(OnnxSession(path), reference, progress)
     same = description.source.sha256 == loaded.source.sha256
     return msgspec.structs.replace(report, same_checkpoint=same)
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    description: ArtifactDescription,
+    cuts: tuple[str, lhotse.CutSet] | None,
+    frames: int = 0,
+) -> Reference:
+    """What an artifact is compared with: its checkpoint in float64."""
+    return Reference(
+        torch_session(checkpoint),
+        cuts,
+        frames,
+        sound=description.input,
+        exact=exact_session(checkpoint),
+    )
 
 
 def _with_features(checkpoint: Checkpoint, description: ArtifactDescription) -> Checkpoint:
@@ -290,7 +305,7 @@ def _description(path: Path) -> ArtifactDescription:
 def _verify_engine(
     path: Path,
     description: ArtifactDescription,
-    trusted: TorchSession,
+    checkpoint: Checkpoint,
     cuts: tuple[str, lhotse.CutSet] | None,
     progress: Progress,
 ) -> ParityReport:
@@ -298,7 +313,7 @@ def _verify_engine(
 
     assert description.engine is not None
     profile = description.engine.profile
-    reference = Reference(trusted, cuts, profile.frames[2], sound=description.input)
+    reference = _reference(checkpoint, description, cuts, profile.frames[2])
     with TensorRtSession(path) as session:
         return check_parity(session, reference, progress, grid(profile, description.blocks))
 
@@ -316,7 +331,10 @@ def _write(
     progress(f"{precision}: writing the graph")
     started = time.perf_counter()
     deploy = lower(checkpoint.network, columns=precision != "int8")
-    model = build_graph(deploy, description)
+    try:
+        model = build_graph(deploy, description)
+    except ParityError as error:
+        raise ParityError(f"{checkpoint.source.name}: {error}; nothing is written") from None
     onnx.save(model, path)
     size = path.stat().st_size
     onnx.checker.check_model(str(path), full_check=True)

@@ -123,7 +123,7 @@ def export_engines(
     """Build engines of an ONNX artifact, on or for the device, without its checkpoint.
 
     The artifact was compared with the checkpoint when it was exported; the engines are compared
-    with the artifact, in ONNX Runtime on the CPU.
+    with the artifact, in ONNX Runtime on the CPU, by the tolerance that the artifact had.
 
     Args:
         artifact: an ONNX file that ds2deploy exported.
@@ -158,7 +158,10 @@ def export_engines(
         )
     profiles = [options.profile(description.features, description.blocks) for options in engines]
     reference = Reference(
-        OnnxSession(artifact), frames=longest_frames(profiles), name=artifact.name
+        OnnxSession(artifact),
+        frames=longest_frames(profiles),
+        name=artifact.name,
+        pytorch_difference=_pytorch_difference(description),
     )
     command = shlex.join(["ds2deploy", "export", str(artifact), "--out", str(out)])
     with WholeFiles() as files:
@@ -169,3 +172,10 @@ def export_engines(
             )
             for options in engines
         ]  # fmt: skip
+
+
+def _pytorch_difference(description: ArtifactDescription) -> float | None:
+    """PyTorch's own distance from float64 that the export measured; older ones did not."""
+    found = (description.parity or {}).get("pytorch_difference")
+    known = isinstance(found, float) and 0 <= found < float("inf")
+    return found if known else None

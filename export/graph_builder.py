@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ds2deploy.runtimes.artifact import Precision
+from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.tensors import Tensor
 
 OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18}
@@ -79,8 +80,19 @@ class GraphBuilder:
         return self.node("Cast", name, x, to=to)
 
     def weight(self, name: str, array: npt.NDArray[Any]) -> str:
-        """Add an array in the graph's precision."""
-        return self.constant(name, array.astype(self.dtype, copy=False))
+        """Add an array in the graph's precision.
+
+        Raises:
+            ParityError: a number is larger than that precision can hold.
+        """
+        with np.errstate(over="ignore"):
+            rounded = array.astype(self.dtype, copy=False)
+        if not np.isfinite(rounded.astype(np.float32, copy=False)).all():
+            raise ParityError(
+                f"weights {name!r} reach {np.abs(array).max():.3g}, more than "
+                f"{np.dtype(self.dtype).name} can hold; choose fp32"
+            )
+        return self.constant(name, rounded)
 
     def constant(self, name: str, array: npt.NDArray[Any]) -> str:
         """Add an array as it is; the same name twice is the same array."""

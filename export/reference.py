@@ -1,5 +1,8 @@
 """What artifacts are compared with: a model that is trusted, and the speech that it is asked about.
 
+PyTorch in float32 is not the truth: it rounds after every step, and a recurrent network may amplify
+that. So the truth is the same network in float64, and PyTorch's own distance from it is known too.
+
 One reference serves all the artifacts of an export: speech is made, and each utterance computed,
 once.
 """
@@ -11,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from ds2deploy.export.speech import speech_waveforms
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -45,20 +49,39 @@ def lengths_of(batch: int, frames: int) -> tuple[int, ...]:
     )
 
 
+FLOOR = -10.0
+"""Log-probabilities under this decide nothing: e^-10 is a chance of 1 in 22,000."""
+
+Exact = npt.NDArray[np.float64]
+
+
+def distance(exact: Exact, found: FloatArray) -> float:
+    """Largest difference of two arrays of log-probabilities, where one of them is above `FLOOR`.
+
+    Far below it a device may give log(0); above it that is an infinite difference.
+    """
+    decisive = np.maximum(exact, found) > FLOOR
+    return float(np.abs(exact[decisive] - found[decisive]).max(initial=0.0))
+
+
 class Reference:
     """A trusted model and its answers.
 
     Args:
-        session: computes what artifacts should compute; fp32.
+        session: computes in float32 what artifacts should compute.
         audio: name and utterances of a manifest; synthetic speech without one.
         frames: of the longest utterance that will be asked for.
         name: of the file; else that of the checkpoint behind it.
         sound: what the artifacts take; by default what the session takes.
+        exact: the session's model in float64, which artifacts are then compared with. Without it
+            they are compared with the session, as on a device that has no PyTorch.
+        pytorch_difference: distance of PyTorch's float32 from float64, where an export measured
+            it; None where `exact` tells, or nobody knows.
 
     Attributes:
         description: of the model.
         name: of the model's file.
-        runtime: that computes it.
+        runtime: that computes the truth.
         speech: what is asked about: `synthetic`, or the manifest's name.
         sound: what the artifacts take.
         recordings: all utterances of the manifest as the artifacts take them, features
@@ -75,12 +98,16 @@ class Reference:
         frames: int = max(FRAMES),
         name: str = "",
         sound: Input | None = None,
+        exact: Session | None = None,
+        pytorch_difference: float | None = None,
     ) -> None:
-        self._session = session
+        self._session, self._exact = session, exact
+        self._trusted = exact or session
+        self._pytorch_difference = pytorch_difference
         self.name = name or session.description.source.name
-        self.runtime = session.runtime
+        self.runtime = self._trusted.runtime
         self._frames = max(frames, max(FRAMES))
-        self._known: dict[tuple[int, int], FloatArray] = {}
+        self._known: dict[tuple[int, int], tuple[Exact, float | None]] = {}
         self.description = session.description
         self.sound: Input = sound or session.description.input
         self.speech = "synthetic" if audio is None else audio[0]
@@ -100,19 +127,29 @@ class Reference:
         stride = self.description.features.stride
         return self._speech[index][: (frames - 1) * stride + 1 + 37 * index % (stride - 1)]
 
-    def log_probs(self, index: int, frames: int) -> FloatArray:
-        """(time', labels) of that utterance, computed alone and without padding."""
+    def log_probs(self, index: int, frames: int) -> Exact:
+        """(time', labels) float64 of that utterance, computed alone and without padding."""
+        return self._answer(index, frames)[0]
+
+    def pytorch_difference(self, index: int, frames: int) -> float | None:
+        """Distance of PyTorch's float32 from that; None where it is not known."""
+        return self._answer(index, frames)[1]
+
+    def _answer(self, index: int, frames: int) -> tuple[Exact, float | None]:
         key = (index % len(self._speech), frames)
         if key not in self._known:
-            self._known[key] = self._session.run(*pad_sounds([self._given(self.utterance(*key))]))[
-                0
-            ][0]
+            batch = pad_sounds([self._given(self.utterance(*key))])
+            truth = np.asarray(self._trusted.run(*batch)[0][0], np.float64)
+            own = self._pytorch_difference
+            if self._exact is not None:
+                own = distance(truth, self._session.run(*batch)[0][0])
+            self._known[key] = truth, own
         return self._known[key]
 
     @cached_property
     def texts(self) -> list[str]:
         """Greedy text of every recording."""
-        return decode_all(self._session, [self._given(sound) for sound in self.recordings])
+        return decode_all(self._trusted, [self._given(sound) for sound in self.recordings])
 
     @cached_property
     def _speech(self) -> list[FloatArray]:

@@ -16,6 +16,8 @@ def verdict(report: ParityReport) -> str:
     """How far apart, in half a line."""
     words = report.words
     difference = f"log-probabilities within {report.max_difference:.1e}"
+    if report.pytorch_difference is not None:
+        difference += f" of float64 (PyTorch's float32: {report.pytorch_difference:.1e})"
     if words is None:
         return difference
     return f"{difference}, {words.different} of {words.words} words differ"
@@ -29,10 +31,14 @@ def latency_line(parts: dict[str, float]) -> str:
 
 def report_lines(report: ParityReport) -> Iterator[str]:
     """A table of all that was compared, and the verdict."""
-    yield f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'same label':>10}  same text"
+    yield (
+        f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'PyTorch':>10}  {'same label':>10}  "
+        "same text"
+    )
     for case in report.cases:
         yield (
             f"{case.batch:5}  {case.frames:6}  {case.max_difference:10.1e}  "
+            f"{'' if case.pytorch_difference is None else f'{case.pytorch_difference:.1e}':>10}  "
             f"{100 * case.argmax_share:8.2f} %  {'yes' if case.same_text else 'no':9}"
             f"{'' if case.passed else '  OVER TOLERANCE'}"
         )
@@ -40,7 +46,7 @@ def report_lines(report: ParityReport) -> Iterator[str]:
         yield latency_line(report.latency_ms)
     yield (
         f"{report.precision} on {report.runtime}, {report.speech} speech: {verdict(report)} "
-        f"(allowed: {report.tolerance.log_probs:g}): {'passed' if report.passed else 'FAILED'}"
+        f"(allowed: {report.tolerance.log_probs:.2g}): {'passed' if report.passed else 'FAILED'}"
     )
 
 
@@ -60,7 +66,7 @@ def artifact_lines(item: Exported | EngineExport) -> Iterator[str]:
         f"{size}, for compute capability {', '.join(item.compute_capabilities)}; built in "
         f"{build.build_s:.1f} s and {build.peak_memory_mb:.0f} MB of memory"
     )
-    allowed = f"(allowed: {item.network.tolerance.log_probs:g})"
+    allowed = f"(allowed: {item.network.tolerance.log_probs:.2g})"
     yield f"  parsed network, {len(item.network.cases)} shapes: {verdict(item.network)} {allowed}"
     if item.report is not None:
         yield f"  engine, {len(item.report.cases)} shapes: {verdict(item.report)}"

@@ -25,9 +25,11 @@ class Alphabet:
     """
 
     def __init__(self, labels: str = ENGLISH) -> None:
-        if len(labels) < 2 or len(set(labels)) != len(labels):
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if len(labels) < 2 or twice:
+            found = f"; {', '.join(map(repr, twice))} stands twice" if twice else ""
             raise ConfigError(
-                f"labels {labels!r}: expected the blank and then every character once"
+                f"labels {labels!r}: expected the blank and then every character once{found}"
             )
         self.labels = labels
         self._index = {character: i for i, character in enumerate(labels) if i != BLANK}

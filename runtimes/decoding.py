@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.features import FloatArray, IntArray
@@ -43,11 +45,11 @@ class Transcript(msgspec.Struct, frozen=True):
     duration: float
 
 
-def greedy_labels(log_probs: FloatArray) -> list[tuple[int, int, int]]:
+def greedy_labels(log_probs: npt.NDArray[np.floating[Any]]) -> list[tuple[int, int, int]]:
     """Collapse the best path: repeats become one label, blanks go (Graves et al., 2006).
 
     Args:
-        log_probs: (time, labels) float32, valid frames only.
+        log_probs: (time, labels) float32 or float64, valid frames only.
 
     Returns:
         (label, first frame, last frame) of every label that remains.
@@ -63,11 +65,11 @@ def greedy_labels(log_probs: FloatArray) -> list[tuple[int, int, int]]:
     ]
 
 
-def greedy_text(log_probs: FloatArray, alphabet: Alphabet) -> str:
+def greedy_text(log_probs: npt.NDArray[np.floating[Any]], alphabet: Alphabet) -> str:
     """The words alone, without leading, trailing or repeated spaces.
 
     Args:
-        log_probs: (time, labels) float32, valid frames only.
+        log_probs: (time, labels) float32 or float64, valid frames only.
         alphabet: the model's labels.
     """
     return " ".join(alphabet.decode(label for label, _, _ in greedy_labels(log_probs)).split())

@@ -82,6 +82,10 @@ class DeviceError(Ds2Error, RuntimeError):
     """A GPU that was there failed: out of memory, or an execution that it refused."""
 
 
+class NotFiniteError(DeviceError):
+    """A model computes log-probabilities that are not numbers."""
+
+
 class StreamError(Ds2Error, RuntimeError):
     """A stream is used in a way that it cannot be: after its end, or of a model that has none."""
 

@@ -7,6 +7,7 @@ nor ONNX Runtime is needed, nor the memory for the weights (onnx.proto3, message
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,37 +53,47 @@ def no_description(path: Path) -> ModelFileError:
     )
 
 
+def fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
+    """Walk the fields of a message, from where the file stands.
+
+    Args:
+        file: at the first field; it may be moved while a field is looked at.
+        end: of the message, in bytes from the file's beginning.
+
+    Returns:
+        For every field its number, its kind, and the value of a `VARINT`, or the size of what the
+        file stands at.
+
+    Raises:
+        EOFError: the fields do not fill the message.
+    """
+    at = file.tell()
+    while at < end:
+        number, kind = divmod(_varint(file), 8)
+        if kind not in (VARINT, BYTES, FIXED64, FIXED32):
+            raise EOFError("bytes of another format")
+        value = {FIXED64: 8, FIXED32: 4}.get(kind) or _varint(file)
+        at = file.tell() + (0 if kind == VARINT else value)
+        if at > end:
+            raise EOFError(f"{end} bytes, more were expected")
+        yield number, kind, value
+        file.seek(at)
+
+
 def _find(file: BinaryIO, size: int) -> str | None:
     found = None
-    while file.tell() < size:
-        number, kind = divmod(_varint(file), 8)
-        if kind == VARINT:
-            _varint(file)
-        elif kind == BYTES:
-            length = _varint(file)
-            if file.tell() + length > size:
-                raise EOFError(f"{size} bytes, more were expected")
-            if number == METADATA_PROPS:
-                found = _value(file, file.tell() + length) or found
-            else:
-                file.seek(length, 1)
-        elif kind in (FIXED64, FIXED32):
-            file.seek(8 if kind == FIXED64 else 4, 1)
-        else:
-            raise EOFError("bytes of another format")
+    for number, kind, length in fields(file, size):
+        if number == METADATA_PROPS and kind == BYTES:
+            found = _value(file, file.tell() + length) or found
     return found
 
 
 def _value(file: BinaryIO, end: int) -> str | None:
     """The value of one pair, where its key is ours."""
     texts = {1: "", 2: ""}
-    while file.tell() < end:
-        number, kind = divmod(_varint(file), 8)
+    for number, kind, length in fields(file, end):
         if kind != BYTES:
             raise EOFError("bytes of another format")
-        length = _varint(file)
-        if file.tell() + length > end:
-            raise EOFError("a field is longer than what holds it")
         texts[number] = file.read(length).decode("utf-8")
     return texts[2] if texts[1] == METADATA_KEY else None
 

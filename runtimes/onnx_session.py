@@ -28,6 +28,7 @@ from ds2deploy.runtimes.onnx_library import import_onnxruntime
 from ds2deploy.runtimes.onnx_metadata import no_description, read_onnx_description
 from ds2deploy.runtimes.onnx_obstacles import Provider, first_line
 from ds2deploy.runtimes.onnx_providers import TENSORRT_PROFILE, check, configure
+from ds2deploy.runtimes.onnx_weights import check_weights
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.stream_state import run_whole
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
@@ -58,7 +59,7 @@ class OnnxSession:
 
     Raises:
         MissingFileError: no such file.
-        ModelFileError: damaged, or not exported by ds2deploy.
+        ModelFileError: damaged, with weights that are not numbers, or not exported by ds2deploy.
         RuntimeUnavailableError: ONNX Runtime, or the provider, is not there, or does not take
             this model; nothing else runs instead.
     """
@@ -83,6 +84,7 @@ class OnnxSession:
         described = description
         if chosen != "cpu" and described is None:
             described = read_onnx_description(path)
+        check_weights(path)
         self._session = _open(path, chosen, int(index or 0), threads, described)
         self.description = description or _describe(self._session, path)
         self.runtime = f"onnxruntime {device if provider in (None, 'cuda') else provider}"
@@ -138,6 +140,7 @@ def describe_artifact(path: str | Path) -> ArtifactDescription:
     """
     description = read_onnx_description(path)
     if description.precision == "bf16":  # which ONNX Runtime does not open on a CPU
+        check_weights(Path(path))
         return description
     return OnnxSession(path).description
 

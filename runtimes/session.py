@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile, frames_of
-from ds2deploy.runtimes.errors import FeaturesError
+from ds2deploy.runtimes.errors import FeaturesError, NotFiniteError
 from ds2deploy.runtimes.features import (
     FeatureConfig,
     FloatArray,
@@ -132,6 +132,28 @@ def check_batch(
             f"lengths {valid.min()} to {valid.max()}: expected 1 to {batch.shape[3]} frames"
         )
     return batch, valid
+
+
+def check_finite(session: Session, log_probs: FloatArray) -> None:
+    """Refuse log-probabilities without a likeliest label, which would be read as silence.
+
+    Args:
+        session: that computed them.
+        log_probs: (frames, labels), valid frames only; a label may be as unlikely as log(0).
+
+    Raises:
+        NotFiniteError: NaN, or a frame in which every label is impossible.
+    """
+    if np.isfinite(log_probs.max(axis=1, initial=-np.inf)).all():
+        return
+    description = session.description
+    precision = description.precision
+    half = "export fp32 instead" if precision in ("fp16", "bf16") else "export it again"
+    raise NotFiniteError(
+        f"{description.source.name}: its {precision} model on {session.runtime} gives "
+        "log-probabilities that are not numbers: a weight is none, or a sum is larger than "
+        f"{precision} can hold; {half}, or compare it with its checkpoint: ds2deploy verify"
+    )
 
 
 def check_tensors(description: ArtifactDescription, tensors: Tensors) -> Tensors:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, output_length
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.session import Session, check_finite
 from ds2deploy.runtimes.tensors import (
     LENGTHS,
     LOG_PROBS,
@@ -71,14 +71,17 @@ class StreamState:
         """Output frame of the first row of the next block."""
         return self.position // TIME_STRIDE - self._blocks.output_delay
 
-    def advance(self, log_probs: FloatArray, memory: dict[str, FloatArray]) -> FloatArray:
-        """Take the result of the block; gives its rows that are output frames of the stream."""
+    def valid_rows(self, log_probs: FloatArray) -> FloatArray:
+        """The rows of the block's result that are output frames of the stream."""
         first, end = self._first_row, self.output_length
         stop = len(log_probs) if end is None else min(len(log_probs), end - first)
+        return log_probs[max(0, -first) : max(0, stop)]
+
+    def advance(self, memory: dict[str, FloatArray]) -> None:
+        """Go to the next block, with the states that the last one left."""
         for name, array in self.memory.items():
             np.copyto(array, memory[name])  # a view would keep the whole batch alive
         self.position += self._blocks.frames
-        return log_probs[max(0, -first) : max(0, stop)]
 
 
 def step(
@@ -94,6 +97,9 @@ def step(
     Returns:
         Of each stream the log-probabilities that are new, (frames, labels) float32: none while
         the first block is not through, none past the end.
+
+    Raises:
+        NotFiniteError: log-probabilities that are not numbers.
     """
     tensors: dict[str, npt.NDArray[Any]] = {
         session.description.inputs[0]: np.stack(blocks),
@@ -104,21 +110,31 @@ def step(
     for name in names:
         tensors[STATE + name] = np.stack([state.memory[name] for state in states])
     results = session.compute(tensors)
-    return [
-        state.advance(results[LOG_PROBS][i], {name: results[NEXT + name][i] for name in names})
-        for i, state in enumerate(states)
+    rows = [
+        state.valid_rows(block) for state, block in zip(states, results[LOG_PROBS], strict=True)
     ]
+    check_finite(session, np.concatenate(rows))
+    for i, state in enumerate(states):
+        state.advance({name: results[NEXT + name][i] for name in names})
+    return rows
 
 
 def run_whole(
     session: Session, sound: FloatArray, lengths: IntArray
 ) -> tuple[FloatArray, IntArray]:
-    """`Session.run` through `Session.compute`."""
+    """`Session.run` through `Session.compute`.
+
+    Raises:
+        NotFiniteError: log-probabilities that are not numbers.
+    """
     if session.description.blocks is not None:
         return run_in_blocks(session, sound, lengths)
     name, of_lengths = session.description.inputs
     results = session.compute({name: sound, of_lengths: lengths})
-    return results[LOG_PROBS], results[OUTPUT_LENGTHS]
+    log_probs, output_lengths = results[LOG_PROBS], results[OUTPUT_LENGTHS]
+    for row, length in zip(log_probs, output_lengths, strict=True):
+        check_finite(session, row[:length])
+    return log_probs, output_lengths
 
 
 def run_in_blocks(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
@@ -27,6 +29,7 @@ class TorchSession:
         description: of the model.
         device: `cpu`, `cuda`, `cuda:1`, ...
         in_blocks: makes the same model block by block; None where it cannot stream.
+        float64: compute in float64, for which the module is converted; log_probs are float64 too.
 
     Raises:
         RuntimeUnavailableError: torch has no such device here.
@@ -38,6 +41,7 @@ class TorchSession:
         description: ArtifactDescription,
         device: str = "cpu",
         in_blocks: Callable[[], tuple[torch.nn.Module, ArtifactDescription]] | None = None,
+        float64: bool = False,
     ) -> None:
         import torch
 
@@ -50,9 +54,11 @@ class TorchSession:
             )
         self._device = torch.device(device)
         self._device_name, self._in_blocks = device, in_blocks
+        self._dtype = torch.float64 if float64 else torch.float32
+        module = module.double() if float64 else module
         self._module = module.to(self._device).eval()
         self.description = description
-        self.runtime = f"torch {device}"
+        self.runtime = f"torch {device} float64" if float64 else f"torch {device}"
         self.profile: Profile | None = None
         self.at_once: int | None = None
 
@@ -63,15 +69,19 @@ class TorchSession:
         exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
         with torch.inference_mode(), exact:
             results = self._module(
-                *(
-                    torch.from_numpy(tensors[name]).to(self._device)
-                    for name in self.description.inputs
-                )
+                *(self._given(tensors[name]) for name in self.description.inputs)
             )
         return {
             name: result.cpu().numpy()
             for name, result in zip(self.description.outputs, results, strict=True)
         }
+
+    def _given(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """An array on the device, numbers in the session's precision."""
+        import torch
+
+        tensor = torch.from_numpy(array).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """Run the network on whole utterances; see `Session.run`."""
