@@ -46,7 +46,7 @@ class Hunt:
         out: folder of this target, for what the processes write.
         seed: of the contents.
         engine: `own` or `atheris`.
-        module: with `TARGETS`, `ALLOWED` and `furnish`.
+        module: with `TARGETS`, `is_explained` and `furnish`.
         path: folder of that module.
         cpu_s: seconds of a processor for a content.
 
@@ -190,6 +190,7 @@ def main() -> int:
     names = options.targets.split(",")
     if unknown := set(names) - TARGETS.keys():
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and its process with it
     seconds = None if options.cases else 60 * options.minutes / len(names)
     failed = False
     for name in names:

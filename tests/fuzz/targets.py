@@ -14,9 +14,6 @@ import soundfile
 
 from ds2deploy.runtimes.errors import Ds2Error
 
-ALLOWED = (Ds2Error, OSError)
-"""Each is a line for a person: what is wrong with which file."""
-
 MEMBERS = 50
 """Utterances of a manifest that are looked at, at most: a case is to take milliseconds."""
 
@@ -40,6 +37,11 @@ class Target(NamedTuple):
     kind: str = "binary"
     tokens: tuple[bytes, ...] = ()
     writes: str = ""
+
+
+def is_explained(error: BaseException) -> bool:
+    """Whether the command line prints a line for a person: what is wrong with which file."""
+    return isinstance(error, Ds2Error) or (isinstance(error, OSError) and bool(error.strerror))
 
 
 def furnish(folder: Path) -> None:

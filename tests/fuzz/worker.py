@@ -9,10 +9,9 @@ import re
 import resource
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -63,7 +62,7 @@ class Case:
     Args:
         target: with `name` and `read`, which is called in the current folder.
         current: file that holds the content while it is read, for whoever finds this process dead.
-        allowed: exceptions that a reader may raise.
+        is_explained: tells the exceptions that a reader may raise.
         cpu_s: seconds of a processor for a content.
     """
 
@@ -71,10 +70,10 @@ class Case:
         self,
         target: Any,
         current: Path,
-        allowed: tuple[type[BaseException], ...],
+        is_explained: Callable[[BaseException], bool],
         cpu_s: float = CPU_S,
     ) -> None:
-        self._target, self._allowed, self._cpu_s = target, allowed, cpu_s
+        self._target, self._is_explained, self._cpu_s = target, is_explained, cpu_s
         self._current = os.open(current, os.O_RDWR | os.O_CREAT)
         self._log = open(os.dup(2), "w")  # noqa: PTH123, SIM115
         faulthandler.enable(self._log)
@@ -91,10 +90,8 @@ class Case:
         signal.setitimer(signal.ITIMER_PROF, self._cpu_s)
         try:
             self._target.read(content)
-        except self._allowed as error:
-            failed = None if str(error).count("\n") == 0 else error
         except BaseException as error:
-            failed = error
+            failed = None if self._is_explained(error) else error
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
             faulthandler.cancel_dump_traceback_later()
@@ -105,8 +102,6 @@ class Case:
         name = self._target.name
         if failed is not None:
             trace = "".join(traceback.format_exception(failed))[-4000:]
-            if isinstance(failed, self._allowed):
-                return Finding(name, "output", f"lines: {_digest(str(failed))}", content, trace)
             kind = "memory" if isinstance(failed, MemoryError) else "error"
             return Finding(name, kind, _where(failed), content, trace)
         sys.stdout.flush()
@@ -151,18 +146,18 @@ def contents(
         number += 1
 
 
-def work(target: Any, allowed: tuple[type[BaseException], ...], order: dict[str, Any]) -> None:
+def work(target: Any, is_explained: Callable[[BaseException], bool], order: dict[str, Any]) -> None:
     """Do what an order says, and write down what was found.
 
     Args:
         target: to be read.
-        allowed: exceptions that it may raise.
+        is_explained: tells the exceptions that it may raise.
         order: `out`, folder for `current`, `number` and `findings.jsonl`; `seed`, `first`
             and `last` of the numbered contents; `engine`, `own` or `atheris`; `cpu_s`; `known`
             keys; `corpus`, more to begin with; `files`, which are read instead.
     """
     out = Path(order["out"])
-    case = Case(target, out / "current", allowed, order["cpu_s"])
+    case = Case(target, out / "current", is_explained, order["cpu_s"])
     known = {tuple(key) for key in order["known"]}
     last = order["last"]
     numbers = os.open(out / "number", os.O_RDWR | os.O_CREAT)
@@ -256,16 +251,17 @@ def main() -> None:
     for ignored in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", ignored)
     target = module.TARGETS[order["target"]]
-    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_FOLDER) as folder:
-        os.chdir(folder)
-        module.furnish(Path(folder))
-        for content in target.seeds():  # whatever it imports and keeps is no case's
-            try:
-                target.read(content)
-            except module.ALLOWED:
-                continue
-        work(target, module.ALLOWED, order)
-        os.chdir("/")
+    folder = Path(order["out"]) / "here"  # which the runner removes
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    module.furnish(folder)
+    for content in target.seeds():  # whatever it imports and keeps is no case's
+        try:
+            target.read(content)
+        except Exception as error:
+            if not module.is_explained(error):
+                raise
+    work(target, module.is_explained, order)
 
 
 if __name__ == "__main__":
