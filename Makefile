@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 TYPED := build/typed/ds2deploy
 RESULTS ?= benchmarks/results
+MINUTES ?= 10
 
-.PHONY: demo test test-gpu bench bench-check lint format wheel clean
+.PHONY: demo test test-gpu fuzz bench bench-check lint format wheel clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -27,6 +28,12 @@ test: .venv/ready
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu
+
+# What reads files from outside, for so many minutes in all. build/fuzz gets what was found; a new
+# file of it, made small, belongs into tests/fuzz/corpus. `pip install atheris` allows
+# `tests/fuzz/run.py --engine atheris`, which follows the code that is reached.
+fuzz: .venv/ready
+	nice -n 10 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --out build/fuzz
 
 .venv/peers: .venv/ready
 	$(BIN)/python -m pip install -qq --editable '.[all-cpu,peers]'

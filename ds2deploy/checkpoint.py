@@ -15,7 +15,7 @@ from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256, whole_file
 from ds2deploy.model import DeepSpeech2
 from ds2deploy.runtimes.artifact import ArtifactDescription, Source
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, MissingFileError, ModelFileError
 from ds2deploy.runtimes.features import FeatureExtractor
 
 FORMAT_VERSION = 1
@@ -235,7 +235,7 @@ def _read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
     except ModelFileError:
         raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, *DECODING_ERRORS) as error:
         raise ModelFileError(
             f"{path}: its recipe is damaged ({error}); restore the original"
         ) from None

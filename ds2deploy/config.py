@@ -12,7 +12,7 @@ import msgspec
 
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
 
 
@@ -232,15 +232,17 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     source, text = _read(name)
     try:
         document = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{source}: not TOML ({error})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
+    except DECODING_ERRORS as error:
+        raise ConfigError(f"{source}: not TOML ({error})") from None
     for override in overrides:
         _override(document, override)
     try:
         return msgspec.convert(document, Recipe)
-    except (msgspec.ValidationError, ConfigError, OverflowError) as error:
+    except UnicodeError:  # in an argument that is not UTF-8
+        raise ConfigError(f"{source}: a word of --set is not UTF-8; expected text") from None
+    except DECODING_ERRORS as error:
         raise ConfigError(_explain(error, source, overrides)) from None
 
 
@@ -277,7 +279,9 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _value(text: str) -> Any:
     try:
         return msgspec.toml.decode(f"value = {text}")["value"]
-    except msgspec.DecodeError:
+    except RecursionError:
+        raise ConfigError(f"--set: {text[:20]}... is nested too deeply; expected a value") from None
+    except DECODING_ERRORS:
         return text
 
 

@@ -19,7 +19,7 @@ from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256
 from ds2deploy.foreign_pickle import plain, read_foreign_checkpoint
 from ds2deploy.runtimes.artifact import Source
-from ds2deploy.runtimes.errors import ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError
 
 # Parameter names there, as patterns, and here.
 NAMES = (
@@ -51,7 +51,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
         hyper = plain(document["hyper_parameters"])
         refusal = _why_refused(hyper["labels"])
         recipe = None if refusal else _recipe(hyper, weights)
-    except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, *DECODING_ERRORS) as error:
         raise ModelFileError(
             f"{path}: its hyper_parameters are not deepspeech.pytorch's "
             f"({type(error).__name__}: {error}); restore the original"
@@ -123,7 +123,7 @@ def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:
 def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, array in weights.items():
-        ours = parameter_name(name)
+        ours = parameter_name(name) if isinstance(name, str) else None
         if ours is None or not isinstance(array, np.ndarray):
             raise ModelFileError(
                 f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ds2deploy.board import Board
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
-from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, AudioError, ConfigError, TrainingError
 from ds2deploy.scoring import Hypothesis
 from ds2deploy.step_callback import StepCallback
 
@@ -50,6 +50,21 @@ class Place(NamedTuple):
 
 
 START = Place()
+
+
+class _Known(msgspec.Struct):
+    """What a line of metrics.jsonl or of broken.jsonl is asked for."""
+
+    step: int
+
+
+class _Metrics(_Known, kw_only=True):
+    """A line of metrics.jsonl; the best validation is chosen by its numbers."""
+
+    kind: str
+    wer: float | None = None
+    cer: float | None = None
+    valid_loss: float | None = None
 
 
 class RunFolder:
@@ -102,10 +117,13 @@ class RunFolder:
 
     def _lines(self, name: str, kind: type[Line]) -> list[Line]:
         path = self.path / name
+        known = {METRICS: _Metrics, BROKEN: _Known}.get(name)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         try:
+            for line in lines if known is not None else ():
+                msgspec.json.decode(line, type=known)
             return [msgspec.json.decode(line, type=kind) for line in lines]
-        except msgspec.DecodeError as error:
+        except DECODING_ERRORS as error:
             raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
 
     def rewind(self, step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from ds2deploy.runtimes.engine_description import EngineDescription
-from ds2deploy.runtimes.errors import ConfigError, ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 
 FORMAT_VERSION = 2
@@ -28,6 +28,9 @@ CONV_FRAMES = 11
 
 CONV_PADDING = CONV_FRAMES // 2
 """Frames on either side of the one in the middle."""
+
+MOST_UNITS, MOST_LAYERS = 65_536, 100
+"""A damaged file may ask for more, and for all the memory that there is."""
 
 TIME_STRIDE = 2
 """Input frames per output frame: the step of the first convolution."""
@@ -56,9 +59,11 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "lookahead"):
+        for name, most in (("hidden", MOST_UNITS), ("layers", MOST_LAYERS), ("lookahead", 1000)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} = {getattr(self, name)}: expected at least 1")
+            if getattr(self, name) > most:
+                raise ConfigError(f"model.{name} = {getattr(self, name)}: expected at most {most}")
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"model.norm_eps = {self.norm_eps}: expected between 0 and 1")
 
@@ -212,7 +217,9 @@ def read_description(document: str, path: str) -> ArtifactDescription:
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
         return msgspec.json.decode(document, type=ArtifactDescription)
-    except (msgspec.DecodeError, ConfigError, RecursionError) as error:
+    except ModelFileError:
+        raise
+    except DECODING_ERRORS as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None

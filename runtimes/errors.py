@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+DECODING_ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
+"""Raised by what decodes JSON, TOML and text where the bytes are of another form, not UTF-8, hold
+numbers that are too large, or are nested too deeply."""
+
 
 class Ds2Error(Exception):
     """Base of every error that ds2deploy raises on purpose."""

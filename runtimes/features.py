@@ -23,6 +23,15 @@ FRAMES_PER_BLOCK = 256
 """Frames transformed at a time: their temporaries stay in a core's cache. Measured on 10 s of
 audio: half the time that all frames at once took."""
 
+HIGHEST_RATE = 768_000
+"""Of a recorder, in Hz."""
+
+LONGEST_MS = 1000.0
+"""Of an analysis window, and of the stride."""
+
+LARGEST = 1e30
+"""Of a factor or a statistic: it, and what it is multiplied with, are float32."""
+
 SMALLEST_DEVIATION = 1e-5
 """Divisor of an utterance that is constant (digital silence), which then becomes zeros."""
 
@@ -61,18 +70,37 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     deviation: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.sample_rate <= 0 or self.stride < 1 or self.n_fft < 2:
+        # Before anything is computed of them: they may be infinite, or not numbers.
+        if not 0 < self.sample_rate <= HIGHEST_RATE:
+            raise ConfigError(
+                f"features: a sample rate of {self.sample_rate} Hz; expected 1 to {HIGHEST_RATE}"
+            )
+        for name in ("window_ms", "stride_ms"):
+            if not 0 < getattr(self, name) <= LONGEST_MS:
+                raise ConfigError(
+                    f"features.{name} = {getattr(self, name)}: expected above 0 and at most "
+                    f"{LONGEST_MS:g}"
+                )
+        if self.stride < 1 or self.n_fft < 2:
             raise ConfigError(
                 f"features: a sample rate of {self.sample_rate} Hz with a window of "
                 f"{self.window_ms} ms and a stride of {self.stride_ms} ms leaves no samples"
             )
-        if not 0 < self.scale < float("inf"):
+        if not self.scale > 0:
             raise ConfigError(f"features.scale = {self.scale}: expected above 0")
+        if not 1 / LARGEST < self.scale < LARGEST:
+            raise ConfigError(
+                f"features.scale = {self.scale}: expected {1 / LARGEST:g} to {LARGEST:g}"
+            )
         for name, values in (("mean", self.mean), ("deviation", self.deviation)):
             if values is not None and len(values) != self.bins:
                 raise ConfigError(f"features.{name} has {len(values)} values for {self.bins} bins")
-        if self.deviation is not None and not all(d > 0 for d in self.deviation):
+        if self.deviation is not None and not all(
+            1 / LARGEST < d < LARGEST for d in self.deviation
+        ):
             raise ConfigError("features.deviation: expected a positive number for every bin")
+        if self.mean is not None and not all(abs(m) < LARGEST for m in self.mean):
+            raise ConfigError("features.mean: expected a finite number for every bin")
 
     @property
     def n_fft(self) -> int:
