@@ -75,7 +75,7 @@ def test_throughput(run_script):
     assert fp32["distinct"] > 3  # random weights, yet they answer with labels
     command = passes["the first, through the command"]
     assert command["distinct"] == fp32["distinct"]
-    assert command["alone_s"] > fp32["alone_s"] + 12 * 0.1  # a process starts for each
+    assert command["alone_s"] > 2 * fp32["alone_s"]  # a process starts for each
     for words, way in (("for each", command), ("one by one", fp32)):
         goal = next(goal for name, goal in found.items() if words in name)
         assert goal["measured"] == pytest.approx(way["alone_s"] / way["together_s"])

@@ -1039,7 +1039,7 @@ def test_one_line_from_a_real_process(
         call = ["transcribe", models.onnx, bad]
     done = subprocess.run(
         [sys.executable, "-m", "ds2deploy", *map(str, call)],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1, done.stderr
