@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import signal
@@ -348,6 +349,25 @@ def children_hear_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def speech_is_made_once() -> Iterator[None]:
+    """Keep the speech of the parity checks: it is the same for every export.
+
+    To make it takes longer than a small network takes for it.
+    """
+    from ds2deploy.export import speech
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speech, "synthesize", _kept(speech.synthesize))
+        yield
+
+
+def _kept(synthesize: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Gives copies of what is kept: no test sees what another did to its own."""
+    cached = functools.lru_cache(maxsize=64)(synthesize)
+    return lambda *arguments, **options: cached(*arguments, **options).copy()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,11 @@ from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.run_folder import RunFolder
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES
+
+
+class StoppedError(Exception):
+    """Ends a demo before its exports."""
+
 
 pytest.importorskip("espeakng_loader", reason="pip install 'ds2deploy[demo]'")
 
@@ -51,7 +57,12 @@ def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert texts[0] == texts[1]
 
     first = losses(tmp_path)
-    run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+
+    def stop(*_: object) -> list[Any]:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_demo(tmp_path, stop, splits=splits, overrides=overrides)
     assert losses(tmp_path) == first
 
 

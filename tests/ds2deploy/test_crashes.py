@@ -127,8 +127,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("max_steps", [None, 11])
+@pytest.mark.parametrize(("accumulate", "max_steps"), [(1, None), (3, 11)])
 def test_it_goes_on_in_the_middle_of_an_epoch(
     recipe: Recipe, accumulate: int, max_steps: int | None, tmp_path: Path
 ):
@@ -158,8 +157,9 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
     assert_same_training(tmp_path / "whole", tmp_path / "parted")
 
 
-@pytest.mark.parametrize("validate_every", [1, 2])
-@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_validation_end"])
+@pytest.mark.parametrize(
+    ("hook", "validate_every"), [("on_validation_batch_start", 1), ("on_validation_end", 2)]
+)
 def test_it_dies_in_every_validation(
     recipe: Recipe, hook: str, validate_every: int, tmp_path: Path
 ):

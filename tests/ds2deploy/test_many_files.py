@@ -154,6 +154,7 @@ def test_a_log_is_told_now_and_then(
     small_onnx: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ds2deploy.heartbeat.SILENCE_S", 0.0)
+    monkeypatch.setattr("ds2deploy.heartbeat.MOST_LINES", float("inf"))
     lines = run("transcribe", small_onnx, *good).stderr.splitlines()
     pattern = r"transcribing: 6 of 6 files, 7 s of audio, [\d.e+]+x"
     assert re.match(pattern, lines[-1])

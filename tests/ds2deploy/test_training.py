@@ -131,6 +131,7 @@ def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precisio
     assert train(recipe)["valid_loss"] > 0
 
 
+@pytest.mark.slow
 def test_two_processes(tone_recipe: Recipe, tone_toml: Path, tmp_path: Path):
     """Lightning starts the second by the same command; only the first reports."""
     data = tone_recipe.data

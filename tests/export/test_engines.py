@@ -116,7 +116,7 @@ def test_two_precisions_of_the_trained_model(
         assert engine.profile == Profile(batch=(1, 4, 16), frames=(51, 501, 3001))
         assert engine.network_parity["passed"]
         assert engine.build.layers > 250
-        assert 0 < engine.build.build_s < 60
+        assert engine.build.build_s > 0
         assert 100 < engine.build.peak_memory_mb < 2000
         assert description.precision == item["precision"]
         assert description.parity is None
