@@ -28,7 +28,11 @@ def test_the_test_voices_are_never_heard_in_training():
     assert len(voices["test"]) >= 6
 
 
-def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ds2deploy.heartbeat.SILENCE_S", 0.0)  # every line that may be due
+    monkeypatch.setattr("ds2deploy.heartbeat.MOST_LINES", float("inf"))
     splits = (
         SPLITS[0]._replace(strings=12, voices=TRAIN_VOICES[:3]),
         SPLITS[1]._replace(strings=4, voices=TRAIN_VOICES[:2]),
@@ -40,6 +44,14 @@ def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert captured.out == ""
     for heading in ("1. Speaking", "2. Training", "3. Exporting", "4. Recognising"):
         assert heading in captured.err
+    for step in (
+        "speaking train: 11 of 12 strings",
+        "training: epoch 1/1, step 1 of 1",
+        "exporting: fp32: comparing batch 1 x 40 frames",
+        "recognising with model.onnx: 4 of 4 strings",
+        "measuring the speed: 3 of 4 clips",
+    ):
+        assert step in captured.err
     assert [Path(row.model).name for row in result.rows] == [
         "best.ckpt",
         "model.onnx",

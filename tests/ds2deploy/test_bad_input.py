@@ -1042,5 +1042,7 @@ def test_one_line_from_a_real_process(
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    # On a machine that takes its time there are lines of progress beside it.
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ds2deploy: ")]
+    assert len(lines) == 1, done.stderr
     assert str(tmp_path / "bad.") in done.stderr
