@@ -6,7 +6,13 @@ TYPED := build/typed/ds2deploy
 RESULTS ?= benchmarks/results
 MINUTES ?= 10
 
-.PHONY: demo test test-gpu fuzz bench bench-check lint format wheel clean
+# pip's last line every ten seconds, so that a log shows how far it is; its own bar needs a terminal.
+INSTALL := $(BIN)/python .ci/watch.py $(BIN)/python -m pip install --progress-bar raw
+
+# What `make test` leaves out; `make test-all` has everything.
+MARKS ?= not slow and not thorough
+
+.PHONY: demo test test-all test-gpu fuzz bench bench-check lint format wheel clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -15,7 +21,7 @@ MINUTES ?= 10
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --editable '.[all-cpu]'
+	$(INSTALL) --editable '.[all-cpu]'
 	@touch $@
 
 demo: .venv/ready
@@ -24,7 +30,10 @@ demo: .venv/ready
 # Two processes of one thread each: most of a test is Python, and threads of two processes that wait
 # for each other take longer than one after the other.
 test: .venv/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal $(TESTS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" $(TESTS)
+
+test-all:
+	$(MAKE) test MARKS=
 
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu
@@ -36,7 +45,7 @@ fuzz: .venv/ready
 	nice -n 10 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --out build/fuzz
 
 .venv/peers: .venv/ready
-	$(BIN)/python -m pip install -qq --editable '.[all-cpu,peers]'
+	$(INSTALL) --editable '.[all-cpu,peers]'
 	@touch $@
 
 # Half an hour on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where

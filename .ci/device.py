@@ -43,7 +43,9 @@ def main(demo: Path, expected_file: Path) -> None:
         refused = subprocess.run(command, check=False, capture_output=True, text=True)
         assert refused.returncode == 2, (arguments, refused)
         assert f"pip install 'ds2deploy[{extra}]'" in refused.stderr, refused.stderr
-        assert refused.stderr.count("\n") == 1, refused.stderr
+        # A busy machine may have needed lines of progress.
+        complaints = [line for line in refused.stderr.splitlines() if line[:10] == "ds2deploy:"]
+        assert len(complaints) == 1, refused.stderr
     print(f"device: {printed!r} from {audio.name}, without {', '.join(ABSENT)}")
 
 

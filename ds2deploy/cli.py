@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ds2deploy.extras import require
+from ds2deploy.heartbeat import heartbeat, status
 from ds2deploy.runtimes.errors import (
     FILE_ERRORS,
     AudioError,
@@ -24,6 +25,7 @@ from ds2deploy.runtimes.errors import (
     StoppedError,
     TrainingError,
 )
+from ds2deploy.spinning import shorten_spinning
 
 if TYPE_CHECKING:
     from ds2deploy.evaluation import Evaluation
@@ -48,9 +50,6 @@ STDIN = Path("-")
 
 BAD_RESULT = 1
 BAD_INPUT = 2
-
-LOG_EVERY_S = 15.0
-"""Seconds between two lines on what is being done, where standard error is no terminal."""
 
 
 class ErrorsInOneLine(TyperGroup):
@@ -98,6 +97,7 @@ def main() -> None:
     """Entry point of the `ds2deploy` command."""
     # What is half-written goes, as it does after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    shorten_spinning()  # before torch is imported
     app(prog_name="ds2deploy")
 
 
@@ -415,7 +415,7 @@ def export(
         raise ConfigError("--no-onnx: nothing would be written; add --trt or --rtx")
     if source.suffix == ".engine":
         raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
-    with _status(f"exporting {source}") as status:
+    with status(f"exporting {source}") as step:
         if source.suffix == ".onnx":
             from ds2deploy.export.engines import export_engines
 
@@ -433,7 +433,7 @@ def export(
                     f"{source}: {', '.join(named)}: for checkpoints; an engine of an ONNX file has "
                     "its precision, and takes what that takes"
                 )
-            exported: list[Any] = [*export_engines(source, out, engines, status)]
+            exported: list[Any] = [*export_engines(source, out, engines, step)]
         else:
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
@@ -447,7 +447,7 @@ def export(
             )
             precisions = _precisions("fp32" if precision is None else precision)
             exported = [
-                *export_checkpoint(source, out, precisions, audio, status, engines, onnx, form)
+                *export_checkpoint(source, out, precisions, audio, step, engines, onnx, form)
             ]
     if json:
         _print_json({"artifacts": msgspec.to_builtins(exported)})
@@ -481,8 +481,8 @@ def verify(
     from ds2deploy.runtimes.tensorrt_library import any_tensorrt
 
     library = any_tensorrt() if network else None
-    with _status(f"verifying {artifact}") as status:
-        report = verify_artifact(artifact, checkpoint, audio, status, library)
+    with status(f"verifying {artifact}") as step:
+        report = verify_artifact(artifact, checkpoint, audio, step, library)
     if json:
         _print_json(report.summary())
     else:
@@ -691,8 +691,8 @@ def bench(
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
         plots.mkdir(parents=True, exist_ok=True)  # what cannot be is told before minutes are spent
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
-    with _status("measuring") as status:
-        result = measure(plan, synthesize, status)
+    with status("measuring") as step:
+        result = measure(plan, synthesize, step)
     advice = advise(result)
     written = [] if plots is None else write_plots(result, plots)
     if json:
@@ -762,8 +762,9 @@ def demo(
     for module in ("espeakng_loader", "lightning", "onnx"):
         require(module, "demo")
     require("onnxruntime", "cpu")
-    from ds2deploy.demo import run_demo
-    from ds2deploy.export.artifacts import export_onnx
+    with heartbeat("importing torch and lightning"):
+        from ds2deploy.demo import run_demo
+        from ds2deploy.export.artifacts import export_onnx
 
     result = run_demo(out, export_onnx, seed)
     if json:
@@ -874,8 +875,8 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
         return f"{audio_s:.0f} s of audio, {audio_s / (time.monotonic() - started + 1e-9):.3g}x"
 
     if not sys.stderr.isatty():
-        lines = _Lines(title)
-        yield lambda done, audio_s: lines(f"{done} of {total} files, {facts(audio_s)}")
+        with heartbeat(title) as lines:
+            yield lambda done, audio_s: lines.tell(f"{done} of {total} files, {facts(audio_s)}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -896,27 +897,3 @@ def _progress(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
     ) as bar:
         task = bar.add_task(title, total=total, facts=facts(0))
         yield lambda done, audio_s: bar.update(task, completed=done, facts=facts(audio_s))
-
-
-@contextmanager
-def _status(title: str) -> Iterator[Any]:
-    """What is being done now, on stderr: live on a terminal, now and then a line elsewhere."""
-    if not sys.stderr.isatty():
-        yield _Lines(title)
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(title) as status:
-        yield lambda message: status.update(f"{title}: {message}")
-
-
-class _Lines:
-    """Says what a long command is doing to a log, not more often than it takes to wonder."""
-
-    def __init__(self, title: str) -> None:
-        self._title, self._said = title, time.monotonic()
-
-    def __call__(self, message: str) -> None:
-        if time.monotonic() - self._said > LOG_EVERY_S:
-            self._said = time.monotonic()
-            typer.echo(f"{self._title}: {message}", err=True)

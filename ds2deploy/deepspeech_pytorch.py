@@ -51,7 +51,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
         hyper = plain(document["hyper_parameters"])
         refusal = _why_refused(hyper["labels"])
         recipe = None if refusal else _recipe(hyper, weights)
-    except (KeyError, TypeError, AttributeError, ValueError, *DECODING_ERRORS) as error:
+    except (KeyError, TypeError, AttributeError, *DECODING_ERRORS) as error:
         raise ModelFileError(
             f"{path}: its hyper_parameters are not deepspeech.pytorch's "
             f"({type(error).__name__}: {error}); restore the original"

@@ -14,11 +14,11 @@ import soundfile
 from lhotse import CutSet
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ds2deploy.config import Recipe, load_recipe
 from ds2deploy.evaluation import Evaluation, evaluate
+from ds2deploy.heartbeat import status
 from ds2deploy.loading import load
 from ds2deploy.manifest import make_cuts, read_audio, write_manifest
 from ds2deploy.runtimes.errors import ConfigError
@@ -129,7 +129,7 @@ def run_demo(
     _claim(out)
 
     stage(f"Speaking: {sum(split.strings for split in splits)} strings of digits")
-    manifests = {split.name: speak(split, out, seed, console) for split in splits}
+    manifests = {split.name: speak(split, out, seed) for split in splits}
 
     recipe = demo_recipe(out, manifests, seed, overrides)
     stage(f"Training: {recipe.model.layers} x {recipe.model.rnn} of {recipe.model.hidden}")
@@ -138,20 +138,13 @@ def run_demo(
 
     stage("Exporting to ONNX; comparing each artifact with the checkpoint on the test strings")
     test = manifests["test"]
-    with console.status("exporting") as status:
-        exported = export(
-            checkpoint, out / "models", ("fp32", "fp16"), test,
-            lambda message: status.update(f"exporting: {message}"),
-        )  # fmt: skip
+    with status("exporting") as step:
+        exported = export(checkpoint, out / "models", ("fp32", "fp16"), test, step)
 
     stage(f"Recognising {splits[-1].strings} strings by {len(TEST_VOICES)} voices never heard")
     cuts = CutSet.from_jsonl(test).to_eager()
     paths = [checkpoint, *(Path(item.path) for item in exported)]
-    evaluations = []
-    for path in track(
-        paths, "models", console=console, transient=True, disable=not console.is_terminal
-    ):
-        evaluations.append(evaluate(load(path), cuts, str(test)))
+    evaluations = [_evaluate(path, cuts, str(test)) for path in paths]
     _print_clips(console, evaluations[1])
     result = DemoResult(
         rows=_rows(paths, evaluations, exported, cuts),
@@ -174,27 +167,20 @@ def _claim(out: Path) -> None:
     (out / MARKER).touch()
 
 
-def speak(split: Split, out: Path, seed: int, console: Console) -> Path:
+def speak(split: Split, out: Path, seed: int) -> Path:
     """Write the split's recordings with their transcripts, and its manifest."""
     folder = out / "audio" / split.name
     folder.mkdir(parents=True)
     utterances = []
     offset = [name for name, *_ in SPLITS].index(split.name)
     strings = digit_strings(split.strings, split.voices, 10 * seed + offset, split.digits)
-    for i, spoken in enumerate(
-        track(
-            strings,
-            split.name,
-            split.strings,
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-    ):
-        audio = folder / f"{i:05}.wav"
-        soundfile.write(audio, spoken.samples, spoken.sample_rate, subtype="PCM_16")
-        audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
-        utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
+    with status(f"speaking {split.name}") as step:
+        for i, spoken in enumerate(strings):
+            step(f"{i} of {split.strings} strings")
+            audio = folder / f"{i:05}.wav"
+            soundfile.write(audio, spoken.samples, spoken.sample_rate, subtype="PCM_16")
+            audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
+            utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
     manifest = out / "audio" / f"{split.name}.jsonl.gz"
     write_manifest(make_cuts(utterances, folder), manifest)
     return manifest
@@ -214,6 +200,16 @@ def demo_recipe(
             *overrides,
         ],
     )
+
+
+def _evaluate(path: Path, cuts: CutSet, manifest: str) -> Evaluation:
+    with status(f"recognising with {path.name}") as step:
+        return evaluate(
+            load(path),
+            cuts,
+            manifest,
+            lambda done, audio_s: step(f"{done} of {len(cuts)} strings, {audio_s:.0f} s of audio"),
+        )
 
 
 def _rows(
@@ -243,11 +239,13 @@ def measure_speed(paths: Sequence[Path], cuts: CutSet, clips: int = 12) -> list[
     rate = recognizers[0].description.features.sample_rate
     audio = [read_audio(cut, rate) for cut in list(cuts)[:clips]]
     speeds: list[list[float]] = [[] for _ in paths]
-    for samples in audio:
-        for recognizer, measured in zip(recognizers, speeds, strict=True):
-            started = time.perf_counter()
-            recognizer.transcribe(samples, rate)
-            measured.append(len(samples) / rate / (time.perf_counter() - started))
+    with status("measuring the speed") as step:
+        for number, samples in enumerate(audio):
+            step(f"{number} of {len(audio)} clips")
+            for recognizer, measured in zip(recognizers, speeds, strict=True):
+                started = time.perf_counter()
+                recognizer.transcribe(samples, rate)
+                measured.append(len(samples) / rate / (time.perf_counter() - started))
     # The first clip warms up.
     return [round(statistics.median(measured[1:] or measured), 1) for measured in speeds]
 

@@ -20,6 +20,7 @@ from ds2deploy.checkpoint import Checkpoint, load_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.data import global_statistics
 from ds2deploy.extras import require
+from ds2deploy.heartbeat import Heartbeat, heartbeat
 from ds2deploy.last_checkpoint import LastCheckpoint
 from ds2deploy.lightning_module import SpeechRecognition
 from ds2deploy.machine import keep_freed_memory
@@ -57,6 +58,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         TrainingError: the loss is no longer a number.
         WorkerError: a process that loads data died, or has too little shared memory.
     """
+    with heartbeat("training", wanted=is_main_process()) as beating:
+        return _train(recipe, resume, beating)
+
+
+def _train(recipe: Recipe, resume: bool, beating: Heartbeat) -> dict[str, float]:
+    """Train a network, and tell the heartbeat of every step."""
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
     check_hardware(recipe)
@@ -67,7 +74,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     start = _load_start(recipe) if begun is None else None
     if start is not None:
         begun = start.recipe.features
+    beating.tell("reading the data")
     cuts, recipe = _load_data(recipe, begun)
+    beating.tell("setting up")
     beginning = begin(folder, recipe, resume)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
@@ -83,7 +92,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
     recorder = RunRecorder(folder, board, beginning.place)
     # It may end the training: what the others have to say of a step comes first.
     last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
-    trainer = make_trainer(recipe, [recorder, TrainingProgress(), last])
+    trainer = make_trainer(recipe, [recorder, TrainingProgress(beating), last])
     with worker_failures(recipe.data.workers):
         if beginning.unvalidated:
             trainer.validate(

@@ -1,4 +1,4 @@
-"""A person's view of a training: a bar on a terminal, a line per validation elsewhere."""
+"""A person's view of a training: a bar on a terminal; lines of steps and validations elsewhere."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ds2deploy.heartbeat import Heartbeat
+
 
 class TrainingProgress(lightning.Callback):
     """Shows epoch, step, loss and the last word error rate.
 
     Args:
+        beating: writes the steps where there is no bar.
         console: where to; stderr without one.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, beating: Heartbeat | None = None, console: Console | None = None) -> None:
+        self._beating = beating or Heartbeat("training", silent=True)
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self._loss = float("nan")
         self._epoch = 0
         self._bar: Progress | None = None
+        self._total = 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Open the bar, where there is a terminal."""
+        training = module.recipe.training
+        total = module.steps_per_epoch * training.epochs
+        self._total = min(total, training.max_steps or total)
         if not trainer.is_global_zero or not self._console.is_terminal:
             return
         self._bar = Progress(
@@ -36,10 +44,7 @@ class TrainingProgress(lightning.Callback):
             TimeRemainingColumn(),
             console=self._console,
         )
-        training = module.recipe.training
-        total = module.steps_per_epoch * training.epochs
-        total = min(total, training.max_steps or total)
-        self._task = self._bar.add_task("", total=total, completed=trainer.global_step)
+        self._task = self._bar.add_task("", total=self._total, completed=trainer.global_step)
         self._bar.start()
 
     def on_train_batch_end(
@@ -53,6 +58,14 @@ class TrainingProgress(lightning.Callback):
             self._bar.update(
                 self._task, completed=trainer.global_step, description=f"loss {self._loss:.2f}"
             )
+        self._beating.tell(f"{self._place(trainer, module)}, loss {self._loss:.2f}")
+
+    def on_validation_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int,
+        dataloader: int = 0,
+    ) -> None:  # fmt: skip
+        """Take note of it."""
+        self._beating.tell(f"{self._place(trainer, module)}, validated {index + 1} batches")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """One line that stays."""
@@ -65,6 +78,7 @@ class TrainingProgress(lightning.Callback):
                 f"{time.monotonic() - self._started:6.0f} s",
                 highlight=False,
             )
+            self._beating.note_line()
 
     def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Close it."""
@@ -73,6 +87,11 @@ class TrainingProgress(lightning.Callback):
     def on_exception(self, trainer: lightning.Trainer, module: Any, exception: Any) -> None:
         """Close it."""
         self._close()
+
+    def _place(self, trainer: lightning.Trainer, module: Any) -> str:
+        epochs = module.recipe.training.epochs
+        place = f"epoch {trainer.current_epoch + 1}/{epochs}, step {trainer.global_step}"
+        return f"{place} of {self._total}" if self._total else place
 
     def _close(self) -> None:
         if self._bar is not None:

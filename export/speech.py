@@ -81,8 +81,9 @@ def _vowel(sample_rate: int, pitch: float, random: np.random.Generator) -> Float
     start, end = (np.array(VOWELS[random.integers(len(VOWELS))]) for _ in range(2))
     sound = np.zeros(count)
     for harmonic in range(1, int(min(4000, 0.45 * sample_rate) / pitch)):
+        wave = np.sin(harmonic * phase)
         for first, last, width in zip(start, end, BANDWIDTHS, strict=True):
             distance = (harmonic * pitch - (first + (last - first) * position)) / width
-            sound += np.sin(harmonic * phase) / (1 + distance**2) / np.sqrt(harmonic)
+            sound += wave / (1 + distance**2) / np.sqrt(harmonic)
     sound *= np.hanning(count) ** 0.5
     return (sound / max(float(np.abs(sound).max()), 1e-9)).astype(np.float32)

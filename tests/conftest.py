@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 # Two cores are what the figures are for; more threads than that only disturb each other. Where two
 # processes test side by side, `make test` gives them one each.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it
 
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from ds2deploy.config import Recipe
@@ -31,6 +38,15 @@ SHARED = Path(os.environ.get("DS2DEPLOY_TEST_DATA", ROOT.parent / "shared"))
 DIGITS_CHECKPOINT = ROOT / "tests" / "models" / "digits.ckpt"
 STREAMING_CHECKPOINT = ROOT / "tests" / "models" / "digits-streaming.ckpt"
 
+
+# How long an example takes is the machine's affair.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+PATIENCE_S = 600
+"""Longer than anything here takes on a machine that is ten times slower and busy."""
 
 TONES = {"A": 400.0, "B": 900.0, "C": 1800.0, "D": 3000.0}
 """Letters of a language of pure tones, which a tiny network learns in seconds."""
@@ -333,3 +349,112 @@ def children_hear_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def speech_is_made_once() -> Iterator[None]:
+    """Keep the speech of the parity checks: it is the same for every export.
+
+    To make it takes longer than a small network takes for it.
+    """
+    from ds2deploy.export import speech
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speech, "synthesize", _kept(speech.synthesize))
+        yield
+
+
+def _kept(synthesize: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Gives copies of what is kept: no test sees what another did to its own."""
+    cached = functools.lru_cache(maxsize=64)(synthesize)
+    return lambda *arguments, **options: cached(*arguments, **options).copy()
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch off the lines that a command writes where it takes long on a busy machine."""
+    monkeypatch.setattr("ds2deploy.heartbeat.SILENCE_S", float("inf"))
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], object]], None]:
+    """Waits for a condition; fails after a time that no machine needs."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"not so after {PATIENCE_S} s"
+            time.sleep(0.005)
+
+    return wait
+
+
+HOLDING = """
+import os, sys, time
+from pathlib import Path
+
+def hold(*_, **__):
+    Path({mark!r}).touch()
+    while not Path({go!r}).exists():
+        time.sleep(0.005)
+
+def hold_name(wanted):
+    def held(rename):
+        def call(source, target, *others, **options):
+            if Path(target).name == wanted:
+                hold()
+            return rename(source, target, *others, **options)
+        return call
+    for owner in (Path, os):
+        for name in ("replace", "rename"):
+            setattr(owner, name, held(getattr(owner, name)))
+
+{patch}
+sys.argv[0] = "ds2deploy"
+from ds2deploy.cli import main
+main()
+"""
+
+
+class Held:
+    """A command that stands still at a chosen place.
+
+    Attributes:
+        process: of the command.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], go: Path) -> None:
+        self.process, self._go = process, go
+
+    def release(self) -> None:
+        """Let it run on."""
+        self._go.touch()
+
+
+@pytest.fixture
+def hold_command(
+    tmp_path_factory: pytest.TempPathFactory, wait_until: Callable[[Callable[[], object]], None]
+) -> Callable[..., AbstractContextManager[Held]]:
+    """Starts a command in a process of its own and waits until it stands where it is told to.
+
+    The first argument is Python that puts `hold` in the place of a function, or calls
+    `hold_name(name)`: then it stands before a file gets that name.
+    """
+
+    @contextmanager
+    def start(patch: str, *arguments: object) -> Iterator[Held]:
+        folder = tmp_path_factory.mktemp("held")
+        mark, go = folder / "mark", folder / "go"
+        code = HOLDING.format(mark=str(mark), go=str(go), patch=patch)
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                wait_until(lambda: mark.exists() or process.poll() is not None)
+                assert process.poll() is None, process.communicate()[1]
+                yield Held(process, go)
+            finally:
+                process.kill()
+
+    return start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,11 @@ from ds2deploy.run_folder import RunFolder
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.synthesis import TEST_VOICES, TRAIN_VOICES
 
+
+class StoppedError(Exception):
+    """Ends a demo before its exports."""
+
+
 pytest.importorskip("espeakng_loader", reason="pip install 'ds2deploy[demo]'")
 
 
@@ -22,7 +28,11 @@ def test_the_test_voices_are_never_heard_in_training():
     assert len(voices["test"]) >= 6
 
 
-def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ds2deploy.heartbeat.SILENCE_S", 0.0)  # every line that may be due
+    monkeypatch.setattr("ds2deploy.heartbeat.MOST_LINES", float("inf"))
     splits = (
         SPLITS[0]._replace(strings=12, voices=TRAIN_VOICES[:3]),
         SPLITS[1]._replace(strings=4, voices=TRAIN_VOICES[:2]),
@@ -34,6 +44,14 @@ def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert captured.out == ""
     for heading in ("1. Speaking", "2. Training", "3. Exporting", "4. Recognising"):
         assert heading in captured.err
+    for step in (
+        "speaking train: 11 of 12 strings",
+        "training: epoch 1/1, step 1 of 1",
+        "exporting: fp32: comparing batch 1 x 40 frames",
+        "recognising with model.onnx: 4 of 4 strings",
+        "measuring the speed: 3 of 4 clips",
+    ):
+        assert step in captured.err
     assert [Path(row.model).name for row in result.rows] == [
         "best.ckpt",
         "model.onnx",
@@ -51,7 +69,12 @@ def test_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert texts[0] == texts[1]
 
     first = losses(tmp_path)
-    run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+
+    def stop(*_: object) -> list[Any]:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_demo(tmp_path, stop, splits=splits, overrides=overrides)
     assert losses(tmp_path) == first
 
 

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.onnx_session import OnnxSession
 from ds2deploy.training import train
 
-PATIENCE_S = 120
+PATIENCE_S = 600
+
+Hold = Callable[..., AbstractContextManager[Any]]
 
 
 class Killed(BaseException):
@@ -39,69 +40,73 @@ class Killed(BaseException):
 # A process that is killed ---------------------------------------------------------------------
 
 
-@contextmanager
-def command(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    call = [sys.executable, "-m", "ds2deploy", *map(str, arguments)]
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def kill_when(process: subprocess.Popen[bytes], folder: Path, pattern: str, delay_s: float) -> None:
-    """Kill a process so long after a file of that name has appeared."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(folder.glob(pattern)):
-        if process.poll() is not None:
-            pytest.fail(f"ended before {pattern} was there: {process.communicate()[1].decode()}")
-        assert time.monotonic() < deadline, f"no {pattern} after {PATIENCE_S} s"
-        time.sleep(0.0005)
-    time.sleep(delay_s)
-    process.kill()
-    process.wait()
-
-
 def final_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1])
-def test_an_export_that_is_killed_before_it_is_verified(
-    delay_s: float, small_checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "place",
+    [
+        "import onnx; onnx.checker.check_model = hold",
+        "import ds2deploy.export.artifacts as module; module.check_parity = hold",
+        "hold_name('model.onnx')",
+    ],
+)
+def test_an_export_that_is_killed_before_it_is_named(
+    place: str, hold_command: Hold, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with command("export", small_checkpoint, "--out", tmp_path) as process:
-        kill_when(process, tmp_path, ".*model.onnx", delay_s)
-        assert process.returncode == -signal.SIGKILL
+    with hold_command(place, "export", small_checkpoint, "--out", tmp_path) as held:
+        assert any(tmp_path.glob(".*model.onnx"))
+        held.process.kill()
     assert final_names(tmp_path) == set()
 
 
 @pytest.mark.slow
 def test_an_export_that_is_killed_as_soon_as_its_file_has_its_name(
-    small_checkpoint: Path, tmp_path: Path
+    hold_command: Hold, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    with command("export", small_checkpoint, "--out", tmp_path) as process:
-        kill_when(process, tmp_path, "model.onnx", 0.0)
+    place = "import ds2deploy.export.reporting as module; module.artifact_lines = hold"
+    with hold_command(place, "export", small_checkpoint, "--out", tmp_path) as held:
+        held.process.kill()
     assert_whole_artifact(tmp_path / "model.onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pattern", "delay_s"),
-    [("metrics.jsonl", 0.0), (".*best.ckpt", 0.003), ("last.ckpt", 0.3)],
+    ("place", "present"),
+    [
+        (
+            "from ds2deploy.run_folder import RunFolder as folder; append = folder.append\n"
+            "folder.append = lambda self, line: (append(self, line), hold())",
+            {"metrics.jsonl"},
+        ),
+        ("hold_name('last.ckpt')", {"metrics.jsonl"}),
+        ("hold_name('best.ckpt')", {"metrics.jsonl", "last.ckpt"}),
+        (
+            "from ds2deploy.training_progress import TrainingProgress as shown\n"
+            "end = lambda self, trainer, *_: trainer.global_step > 8 and hold()\n"
+            "shown.on_validation_end = end",
+            {"metrics.jsonl", "last.ckpt", "best.ckpt", "best.jsonl"},
+        ),
+    ],
+    ids=["a line", "last.ckpt", "best.ckpt", "later"],
 )
 def test_a_training_that_is_killed(
-    pattern: str, delay_s: float, tone_toml: Path, tone_manifests: Path, tmp_path: Path
+    place: str,
+    present: set[str],
+    hold_command: Hold,
+    tone_toml: Path,
+    tone_manifests: Path,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     settings = [f"data.{name}={tone_manifests / name}.jsonl.gz" for name in ("train", "valid")]
     settings += [f"training.run={run}", "training.epochs=1000"]
-    with command("train", tone_toml, *(p for s in settings for p in ("--set", s))) as process:
-        kill_when(process, run, pattern, delay_s)
-        assert process.returncode == -signal.SIGKILL
-    assert final_names(run) <= {"best.ckpt", "best.jsonl", "last.ckpt", "metrics.jsonl"}
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    with hold_command(place, "train", tone_toml, *arguments) as held:
+        held.process.kill()
+    assert final_names(run) == present
     for name in final_names(run) - {"best.jsonl", "metrics.jsonl"}:
         assert load_checkpoint(run / name).recipe.training.epochs == 1000
     *lines, _ = (run / "metrics.jsonl").read_bytes().split(b"\n")
@@ -364,16 +369,14 @@ def test_two_last_checkpoints_have_different_temporary_names(
 
 
 @pytest.mark.slow
-def test_a_polite_end_leaves_nothing(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_polite_end_leaves_nothing(
+    hold_command: Hold, small_checkpoint: Path, tmp_path: Path
+) -> None:
     """SIGTERM, as a scheduler or systemd sends it."""
     out = tmp_path / "out"
     out.mkdir()
-    with command("export", small_checkpoint, "--out", out) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(out.glob(".*model.onnx")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    place = "import ds2deploy.export.artifacts as module; module.check_parity = hold"
+    with hold_command(place, "export", small_checkpoint, "--out", out) as held:
+        held.process.terminate()
+        assert held.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     assert list(out.iterdir()) == []

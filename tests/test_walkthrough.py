@@ -21,7 +21,7 @@ def test_the_walkthrough_runs():
     for cell in notebook.cells:
         assert not cell.get("outputs"), "it is kept without what a run of it printed"
     resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]

@@ -24,6 +24,7 @@ def goals(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {goal["name"]: goal for goal in result["goals"]}
 
 
+@pytest.mark.thorough
 def test_latency(run_script, tmp_path: Path):
     result = run_script("latency.py", "--quick", "--out", str(tmp_path))
     found, seconds = goals(result), result["data"]["seconds"]
@@ -46,6 +47,7 @@ def test_latency(run_script, tmp_path: Path):
         assert f"]({name})" in (tmp_path / "latency.md").read_text()
 
 
+@pytest.mark.thorough
 def test_limits(run_script):
     result = run_script("limits.py", "--quick")
     data = result["data"]
@@ -65,6 +67,7 @@ def test_limits(run_script):
     assert any("int8" in note for note in result["notes"])
 
 
+@pytest.mark.thorough
 def test_throughput(run_script):
     result = run_script("throughput.py", "--quick")
     found, passes = goals(result), result["data"]["passes"]
@@ -75,13 +78,14 @@ def test_throughput(run_script):
     assert fp32["distinct"] > 3  # random weights, yet they answer with labels
     command = passes["the first, through the command"]
     assert command["distinct"] == fp32["distinct"]
-    assert command["alone_s"] > fp32["alone_s"] + 12 * 0.1  # a process starts for each
+    assert command["alone_s"] > 2 * fp32["alone_s"]  # a process starts for each
     for words, way in (("for each", command), ("one by one", fp32)):
         goal = next(goal for name, goal in found.items() if words in name)
         assert goal["measured"] == pytest.approx(way["alone_s"] / way["together_s"])
     assert goal["floor"] == pytest.approx(fp32["alone_s"] / result["data"]["least_together_s"])
 
 
+@pytest.mark.thorough
 def test_startup(run_script):
     result = run_script("startup.py", "--quick")
     texts = result["data"]["texts"]
@@ -103,6 +107,7 @@ def test_where_the_start_goes(benchmark_module):
     )
 
 
+@pytest.mark.thorough
 def test_training(run_script):
     result = run_script("training.py", "--quick")
     found, data = goals(result), result["data"]

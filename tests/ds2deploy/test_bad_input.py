@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -1039,8 +1040,11 @@ def test_one_line_from_a_real_process(
         call = ["transcribe", models.onnx, bad]
     done = subprocess.run(
         [sys.executable, "-m", "ds2deploy", *map(str, call)],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    # On a machine that takes its time there are lines of progress beside it.
+    progress = re.compile(r"(training|transcribing)(: |, for )")
+    lines = [line for line in done.stderr.splitlines() if not progress.match(line)]
+    assert len(lines) == 1, done.stderr
     assert str(tmp_path / "bad.") in done.stderr

@@ -182,7 +182,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     two = two.changed("data", batch_size=4)
     recipe = recipe_file(two, tmp_path / "two.toml")
     command = [sys.executable, "-m", "ds2deploy", "train", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
     curves = [

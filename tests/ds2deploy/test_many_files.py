@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,8 @@ from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 
 RATE = 8000
+PATIENCE_S = 600
+"""No machine needs as long."""
 ENGLISH = Alphabet("_'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
 
 
@@ -152,10 +153,11 @@ def test_evaluate_fails_where_all_are_broken(small_onnx: Path, good: list[Path],
 def test_a_log_is_told_now_and_then(
     small_onnx: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cli, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("ds2deploy.heartbeat.SILENCE_S", 0.0)
+    monkeypatch.setattr("ds2deploy.heartbeat.MOST_LINES", float("inf"))
     lines = run("transcribe", small_onnx, *good).stderr.splitlines()
     pattern = r"transcribing: 6 of 6 files, 7 s of audio, [\d.e+]+x"
-    assert re.fullmatch(pattern, lines[-1])
+    assert re.match(pattern, lines[-1])
 
 
 def on_a_terminal(*arguments: object, both: bool) -> tuple[int, str, str]:
@@ -211,9 +213,8 @@ def test_it_ends_when_it_is_told_to(number: signal.Signals, small_onnx: Path, go
     assert process.stdout is not None
     assert process.stdout.readline()
     process.send_signal(number)
-    started = time.monotonic()
-    _, stderr = process.communicate(timeout=60)
+    rest, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-    assert time.monotonic() - started < 15
+    assert len(rest.splitlines()) < 1000 * len(good) / 2  # far from its end
     assert "Traceback" not in stderr
     assert "Thread" not in stderr

@@ -131,6 +131,7 @@ def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precisio
     assert train(recipe)["valid_loss"] > 0
 
 
+@pytest.mark.slow
 def test_two_processes(tone_recipe: Recipe, tone_toml: Path, tmp_path: Path):
     """Lightning starts the second by the same command; only the first reports."""
     data = tone_recipe.data
@@ -140,7 +141,7 @@ def test_two_processes(tone_recipe: Recipe, tone_toml: Path, tmp_path: Path):
     ]  # fmt: skip
     command = [sys.executable, "-m", "ds2deploy", "train", str(tone_toml), "--json"]
     command += [part for setting in settings for part in ("--set", setting)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     reported = json.loads(done.stdout)
     lines = RunFolder(tmp_path / "two").metrics()

@@ -101,16 +101,16 @@ def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.thorough
-def test_the_default_model_exports_in_half_a_minute(
+def test_the_default_model_is_written_in_the_time_of_six_small_batches(
     tmp_path: Path, lively_network, monkeypatch: pytest.MonkeyPatch
 ):
-    """Folding, writing and checking; the parity check after it takes what the network takes."""
+    """Folding, writing and checking, against the parity check; measured, 0.4 of its time."""
     monkeypatch.setattr("ds2deploy.export.parity.FRAMES", (40, 300))
     recipe = Recipe()
     assert (recipe.model.hidden, recipe.model.layers, recipe.model.bidirectional) == (1024, 5, True)
     save_checkpoint(tmp_path / "large.ckpt", lively_network(recipe.model, gain=1), recipe, {})
     exported = export_onnx(tmp_path / "large.ckpt", tmp_path)[0]
-    assert exported.build_s < 30
+    assert exported.build_s < exported.verify_s
     assert exported.nodes <= 70
     assert exported.report.passed
 

@@ -65,6 +65,7 @@ def digit_strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory)
     return out / "test-joined.jsonl.gz"
 
 
+@pytest.mark.slow
 def test_words_of_real_speech(digits_checkpoint: Path, digit_strings: Path, tmp_path: Path):
     """I3 on the digit test strings: fp32 exact, fp16 within 0.2 % of the words."""
     fp32, fp16 = export_onnx(digits_checkpoint, tmp_path, ["fp32", "fp16"], digit_strings)

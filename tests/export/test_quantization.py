@@ -237,6 +237,7 @@ def strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out / "test-joined.jsonl.gz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_words_of_real_speech(
     streaming: bool,

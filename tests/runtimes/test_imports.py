@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import statistics
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ MODULES = sorted(
 
 def run(*arguments: str) -> str:
     result = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=600
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -39,10 +38,19 @@ def loaded_after(code: str) -> set[str]:
     return set(output.rsplit("LOADED", 1)[1].split())
 
 
-def seconds_of(*arguments: str) -> float:
-    start = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - start
+def processor_s(*arguments: str) -> float:
+    """Processor time of a fresh interpreter, the least of five: what else runs hardly counts."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    runs = []
+    for _ in range(5):
+        before = spent()
+        run(*arguments)
+        runs.append(spent() - before)
+    return min(runs)
 
 
 def test_the_check_sees_what_is_loaded():
@@ -81,19 +89,15 @@ except SystemExit as done:
     assert loaded_after(code) == set()
 
 
-# Wall clocks of a machine that does other things too: the best of several runs is what it takes.
+# Ratios, and none of them close: measured, 1.1 to 1.2, and 1.4 to 1.6.
 
 
-def test_importing_ds2deploy_takes_less_than_0_3_seconds():
-    code = (
-        "import time; start = time.perf_counter(); import ds2deploy; "
-        "print(time.perf_counter() - start)"
-    )
-    assert statistics.median(float(run("-c", code)) for _ in range(5)) < 0.3
+def test_importing_ds2deploy_takes_little_more_than_python_itself():
+    assert processor_s("-c", "import ds2deploy") < 2 * processor_s("-c", "pass")
 
 
-def test_help_takes_less_than_half_a_second():
-    assert min(seconds_of("-m", "ds2deploy", "--help") for _ in range(4)) < 0.5
+def test_help_takes_little_more_than_importing_typer():
+    assert processor_s("-m", "ds2deploy", "--help") < 3 * processor_s("-c", "import typer")
 
 
 # Who imports whom, read from the sources

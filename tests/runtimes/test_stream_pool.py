@@ -23,6 +23,8 @@ from ds2deploy.runtimes.stream_pool import PooledStream, StreamPool
 from ds2deploy.streaming import streaming_description, torch_session
 
 RATE = 16_000
+PATIENCE_S = 600
+"""No machine needs as long."""
 SPEECH = [synthesize(RATE, 2 * RATE, seed=i) for i in range(8)]
 
 
@@ -226,9 +228,9 @@ def test_what_has_finished_is_drained_before_the_end(recognizer: Recognizer, alo
 def test_who_waits_is_told_when_the_pool_closes(recognizer: Recognizer):
     with recognizer.pool() as pool:
         said: list[bool] = []
-        waiting = threading.Thread(target=lambda: said.append(pool.wait(30)))
+        waiting = threading.Thread(target=lambda: said.append(pool.wait(PATIENCE_S)))
         waiting.start()
-    waiting.join(10)
+    waiting.join(PATIENCE_S)
     assert said == [False]
 
 
@@ -254,7 +256,7 @@ def test_it_waits_for_what_there_is_to_do(pool: StreamPool):
     assert not pool.wait(0)  # not yet a block
     feeder = threading.Timer(0.05, lambda: stream.accept(SPEECH[0][5000:12_000]))
     feeder.start()
-    assert pool.wait(10)
+    assert pool.wait(PATIENCE_S)
     assert len(pool.tick()) == 1
     assert pool.wait(0)  # another block is ready
     pool.tick()

@@ -50,6 +50,8 @@ def load_standin() -> Any:
 
 
 standin = load_standin()
+PATIENCE_S = 600
+"""No machine needs as long."""
 ERRORS = standin.cudaError_t
 
 REBUILD = "ds2deploy export run/best.ckpt --trt --out out"
@@ -771,7 +773,7 @@ class Blockade:
 
         def synchronize(stream: Any) -> None:
             self.waiting.release()
-            assert self.open.wait(10)
+            assert self.open.wait(PATIENCE_S)
             wait(stream)
 
         monkeypatch.setattr(cuda.Stream, "synchronize", synchronize)
@@ -785,8 +787,8 @@ def test_as_many_run_at_once_as_there_are_contexts(engine, machine, monkeypatch)
         ]
         for thread in threads:
             thread.start()
-        assert blockade.waiting.acquire(timeout=5)
-        assert blockade.waiting.acquire(timeout=5)
+        assert blockade.waiting.acquire(timeout=PATIENCE_S)
+        assert blockade.waiting.acquire(timeout=PATIENCE_S)
         assert not blockade.waiting.acquire(timeout=0.2)  # the third waits for a lane
         assert machine.live["context"] == 2
         blockade.open.set()
@@ -816,14 +818,14 @@ def test_close_waits_for_the_runs_under_way(engine, reference, machine, monkeypa
     threads = [threading.Thread(target=run) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert blockade.waiting.acquire(timeout=5)
+    assert blockade.waiting.acquire(timeout=PATIENCE_S)
     closing = threading.Thread(target=session.close)
     closing.start()
     closing.join(0.2)
     assert closing.is_alive()
     blockade.open.set()
     for thread in (*threads, closing):
-        thread.join(10)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert len(results) + len(errors) == 3
     assert results
@@ -903,7 +905,7 @@ def test_a_lane_that_has_the_shape_is_preferred(engine, machine, monkeypatch):
             for thread in threads:
                 thread.start()
             for _ in threads:
-                assert blockade.waiting.acquire(timeout=5)
+                assert blockade.waiting.acquire(timeout=PATIENCE_S)
             blockade.open.set()
             for thread in threads:
                 thread.join()
@@ -976,7 +978,7 @@ def test_another_lane_allocates_while_one_captures(engine, reference, machine, m
                 done.append(True)
                 thread = threading.Thread(target=session.run, args=make_batch([200] * 4))
                 thread.start()
-                thread.join(10)
+                thread.join(PATIENCE_S)
 
         monkeypatch.setattr(Lane, "_queue", queue_with_a_neighbour)
         for seed in range(3):

@@ -1,0 +1,109 @@
+"""Signs of life: a live line on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SILENCE_S = 10.0
+"""Seconds without a line before one is written. A log gets one every 15 s, even where a busy
+machine delays it."""
+
+MOST_LINES = 120
+"""Lines of a command that runs for hours: its silences grow to this part of the time so far."""
+
+
+class Heartbeat:
+    """Writes the current step of a long command to stderr when nothing was written for a while.
+
+    Args:
+        title: name of the work; begins every line.
+        silent: write nothing.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self, title: str, silent: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._title, self._silent, self._clock = title, silent, clock
+        self._started = self._written = self._told = clock()
+        self._message = ""
+        self._lock = threading.Lock()
+
+    def tell(self, message: str) -> None:
+        """Take note of the current step, and write it if a line is due."""
+        if self._silent:
+            return
+        with self._lock:
+            if message != self._message:
+                self._message, self._told = message, self._clock()
+        self.beat()
+
+    def note_line(self) -> None:
+        """Take note of a line that something else has written."""
+        self._written = self._clock()
+
+    def beat(self) -> None:
+        """Write a line if one is due; it says how long a step has taken that takes long."""
+        with self._lock:
+            now = self._clock()
+            silence_s = max(SILENCE_S, (now - self._started) / MOST_LINES)
+            if self._silent or now - self._written < silence_s:
+                return
+            self._written = now
+            line = f"{self._title}: {self._message}" if self._message else self._title
+            if now - self._told >= silence_s:
+                line += f", for {now - self._told:.0f} s so far"
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def heartbeat(title: str, wanted: bool = True) -> Iterator[Heartbeat]:
+    """Write lines on the work that is done meanwhile, where stderr is not a terminal.
+
+    A thread watches the clock, so that a single long step is reported too.
+
+    Args:
+        title: name of the work.
+        wanted: write at all; False in the processes of a training that do not report.
+
+    Yields:
+        The heartbeat, to be told of every step.
+    """
+    beating = Heartbeat(title, silent=not wanted or sys.stderr.isatty())
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            beating.beat()
+
+    thread = threading.Thread(target=watch, name="ds2deploy-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield beating
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def status(title: str) -> Iterator[Callable[[str], None]]:
+    """Show the current step on stderr: live on a terminal, a line now and then elsewhere.
+
+    Args:
+        title: name of the work.
+
+    Yields:
+        A function to call with every step.
+    """
+    if not sys.stderr.isatty():
+        with heartbeat(title) as beating:
+            yield beating.tell
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(title) as live:
+        yield lambda message: live.update(f"{title}: {message}")
