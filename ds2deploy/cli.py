@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
-from typer.core import TyperGroup
 
-from ds2deploy.extras import require
-from ds2deploy.runtimes.errors import (
-    FILE_ERRORS,
-    AudioError,
-    ConfigError,
-    Ds2Error,
-    ParityError,
-    StoppedError,
-    TrainingError,
+from ds2deploy.command_errors import (
+    BAD_INPUT,
+    BAD_RESULT,
+    ErrorsInOneLine,
+    complain,
+    error_text,
+    fail,
 )
+from ds2deploy.extras import require
+from ds2deploy.output import escape_control, json_for_output, open_streams, print_error
+from ds2deploy.runtimes.cores import usable_cores
+from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, Ds2Error, OutputError
 
 if TYPE_CHECKING:
     from ds2deploy.evaluation import Evaluation
@@ -46,32 +47,8 @@ LAYOUT_HELP = (
 STDIN = Path("-")
 """In the place of a recording: raw audio on standard input."""
 
-BAD_RESULT = 1
-BAD_INPUT = 2
-
 LOG_EVERY_S = 15.0
 """Seconds between two lines on what is being done, where standard error is no terminal."""
-
-
-class ErrorsInOneLine(TyperGroup):
-    """Turns the errors that a person can act on into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except (ParityError, TrainingError) as error:
-            _fail(str(error), BAD_RESULT)
-        except StoppedError as error:
-            _fail(str(error), 128 + error.signal)
-        except Ds2Error as error:
-            _fail(_message(error), BAD_INPUT)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.strerror is None:
-                raise
-            in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-            remedy = "; expected a folder, not a file" if in_the_way else ""
-            _fail(f"{error.filename or 'writing'}: {error.strerror}{remedy}", BAD_INPUT)
 
 
 app = typer.Typer(
@@ -91,13 +68,33 @@ RuntimeName = Annotated[
     str | None,
     typer.Option(help="onnxruntime, torch, cuda, tensorrt or rtx; else what the file is for."),
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runtime choose.")]
+
+
+def _at_most_cores(threads: int) -> int:
+    cores = usable_cores()
+    if threads > cores:
+        complain(f"--threads {threads}: more than the cores of this process; {cores} are used")
+    return min(threads, cores)
+
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        callback=_at_most_cores,
+        help="CPU threads, at most one per core; 0 lets the runtime choose.",
+    ),
+]
 
 
 def main() -> None:
     """Entry point of the `ds2deploy` command."""
     # What is half-written goes, as it does after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        open_streams()
+    except OutputError as error:
+        sys.exit(complain(str(error)))
     app(prog_name="ds2deploy")
 
 
@@ -120,8 +117,10 @@ def options(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder, or manifest of deepspeech.pytorch.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the manifests.")],
+    source: Annotated[
+        Path, typer.Argument(readable=False, help="Folder, or manifest of deepspeech.pytorch.")
+    ],
+    out: Annotated[Path, typer.Argument(readable=False, help="Folder for the manifests.")],
     layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "folder",
     labels: Annotated[
         str | None,
@@ -190,7 +189,7 @@ def prepare(
     alphabet = None if labels == "auto" else Alphabet(labels or ENGLISH)
     _, report = prepare_manifests(source, out, alphabet, choices)
     for error in report.left_out:
-        _complain(f"left out: {error}")
+        complain(f"left out: {error}")
     if json:
         _print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
     else:
@@ -270,8 +269,8 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
-    manifest: Annotated[Path, typer.Argument(help="Utterances with transcripts.")],
+    model: Annotated[Path, typer.Argument(readable=False, help="Artifact or checkpoint.")],
+    manifest: Annotated[Path, typer.Argument(readable=False, help="Utterances with transcripts.")],
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -299,7 +298,7 @@ def evaluate(
     ):
         result = evaluate_model(recognizer, cuts, str(manifest), advance)
     for broken in result.failed:
-        _complain(broken.error)
+        complain(broken.error)
     if json:
         factor = round(result.real_time_factor, 5)
         _print_json({**msgspec.to_builtins(result), "real_time_factor": factor})
@@ -328,8 +327,10 @@ def _left_out(count: int) -> str:
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=EXPORT_SOURCE)],
-    out: Annotated[Path, typer.Option(help="Folder for the artifacts.")],
+    source: Annotated[
+        Path, typer.Argument(readable=False, metavar="CHECKPOINT", help=EXPORT_SOURCE)
+    ],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for the artifacts.")],
     onnx: Annotated[
         bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX files too (the default).")
     ] = True,
@@ -353,10 +354,14 @@ def export(
     ] = False,
     statistics_from: Annotated[
         Path | None,
-        typer.Option(help="--streaming: speech that normalises a model trained per utterance."),
+        typer.Option(
+            readable=False,
+            help="--streaming: speech that normalises a model trained per utterance.",
+        ),
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Manifest of real speech for the parity check.")
+        Path | None,
+        typer.Option(readable=False, help="Manifest of real speech for the parity check."),
     ] = None,
     batch: Annotated[
         str | None,
@@ -366,7 +371,8 @@ def export(
         str | None, typer.Option(help="Engine: audio at least, usually, at most; 0.5,5,30.")
     ] = None,
     profile_from: Annotated[
-        Path | None, typer.Option(help="Engine: take --seconds from this manifest's durations.")
+        Path | None,
+        typer.Option(readable=False, help="Engine: take --seconds from this manifest's durations."),
     ] = None,
     workspace: Annotated[
         int | None, typer.Option(help="Engine: limit of its scratch memory, in MiB.")
@@ -375,7 +381,8 @@ def export(
         int | None, typer.Option(help="Engine: 0 builds fast, 5 runs fast.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="--trt: file that makes the next build faster.")
+        Path | None,
+        typer.Option(readable=False, help="--trt: file that makes the next build faster."),
     ] = None,
     hardware_compatibility: Annotated[
         str | None, typer.Option(help="--trt: none, ampere_plus or same_compute_capability.")
@@ -459,10 +466,13 @@ def export(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="ONNX file or engine that ds2deploy exported.")],
-    checkpoint: Annotated[Path, typer.Argument(help="What it should compute.")],
+    artifact: Annotated[
+        Path, typer.Argument(readable=False, help="ONNX file or engine that ds2deploy exported.")
+    ],
+    checkpoint: Annotated[Path, typer.Argument(readable=False, help="What it should compute.")],
     audio: Annotated[
-        Path | None, typer.Option(help="Manifest of real speech; synthetic without it.")
+        Path | None,
+        typer.Option(readable=False, help="Manifest of real speech; synthetic without it."),
     ] = None,
     network: Annotated[
         bool,
@@ -489,7 +499,7 @@ def verify(
         for line in report_lines(report):
             typer.echo(line)
     if not report.passed:
-        _fail(
+        fail(
             f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}",
             BAD_RESULT,
         )
@@ -497,10 +507,13 @@ def verify(
 
 @app.command()
 def transcribe(
-    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
+    model: Annotated[Path, typer.Argument(readable=False, help="Artifact or checkpoint.")],
     audio: Annotated[
         list[Path],
-        typer.Argument(help="Recordings of any format and rate; - is raw audio, or WAV, on stdin."),
+        typer.Argument(
+            readable=False,
+            help="Recordings of any format and rate; - is raw audio, or WAV, on stdin.",
+        ),
     ],
     format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
     stream: Annotated[
@@ -580,11 +593,11 @@ def _transcribe_many(
             found[item.index] = item.result
             if isinstance(item.result, Ds2Error):
                 broken += 1
-                _complain(_message(item.result))
+                complain(error_text(item.result))
             while not json and printed in found:
                 result = found.pop(printed)
                 if not isinstance(result, Ds2Error):
-                    _print_line(f"{audio[printed]}\t{result.text}")
+                    _print_line(f"{escape_control(str(audio[printed]))}\t{result.text}")
                 printed += 1
             audio_s += item.audio_s
             advance(printed + len(found), audio_s)
@@ -607,7 +620,7 @@ def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, js
             _follow(recognizer, path, rate, json, len(audio) > 1)
         except FILE_ERRORS as error:
             broken += 1
-            _complain(_message(error))
+            complain(error_text(error))
             if json:
                 _print_json_line({**_named(path, error), "final": True})
     _exit_where_broken(broken, len(audio))
@@ -627,7 +640,7 @@ def _follow(
     )
 
     display: Display
-    prefix = f"{path}\t" if several else ""
+    prefix = f"{escape_control(str(path))}\t" if several else ""
     if json:
         display = JsonDisplay(_print_json_line, str(path))
     elif sys.stdout.isatty():
@@ -654,7 +667,8 @@ def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:
 @app.command()
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Artifacts, engines, checkpoints.")
+        list[Path],
+        typer.Argument(readable=False, metavar="MODEL...", help="Artifacts, engines, checkpoints."),
     ],
     batch: Annotated[str, typer.Option(help="Utterances at a time, one or several.")] = "1,8",
     seconds: Annotated[str, typer.Option(help="Of each utterance, one or several.")] = "1,10",
@@ -669,9 +683,13 @@ def bench(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to compare with; else the first among the models."),
+        typer.Option(
+            readable=False, help="Checkpoint to compare with; else the first among the models."
+        ),
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for plots, as PNG files.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder for plots, as PNG files.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure how fast models are on this machine, and say which runtime to use.
@@ -706,7 +724,9 @@ def bench(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Checkpoint, artifact, manifest or recording.")],
+    file: Annotated[
+        Path, typer.Argument(readable=False, help="Checkpoint, artifact, manifest or recording.")
+    ],
     json: Json = False,
 ) -> None:
     """Say what a file is.
@@ -749,9 +769,9 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(readable=False, help="Folder for everything that is made.")
+    ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of voices, weights and batches.")] = 0,
     json: Json = False,
 ) -> None:
@@ -769,7 +789,7 @@ def demo(
     if json:
         _print_json(result.summary())
     if not result.passed:
-        _fail(f"{out}: {result.failure()}", BAD_RESULT)
+        fail(f"{out}: {result.failure()}", BAD_RESULT)
 
 
 def _runtime(name: str | None) -> Any:
@@ -787,7 +807,7 @@ def _named(path: Path, result: Transcript | Ds2Error) -> dict[str, Any]:
     import msgspec
 
     if isinstance(result, Ds2Error):
-        return {"audio": str(path), "error": _message(result)}
+        return {"audio": str(path), "error": error_text(result)}
     return {"audio": str(path), **msgspec.to_builtins(result)}
 
 
@@ -822,43 +842,21 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _print_json(document: Any) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+    sys.stdout.write(json_for_output(document, indent=True) + "\n")
 
 
 def _print_json_line(document: Any) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    sys.stdout.write(json_for_output(document, indent=False) + "\n")
     sys.stdout.flush()
 
 
-def _message(error: Ds2Error) -> str:
-    """What it says; torch puts a traceback before it where a process of a data loader fails."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
-
-
-def _print_line(text: str, to: Any = None) -> None:
+def _print_line(text: str) -> None:
     """On stdout, past a bar that is there: typer.echo finds the stream below, and writes into it.
 
     Args:
         text: of the line.
-        to: another stream.
     """
-    print(text, file=to or sys.stdout, flush=True)
-
-
-def _complain(message: str) -> None:
-    _print_line(f"ds2deploy: {' '.join(message.split())}", sys.stderr)
-
-
-def _fail(message: str, code: int) -> None:
-    _complain(message)
-    raise typer.Exit(code)
+    print(text, flush=True)
 
 
 @contextmanager
@@ -919,4 +917,4 @@ class _Lines:
     def __call__(self, message: str) -> None:
         if time.monotonic() - self._said > LOG_EVERY_S:
             self._said = time.monotonic()
-            typer.echo(f"{self._title}: {message}", err=True)
+            print_error(f"{self._title}: {message}")
