@@ -18,6 +18,7 @@ from ds2deploy.command_errors import (
     BAD_RESULT,
     ErrorsInOneLine,
     complain,
+    complain_of,
     error_text,
     fail,
 )
@@ -147,12 +148,20 @@ def prepare(
         typer.Option(help="Also write the held-out sets, MIN,MAX recordings joined: 2,6."),
     ] = "1,1",
     join_times: Annotated[int, typer.Option(min=1, help="Uses of each in those.")] = 1,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Screen for this recipe, a file or a name: its features, and its labels unless "
+            "--labels says others. Default: features of 16 kHz every 10 ms."
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(help="Of a manifest: hear and see what this recipe's augmentation does."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="--listen: section.key=value of the recipe.")
+        list[str] | None,
+        typer.Option("--set", help="--recipe, --listen: section.key=value of the recipe."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -170,23 +179,34 @@ def prepare(
         return
     import msgspec
 
+    from ds2deploy.config import Recipe, load_recipe
     from ds2deploy.preparation import Choices
     from ds2deploy.preparation import prepare as prepare_manifests
-    from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+    from ds2deploy.runtimes.alphabet import Alphabet
     from ds2deploy.screening import Screening
 
     if split_by not in ("utterance", "speaker"):
         raise ConfigError(f"--split-by {split_by}: expected utterance or speaker")
+    if set_ and recipe is None:
+        raise ConfigError(f"--set {set_[0]}: changes a recipe; name it with --recipe")
+    wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
+    screening = Screening(
+        shortest_s=shortest,
+        longest_s=longest,
+        normalize=normalize,
+        read=read,
+        features=wanted.features,
+    )
     choices = Choices(
         layout=layout,
         valid_share=valid,
         split_by=split_by,  # type: ignore[arg-type]
         join=_pair(join),
         join_times=join_times,
-        screening=Screening(shortest_s=shortest, longest_s=longest, normalize=normalize, read=read),
+        screening=screening,
         leave_out=leave_out,
     )
-    alphabet = None if labels == "auto" else Alphabet(labels or ENGLISH)
+    alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
     _, report = prepare_manifests(source, out, alphabet, choices)
     for error in report.left_out:
         complain(f"left out: {error}")
@@ -224,7 +244,8 @@ def _print_preparation(report: Report, labels: bool) -> None:
         became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
         typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
     if report.left_out:
-        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out")
+        unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
+        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out{unreadable}")
     if labels:
         typer.echo(f"labels = {report.labels!r}  (put this line at the top of the recipe)")
 
@@ -243,15 +264,17 @@ def train(
     Example: ds2deploy train digits --set training.run=runs/mine
     """
     require("lightning", "train")
-    from ds2deploy.config import load_recipe
+    from ds2deploy.config import load_recipe, within_cores
 
-    parsed = load_recipe(recipe, set_ or [])
+    parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
     from ds2deploy.training import is_main_process
     from ds2deploy.training import train as train_network
 
     if parsed.training.export:  # now, and not when days have been spent
         require("onnxruntime", "cpu")
         require("onnx", "export")
+    for change in changes if is_main_process() else []:
+        complain(change)
     metrics = train_network(parsed, resume)
     if not is_main_process():
         return
@@ -281,6 +304,9 @@ def evaluate(
 ) -> None:
     """Word and character error rate of a model, on any runtime.
 
+    Broken recordings and transcripts that the model could never write are named and left out;
+    exit code 1 at the end, 2 where nothing is left.
+
     Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
     """
     require("lhotse", "train")
@@ -289,14 +315,14 @@ def evaluate(
 
     from ds2deploy.evaluation import evaluate as evaluate_model
     from ds2deploy.loading import load
-    from ds2deploy.manifest import read_manifest
+    from ds2deploy.manifest import read_usable
 
-    cuts = read_manifest(manifest)
+    cuts, unusable = read_usable(manifest)
     with (
         load(model, device, _runtime(runtime), threads) as recognizer,
         _progress(f"evaluating {model.name}", len(cuts)) as advance,
     ):
-        result = evaluate_model(recognizer, cuts, str(manifest), advance)
+        result = evaluate_model(recognizer, cuts, str(manifest), advance, unusable)
     for broken in result.failed:
         complain(broken.error)
     if json:
@@ -312,17 +338,24 @@ def _print_scores(result: Evaluation, errors: bool) -> None:
     """One line; before it, where they are wanted, the utterances that differ."""
     for item in result.hypotheses if errors else ():
         if item.reference != item.hypothesis:
-            typer.echo(f"{item.audio}\n  said  {item.reference}\n  heard {item.hypothesis}")
+            typer.echo(
+                f"{escape_control(item.audio)}\n  said  {item.reference}\n  heard {item.hypothesis}"
+            )
     typer.echo(
         f"WER {100 * result.wer:.2f} %  CER {100 * result.cer:.2f} %  "
         f"({result.errors.word_errors} of {result.errors.words} words, {result.utterances} "
         f"utterances, {result.audio_s:.0f} s of audio; {result.runtime}, real-time factor "
-        f"{result.real_time_factor:.3f}{_left_out(len(result.failed))})"
+        f"{result.real_time_factor:.3f}{_left_out(result)})"
     )
 
 
-def _left_out(count: int) -> str:
-    return f"; {count} broken recording{'s' if count > 1 else ''} left out" if count else ""
+def _left_out(result: Evaluation) -> str:
+    """The count of each kind of utterances that are not part of the result."""
+    parts = []
+    for kind, fault in (("recording", "broken recording"), ("transcript", "unusable transcript")):
+        if count := sum(item.of == kind for item in result.failed):
+            parts.append(f"; {count} {fault}{'s' if count > 1 else ''} left out")
+    return "".join(parts)
 
 
 @app.command()
@@ -423,7 +456,7 @@ def export(
     if source.suffix == ".engine":
         raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
     with _status(f"exporting {source}") as status:
-        if source.suffix == ".onnx":
+        if source.suffix.lower() == ".onnx":
             from ds2deploy.export.engines import export_engines
 
             given = {
@@ -724,25 +757,57 @@ def bench(
 
 @app.command()
 def inspect(
-    file: Annotated[
-        Path, typer.Argument(readable=False, help="Checkpoint, artifact, manifest or recording.")
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            readable=False,
+            metavar="FILE...",
+            help="Checkpoints, artifacts, manifests or recordings.",
+        ),
     ],
     json: Json = False,
 ) -> None:
-    """Say what a file is.
+    """Say what files are.
+
+    Of many, one that cannot be read is named on stderr and the rest goes on; exit code 1 at the
+    end, 2 where none is left. With --json, several files are a list.
 
     Example: ds2deploy inspect deploy/model.onnx
     """
     from ds2deploy.inspection import inspect_file
 
-    facts = inspect_file(file)
+    documents: list[dict[str, Any]] = []
+    broken, partly = 0, False
+    for file in files:
+        try:
+            facts = inspect_file(file)
+        except (Ds2Error, OSError) as error:
+            if len(files) == 1 or (isinstance(error, OSError) and error.strerror is None):
+                raise
+            broken += 1
+            documents.append({"file": str(file), "error": complain_of(error)})
+            continue
+        for fault in facts["details"].get("left_out", ()):
+            complain(fault)
+            partly = True
+        documents.append(facts)
+        if not json:
+            _print_facts(facts, first=len(documents) == 1)
     if json:
-        _print_json(facts)
-        return
-    del facts["details"]
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        typer.echo(f"{name:{width}}  {value}")
+        _print_json({"files": documents} if len(files) > 1 else documents[0])
+    _exit_where_broken(broken, len(files))
+    if partly:
+        raise typer.Exit(BAD_RESULT)
+
+
+def _print_facts(facts: dict[str, Any], first: bool) -> None:
+    """One line for each; an empty line before those of the next file."""
+    if not first:
+        typer.echo()
+    named = {name: value for name, value in facts.items() if name != "details"}
+    width = max(len(name) for name in named)
+    for name, value in named.items():
+        typer.echo(f"{name:{width}}  {escape_control(str(value))}")
 
 
 @app.command()

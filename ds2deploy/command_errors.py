@@ -53,6 +53,17 @@ def complain(message: str, code: int = BAD_INPUT) -> int:
     return code
 
 
+def complain_of(error: Ds2Error | OSError) -> str:
+    """Print an error of one file among several.
+
+    Returns:
+        Its message.
+    """
+    message = error_text(error) if isinstance(error, Ds2Error) else _os_error_text(error)
+    complain(message)
+    return message
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print what is wrong, and end with an exit code."""
     raise typer.Exit(complain(message, code))
@@ -76,9 +87,17 @@ def _explained(error: Ds2Error | OSError) -> int:
         return complain(error_text(error))
     if error.strerror is None:
         raise error
-    in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-    remedy = "; expected a folder, not a file" if in_the_way else ""
-    return complain(f"{error.filename or 'writing'}: {error.strerror}{remedy}")
+    return complain(_os_error_text(error))
+
+
+def _os_error_text(error: OSError) -> str:
+    """What the system says, with the file and the remedy."""
+    remedy = ""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        remedy = "; expected a folder, not a file"
+    elif isinstance(error, PermissionError):
+        remedy = "; check its permissions, and those of its folder"
+    return f"{error.filename or 'writing'}: {error.strerror}{remedy}"
 
 
 def _usage(error: Any) -> int:

@@ -1,12 +1,4 @@
-r"""Standard output and error of a command, whatever they are: a pipe, ASCII, full, or closed.
-
-A file name on Linux is bytes. Python holds those that are no UTF-8 as lone surrogates
-(`surrogateescape`), which neither UTF-8 nor JSON can hold. Three spellings, one for each use:
-
-- text on standard output: the bytes themselves, as `ls` writes them into a pipe;
-- JSON: `\xe9` for each such byte, which every parser reads;
-- manifests: Python's own surrogate as a JSON escape, `"\udce9"`, so that the file is found again.
-"""
+"""Standard output and error of a command, whatever they are: a pipe, ASCII, full, or closed."""
 
 from __future__ import annotations
 
@@ -22,12 +14,10 @@ from typing import Any, TextIO
 import msgspec
 
 from ds2deploy.runtimes.errors import OutputError
+from ds2deploy.runtimes.file_names import FOREIGN_BYTE, json_text
 
 ANY_NAME = "ds2deploy.any_name"
 """Name of the error handler of both streams, see `_any_name`."""
-
-FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
-"""A byte of a file name that is not UTF-8, as Python holds it."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 """Characters that end a line or steer a terminal."""
@@ -50,6 +40,8 @@ def open_streams() -> None:
     codecs.register_error(ANY_NAME, _any_name)
     with suppress(io.UnsupportedOperation):  # a notebook's, which is no file
         sys.stdout = _text(_Output(sys.stdout.fileno(), "wb", closefd=False), sys.stdout)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=ANY_NAME)
 
@@ -100,19 +92,6 @@ def in_one_line(text: str) -> str:
 def escape_control(text: str) -> str:
     """Write control characters as Python does: a name with a line break stays in one line."""
     return CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
-
-
-def json_text(document: Any) -> str:
-    """Encode a document in one line of JSON, see the top of this file for names.
-
-    Args:
-        document: structs, lists, dictionaries, strings and numbers.
-    """
-    try:
-        return msgspec.json.encode(document).decode()
-    except UnicodeEncodeError:
-        plain = json.dumps(msgspec.to_builtins(document), ensure_ascii=False, separators=(",", ":"))
-        return FOREIGN_BYTE.sub(lambda match: f"\\\\x{ord(match.group()) - 0xDC00:02x}", plain)
 
 
 def json_for_output(document: Any, indent: bool) -> str:

@@ -24,6 +24,7 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.file_names import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx_metadata import no_description, read_onnx_description
 from ds2deploy.runtimes.onnx_providers import (
     TENSORRT_PROFILE,
@@ -181,7 +182,9 @@ def _open(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = configure(onnxruntime, options, provider, index, path, description)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers or None)
+        # ONNX Runtime wants names in UTF-8; a graph has everything in one file.
+        model = path.read_bytes() if FOREIGN_BYTE.search(str(path)) else str(path)
+        session = onnxruntime.InferenceSession(model, options, providers=providers or None)
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if provider not in ("cpu", "cuda") and precision is not None:
             raise RuntimeUnavailableError(
