@@ -9,7 +9,12 @@ from typing import Literal
 from ds2deploy.runtimes.cores import usable_cores
 from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.engine_file import read_engine_description
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, RuntimeUnavailableError
+from ds2deploy.runtimes.errors import (
+    ConfigError,
+    MissingFileError,
+    ModelFileError,
+    RuntimeUnavailableError,
+)
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
 
@@ -42,7 +47,10 @@ def load(
         MissingFileError: no such file.
         ModelFileError: not a model, damaged, or of a newer format.
         RuntimeUnavailableError: the runtime or the device is not there; nothing else is tried.
+        ConfigError: fewer than 0 threads.
     """
+    if threads < 0:
+        raise ConfigError(f"threads {threads}: expected 0 or more")
     path = Path(path)
     natural = model_runtime(path)
     chosen = _choose(path, natural, runtime)

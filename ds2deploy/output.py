@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 import msgspec
@@ -41,7 +42,7 @@ def open_streams() -> None:
     with suppress(io.UnsupportedOperation):  # a notebook's, which is no file
         sys.stdout = _text(_Output(sys.stdout.fileno(), "wb", closefd=False), sys.stdout)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=ANY_NAME)
 
