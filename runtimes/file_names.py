@@ -20,6 +20,11 @@ FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
 """A byte of a file name that is not UTF-8, as Python holds it."""
 
 
+def marked(text: str) -> str:
+    r"""Write each byte that is not UTF-8 as `\xe9`, so that the text can be encoded."""
+    return FOREIGN_BYTE.sub(lambda match: f"\\x{ord(match.group()) - 0xDC00:02x}", text)
+
+
 def json_text(document: Any) -> str:
     """Encode a document in one line of JSON that every parser reads.
 
