@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import msgspec
-
 from ds2deploy.runtimes.errors import OutputError
 from ds2deploy.runtimes.file_names import FOREIGN_BYTE, json_text
 
@@ -97,6 +95,8 @@ def escape_control(text: str) -> str:
 
 def json_for_output(document: Any, indent: bool) -> str:
     """Encode a document for standard output; beyond ASCII where its encoding is UTF-8."""
+    import msgspec
+
     text = json_text(document)
     if (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8":
         text = re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match.group())[1:-1], text)

@@ -14,8 +14,6 @@ import json
 import re
 from typing import Any
 
-import msgspec
-
 FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
 """A byte of a file name that is not UTF-8, as Python holds it."""
 
@@ -31,6 +29,8 @@ def json_text(document: Any) -> str:
     Args:
         document: structs, lists, dictionaries, strings and numbers.
     """
+    import msgspec  # not at the top: `ds2deploy --help` has no need of it
+
     try:
         return msgspec.json.encode(document).decode()
     except UnicodeEncodeError:
