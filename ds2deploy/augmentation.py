@@ -10,10 +10,10 @@ import soundfile
 import soxr
 
 from ds2deploy.config import AugmentConfig
+from ds2deploy.listing import READ_SUFFIXES, list_files
 from ds2deploy.runtimes.audio import convert_audio
 from ds2deploy.runtimes.errors import AudioError, ConfigError, NoiseError
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.sources import AUDIO_SUFFIXES
 from ds2deploy.tempo import change_tempo
 
 NEUTRAL = AugmentConfig()
@@ -104,7 +104,7 @@ def noise_files(folder: str) -> tuple[Path, ...]:
     Raises:
         ConfigError: no such folder, or no recordings in it.
     """
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    found = [p for p in list_files(Path(folder)).files if p.suffix.lower() in READ_SUFFIXES]
     if not found:
         what = "holds no audio" if Path(folder).is_dir() else "no such folder"
         raise ConfigError(f"augment.noise_folder = {folder}: {what}; expected recordings of noise")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from ds2deploy.runtimes.file_names import json_text, manifest_line
 
 if TYPE_CHECKING:
     from ds2deploy.benchmark_plan import Case
@@ -111,7 +114,7 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
         audio_rate: of it, in Hz.
     """
     settings = Settings(str(case.path), case.model, case.runtime, threads, str(audio), audio_rate)
-    document = msgspec.json.encode(settings).decode()
+    document = manifest_line(msgspec.to_builtins(settings))
     try:
         done = subprocess.run(  # noqa: S603  # our own interpreter and module
             [sys.executable, "-c", PROBE, document],
@@ -136,14 +139,14 @@ def main() -> None:
     """Measure what the only argument says, and print the answer."""
     from ds2deploy.runtimes.errors import Ds2Error, MissingFileError, ModelFileError
 
-    settings = msgspec.json.decode(sys.argv[1], type=Settings)
+    settings = msgspec.convert(json.loads(sys.argv[1]), Settings)
     try:
         answer = Answer(start=_measure(settings))
     except (ModelFileError, MissingFileError) as error:
         answer = Answer(reason=str(error), bad_file=True)
     except Ds2Error as error:
         answer = Answer(reason=str(error))
-    print(msgspec.json.encode(answer).decode())
+    print(json_text(answer))
 
 
 def _measure(settings: Settings) -> Start:

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
-from typer.core import TyperGroup
 
+from ds2deploy.command_errors import (
+    BAD_INPUT,
+    BAD_RESULT,
+    ErrorsInOneLine,
+    complain,
+    complain_of,
+    error_text,
+    fail,
+)
 from ds2deploy.extras import require
 from ds2deploy.heartbeat import heartbeat, status
-from ds2deploy.runtimes.errors import (
-    FILE_ERRORS,
-    AudioError,
-    ConfigError,
-    Ds2Error,
-    ParityError,
-    StoppedError,
-    TrainingError,
-)
+from ds2deploy.output import escape_control, json_for_output, open_streams
+from ds2deploy.runtimes.cores import usable_cores
+from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, Ds2Error, OutputError
 from ds2deploy.spinning import shorten_spinning
 
 if TYPE_CHECKING:
@@ -48,30 +50,6 @@ LAYOUT_HELP = (
 STDIN = Path("-")
 """In the place of a recording: raw audio on standard input."""
 
-BAD_RESULT = 1
-BAD_INPUT = 2
-
-
-class ErrorsInOneLine(TyperGroup):
-    """Turns the errors that a person can act on into one line and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except (ParityError, TrainingError) as error:
-            _fail(str(error), BAD_RESULT)
-        except StoppedError as error:
-            _fail(str(error), 128 + error.signal)
-        except Ds2Error as error:
-            _fail(_message(error), BAD_INPUT)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.strerror is None:
-                raise
-            in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
-            remedy = "; expected a folder, not a file" if in_the_way else ""
-            _fail(f"{error.filename or 'writing'}: {error.strerror}{remedy}", BAD_INPUT)
-
 
 app = typer.Typer(
     cls=ErrorsInOneLine,
@@ -90,7 +68,23 @@ RuntimeName = Annotated[
     str | None,
     typer.Option(help="onnxruntime, torch, cuda, tensorrt or rtx; else what the file is for."),
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets the runtime choose.")]
+
+
+def _at_most_cores(threads: int) -> int:
+    cores = usable_cores()
+    if threads > cores:
+        complain(f"--threads {threads}: more than the cores of this process; {cores} are used")
+    return min(threads, cores)
+
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        callback=_at_most_cores,
+        help="CPU threads, at most one per core; 0 lets the runtime choose.",
+    ),
+]
 
 
 def main() -> None:
@@ -98,6 +92,10 @@ def main() -> None:
     # What is half-written goes, as it does after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     shorten_spinning()  # before torch is imported
+    try:
+        open_streams()
+    except OutputError as error:
+        sys.exit(complain(str(error)))
     app(prog_name="ds2deploy")
 
 
@@ -120,8 +118,10 @@ def options(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder, or manifest of deepspeech.pytorch.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the manifests.")],
+    source: Annotated[
+        Path, typer.Argument(readable=False, help="Folder, or manifest of deepspeech.pytorch.")
+    ],
+    out: Annotated[Path, typer.Argument(readable=False, help="Folder for the manifests.")],
     layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "folder",
     labels: Annotated[
         str | None,
@@ -148,12 +148,20 @@ def prepare(
         typer.Option(help="Also write the held-out sets, MIN,MAX recordings joined: 2,6."),
     ] = "1,1",
     join_times: Annotated[int, typer.Option(min=1, help="Uses of each in those.")] = 1,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Screen for this recipe, a file or a name: its features, and its labels unless "
+            "--labels says others. Default: features of 16 kHz every 10 ms."
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(help="Of a manifest: hear and see what this recipe's augmentation does."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="--listen: section.key=value of the recipe.")
+        list[str] | None,
+        typer.Option("--set", help="--recipe, --listen: section.key=value of the recipe."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -171,26 +179,37 @@ def prepare(
         return
     import msgspec
 
+    from ds2deploy.config import Recipe, load_recipe
     from ds2deploy.preparation import Choices
     from ds2deploy.preparation import prepare as prepare_manifests
-    from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+    from ds2deploy.runtimes.alphabet import Alphabet
     from ds2deploy.screening import Screening
 
     if split_by not in ("utterance", "speaker"):
         raise ConfigError(f"--split-by {split_by}: expected utterance or speaker")
+    if set_ and recipe is None:
+        raise ConfigError(f"--set {set_[0]}: changes a recipe; name it with --recipe")
+    wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
+    screening = Screening(
+        shortest_s=shortest,
+        longest_s=longest,
+        normalize=normalize,
+        read=read,
+        features=wanted.features,
+    )
     choices = Choices(
         layout=layout,
         valid_share=valid,
         split_by=split_by,  # type: ignore[arg-type]
         join=_pair(join),
         join_times=join_times,
-        screening=Screening(shortest_s=shortest, longest_s=longest, normalize=normalize, read=read),
+        screening=screening,
         leave_out=leave_out,
     )
-    alphabet = None if labels == "auto" else Alphabet(labels or ENGLISH)
+    alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
     _, report = prepare_manifests(source, out, alphabet, choices)
     for error in report.left_out:
-        _complain(f"left out: {error}")
+        complain(f"left out: {error}")
     if json:
         _print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
     else:
@@ -225,7 +244,8 @@ def _print_preparation(report: Report, labels: bool) -> None:
         became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
         typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
     if report.left_out:
-        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out")
+        unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
+        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out{unreadable}")
     if labels:
         typer.echo(f"labels = {report.labels!r}  (put this line at the top of the recipe)")
 
@@ -244,15 +264,17 @@ def train(
     Example: ds2deploy train digits --set training.run=runs/mine
     """
     require("lightning", "train")
-    from ds2deploy.config import load_recipe
+    from ds2deploy.config import load_recipe, within_cores
 
-    parsed = load_recipe(recipe, set_ or [])
+    parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
     from ds2deploy.training import is_main_process
     from ds2deploy.training import train as train_network
 
     if parsed.training.export:  # now, and not when days have been spent
         require("onnxruntime", "cpu")
         require("onnx", "export")
+    for change in changes if is_main_process() else []:
+        complain(change)
     metrics = train_network(parsed, resume)
     if not is_main_process():
         return
@@ -270,8 +292,8 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
-    manifest: Annotated[Path, typer.Argument(help="Utterances with transcripts.")],
+    model: Annotated[Path, typer.Argument(readable=False, help="Artifact or checkpoint.")],
+    manifest: Annotated[Path, typer.Argument(readable=False, help="Utterances with transcripts.")],
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -282,6 +304,9 @@ def evaluate(
 ) -> None:
     """Word and character error rate of a model, on any runtime.
 
+    Broken recordings and transcripts that the model could never write are named and left out;
+    exit code 1 at the end, 2 where nothing is left.
+
     Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
     """
     require("lhotse", "train")
@@ -290,16 +315,16 @@ def evaluate(
 
     from ds2deploy.evaluation import evaluate as evaluate_model
     from ds2deploy.loading import load
-    from ds2deploy.manifest import read_manifest
+    from ds2deploy.manifest import read_usable
 
-    cuts = read_manifest(manifest)
+    cuts, unusable = read_usable(manifest)
     with (
         load(model, device, _runtime(runtime), threads) as recognizer,
         _progress(f"evaluating {model.name}", len(cuts)) as advance,
     ):
-        result = evaluate_model(recognizer, cuts, str(manifest), advance)
+        result = evaluate_model(recognizer, cuts, str(manifest), advance, unusable)
     for broken in result.failed:
-        _complain(broken.error)
+        complain(broken.error)
     if json:
         factor = round(result.real_time_factor, 5)
         _print_json({**msgspec.to_builtins(result), "real_time_factor": factor})
@@ -313,23 +338,32 @@ def _print_scores(result: Evaluation, errors: bool) -> None:
     """One line; before it, where they are wanted, the utterances that differ."""
     for item in result.hypotheses if errors else ():
         if item.reference != item.hypothesis:
-            typer.echo(f"{item.audio}\n  said  {item.reference}\n  heard {item.hypothesis}")
+            typer.echo(
+                f"{escape_control(item.audio)}\n  said  {item.reference}\n  heard {item.hypothesis}"
+            )
     typer.echo(
         f"WER {100 * result.wer:.2f} %  CER {100 * result.cer:.2f} %  "
         f"({result.errors.word_errors} of {result.errors.words} words, {result.utterances} "
         f"utterances, {result.audio_s:.0f} s of audio; {result.runtime}, real-time factor "
-        f"{result.real_time_factor:.3f}{_left_out(len(result.failed))})"
+        f"{result.real_time_factor:.3f}{_left_out(result)})"
     )
 
 
-def _left_out(count: int) -> str:
-    return f"; {count} broken recording{'s' if count > 1 else ''} left out" if count else ""
+def _left_out(result: Evaluation) -> str:
+    """The count of each kind of utterances that are not part of the result."""
+    parts = []
+    for kind, fault in (("recording", "broken recording"), ("transcript", "unusable transcript")):
+        if count := sum(item.of == kind for item in result.failed):
+            parts.append(f"; {count} {fault}{'s' if count > 1 else ''} left out")
+    return "".join(parts)
 
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=EXPORT_SOURCE)],
-    out: Annotated[Path, typer.Option(help="Folder for the artifacts.")],
+    source: Annotated[
+        Path, typer.Argument(readable=False, metavar="CHECKPOINT", help=EXPORT_SOURCE)
+    ],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for the artifacts.")],
     onnx: Annotated[
         bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX files too (the default).")
     ] = True,
@@ -353,10 +387,14 @@ def export(
     ] = False,
     statistics_from: Annotated[
         Path | None,
-        typer.Option(help="--streaming: speech that normalises a model trained per utterance."),
+        typer.Option(
+            readable=False,
+            help="--streaming: speech that normalises a model trained per utterance.",
+        ),
     ] = None,
     audio: Annotated[
-        Path | None, typer.Option(help="Manifest of real speech for the parity check.")
+        Path | None,
+        typer.Option(readable=False, help="Manifest of real speech for the parity check."),
     ] = None,
     batch: Annotated[
         str | None,
@@ -366,7 +404,8 @@ def export(
         str | None, typer.Option(help="Engine: audio at least, usually, at most; 0.5,5,30.")
     ] = None,
     profile_from: Annotated[
-        Path | None, typer.Option(help="Engine: take --seconds from this manifest's durations.")
+        Path | None,
+        typer.Option(readable=False, help="Engine: take --seconds from this manifest's durations."),
     ] = None,
     workspace: Annotated[
         int | None, typer.Option(help="Engine: limit of its scratch memory, in MiB.")
@@ -375,7 +414,8 @@ def export(
         int | None, typer.Option(help="Engine: 0 builds fast, 5 runs fast.")
     ] = None,
     timing_cache: Annotated[
-        Path | None, typer.Option(help="--trt: file that makes the next build faster.")
+        Path | None,
+        typer.Option(readable=False, help="--trt: file that makes the next build faster."),
     ] = None,
     hardware_compatibility: Annotated[
         str | None, typer.Option(help="--trt: none, ampere_plus or same_compute_capability.")
@@ -416,7 +456,7 @@ def export(
     if source.suffix == ".engine":
         raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
     with status(f"exporting {source}") as step:
-        if source.suffix == ".onnx":
+        if source.suffix.lower() == ".onnx":
             from ds2deploy.export.engines import export_engines
 
             given = {
@@ -459,10 +499,13 @@ def export(
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="ONNX file or engine that ds2deploy exported.")],
-    checkpoint: Annotated[Path, typer.Argument(help="What it should compute.")],
+    artifact: Annotated[
+        Path, typer.Argument(readable=False, help="ONNX file or engine that ds2deploy exported.")
+    ],
+    checkpoint: Annotated[Path, typer.Argument(readable=False, help="What it should compute.")],
     audio: Annotated[
-        Path | None, typer.Option(help="Manifest of real speech; synthetic without it.")
+        Path | None,
+        typer.Option(readable=False, help="Manifest of real speech; synthetic without it."),
     ] = None,
     network: Annotated[
         bool,
@@ -489,7 +532,7 @@ def verify(
         for line in report_lines(report):
             typer.echo(line)
     if not report.passed:
-        _fail(
+        fail(
             f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}",
             BAD_RESULT,
         )
@@ -497,10 +540,13 @@ def verify(
 
 @app.command()
 def transcribe(
-    model: Annotated[Path, typer.Argument(help="Artifact or checkpoint.")],
+    model: Annotated[Path, typer.Argument(readable=False, help="Artifact or checkpoint.")],
     audio: Annotated[
         list[Path],
-        typer.Argument(help="Recordings of any format and rate; - is raw audio, or WAV, on stdin."),
+        typer.Argument(
+            readable=False,
+            help="Recordings of any format and rate; - is raw audio, or WAV, on stdin.",
+        ),
     ],
     format_: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
     stream: Annotated[
@@ -580,11 +626,11 @@ def _transcribe_many(
             found[item.index] = item.result
             if isinstance(item.result, Ds2Error):
                 broken += 1
-                _complain(_message(item.result))
+                complain(error_text(item.result))
             while not json and printed in found:
                 result = found.pop(printed)
                 if not isinstance(result, Ds2Error):
-                    _print_line(f"{audio[printed]}\t{result.text}")
+                    _print_line(f"{escape_control(str(audio[printed]))}\t{result.text}")
                 printed += 1
             audio_s += item.audio_s
             advance(printed + len(found), audio_s)
@@ -607,7 +653,7 @@ def _follow_each(recognizer: Recognizer, audio: list[Path], rate: int | None, js
             _follow(recognizer, path, rate, json, len(audio) > 1)
         except FILE_ERRORS as error:
             broken += 1
-            _complain(_message(error))
+            complain(error_text(error))
             if json:
                 _print_json_line({**_named(path, error), "final": True})
     _exit_where_broken(broken, len(audio))
@@ -627,7 +673,7 @@ def _follow(
     )
 
     display: Display
-    prefix = f"{path}\t" if several else ""
+    prefix = f"{escape_control(str(path))}\t" if several else ""
     if json:
         display = JsonDisplay(_print_json_line, str(path))
     elif sys.stdout.isatty():
@@ -654,7 +700,8 @@ def _pipe(recognizer: Recognizer, rate: int | None) -> PcmStream:
 @app.command()
 def bench(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help="Artifacts, engines, checkpoints.")
+        list[Path],
+        typer.Argument(readable=False, metavar="MODEL...", help="Artifacts, engines, checkpoints."),
     ],
     batch: Annotated[str, typer.Option(help="Utterances at a time, one or several.")] = "1,8",
     seconds: Annotated[str, typer.Option(help="Of each utterance, one or several.")] = "1,10",
@@ -669,9 +716,13 @@ def bench(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint to compare with; else the first among the models."),
+        typer.Option(
+            readable=False, help="Checkpoint to compare with; else the first among the models."
+        ),
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for plots, as PNG files.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder for plots, as PNG files.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure how fast models are on this machine, and say which runtime to use.
@@ -706,23 +757,57 @@ def bench(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Checkpoint, artifact, manifest or recording.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            readable=False,
+            metavar="FILE...",
+            help="Checkpoints, artifacts, manifests or recordings.",
+        ),
+    ],
     json: Json = False,
 ) -> None:
-    """Say what a file is.
+    """Say what files are.
+
+    Of many, one that cannot be read is named on stderr and the rest goes on; exit code 1 at the
+    end, 2 where none is left. With --json, several files are a list.
 
     Example: ds2deploy inspect deploy/model.onnx
     """
     from ds2deploy.inspection import inspect_file
 
-    facts = inspect_file(file)
+    documents: list[dict[str, Any]] = []
+    broken, partly = 0, False
+    for file in files:
+        try:
+            facts = inspect_file(file)
+        except (Ds2Error, OSError) as error:
+            if len(files) == 1 or (isinstance(error, OSError) and error.strerror is None):
+                raise
+            broken += 1
+            documents.append({"file": str(file), "error": complain_of(error)})
+            continue
+        for fault in facts["details"].get("left_out", ()):
+            complain(fault)
+            partly = True
+        documents.append(facts)
+        if not json:
+            _print_facts(facts, first=len(documents) == 1)
     if json:
-        _print_json(facts)
-        return
-    del facts["details"]
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        typer.echo(f"{name:{width}}  {value}")
+        _print_json({"files": documents} if len(files) > 1 else documents[0])
+    _exit_where_broken(broken, len(files))
+    if partly:
+        raise typer.Exit(BAD_RESULT)
+
+
+def _print_facts(facts: dict[str, Any], first: bool) -> None:
+    """One line for each; an empty line before those of the next file."""
+    if not first:
+        typer.echo()
+    named = {name: value for name, value in facts.items() if name != "details"}
+    width = max(len(name) for name in named)
+    for name, value in named.items():
+        typer.echo(f"{name:{width}}  {escape_control(str(value))}")
 
 
 @app.command()
@@ -749,9 +834,9 @@ def doctor(json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(readable=False, help="Folder for everything that is made.")
+    ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of voices, weights and batches.")] = 0,
     json: Json = False,
 ) -> None:
@@ -770,7 +855,7 @@ def demo(
     if json:
         _print_json(result.summary())
     if not result.passed:
-        _fail(f"{out}: {result.failure()}", BAD_RESULT)
+        fail(f"{out}: {result.failure()}", BAD_RESULT)
 
 
 def _runtime(name: str | None) -> Any:
@@ -788,7 +873,7 @@ def _named(path: Path, result: Transcript | Ds2Error) -> dict[str, Any]:
     import msgspec
 
     if isinstance(result, Ds2Error):
-        return {"audio": str(path), "error": _message(result)}
+        return {"audio": str(path), "error": error_text(result)}
     return {"audio": str(path), **msgspec.to_builtins(result)}
 
 
@@ -823,43 +908,21 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _print_json(document: Any) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document)).decode() + "\n")
+    sys.stdout.write(json_for_output(document, indent=True) + "\n")
 
 
 def _print_json_line(document: Any) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    sys.stdout.write(json_for_output(document, indent=False) + "\n")
     sys.stdout.flush()
 
 
-def _message(error: Ds2Error) -> str:
-    """What it says; torch puts a traceback before it where a process of a data loader fails."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
-
-
-def _print_line(text: str, to: Any = None) -> None:
+def _print_line(text: str) -> None:
     """On stdout, past a bar that is there: typer.echo finds the stream below, and writes into it.
 
     Args:
         text: of the line.
-        to: another stream.
     """
-    print(text, file=to or sys.stdout, flush=True)
-
-
-def _complain(message: str) -> None:
-    _print_line(f"ds2deploy: {' '.join(message.split())}", sys.stderr)
-
-
-def _fail(message: str, code: int) -> None:
-    _complain(message)
-    raise typer.Exit(code)
+    print(text, flush=True)
 
 
 @contextmanager

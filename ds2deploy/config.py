@@ -14,6 +14,7 @@ from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.text_files import decode_text
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -229,9 +230,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         MissingFileError: neither a file nor a known name.
         ConfigError: not TOML, an unknown key, or a value of another type.
     """
-    source, text = _read(name)
+    source, content = _read(name)
     try:
-        document = msgspec.toml.decode(text)
+        document = msgspec.toml.decode(decode_text(content))
     except UnicodeDecodeError:
         raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
     except DECODING_ERRORS as error:
@@ -244,6 +245,29 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{source}: a word of --set is not UTF-8; expected text") from None
     except DECODING_ERRORS as error:
         raise ConfigError(_explain(error, source, overrides)) from None
+
+
+def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
+    """Bound the threads and processes of a recipe by the cores that there are.
+
+    Args:
+        recipe: which may have been written for a larger machine.
+        cores: that this process may use.
+
+    Returns:
+        The recipe, and a line on each value that is another one now.
+    """
+    changes = []
+    most = {"data.workers": max(cores, DataConfig().workers), "training.threads": cores}
+    for name, bound in most.items():
+        section, _, key = name.partition(".")
+        asked = getattr(getattr(recipe, section), key)
+        if asked > bound:
+            recipe = recipe.changed(section, **{key: bound})
+            changes.append(
+                f"{name} = {asked}: this process may use {cores} cores; {bound} are taken"
+            )
+    return recipe, changes
 
 
 def recipe_names() -> list[str]:

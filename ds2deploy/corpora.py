@@ -18,6 +18,7 @@ from typing import Any
 
 from lhotse import CutSet, RecordingSet, SupervisionSet, recipes
 
+from ds2deploy.listing import Listing, is_file, list_files
 from ds2deploy.runtimes.errors import (
     AudioError,
     ConfigError,
@@ -26,6 +27,7 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
 )
 from ds2deploy.sources import Utterance
+from ds2deploy.text_files import read_text
 
 LHOTSE = "lhotse:"
 
@@ -42,23 +44,31 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
 
     Parts that begin with `dev` become `valid`, with `test`, `test`; all others `train`.
     """
-    listings = sorted(folder.rglob("*.trans.txt"))
-    if not listings:
+    below = list_files(folder)
+    yield from _locked(below)
+    listings = [path for path in below.files if path.name.endswith(".trans.txt")]
+    if not listings and not below.faults:
         raise ManifestError(
             f"{folder}: holds no *.trans.txt; expected LibriSpeech as it is unpacked, such as "
             "train-clean-100/19/198/19-198.trans.txt"
         )
     listed = set()
+    unread = set()
     for listing in listings:
         split = _split_of(listing.absolute().parts[-4])
         for number, line in _numbered(listing):
+            if isinstance(line, Ds2Error):
+                unread.add(listing.parent)
+                yield Utterance(listing, "", fault=line)
+                continue
             name, _, text = line.partition(" ")
             audio = listing.parent / f"{name}.flac"
             listed.add(audio)
             fault = _no_text(audio, text, f"{listing}: line {number}")
             yield Utterance(audio, text.strip(), name.partition("-")[0], split, fault=fault)
-    for audio in sorted(set(folder.rglob("*.flac")) - listed):
-        yield Utterance(audio, "", fault=_not_listed(audio, audio.parent))
+    for audio in below.files:
+        if audio.suffix == ".flac" and audio not in listed and audio.parent not in unread:
+            yield Utterance(audio, "", fault=_not_listed(audio, audio.parent))
 
 
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
@@ -71,8 +81,12 @@ def read_commonvoice(folder: Path) -> Iterator[Utterance]:
             "language of Common Voice"
         )
     for table, split in there.items():
+        lines = [line for _, line in _numbered(table)]
+        if lines and isinstance(lines[0], Ds2Error):
+            yield Utterance(table, "", fault=lines[0])
+            continue
         # Quotation marks are part of the sentences, and often stand alone.
-        rows = csv.DictReader(_lines(table), delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = csv.DictReader(map(str, lines), delimiter="\t", quoting=csv.QUOTE_NONE)
         if not {"path", "sentence", "client_id"} <= set(rows.fieldnames or ()):
             raise ManifestError(f"{table}: expected the columns client_id, path and sentence")
         for number, row in enumerate(rows, start=2):
@@ -96,6 +110,9 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
         split = _split_of(listing.parts[-3])
         audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
         for number, line in _numbered(listing):
+            if isinstance(line, Ds2Error):
+                yield Utterance(listing, "", fault=line)
+                continue
             place = f"{listing}: line {number}"
             fields = line.split(maxsplit=6)
             if len(fields) < 6 or not _is_number(fields[3]) or not _is_number(fields[4]):
@@ -115,8 +132,10 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
 
 def read_voxforge(folder: Path) -> Iterator[Utterance]:
     """VoxForge: a folder for each speaker and visit, with wav/ or flac/ and etc/PROMPTS."""
-    listings = sorted(folder.rglob("etc/PROMPTS"))
-    if not listings:
+    below = list_files(folder)
+    yield from _locked(below)
+    listings = [path for path in below.files if path.parts[-2:] == ("etc", "PROMPTS")]
+    if not listings and not below.faults:
         raise ManifestError(
             f"{folder}: holds no etc/PROMPTS; expected VoxForge as it is unpacked, a folder for "
             "each speaker"
@@ -127,10 +146,13 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
         if speaker == "anonymous":  # each visit is somebody else
             speaker = visit.name
         for number, line in _numbered(listing):
+            if isinstance(line, Ds2Error):
+                yield Utterance(listing, "", fault=line)
+                continue
             name, _, text = line.partition(" ")
             stem = Path(name).name
             places = [visit / kind / f"{stem}.{kind}" for kind in ("wav", "flac")]
-            audio = next((path for path in places if path.is_file()), places[0])
+            audio = next(filter(is_file, places), places[0])
             fault = _no_text(audio, text, f"{listing}: line {number}")
             yield Utterance(audio, text.strip(), speaker, fault=fault)
 
@@ -164,7 +186,7 @@ def read_an4(folder: Path) -> Iterator[Utterance]:
 def _an4_utterance(folder: Path, line: str, path: str, split: str, place: str) -> Utterance:
     """`<s> RUBOUT G M </s> (an253-fash-b)`, and `an4_clstk/fash/an253-fash-b`."""
     places = [folder / "wav" / f"{path}{suffix}" for suffix in (".wav", ".sph")]
-    audio = next((candidate for candidate in places if candidate.is_file()), places[0])
+    audio = next(filter(is_file, places), places[0])
     text, _, name = line.rpartition("(")
     if name.rstrip(") ") != Path(path).name:
         fault = ManifestError(f"{place}: is of {name.rstrip(') ')!r}, the list has {path!r}")
@@ -262,16 +284,34 @@ def _split_of(name: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line for _, line in _numbered(path))
+    """The lines of a list without which nothing of a corpus is known.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    for _, line in _numbered(path):
+        if isinstance(line, Ds2Error):
+            raise line
+        yield line
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Of a text file, the lines with something on them, by their numbers from 1."""
+def _numbered(path: Path) -> Iterator[tuple[int, str | Ds2Error]]:
+    """Of a text file, the lines with something on them, by their numbers from 1.
+
+    A single error where it cannot be read: other files of the corpus can.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path}: not UTF-8 text; unpack the corpus again") from None
-    return ((i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip())
+        text = read_text(path, "a list of the corpus; unpack it again")
+    except ManifestError as error:
+        yield 0, error
+        return
+    yield from ((i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip())
+
+
+def _locked(below: Listing) -> Iterator[Utterance]:
+    """Folders of a corpus that cannot be listed."""
+    for error in below.faults:
+        yield Utterance(Path(), "", fault=error, unreadable=True)
 
 
 def _no_text(audio: Path, text: str, place: str) -> Ds2Error | None:

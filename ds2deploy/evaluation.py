@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from typing import Literal
 
 import msgspec
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from ds2deploy.manifest import audio_path, check_transcripts, read_audio, transcript
+from ds2deploy.manifest import Unusable, audio_path, check_transcript, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import AudioError, Ds2Error
+from ds2deploy.runtimes.errors import FILE_ERRORS, AlphabetError, Ds2Error
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.pipeline import Recognized, Source
 from ds2deploy.runtimes.recognizer import Recognizer
@@ -20,10 +21,17 @@ from ds2deploy.scoring import ErrorCounts, Hypothesis, count_errors
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A recording that could not be recognised, and what to do about it."""
+    """An utterance that is not part of the result.
+
+    Attributes:
+        audio: its file.
+        error: what is wrong and what to do, in one line.
+        of: whether its recording is broken, or its transcript cannot be used.
+    """
 
     audio: str
     error: str
+    of: Literal["recording", "transcript"] = "recording"
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +48,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             computed beside the network, and count with the time that a core took for them.
         elapsed_s: seconds from the first recording to the last text, reading included.
         hypotheses: every utterance that was recognised, in the order of the manifest.
-        failed: those whose recording is broken, in the same order.
+        failed: those that were left out: first what the manifest lists in vain, then the others in
+            its order.
     """
 
     runtime: str
@@ -65,36 +74,40 @@ def evaluate(
     cuts: CutSet,
     manifest: str,
     progress: Callable[[int, float], None] = lambda done, audio_s: None,
+    unusable: Sequence[Unusable] = (),
 ) -> Evaluation:
-    """Recognise every utterance and count the errors; a broken recording is left out, and named.
+    """Recognise every utterance and count the errors.
+
+    Broken recordings, and transcripts that the model could never write, are left out and named.
 
     Args:
         recognizer: the model.
         cuts: utterances with transcripts.
         manifest: its name, for errors.
         progress: told how many utterances are done, and how many seconds of audio.
+        unusable: what else the manifest lists, see `read_usable`.
 
     Raises:
-        AlphabetError: a transcript that the model could never write.
-        AudioError: all recordings are broken; names the first.
+        Ds2Error: no utterance can be used; names the first.
     """
     alphabet = Alphabet(recognizer.description.labels)
-    check_transcripts(cuts, alphabet, manifest)
     listed = list(cuts)
+    checked = ((i, _unspelled(cut, alphabet, manifest)) for i, cut in enumerate(listed))
+    faults = {i: error for i, error in checked if error is not None}
     started = time.perf_counter()
-    found = _recognize(recognizer, listed, progress)
+    chosen = [i for i in range(len(listed)) if i not in faults]
+    recognized = _recognize(recognizer, [listed[i] for i in chosen], progress)
     elapsed_s = time.perf_counter() - started
     hypotheses: list[Hypothesis] = []
-    failed: list[Failure] = []
-    for cut, item in zip(listed, found, strict=True):
+    for i, item in zip(chosen, recognized, strict=True):
         if isinstance(item.result, Ds2Error):
-            failed.append(Failure(audio_path(cut), str(item.result)))
+            faults[i] = item.result
         else:
-            said = alphabet.normalize(transcript(cut))
-            hypotheses.append(Hypothesis(audio_path(cut), said, item.result.text))
+            said = alphabet.normalize(transcript(listed[i]))
+            hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text))
+    failed = [*unusable, *(Unusable(audio_path(listed[i]), faults[i]) for i in sorted(faults))]
     if not hypotheses:
-        others = f" (and none of the other {len(failed) - 1} recordings)" if failed[1:] else ""
-        raise AudioError(f"{failed[0].error}{others}")
+        raise _none_left(failed)
     errors = count_errors([h.reference for h in hypotheses], [h.hypothesis for h in hypotheses])
     return Evaluation(
         runtime=recognizer.session.runtime,
@@ -102,12 +115,33 @@ def evaluate(
         cer=errors.cer,
         errors=errors,
         utterances=len(hypotheses),
-        audio_s=round(sum(item.audio_s for item in found), 3),
-        compute_s=round(sum(item.compute_s for item in found), 3),
+        audio_s=round(sum(item.audio_s for item in recognized), 3),
+        compute_s=round(sum(item.compute_s for item in recognized), 3),
         elapsed_s=round(elapsed_s, 3),
         hypotheses=tuple(hypotheses),
-        failed=tuple(failed),
+        failed=tuple(_failure(item) for item in failed),
     )
+
+
+def _unspelled(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
+    """The error of a transcript that the labels cannot spell."""
+    try:
+        check_transcript(cut, alphabet, manifest)
+    except AlphabetError as error:
+        return error
+    return None
+
+
+def _failure(item: Unusable) -> Failure:
+    is_recording = isinstance(item.error, FILE_ERRORS)
+    return Failure(item.audio, str(item.error), "recording" if is_recording else "transcript")
+
+
+def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
+    """The first error; the others are counted."""
+    first = failed[0].error
+    others = f" (and none of the other {len(failed) - 1} utterances can be used)"
+    return type(first)(f"{first}{others if failed[1:] else ''}")
 
 
 def _recognize(

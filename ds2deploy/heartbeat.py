@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ds2deploy.output import in_one_line, print_error
+
 SILENCE_S = 10.0
 """Seconds without a line before one is written. A log gets one every 15 s, even where a busy
 machine delays it."""
@@ -57,7 +59,7 @@ class Heartbeat:
             line = f"{self._title}: {self._message}" if self._message else self._title
             if now - self._told >= silence_s:
                 line += f", for {now - self._told:.0f} s so far"
-        print(line, file=sys.stderr, flush=True)
+        print_error(in_one_line(line))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
     if path.name.endswith(f"{ENGINE_SUFFIX}.json"):
         raise ModelFileError(f"{path}: describes an engine; inspect {path.with_suffix('').name}")
-    if path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".csv")):
+    if path.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv")):
         return _manifest(path)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return _artifact(path)
     if path.suffix == ENGINE_SUFFIX:
         return _engine(path)
@@ -173,14 +174,18 @@ def _report(report: dict[str, Any], path: Path) -> str:
 
 def _manifest(path: Path) -> dict[str, Any]:
     require("lhotse", "train")
-    from ds2deploy.manifest import read_manifest, speaker, transcript
+    from ds2deploy.manifest import read_usable, speaker, transcript
 
-    cuts = read_manifest(path)
+    cuts, unusable = read_usable(path)
+    if not len(cuts):
+        raise unusable[0].error
     durations = [float(cut.duration) for cut in cuts]
     characters = sorted(set("".join(transcript(cut) for cut in cuts)))
+    left_out = {"left out": f"{len(unusable)} that cannot be used"} if unusable else {}
     return {
         "file": str(path),
         "is": f"manifest of {len(durations)} utterances",
+        **left_out,
         "audio": f"{sum(durations) / 3600:.3f} h, {min(durations):.2f} to {max(durations):.2f} s",
         "speakers": len({speaker(cut) for cut in cuts}),
         "characters": "".join(characters),
@@ -190,6 +195,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             "audio_s": round(sum(durations), 3),
             "shortest_s": min(durations),
             "longest_s": max(durations),
+            "left_out": [str(item.error) for item in unusable],
         },
     }
 
@@ -200,8 +206,8 @@ def _recording(path: Path) -> dict[str, Any]:
     from ds2deploy.runtimes.audio import load_audio
 
     try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError:
+        info = soundfile.info(os.fsencode(path))
+    except (soundfile.LibsndfileError, TypeError):
         raise ModelFileError(
             f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
             "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio"

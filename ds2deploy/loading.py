@@ -6,9 +6,15 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from ds2deploy.runtimes.cores import usable_cores
 from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.engine_file import read_engine_description
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, RuntimeUnavailableError
+from ds2deploy.runtimes.errors import (
+    ConfigError,
+    MissingFileError,
+    ModelFileError,
+    RuntimeUnavailableError,
+)
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
 
@@ -35,13 +41,16 @@ def load(
             deepspeech.pytorch.
         device: `cpu`, `cuda`, `cuda:1`, ...; None takes the one that the runtime is for.
         runtime: what must run it; None takes the one that the file is for.
-        threads: of the CPU; 0 leaves the runtime's choice.
+        threads: of the CPU, at most one per core; 0 leaves the runtime's choice.
 
     Raises:
         MissingFileError: no such file.
         ModelFileError: not a model, damaged, or of a newer format.
         RuntimeUnavailableError: the runtime or the device is not there; nothing else is tried.
+        ConfigError: fewer than 0 threads.
     """
+    if threads < 0:
+        raise ConfigError(f"threads {threads}: expected 0 or more")
     path = Path(path)
     natural = model_runtime(path)
     chosen = _choose(path, natural, runtime)
@@ -53,7 +62,7 @@ def load(
         raise RuntimeUnavailableError(
             f"{path}: {chosen} runs on a GPU only: --device cuda, or the ONNX file on onnxruntime"
         )
-    return Recognizer(_open(path, natural, chosen, device, threads))
+    return Recognizer(_open(path, natural, chosen, device, min(threads, usable_cores())))
 
 
 def _choose(path: Path, natural: Natural, runtime: Runtime | None) -> Runtime:
@@ -85,12 +94,12 @@ def model_runtime(path: Path) -> Natural:
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a model (.onnx, .engine or .ckpt)")
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return "onnxruntime"
     if path.suffix == ENGINE_SUFFIX:
         return read_engine_description(path)[1].flavor
     with path.open("rb") as file:
-        if file.read(4) == ZIP_MAGIC or path.suffix in (".ckpt", ".pth", ".pt"):
+        if file.read(4) == ZIP_MAGIC or path.suffix.lower() in (".ckpt", ".pth", ".pt"):
             return "torch"
     raise ModelFileError(
         f"{path}: not a model; expected an .onnx artifact, an .engine or a .ckpt checkpoint"
@@ -120,7 +129,7 @@ def open_checkpoint(
     Args:
         path: of the checkpoint.
         device: `cpu`, `cuda`, `cuda:1`, ...
-        threads: of the CPU, for all of this process; 0 leaves torch's choice.
+        threads: of the CPU, for all of this process, at most one per core; 0 leaves torch's choice.
         packed: run packed sequences on a CPU too, see `model.pack_sequences`.
 
     Raises:
@@ -140,7 +149,7 @@ def open_checkpoint(
     from ds2deploy.streaming import torch_session
 
     if threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(min(threads, usable_cores()))
     checkpoint = load_checkpoint(path)
     if packed:
         pack_sequences(checkpoint.network)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
+import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lhotse
 import numpy as np
@@ -13,25 +19,63 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from ds2deploy.files import whole_file
+from ds2deploy.listing import is_file
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import SHORTEST_MS, convert_audio, load_audio
-from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import (
+    FILE_ERRORS,
+    AudioError,
+    Ds2Error,
+    ManifestError,
+    MissingFileError,
+)
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.file_names import FOREIGN_BYTE, manifest_line
 from ds2deploy.sources import Utterance, read_deepspeech_pytorch
+from ds2deploy.text_files import UTF_16
 
 LATE_END_S = 0.5
 """An utterance may seem to end so long after its recording: transcripts round."""
 
 
+class Unusable(NamedTuple):
+    """An utterance of a manifest that cannot be used.
+
+    Attributes:
+        audio: its file, or the manifest where that does not say it.
+        error: what is wrong with it.
+    """
+
+    audio: str
+    error: Ds2Error
+
+
 def read_manifest(path: str | Path) -> CutSet:
-    """Open a manifest for training or evaluation.
+    """Open a manifest of which every utterance is needed, such as that of a training.
 
     Args:
         path: a lhotse cut manifest (`.jsonl`, `.jsonl.gz`), or deepspeech.pytorch's JSON or CSV.
 
     Raises:
         MissingFileError: no such file, or an utterance's audio is not there.
+        AudioError: an utterance's audio is not audio.
         ManifestError: not a manifest, empty, or an utterance without a transcript.
+    """
+    cuts, unusable = read_usable(path)
+    if unusable:
+        raise unusable[0].error
+    return cuts
+
+
+def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
+    """Open a manifest, and part the utterances that can be used from those that cannot.
+
+    Args:
+        path: see `read_manifest`.
+
+    Raises:
+        MissingFileError: no such file.
+        ManifestError: not a manifest, or empty.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,20 +83,28 @@ def read_manifest(path: str | Path) -> CutSet:
         raise MissingFileError(
             f"{path}: {kind}; expected a manifest, which `ds2deploy prepare` makes"
         )
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        cuts = _read_cuts(path)
-    elif path.suffix in (".json", ".csv"):
-        cuts = make_cuts(read_deepspeech_pytorch(path), path)
+    name = path.name.lower()
+    usable: list[Cut] = []
+    unusable: list[Unusable] = []
+    if name.endswith((".jsonl", ".jsonl.gz")):
+        usable = list(_read_cuts(path))
+    elif name.endswith((".json", ".csv")):
+        for utterance in read_deepspeech_pytorch(path):
+            try:
+                usable.append(make_cut(utterance, path))
+            except (*FILE_ERRORS, ManifestError) as error:
+                unusable.append(Unusable(str(utterance.audio), error))
     else:
         raise ManifestError(
             f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), or .json or "
             ".csv of deepspeech.pytorch"
         )
-    if len(cuts) == 0:
+    if not usable and not unusable:
         raise ManifestError(f"{path}: lists no utterances; expected at least one")
-    for cut in cuts:
-        _check_audio(cut, path)
-    return cuts
+    faults = [_fault(cut, path) for cut in usable]
+    unusable += [fault for fault in faults if fault is not None]
+    good = (cut for cut, fault in zip(usable, faults, strict=True) if fault is None)
+    return CutSet.from_cuts(good), unusable
 
 
 def transcript(cut: Cut) -> str:
@@ -72,7 +124,12 @@ def check_transcripts(cuts: Iterable[Cut], alphabet: Alphabet, manifest: str | P
         AlphabetError: names the audio file and the characters.
     """
     for cut in cuts:
-        alphabet.encode(transcript(cut), source=f"{manifest}: {audio_path(cut)}")
+        check_transcript(cut, alphabet, manifest)
+
+
+def check_transcript(cut: Cut, alphabet: Alphabet, manifest: str | Path) -> None:
+    """Refuse a transcript that the labels cannot spell, see `check_transcripts`."""
+    alphabet.encode(transcript(cut), source=f"{manifest}: {audio_path(cut)}")
 
 
 def audio_path(cut: Cut) -> str:
@@ -90,6 +147,8 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
         whole = cut.start == 0 and cut.duration == cut.recording.duration
         return load_audio(audio_path(cut), sample_rate) if whole else _read_part(cut, sample_rate)
     try:
+        if FOREIGN_BYTE.search("".join(str(r.sources[0].source) for r in _recordings(cut))):
+            cut = _in_memory(cut)  # lhotse's readers want names in UTF-8
         samples = cut.load_audio()
     except Exception as error:  # lhotse wraps the backends' errors in many classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
@@ -101,8 +160,12 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
 
 def write_manifest(cuts: CutSet, path: Path) -> None:
     """Write a cut manifest, `.jsonl.gz`; it appears whole or not at all."""
-    with whole_file(path) as temporary:
-        cuts.to_file(temporary)
+    with (
+        whole_file(path) as temporary,
+        gzip.open(temporary, "wt", encoding="utf-8") as file,
+    ):
+        for cut in cuts:
+            file.write(manifest_line(cut.to_dict()) + "\n")
 
 
 def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
@@ -150,6 +213,16 @@ def _is_plain(cut: Cut) -> bool:
     return bool(cut.recording.num_channels == 1)
 
 
+def _in_memory(cut: Cut) -> Cut:
+    """The same cut with the files that it reads in it, not decoded."""
+    if hasattr(cut, "tracks"):
+        tracks = [replace(track, cut=_in_memory(track.cut)) for track in cut.tracks]
+        return replace(cut, tracks=tracks)
+    if getattr(cut, "recording", None) is None:  # silence
+        return cut
+    return replace(cut, recording=cut.recording.move_to_memory())
+
+
 def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
     path = audio_path(cut)
     if not Path(path).is_file():
@@ -157,7 +230,7 @@ def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
     rate = cut.recording.sampling_rate
     start, count = round(cut.start * rate), round(cut.duration * rate)
     try:
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(os.fsencode(path)) as sound:
             sound.seek(min(start, sound.frames))
             samples = sound.read(count, dtype="float32", always_2d=True)
             there = sound.samplerate
@@ -191,8 +264,8 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file, but {source} lists it")
     try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError:
+        info = soundfile.info(os.fsencode(path))
+    except (soundfile.LibsndfileError, TypeError):
         raise AudioError(
             f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
         ) from None
@@ -210,7 +283,8 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
             f"but it ends at {whole_s:.2f} s; correct it, or copy the recording again"
         )
     path = path.resolve()
-    identity = f"{path.stem}-{zlib.crc32(str(path).encode()):08x}"
+    name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
+    identity = f"{name}-{zlib.crc32(os.fsencode(path)):08x}"
     if start_s > 0:
         identity += f"-{round(1000 * start_s)}"
     recording = Recording(
@@ -242,9 +316,11 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
 
 def _read_cuts(path: Path) -> CutSet:
     try:
-        cuts = CutSet.from_jsonl(path).to_eager()
+        cuts = CutSet.from_dicts(_json_lines(path)).to_eager()
         for cut in cuts:
             _check_types(cut)
+    except PermissionError:  # says all that there is to say
+        raise
     except Exception as error:  # lhotse raises whatever the damaged line made it trip over
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise ManifestError(
@@ -252,6 +328,20 @@ def _read_cuts(path: Path) -> CutSet:
             "make it again with `ds2deploy prepare`"
         ) from None
     return cuts
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    """Documents of a file, a line each, with or without a byte order mark.
+
+    Not by lhotse, which runs a path that begins with "pipe:" as a command.
+    """
+    is_gzip = path.suffix.lower() == ".gz"
+    with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
+        begun = file.read(2)
+        file.seek(0)
+        encoding = "utf-16" if begun in UTF_16 else "utf-8-sig"
+        text = io.TextIOWrapper(file, encoding, newline="\n")
+        yield from (json.loads(line) for line in text if line.strip())
 
 
 def _check_types(cut: Cut) -> None:
@@ -273,12 +363,17 @@ def _recordings(cut: Cut) -> list[Recording]:
     return [part.recording for part in parts if getattr(part, "recording", None) is not None]
 
 
-def _check_audio(cut: Cut, manifest: Path) -> None:
+def _fault(cut: Cut, manifest: Path) -> Unusable | None:
+    """Look whether the files of an utterance are there, and its transcript."""
     recordings = _recordings(cut)
     if not recordings:
-        raise ManifestError(f"{manifest}: utterance {cut.id!r} has no recording")
+        error = ManifestError(f"{manifest}: utterance {cut.id!r} has no recording")
+        return Unusable(str(manifest), error)
     for source in (source for recording in recordings for source in recording.sources):
-        if not Path(source.source).is_file():
-            raise MissingFileError(f"{source.source}: no such file, but {manifest} lists it")
+        if not is_file(Path(source.source)):
+            missing = MissingFileError(f"{source.source}: no such file, but {manifest} lists it")
+            return Unusable(str(source.source), missing)
     if not transcript(cut).strip():
-        raise ManifestError(f"{manifest}: {audio_path(cut)} has no transcript")
+        error = ManifestError(f"{manifest}: {audio_path(cut)} has no transcript")
+        return Unusable(audio_path(cut), error)
+    return None

@@ -12,12 +12,13 @@ from lhotse import CutSet
 from ds2deploy import __version__
 from ds2deploy.corpora import CORPORA, LHOTSE, read_with_lhotse
 from ds2deploy.files import whole_file
+from ds2deploy.listing import READ_SUFFIXES
 from ds2deploy.manifest import join_utterances, speaker, write_manifest
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
+from ds2deploy.runtimes.file_names import json_text
 from ds2deploy.screening import Fault, Screened, Screener, Screening
 from ds2deploy.sources import (
-    AUDIO_SUFFIXES,
     Utterance,
     read_deepspeech_pytorch,
     read_folder,
@@ -80,7 +81,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         choices: that were made.
         created_by: name and version of the program.
         labels: of the transcripts.
-        listed: utterances of the source.
+        listed: utterances of the source, and what looks like sound.
+        used: utterances in the manifests, before any are joined.
+        unreadable: recordings and folders that cannot be read, of those that are left out.
         sets: the manifests.
         characters: that had no label, and what became of each.
         left_out: what is wrong with each utterance that cannot be used, in the source's order.
@@ -91,6 +94,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     created_by: str
     labels: str
     listed: int
+    used: int
+    unreadable: int
     sets: list[SetReport]
     characters: list[Change]
     left_out: list[str]
@@ -140,6 +145,8 @@ def prepare(
         created_by=f"ds2deploy {__version__}",
         labels=alphabet.labels,
         listed=len(found),
+        used=len(screened),
+        unreadable=sum(fault.unreadable for fault in faults),
         sets=[_set_report(out / f"{name}.jsonl.gz", cuts) for name, cuts in manifests.items()],
         characters=screener.spelling.changes,
         left_out=[str(fault.error) for fault in faults],
@@ -147,7 +154,8 @@ def prepare(
     for name, cuts in manifests.items():
         write_manifest(cuts, out / f"{name}.jsonl.gz")
     with whole_file(out / REPORT) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        text = msgspec.json.format(json_text(report), indent=1)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
     return manifests, report
 
 
@@ -158,7 +166,7 @@ def _listed(source: Path, choices: Choices) -> list[Utterance]:
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
         raise ManifestError(
-            f"{source}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); "
+            f"{source}: holds no audio ({', '.join(sorted(READ_SUFFIXES))}); "
             "expected recordings with a .txt transcript beside each"
         )
     return utterances
@@ -183,7 +191,7 @@ def _reader(source: Path, layout: str) -> Callable[[Path], Iterator[Utterance]]:
         if layout.startswith(LHOTSE):
             return partial(read_with_lhotse, layout.removeprefix(LHOTSE))
         return FOLDERS[layout]
-    if source.is_file() and source.suffix in (".json", ".csv"):
+    if source.is_file() and source.suffix.lower() in (".json", ".csv"):
         return read_deepspeech_pytorch
     if source.is_file():
         raise ManifestError(

@@ -20,6 +20,7 @@ from ds2deploy.board import Board
 from ds2deploy.checkpoint import save_checkpoint
 from ds2deploy.files import whole_file
 from ds2deploy.runtimes.errors import DECODING_ERRORS, AudioError, ConfigError, TrainingError
+from ds2deploy.runtimes.file_names import json_text
 from ds2deploy.scoring import Hypothesis
 from ds2deploy.step_callback import StepCallback
 
@@ -94,7 +95,7 @@ class RunFolder:
     def append(self, line: dict[str, Any], name: str = METRICS) -> None:
         """Add a line to metrics.jsonl, or to another such file: whole, whoever else adds to it."""
         path = self.path / name
-        encoded = msgspec.json.encode(line) + b"\n"
+        encoded = json_text(line).encode() + b"\n"
         try:
             with path.open("ab", buffering=0) as file:
                 if file.write(encoded) < len(encoded):
@@ -105,7 +106,7 @@ class RunFolder:
     def write_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
         """What the best checkpoint made of the validation utterances."""
         with whole_file(self.path / HYPOTHESES) as temporary:
-            temporary.write_bytes(b"".join(msgspec.json.encode(h) + b"\n" for h in hypotheses))
+            temporary.write_bytes(b"".join(json_text(h).encode() + b"\n" for h in hypotheses))
 
     def hypotheses(self) -> list[Hypothesis]:
         """The same; nothing before the first validation."""
@@ -138,7 +139,7 @@ class RunFolder:
                 continue
             kept = [x for x in self._lines(name, dict[str, Any]) if x["step"] <= step]
             with whole_file(self.path / name) as temporary:
-                temporary.write_bytes(b"".join(msgspec.json.encode(x) + b"\n" for x in kept))
+                temporary.write_bytes(b"".join(json_text(x).encode() + b"\n" for x in kept))
 
 
 def _score(metrics: dict[str, Any]) -> tuple[float, float]:

@@ -32,12 +32,15 @@ class Screening(msgspec.Struct, frozen=True, kw_only=True):
             `Spelling`; else a character without a label is a fault.
         read: whether recordings are read to their end; their headers do not tell of a file that
             was cut off, of silence, or of samples that are no numbers.
+        features: of the model: how many frames it has for the characters of a transcript. The
+            default has as many as any recipe of strides up to 10 ms.
     """
 
     shortest_s: float = 0.0
     longest_s: float | None = None
     normalize: bool = False
     read: bool = False
+    features: FeatureConfig = FeatureConfig()
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -45,9 +48,11 @@ class Fault(msgspec.Struct, frozen=True):
 
     Attributes:
         error: what is wrong and what to do, in one line that names the file.
+        unreadable: whether the recording, or its folder, cannot be read.
     """
 
     error: Ds2Error
+    unreadable: bool = False
 
 
 class Screened(msgspec.Struct, frozen=True):
@@ -76,7 +81,7 @@ class Screener:
     ) -> None:
         self._source, self._alphabet, self._wanted = source, alphabet, wanted
         self._progress = progress
-        self._features = FeatureConfig()
+        self._features = wanted.features
         self._seen: set[tuple[Path, float]] = set()
         self.spelling = Spelling(alphabet)
 
@@ -84,20 +89,38 @@ class Screener:
         """Every utterance once, in order: as a cut, or with what is wrong with it."""
         for done, utterance in enumerate(utterances, start=1):
             try:
-                yield Screened(self._check(utterance), utterance.split)
+                cut = self._opened(utterance)
             except Ds2Error as error:
-                yield Fault(error)
+                yield Fault(error, unreadable=utterance.fault is None or utterance.unreadable)
+            else:
+                yield self._screened(cut, utterance)
             self._progress(done)
 
-    def _check(self, utterance: Utterance) -> Cut:
-        if utterance.fault is not None:
-            raise utterance.fault
+    def _opened(self, utterance: Utterance) -> Cut:
+        """The cut of a recording whose header can be read."""
+        try:
+            return make_cut(utterance, self._source)
+        except OSError as error:
+            if isinstance(error, Ds2Error):
+                raise
+            reason = error.strerror or type(error).__name__
+            raise AudioError(
+                f"{utterance.audio}: cannot be read ({reason}); make it readable, or take it out"
+            ) from None
+
+    def _screened(self, cut: Cut, utterance: Utterance) -> Screened | Fault:
+        try:
+            return Screened(self._check(cut, utterance), utterance.split)
+        except Ds2Error as error:
+            return Fault(error)
+
+    def _check(self, cut: Cut, utterance: Utterance) -> Cut:
         place = (utterance.audio.resolve(), utterance.start_s)
         if place in self._seen:
             raise ManifestError(
                 f"{utterance.audio}: stands in {self._source} a second time; take one out"
             )
-        cut = make_cut(self._spelled(utterance), self._source)
+        cut.supervisions[0].text = self._spelled(utterance)
         self._check_length(cut)
         self._check_transcript(cut)
         if self._wanted.read:
@@ -105,16 +128,16 @@ class Screener:
         self._seen.add(place)
         return cut
 
-    def _spelled(self, utterance: Utterance) -> Utterance:
+    def _spelled(self, utterance: Utterance) -> str:
         if not self._wanted.normalize:
-            return utterance
+            return utterance.text
         spelled = self.spelling.spell(utterance.text)
         if not spelled:
             raise ManifestError(
                 f"{utterance.audio}: nothing of its transcript {utterance.text!r} has a label; "
                 "correct it"
             )
-        return utterance._replace(text=spelled)
+        return spelled
 
     def _check_length(self, cut: Cut) -> None:
         seconds, wanted = float(cut.duration), self._wanted
@@ -142,7 +165,9 @@ class Screener:
         labels = self._alphabet.encode(text)
         # A blank must stand between two that are the same.
         needed = len(labels) + sum(left == right for left, right in pairwise(labels))
-        there = output_length(self._features.frames(round(cut.duration * 16_000)))
+        there = output_length(
+            self._features.frames(round(cut.duration * self._features.sample_rate))
+        )
         if needed > there:
             raise AudioError(
                 f"{path}: {len(labels)} characters in {cut.duration:.2f} s, which has room for "

@@ -77,4 +77,4 @@ def _path_in(base: Path, cut: Cut) -> str:
 
 def _place(name: str) -> float:
     """From 0 to 1, the same for the same name."""
-    return zlib.crc32(name.encode()) / 2**32
+    return zlib.crc32(name.encode("utf-8", "surrogateescape")) / 2**32

@@ -15,6 +15,7 @@ from ds2deploy.config import Recipe
 from ds2deploy.files import whole_file
 from ds2deploy.plots import line_figure
 from ds2deploy.run_folder import RunFolder
+from ds2deploy.runtimes.file_names import json_text, marked
 from ds2deploy.scoring import worst_first
 
 REPORT = "report.html"
@@ -71,7 +72,7 @@ def write_report(folder: RunFolder, recipe: Recipe) -> Path:
     )
     path = folder.path / REPORT
     with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(marked(page), encoding="utf-8")
     return path
 
 
@@ -143,4 +144,4 @@ def _recipe_text(recipe: Recipe) -> str:
     for name in ("mean", "deviation"):  # of every bin
         if features.get(name):
             features[name] = f"({len(features[name])} numbers)"
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return msgspec.json.format(json_text(document), indent=2)

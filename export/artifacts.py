@@ -30,6 +30,7 @@ from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Preci
 from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.engine_file import read_engine_description
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError, ParityError
+from ds2deploy.runtimes.file_names import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx_metadata import read_onnx_description
 from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
 from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
@@ -337,7 +338,8 @@ def _write(
         raise ParityError(f"{checkpoint.source.name}: {error}; nothing is written") from None
     onnx.save(model, path)
     size = path.stat().st_size
-    onnx.checker.check_model(str(path), full_check=True)
+    by_name = not FOREIGN_BYTE.search(str(path))  # onnx wants names in UTF-8
+    onnx.checker.check_model(str(path) if by_name else model, full_check=True)
     built = time.perf_counter()
     if library is None:
         session = OnnxSession(path, description=description)

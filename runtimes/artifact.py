@@ -12,6 +12,7 @@ import msgspec
 from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.file_names import json_text
 
 FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
@@ -192,7 +193,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         for name in ("engine", "blocks", "statistics_from"):
             if plain[name] is None:
                 del plain[name]
-        return msgspec.json.encode(plain).decode()
+        return json_text(plain)
 
 
 class _Header(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: empty file (0 bytes); expected audio, record or copy it again")
     try:
-        with _Forward(_unsized_wav(path) or path) as sound:
+        with _Forward(_unsized_wav(path) or os.fsencode(path)) as sound:
             rate = int(sound.samplerate)
             yield from resample_pieces(_decoded(path, sound), rate, sample_rate)
     except soundfile.LibsndfileError as error:
@@ -91,6 +92,8 @@ def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
             f"{path}: not audio that can be read, or damaged ({detail}); "
             "expected WAV, FLAC, Ogg or another format of libsndfile"
         ) from None
+    except TypeError:  # soundfile takes names that end in .raw for headerless audio
+        raise AudioError(f"{path}: audio without a header; convert it to WAV first") from None
 
 
 def resample_pieces(

@@ -96,5 +96,13 @@ class StreamError(Ds2Error, RuntimeError):
     """A stream is used in a way that it cannot be: after its end, or of a model that has none."""
 
 
+class OutputError(Ds2Error, OSError):
+    """Standard output is closed, or cannot be written."""
+
+    # See MissingFileError.
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class BackPressureError(StreamError):
     """More audio waits, or more streams are open, than a pool was made for."""

@@ -24,6 +24,7 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.file_names import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx_library import import_onnxruntime
 from ds2deploy.runtimes.onnx_metadata import no_description, read_onnx_description
 from ds2deploy.runtimes.onnx_obstacles import Provider, first_line
@@ -180,10 +181,12 @@ def _open(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     providers = configure(onnxruntime, options, provider, index, path, description)
     try:
+        # ONNX Runtime wants names in UTF-8; a graph has everything in one file.
+        model = path.read_bytes() if FOREIGN_BYTE.search(str(path)) else str(path)
         # Without the fallback to the CPU: it prints to standard output, opens the model a second
         # time, and where it is forbidden its own error takes the place of the true one.
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=providers or None, enable_fallback=0
+            model, options, providers=providers or None, enable_fallback=0
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if provider != "cpu" and precision is not None:

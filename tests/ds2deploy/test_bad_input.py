@@ -548,7 +548,8 @@ def test_an_utterance_whose_audio_is_missing(
     first, second = (put(tmp_path / name, sound(SPEECH)) for name in ("a.wav", "b.wav"))
     manifest = make(tmp_path, [(first, "ONE"), (second, "TWO")])
     second.unlink()
-    calls = readers(models, training, manifest)
+    # `evaluate` and `inspect` go on without it: see test_many_files.py.
+    calls = [c for c in readers(models, training, manifest) if c[0] not in ("evaluate", "inspect")]
     if make is not cut_manifest:
         calls.append(("prepare", manifest, "data"))
     for call in calls:
@@ -650,9 +651,8 @@ def test_a_transcript_with_characters_that_have_no_label(
     manifest = make(
         tmp_path, [(put(tmp_path / "a.wav", sound(SPEECH)), "ONE"), (audio, "Caf\u00e9 24")]
     )
+    # `evaluate` goes on without it: see test_many_files.py.
     calls: list[tuple[object, ...]] = [
-        ("evaluate", models.onnx, manifest),
-        ("evaluate", models.checkpoint, manifest),
         (*training, "--set", f"data.train={manifest}"),
         (*training, "--set", f"data.valid={manifest}"),
     ]

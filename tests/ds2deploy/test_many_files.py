@@ -147,7 +147,7 @@ def test_evaluate_fails_where_all_are_broken(small_onnx: Path, good: list[Path],
     result = run("evaluate", small_onnx, manifest)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "truncated" in result.stderr
-    assert "none of the other 5 recordings" in result.stderr
+    assert "none of the other 5 utterances" in result.stderr
 
 
 def test_a_log_is_told_now_and_then(

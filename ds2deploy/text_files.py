@@ -1,0 +1,51 @@
+"""Text files as people have them: with a byte order mark, in UTF-16 where that says so."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from ds2deploy.runtimes.errors import ManifestError
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path, expected: str, names: bool = False) -> str:
+    """Read a text file; the byte order mark is not part of the text.
+
+    Args:
+        path: UTF-8; or UTF-16 with its mark, as PowerShell writes it.
+        expected: content of the file, for errors.
+        names: whether it holds file names, which may be any bytes; they become what Python has
+            for such names.
+
+    Raises:
+        ManifestError: the file cannot be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ManifestError(
+            f"{path}: cannot be read ({reason}); expected {expected}; make it readable"
+        ) from None
+    try:
+        return decode_text(content, names)
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path}: not UTF-8 text; expected {expected}") from None
+
+
+def decode_text(content: bytes, names: bool = False) -> str:
+    """Decode text, see `read_text`.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+    """
+    if content.startswith(UTF_16):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if not names or b"\0" in content:
+            raise
+        return content.decode("utf-8-sig", "surrogateescape")
