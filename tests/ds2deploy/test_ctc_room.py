@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet
+from rich.console import Console
 from typer.testing import CliRunner
 
 from ds2deploy.cli import app
@@ -25,6 +28,7 @@ from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
 from ds2deploy.sources import Utterance
 from ds2deploy.training import train
+from ds2deploy.training_progress import TrainingProgress
 
 RATE = 8000
 
@@ -119,6 +123,29 @@ def test_speaking_faster_leaves_room_for_the_transcript(
     full, short = (output_length(n) for n in batch.lengths.tolist())
     assert full == 11
     assert short < 8
+
+
+def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
+    tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 101 batches of one utterance one is of no use: its loss is 0."""
+    shown = TrainingProgress(Console(file=io.StringIO()))
+    monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda: shown)
+    path = manifest_of(tmp_path, good=100, too_long=1)
+    recipe = tone_recipe.changed("data", train=str(path), batch_size=1)
+    losses: list[tuple[float, float]] = []
+    noted = TrainingProgress.on_train_batch_end
+
+    def note(self: TrainingProgress, trainer: Any, module: Any, outputs: Any, batch: Any, i: int):
+        before = self._loss
+        noted(self, trainer, module, outputs, batch, i)
+        if batch.broken:
+            losses.append((before, self._loss))
+
+    monkeypatch.setattr(TrainingProgress, "on_train_batch_end", note)
+    train(recipe.changed("training", epochs=1))
+    ((before, after),) = losses
+    assert after == pytest.approx(before, nan_ok=True)
 
 
 def test_joined_utterances_without_room_for_the_space_between(tone_recipe: Recipe, tmp_path: Path):
