@@ -8,7 +8,8 @@ torch's own convolutions, in turns, from the same weights. Their gradients must 
 step, over packed sequences with the project's convolutions, tells what each of the two is worth.
 Second, a real training through the project's own trainer on recordings that are made here: what
 stands between two steps is waiting for data. Third, in a process of its own, steps of 5 x
-BiLSTM-1024 on six utterances of 10 s: time and memory.
+BiLSTM-1024 on six utterances of 10 s: time and memory. Fourth, in another, a training of 500 steps
+on utterances of random lengths: whether its memory grows with its steps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,19 @@ from probes import SIDE, TINY_SIDE, multiply_probes, rates
 from report import Goal, Result, Table, arguments, deliver, progress
 from torch import nn
 
+from ds2deploy.bounded_memory import BoundedMemory
 from ds2deploy.checkpoint import build_network
 from ds2deploy.config import Recipe
 from ds2deploy.convolution import Convolution
 from ds2deploy.data import Batch, collate
 from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
-from ds2deploy.machine import describe_machine, keep_freed_memory, peak_memory_mib
+from ds2deploy.machine import (
+    bound_primitive_cache,
+    describe_machine,
+    keep_freed_memory,
+    peak_memory_mib,
+    resident_memory_mib,
+)
 from ds2deploy.model import DeepSpeech2, pack_sequences
 from ds2deploy.preparation import Choices, prepare
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
@@ -50,7 +58,8 @@ from ds2deploy.training import make_trainer, silence_lightning
 OURS = "this project's step"
 PACKED = "over packed sequences"
 PEERS = "over packed sequences, torch's own convolutions"
-STEP_GOAL, GRADIENT_GOAL, BUSY_GOAL = 3.0, 1e-3, 95.0
+STEP_GOAL, GRADIENT_GOAL, BUSY_GOAL, GROWTH_GOAL = 3.0, 1e-3, 95.0, 10.0
+VALID_SHARE = 0.1
 CLIP_NORM = 5.0
 WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 
@@ -74,6 +83,11 @@ LARGE_STEP = Sizes(LARGE, 6, (10.0, 10.0), 3, 0)
 """A minute of audio in a batch, as large a network as deepspeech.pytorch's."""
 
 LARGE_QUICK = Sizes(TINY, 2, (0.5, 0.5), 2, 0)
+
+LONG = Sizes(ModelShape(rnn="lstm", hidden=256, layers=3), 8, (0.5, 2.0), 100, 500)
+"""A training whose memory is watched, in which `rounds` are the steps before that."""
+
+LONG_QUICK = Sizes(TINY, 2, (0.2, 0.4), 4, 12)
 
 
 def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) -> Batch:
@@ -205,38 +219,98 @@ def write_recordings(folder: Path, rate: int, count: int, between: tuple[float, 
     for i in range(count):
         seconds = float(random.uniform(*between))
         soundfile.write(folder / f"{i:03}.wav", speech(rate, seconds, voice=i % 16), rate)
-        (folder / f"{i:03}.txt").write_text(" ".join(random.choice(WORDS, 4)) + "\n")
+        words = random.choice(WORDS, min(4, max(1, int(4 * seconds))))  # CTC has room for them
+        (folder / f"{i:03}.txt").write_text(" ".join(words) + "\n")
     return folder
+
+
+class Resident(lightning.Callback):
+    """MiB that the process has resident after every step."""
+
+    def __init__(self) -> None:
+        self.mib: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Look once more."""
+        self.mib.append(resident_memory_mib() or 0.0)
+
+
+def growth(mib: Sequence[float], warm_up: int) -> float:
+    """Growth of the resident memory after the first steps, in percent.
+
+    Medians of as many steps at both ends: what a step holds depends on its utterances.
+
+    Args:
+        mib: after every step.
+        warm_up: steps before the first that counts.
+    """
+    watched = mib[warm_up:]
+    part = max(len(watched) // 5, 1)
+    before, after = statistics.median(watched[:part]), statistics.median(watched[-part:])
+    return 100 * (after / before - 1)
 
 
 def train_for_real(sizes: Sizes) -> Clock:
     """The project's training for so many steps of one epoch."""
+    count = round(sizes.batch * (sizes.steps + 1) / (1 - VALID_SHARE))
+    clock = Clock()
+    progress(f"a real training of {sizes.steps} steps")
+    run_training(sizes, count, [clock], epochs=1, workers=1)
+    return clock
+
+
+def long_training(sizes: Sizes) -> list[float]:
+    """A training on utterances of random lengths in this process: MiB after every step."""
+    bound_primitive_cache()
+    keep_freed_memory()
+    resident = Resident()
+    augment = {"speed": [0.85, 1.15]}
+    # So few batches that epochs follow one another, as in a training.
+    callbacks = [resident, BoundedMemory()]
+    run_training(sizes, 20 * sizes.batch, callbacks, sizes.steps, workers=0, augment=augment)
+    return resident.mib
+
+
+def run_training(
+    sizes: Sizes,
+    count: int,
+    callbacks: list[lightning.Callback],
+    epochs: int,
+    workers: int,
+    **sections: object,
+) -> None:
+    """Train through the project's own trainer on recordings that are made here.
+
+    Args:
+        sizes: of the run.
+        count: recordings.
+        callbacks: that watch it.
+        epochs: at most; `sizes.steps` end it.
+        workers: processes that load data.
+        sections: others of the recipe.
+    """
     silence_lightning()
-    share = 0.1
-    count = round(sizes.batch * (sizes.steps + 1) / (1 - share))
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)
         recipe = recipe_of(
             sizes.shape,
-            data={"batch_size": sizes.batch, "workers": 1},
+            data={"batch_size": sizes.batch, "workers": workers},
             training={
                 "accelerator": "cpu",
                 "max_steps": sizes.steps,
-                "epochs": 1,
+                "epochs": epochs,
+                "validate_every": epochs,
                 "run": str(folder / "run"),
             },
+            **sections,
         )
         rate = recipe.features.sample_rate
         source = write_recordings(folder / "audio", rate, count, sizes.seconds)
         alphabet = Alphabet(ENGLISH)
-        cuts = prepare(source, folder / "manifests", alphabet, Choices(valid_share=share))[0]
-        clock = Clock()
+        cuts = prepare(source, folder / "manifests", alphabet, Choices(valid_share=VALID_SHARE))[0]
         module = SpeechRecognition(recipe, cuts["train"], cuts["valid"])
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trainer = make_trainer(recipe, [clock])
-        progress(f"a real training of {sizes.steps} steps")
-        trainer.fit(module)
-    return clock
+        make_trainer(recipe, callbacks).fit(module)
 
 
 def large_step(sizes: Sizes) -> dict[str, Any]:
@@ -248,17 +322,20 @@ def large_step(sizes: Sizes) -> dict[str, Any]:
     return {"seconds": took[OURS], "peak_mib": peak_memory_mib()}
 
 
-def large_step_elsewhere(quick: bool) -> dict[str, Any]:
-    """The same in a process of its own, whose memory holds nothing else."""
-    progress("a minute of audio through 5 x BiLSTM-1024")
-    call = [sys.executable, __file__, "--large-step", *(["--quick"] if quick else [])]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)  # noqa: S603
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def elsewhere(option: str, quick: bool) -> Any:
+    """A part in a process of its own, whose memory holds nothing else.
+
+    Args:
+        option: that names the part.
+        quick: whether at the sizes of a test.
+    """
+    call = [sys.executable, __file__, option, *(["--quick"] if quick else [])]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(sizes: Sizes, quick: bool = False) -> Result:
-    """Steps in turns, gradients, the real training, then the large step.
+    """Steps in turns, gradients, the real training, the large step, the long training.
 
     Args:
         sizes: of the run.
@@ -280,7 +357,11 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     faster = ratio(took[PEERS], took[OURS])
     clock = train_for_real(sizes)
     share = 100 * clock.busy_share()
-    large, of_large = large_step_elsewhere(quick), LARGE_QUICK if quick else LARGE_STEP
+    progress("a minute of audio through 5 x BiLSTM-1024")
+    large, of_large = elsewhere("--large-step", quick), LARGE_QUICK if quick else LARGE_STEP
+    long = LONG_QUICK if quick else LONG
+    progress(f"a training of {long.steps} steps, whose memory is watched")
+    resident = elsewhere("--long-training", quick)
     return Result(
         name="training",
         title=f"Training: {shape_name(sizes.shape)}, batch {sizes.batch} of "
@@ -304,6 +385,12 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
             Goal(
                 name="the network's share of the training's time", wanted=BUSY_GOAL,
                 measured=share, unit="%",
+            ),
+            Goal(
+                name=f"a training's memory, growth from step {long.rounds} to {long.steps}",
+                wanted=GROWTH_GOAL, measured=growth(resident, long.rounds), unit="%", least=False,
+                detail=f"({shape_name(long.shape)}, {resident[long.rounds]:.0f} to "
+                f"{resident[-1]:.0f} MiB, at most {max(resident):.0f})",
             ),
         ],
         tables=[
@@ -332,6 +419,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
             "busy_s": clock.busy,
             "waited_s": clock.waited,
             "large_step": large,
+            "resident_mib": resident,
         },
     )  # fmt: skip
 
@@ -347,9 +435,13 @@ def main() -> int:
     """Measure, and print or write."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--large-step", action="store_true", help="the third part, as JSON")
+    parser.add_argument("--long-training", action="store_true", help="the fourth part, as JSON")
     options = parser.parse_args()
     if options.large_step:
         print(json.dumps(large_step(LARGE_QUICK if options.quick else LARGE_STEP)))
+        return 0
+    if options.long_training:
+        print(json.dumps(long_training(LONG_QUICK if options.quick else LONG)))
         return 0
     deliver(measure(QUICK if options.quick else FULL, options.quick), options)
     return 0

@@ -17,9 +17,11 @@ from torch.utils.data import Dataset
 
 from ds2deploy.augmentation import NEUTRAL, augment_audio, mask_features
 from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.ctc_room import check_room, frames_needed
 from ds2deploy.epoch_plan import Share, plan_evaluation, plan_training, shares
 from ds2deploy.manifest import audio_path, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import FILE_ERRORS, ConfigError, NoiseError
 from ds2deploy.runtimes.features import (
     SMALLEST_DEVIATION,
@@ -43,7 +45,7 @@ class Batch(NamedTuple):
         target_lengths: (batch,) int64.
         texts: transcripts, as the labels spell them.
         scale: of the sum of the losses; 1 / batch gives the mean. 0 where no recording could be
-            read: what stands there is only to keep a network going.
+            used: what stands there is only to keep a network going.
         broken: what is wrong with the recordings that are left out.
         audio: files of the utterances.
     """
@@ -77,12 +79,12 @@ class SpeechDataset(Dataset[Batch]):
         self._last = np.zeros((recipe.features.bins, 100), np.float32)
 
     def __getitem__(self, share: Share) -> Batch:
-        """The batch of the utterances that the plan chose, without those that cannot be read."""
+        """The batch of the utterances that the plan chose, without those that are of no use."""
         sounds, texts, paths = [], [], []
         broken: list[str] = []
         for cut in share.cuts:
             try:
-                sounds.append(self._augmented(cut, broken))
+                sounds.append(self._fitting(cut, broken))
                 texts.append(self._alphabet.normalize(transcript(cut)))
                 paths.append(audio_path(cut))
             except (*FILE_ERRORS, OSError) as error:
@@ -93,14 +95,27 @@ class SpeechDataset(Dataset[Batch]):
             return batch._replace(scale=share.scale, broken=tuple(broken), audio=tuple(paths))
         return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
 
-    def _augmented(self, cut: Cut, broken: list[str]) -> FloatArray:
+    def _fitting(self, cut: Cut, broken: list[str]) -> FloatArray:
+        """Features with room for the transcript; at the recording's own pace where speaking faster
+        leaves too little.
+        """
+        labels = self._alphabet.encode(transcript(cut))
+        features = self._augmented(cut, self._augment, broken)
+        if frames_needed(labels) > output_length(features.shape[1]):
+            steady = {"speed": NEUTRAL.speed, "tempo": NEUTRAL.tempo}
+            augment = msgspec.structs.replace(self._augment, **steady)
+            features = self._augmented(cut, augment, broken)
+        check_room(labels, features.shape[1], audio_path(cut))
+        return features
+
+    def _augmented(self, cut: Cut, augment: AugmentConfig, broken: list[str]) -> FloatArray:
         """Features; without noise where that is broken, which is no fault of the utterance."""
         try:
-            return self._features(cut, self._augment)
+            return self._features(cut, augment)
         except NoiseError as error:
             broken.append(str(error))
             without = {"noise_folder": "", "noise_snr_db": None}
-            return self._features(cut, msgspec.structs.replace(self._augment, **without))
+            return self._features(cut, msgspec.structs.replace(augment, **without))
 
     def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
         rate = self._extract.config.sample_rate

@@ -219,7 +219,8 @@ def make_optimizer(network: nn.Module, training: TrainingConfig) -> torch.optim.
 def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:
     """Connectionist temporal classification, summed over the batch (Graves et al., 2006).
 
-    An utterance with more labels than output frames counts as zero, as in deepspeech.pytorch.
+    An utterance with more labels than output frames counts as zero, as in deepspeech.pytorch; a
+    training leaves it out beforehand, see `ctc_room`.
 
     Args:
         log_probs: (batch, time, labels) float32.

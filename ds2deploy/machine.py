@@ -18,6 +18,12 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Options of glibc's mallopt."""
 
+PRIMITIVES = 64
+"""oneDNN keeps the code that it makes for a shape: by itself for 1024 shapes, of which a training
+step on utterances of random lengths brings ten to forty new ones and seldom meets an old one. So
+many are those of one step, several times over; beyond that they only hold memory, and places in
+between, see `bound_primitive_cache`."""
+
 LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 
 
@@ -89,23 +95,60 @@ def keep_freed_memory() -> None:
     set_option(TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what is free at the moment, where the C library is glibc.
+
+    `keep_freed_memory` keeps every block that was ever free. Among batches of random shapes few
+    blocks fit the next tensor exactly, so the heap would grow for thousands of steps.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # another C library, another system
+        return
+    trim(ctypes.c_size_t(0))
+
+
+def bound_primitive_cache() -> None:
+    """Make oneDNN keep the code of few shapes; call it before the first computation with torch.
+
+    Each small piece of that code stands somewhere in the heap for as long as it is kept, and the
+    large blocks on either side of it cannot become one again. A capacity that the environment
+    names already is left alone.
+    """
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
+
+
 def peak_memory_bytes() -> int | None:
     """Most memory that this process ever had resident, in bytes; None where nothing tells.
 
     Of this process alone: `getrusage` begins with what its parent had.
     """
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return next((1024 * int(kibibytes) for kibibytes in found), None)
+    return _status_bytes("VmHWM")
 
 
 def peak_memory_mib() -> float | None:
     """What `peak_memory_bytes` says, in MiB."""
-    peak = peak_memory_bytes()
-    return None if peak is None else round(peak / 2**20, 1)
+    return _mebibytes(peak_memory_bytes())
+
+
+def resident_memory_mib() -> float | None:
+    """Memory that this process has resident now, in MiB; None where nothing tells."""
+    return _mebibytes(_status_bytes("VmRSS"))
+
+
+def _status_bytes(name: str) -> int | None:
+    """A line of Linux's account of this process."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    return next((1024 * int(kibibytes) for kibibytes in found), None)
+
+
+def _mebibytes(count: int | None) -> float | None:
+    return None if count is None else round(count / 2**20, 1)
 
 
 def _cpuinfo() -> dict[str, str]:

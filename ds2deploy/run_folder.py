@@ -31,7 +31,7 @@ BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
 BROKEN_SHARE = 0.01
-"""Of a training's recordings, those that may be unreadable: a large corpus has some. In a small one
+"""Of a training's recordings, those that may be unusable: a large corpus has some. In a small one
 the first ends the training, for each counts."""
 
 
@@ -256,7 +256,7 @@ class RunRecorder(StepCallback):
             if len(self._broken) > most:
                 module.failure = AudioError(
                     f"{error} ({len(self._broken)} of {module.utterances} recordings cannot be "
-                    f"read, {BROKEN_SHARE:.0%} may; {self._folder.path / BROKEN} names them, and "
+                    f"used, {BROKEN_SHARE:.0%} may; {self._folder.path / BROKEN} names them, and "
                     "`ds2deploy prepare --read --leave-out` leaves them out)"
                 )
                 if trainer.world_size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,26 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ds2deploy.augmentation import check_noise
 from ds2deploy.board import Board
+from ds2deploy.bounded_memory import BoundedMemory
 from ds2deploy.checkpoint import Checkpoint, load_checkpoint
 from ds2deploy.config import Recipe
+from ds2deploy.ctc_room import check_manifest_room
 from ds2deploy.data import global_statistics
 from ds2deploy.extras import require
 from ds2deploy.heartbeat import Heartbeat, heartbeat
 from ds2deploy.last_checkpoint import LastCheckpoint
 from ds2deploy.lightning_module import SpeechRecognition
-from ds2deploy.machine import keep_freed_memory
+from ds2deploy.machine import bound_primitive_cache, keep_freed_memory
 from ds2deploy.manifest import check_transcripts, read_manifest
 from ds2deploy.resuming import begin, begun_features
-from ds2deploy.run_folder import LAST, RunFolder, RunRecorder
+from ds2deploy.run_folder import BROKEN_SHARE, LAST, RunFolder, RunRecorder
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.cores import usable_cores
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training_progress import TrainingProgress
 from ds2deploy.training_report import write_report
+from ds2deploy.unpacked import has_bfloat16_lstm
 from ds2deploy.workers import worker_failures
 
 TENSORBOARD = "tensorboard"
@@ -66,6 +71,7 @@ def _train(recipe: Recipe, resume: bool, beating: Heartbeat) -> dict[str, float]
     """Train a network, and tell the heartbeat of every step."""
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
+    bound_primitive_cache()
     check_hardware(recipe)
     if recipe.training.report:
         require("matplotlib", "bench")
@@ -79,7 +85,7 @@ def _train(recipe: Recipe, resume: bool, beating: Heartbeat) -> dict[str, float]
     beating.tell("setting up")
     beginning = begin(folder, recipe, resume)
     if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
+        torch.set_num_threads(min(recipe.training.threads, usable_cores()))
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
     module = SpeechRecognition(recipe, *cuts)
     if start is not None:
@@ -92,7 +98,8 @@ def _train(recipe: Recipe, resume: bool, beating: Heartbeat) -> dict[str, float]
     recorder = RunRecorder(folder, board, beginning.place)
     # It may end the training: what the others have to say of a step comes first.
     last = LastCheckpoint(folder.path / LAST, 60 * recipe.training.checkpoint_minutes)
-    trainer = make_trainer(recipe, [recorder, TrainingProgress(beating), last])
+    memory = [] if uses_gpu(recipe) else [BoundedMemory()]
+    trainer = make_trainer(recipe, [recorder, TrainingProgress(beating), *memory, last])
     with worker_failures(recipe.data.workers):
         if beginning.unvalidated:
             trainer.validate(
@@ -173,6 +180,12 @@ def check_hardware(recipe: Recipe) -> None:
             'training.precision = "16-mixed" needs a CUDA device; on a CPU use 32-true or '
             "bf16-mixed"
         )
+    if training.precision == "bf16-mixed" and is_main_process() and not has_bfloat16_lstm():
+        print(
+            'training.precision = "bf16-mixed": this processor computes bfloat16 step by step, '
+            "several times slower than 32-true",
+            file=sys.stderr,
+        )
 
 
 def silence_lightning() -> None:
@@ -214,6 +227,7 @@ def _load_data(recipe: Recipe, begun: FeatureConfig | None) -> tuple[tuple[CutSe
             raise ConfigError(f"data.{name}: no manifest; --set data.{name}=MANIFEST")
         cuts.append(read_manifest(path))
         check_transcripts(cuts[-1], alphabet, path)
+        check_manifest_room(cuts[-1], recipe, path, BROKEN_SHARE)
     if recipe.features.normalize == "global" and recipe.features.mean is None:
         if begun is not None and begun.normalize == "global":
             mean, deviation = begun.mean, begun.deviation

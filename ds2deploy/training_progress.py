@@ -53,7 +53,8 @@ class TrainingProgress(lightning.Callback):
         """Advance it."""
         self._epoch = trainer.current_epoch + 1
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-        self._loss = loss if self._loss != self._loss else 0.9 * self._loss + 0.1 * loss
+        if batch.scale:  # without an utterance that can be used, it is 0, and no success
+            self._loss = loss if self._loss != self._loss else 0.9 * self._loss + 0.1 * loss
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=trainer.global_step, description=f"loss {self._loss:.2f}"

@@ -41,6 +41,10 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         (time, batch, hidden) floating point, directions summed, meaningless past the lengths.
     """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # torch looks at the type that it is given, and asks for oneDNN's LSTM in float32. Autocast
+        # then makes that bfloat16, which oneDNN does not have for every processor.
+        x = x.to(torch.get_autocast_dtype("cpu"))
     time, batch, _ = x.shape
     lengths, order = lengths.sort(descending=True)
     pieces = split(lengths.tolist())
@@ -56,6 +60,17 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
     if not rnn.bidirectional:
         return forward
     return forward + run("_reverse", torch.where(frames < lengths, lengths - 1 - frames, frames))
+
+
+def has_bfloat16_lstm() -> bool:
+    """Try whether oneDNN has a bfloat16 LSTM for this processor, which takes AVX-512 or better."""
+    rnn = nn.LSTM(8, 8)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            rnn(torch.zeros(2, 1, 8))
+    except RuntimeError:
+        return False
+    return True
 
 
 def split(lengths: Sequence[int]) -> list[Piece]:

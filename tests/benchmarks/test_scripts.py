@@ -121,6 +121,20 @@ def test_training(run_script):
     share = found["the network's share of the training's time"]["measured"]
     assert share == pytest.approx(100 * busy / (busy + waited))
     assert len(data["busy_s"]) == len(data["waited_s"]) == 3
+    memory = found["a training's memory, growth from step 4 to 12"]
+    resident = data["resident_mib"]
+    assert len(resident) == 12
+    assert min(resident) > 100
+    assert memory["measured"] == pytest.approx(100 * (resident[-1] / resident[4] - 1))
+
+
+def test_growth_of_a_training(benchmark_module):
+    """Between medians: one step of long utterances is no growth, and the first steps are not."""
+    growth = benchmark_module("training").growth
+    flat = [100.0, 500.0, *[1000.0] * 10]
+    assert growth(flat, warm_up=2) == 0
+    assert growth([*flat[:5], 3000.0, *flat[6:]], warm_up=2) == 0
+    assert growth([1000.0 + 5 * step for step in range(200)], warm_up=100) > 10
 
 
 def test_operations_of_a_step_are_those_that_torch_counts(benchmark_module):

@@ -466,5 +466,5 @@ def test_too_many_broken_recordings_end_it(
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests")
     for path in sorted(corpus.glob("*.wav"))[:20]:
         path.write_bytes(b"RIFF of no use")
-    with pytest.raises(AudioError, match=r"\(3 of 40 recordings cannot be read, 5% may; .*--read"):
+    with pytest.raises(AudioError, match=r"\(3 of 40 recordings cannot be used, 5% may; .*--read"):
         train(recipe)

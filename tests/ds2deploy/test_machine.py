@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ds2deploy import machine
-from ds2deploy.machine import describe_machine, peak_memory_mib
+from ds2deploy.machine import describe_machine, peak_memory_mib, resident_memory_mib
 from ds2deploy.runtimes.cores import usable_cores
 
 CPUINFO = """processor\t: 0
@@ -69,6 +69,7 @@ def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "nothing")
     assert describe_machine().processor
     assert peak_memory_mib() is None
+    assert resident_memory_mib() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
@@ -89,3 +90,62 @@ def test_peak_memory_stays_after_the_memory_is_given_back():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 60 < float(result.stdout) < 80
+
+
+HOLES = """
+import numpy as np
+from ds2deploy.machine import give_back_freed_memory, keep_freed_memory, resident_memory_mib as now
+keep_freed_memory()
+pairs = [(np.ones(4 << 20, np.uint8), np.ones(4096, np.uint8)) for _ in range(32)]
+small, full = [pair[1] for pair in pairs], now()
+del pairs
+held = now()
+give_back_freed_memory()
+print(full - held, full - now())
+"""
+"""Large blocks that become free between small ones that stay."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    result = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True)
+    kept, given = map(float, result.stdout.split())
+    assert kept < 16
+    assert given > 100
+
+
+@pytest.mark.parametrize("name", [None, "ONEDNN", "DNNL"])
+def test_primitives_are_few_unless_the_environment_says_otherwise(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    both = [f"{prefix}_PRIMITIVE_CACHE_CAPACITY" for prefix in ("ONEDNN", "DNNL")]
+    for variable in both:
+        monkeypatch.setenv(variable, "")  # so that it is as it was, after the test
+        monkeypatch.delenv(variable)
+    if name is not None:
+        monkeypatch.setenv(f"{name}_PRIMITIVE_CACHE_CAPACITY", "7")
+    machine.bound_primitive_cache()
+    found = [os.environ[variable] for variable in both if variable in os.environ]
+    assert found == ([str(machine.PRIMITIVES)] if name is None else ["7"])
+
+
+PRIMITIVES = """
+import torch
+from ds2deploy.machine import bound_primitive_cache
+bound_primitive_cache()
+rnn = torch.nn.LSTM(4, 4)
+def run(frames):
+    with torch.backends.mkldnn.verbose(2):
+        rnn(torch.zeros(frames, 1, 4))
+for frames in range(1, 200):
+    rnn(torch.zeros(frames, 1, 4))
+run(199)
+run(1)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's LSTM is for x86")
+def test_onednn_forgets_the_shapes_of_long_ago():
+    result = subprocess.run([sys.executable, "-c", PRIMITIVES], capture_output=True, text=True)
+    made = [line for line in result.stdout.splitlines() if "create" in line and ",rnn," in line]
+    assert ["cache_hit" in line for line in made] == [True, False], result.stdout
