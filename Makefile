@@ -19,8 +19,8 @@ MARKS ?= not slow and not thorough
 .venv/ready: pyproject.toml
 	@echo "Making .venv: a minute, or several where torch has to be fetched"
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer; try: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --upgrade pip
+	$(PYTHON) .ci/watch.py $(PYTHON) -m venv .venv
+	$(BIN)/python .ci/watch.py $(BIN)/python -m pip install -qq --upgrade pip
 	$(INSTALL) --editable '.[all-cpu]'
 	@touch $@
 

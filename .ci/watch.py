@@ -24,7 +24,7 @@ def watch(command: list[str]) -> int:
         Its exit code.
     """
     started, ended = time.monotonic(), threading.Event()
-    last, share = "starting", ""
+    last, share = " ".join(command[1:]), ""
 
     def report() -> None:
         while not ended.wait(EVERY_S):
