@@ -76,10 +76,9 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
                 f"features: a sample rate of {self.sample_rate} Hz; expected 1 to {HIGHEST_RATE}"
             )
         for name in ("window_ms", "stride_ms"):
-            if not 0 < getattr(self, name) <= LONGEST_MS:
+            if not abs(getattr(self, name)) <= LONGEST_MS:
                 raise ConfigError(
-                    f"features.{name} = {getattr(self, name)}: expected above 0 and at most "
-                    f"{LONGEST_MS:g}"
+                    f"features.{name} = {getattr(self, name)}: expected at most {LONGEST_MS:g}"
                 )
         if self.stride < 1 or self.n_fft < 2:
             raise ConfigError(
