@@ -6,8 +6,10 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
@@ -18,6 +20,7 @@ from ds2deploy.extras import require
 from ds2deploy.runtimes.errors import (
     FILE_ERRORS,
     AudioError,
+    AudioWarning,
     ConfigError,
     Ds2Error,
     ParityError,
@@ -116,6 +119,7 @@ def options(
     ] = False,
 ) -> None:
     """Options of ds2deploy itself."""
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 
 @app.command()
@@ -854,6 +858,16 @@ def _print_line(text: str, to: Any = None) -> None:
 
 def _complain(message: str) -> None:
     _print_line(f"ds2deploy: {' '.join(message.split())}", sys.stderr)
+
+
+def _show_warning(
+    other: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any
+) -> None:
+    """Print what is odd about a recording as one line, and other warnings as `other` does."""
+    if issubclass(category, AudioWarning):
+        _complain(str(message))
+    else:
+        other(message, category, *rest)
 
 
 def _fail(message: str, code: int) -> None:

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import lhotse
 import numpy as np
-import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from ds2deploy.files import whole_file
+from ds2deploy.lhotse_audio import runtime_audio
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio import SHORTEST_MS, convert_audio, load_audio
-from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileError
+from ds2deploy.runtimes.audio import (
+    SHORTEST_MS,
+    convert_audio,
+    load_audio,
+    load_part,
+    measure_audio,
+)
+from ds2deploy.runtimes.errors import AudioError, ManifestError, MissingFileError, NotAudioError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.sources import Utterance, read_deepspeech_pytorch
 
@@ -90,7 +96,8 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
         whole = cut.start == 0 and cut.duration == cut.recording.duration
         return load_audio(audio_path(cut), sample_rate) if whole else _read_part(cut, sample_rate)
     try:
-        samples = cut.load_audio()
+        with runtime_audio():
+            samples = cut.load_audio()
     except Exception as error:  # lhotse wraps the backends' errors in many classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise AudioError(f"{audio_path(cut)}: cannot be read ({reason})") from None
@@ -106,7 +113,7 @@ def write_manifest(cuts: CutSet, path: Path) -> None:
 
 
 def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
-    """One cut per utterance; reads every header.
+    """One cut per utterance; reads every header, and all of a recording whose header has no length.
 
     Raises:
         MissingFileError, AudioError: an utterance's audio is not there, or not audio.
@@ -152,18 +159,8 @@ def _is_plain(cut: Cut) -> bool:
 
 def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
     path = audio_path(cut)
-    if not Path(path).is_file():
-        raise MissingFileError(f"{path}: no such file; expected an audio file")
-    rate = cut.recording.sampling_rate
-    start, count = round(cut.start * rate), round(cut.duration * rate)
-    try:
-        with soundfile.SoundFile(path) as sound:
-            sound.seek(min(start, sound.frames))
-            samples = sound.read(count, dtype="float32", always_2d=True)
-            there = sound.samplerate
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: cannot be read ({error.error_string})") from None
-    return convert_audio(samples, there, sample_rate, path)
+    samples, rate = load_part(path, cut.start, cut.duration)
+    return convert_audio(samples, rate, sample_rate, path)
 
 
 def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Generator) -> Cut:
@@ -175,7 +172,7 @@ def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Gene
 
 
 def make_cut(utterance: Utterance, source: Path) -> Cut:
-    """The cut of one utterance; reads its file's header.
+    """The cut of one utterance; reads its file's header, and all of it where that has no length.
 
     Args:
         utterance: with or without a fault.
@@ -188,15 +185,15 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     if utterance.fault is not None:
         raise utterance.fault
     path = utterance.audio
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file, but {source} lists it")
     try:
-        info = soundfile.info(str(path))
-    except soundfile.LibsndfileError:
+        facts = measure_audio(path)
+    except MissingFileError:
+        raise MissingFileError(f"{path}: no such file, but {source} lists it") from None
+    except NotAudioError:
         raise AudioError(
             f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
         ) from None
-    whole_s = info.frames / info.samplerate
+    whole_s = facts.duration_s
     start_s = utterance.start_s
     duration_s = whole_s - start_s if utterance.duration_s is None else utterance.duration_s
     if duration_s * 1000 < SHORTEST_MS:
@@ -216,8 +213,8 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     recording = Recording(
         id=identity,
         sources=[lhotse.AudioSource(type="file", channels=[0], source=str(path))],
-        sampling_rate=info.samplerate,
-        num_samples=info.frames,
+        sampling_rate=facts.sample_rate,
+        num_samples=facts.samples,
         duration=whole_s,
     )
     duration_s = min(duration_s, whole_s - start_s)
