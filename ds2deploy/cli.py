@@ -6,8 +6,10 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
@@ -26,7 +28,14 @@ from ds2deploy.extras import require
 from ds2deploy.heartbeat import heartbeat, status
 from ds2deploy.output import escape_control, json_for_output, open_streams
 from ds2deploy.runtimes.cores import usable_cores
-from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, Ds2Error, OutputError
+from ds2deploy.runtimes.errors import (
+    FILE_ERRORS,
+    AudioError,
+    AudioWarning,
+    ConfigError,
+    Ds2Error,
+    OutputError,
+)
 from ds2deploy.spinning import shorten_spinning
 
 if TYPE_CHECKING:
@@ -114,6 +123,7 @@ def options(
     ] = False,
 ) -> None:
     """Options of ds2deploy itself."""
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 
 @app.command()
@@ -923,6 +933,16 @@ def _print_line(text: str) -> None:
         text: of the line.
     """
     print(text, flush=True)
+
+
+def _show_warning(
+    other: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any
+) -> None:
+    """Print what is odd about a recording as one line, and other warnings as `other` does."""
+    if issubclass(category, AudioWarning):
+        complain(str(message))
+    else:
+        other(message, category, *rest)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ds2deploy.loading import model_runtime
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.engine_file import read_engine
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError
 from ds2deploy.runtimes.tensorrt_library import NAMES
 
 
@@ -25,6 +24,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         ModelFileError, ManifestError, AudioError: none of the known kinds, or damaged.
     """
     path = Path(path)
+    if _is_pipe(path):
+        return _recording(path)  # it can be read once
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
@@ -38,9 +39,19 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         return _engine(path)
     try:
         model_runtime(path)
-    except ModelFileError:
+    except (ModelFileError, PermissionError):
         return _recording(path)
     return _checkpoint(path)
+
+
+def _is_pipe(path: Path) -> bool:
+    """Whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
+    try:
+        return path.is_fifo()
+    except OSError:  # in a folder that may not be entered
+        raise MissingFileError(
+            f"{path}: cannot be reached; check its folder's permissions"
+        ) from None
 
 
 def _artifact(path: Path) -> dict[str, Any]:
@@ -201,27 +212,24 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _recording(path: Path) -> dict[str, Any]:
-    import soundfile
-
-    from ds2deploy.runtimes.audio import load_audio
+    from ds2deploy.runtimes.audio import measure_audio
 
     try:
-        info = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, TypeError):
+        facts = measure_audio(path, read=True)
+    except NotAudioError:
         raise ModelFileError(
             f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
             "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio"
         ) from None
-    load_audio(path, info.samplerate)
     return {
         "file": str(path),
-        "is": f"recording, {info.format_info}, {info.subtype_info}",
-        "audio": f"{info.duration:.3f} s, {info.samplerate} Hz, {info.channels} channels",
+        "is": f"recording, {facts.format}, {facts.subtype}",
+        "audio": f"{facts.duration_s:.3f} s, {facts.sample_rate} Hz, {facts.channels} channels",
         "details": {
             "kind": "recording",
-            "duration_s": info.duration,
-            "sample_rate": info.samplerate,
-            "channels": info.channels,
+            "duration_s": facts.duration_s,
+            "sample_rate": facts.sample_rate,
+            "channels": facts.channels,
         },
     }
 

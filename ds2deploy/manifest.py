@@ -8,29 +8,35 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lhotse
 import numpy as np
-import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from ds2deploy.files import whole_file
+from ds2deploy.lhotse_audio import runtime_audio
 from ds2deploy.listing import is_file
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio import SHORTEST_MS, convert_audio, load_audio
+from ds2deploy.runtimes.audio import (
+    SHORTEST_MS,
+    convert_audio,
+    load_audio,
+    load_part,
+    measure_audio,
+)
 from ds2deploy.runtimes.errors import (
     FILE_ERRORS,
     AudioError,
     Ds2Error,
     ManifestError,
     MissingFileError,
+    NotAudioError,
 )
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.file_names import FOREIGN_BYTE, manifest_line
+from ds2deploy.runtimes.file_names import manifest_line
 from ds2deploy.sources import Utterance, read_deepspeech_pytorch
 from ds2deploy.text_files import UTF_16
 
@@ -147,9 +153,8 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
         whole = cut.start == 0 and cut.duration == cut.recording.duration
         return load_audio(audio_path(cut), sample_rate) if whole else _read_part(cut, sample_rate)
     try:
-        if FOREIGN_BYTE.search("".join(str(r.sources[0].source) for r in _recordings(cut))):
-            cut = _in_memory(cut)  # lhotse's readers want names in UTF-8
-        samples = cut.load_audio()
+        with runtime_audio():
+            samples = cut.load_audio()
     except Exception as error:  # lhotse wraps the backends' errors in many classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise AudioError(f"{audio_path(cut)}: cannot be read ({reason})") from None
@@ -169,7 +174,7 @@ def write_manifest(cuts: CutSet, path: Path) -> None:
 
 
 def make_cuts(utterances: Iterable[Utterance], source: Path) -> CutSet:
-    """One cut per utterance; reads every header.
+    """One cut per utterance; reads every header, and all of a recording whose header has no length.
 
     Raises:
         MissingFileError, AudioError: an utterance's audio is not there, or not audio.
@@ -213,30 +218,10 @@ def _is_plain(cut: Cut) -> bool:
     return bool(cut.recording.num_channels == 1)
 
 
-def _in_memory(cut: Cut) -> Cut:
-    """The same cut with the files that it reads in it, not decoded."""
-    if hasattr(cut, "tracks"):
-        tracks = [replace(track, cut=_in_memory(track.cut)) for track in cut.tracks]
-        return replace(cut, tracks=tracks)
-    if getattr(cut, "recording", None) is None:  # silence
-        return cut
-    return replace(cut, recording=cut.recording.move_to_memory())
-
-
 def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
     path = audio_path(cut)
-    if not Path(path).is_file():
-        raise MissingFileError(f"{path}: no such file; expected an audio file")
-    rate = cut.recording.sampling_rate
-    start, count = round(cut.start * rate), round(cut.duration * rate)
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as sound:
-            sound.seek(min(start, sound.frames))
-            samples = sound.read(count, dtype="float32", always_2d=True)
-            there = sound.samplerate
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: cannot be read ({error.error_string})") from None
-    return convert_audio(samples, there, sample_rate, path)
+    samples, rate = load_part(path, cut.start, cut.duration)
+    return convert_audio(samples, rate, sample_rate, path)
 
 
 def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Generator) -> Cut:
@@ -248,7 +233,7 @@ def _chain(cuts: list[Cut], pause_s: tuple[float, float], random: np.random.Gene
 
 
 def make_cut(utterance: Utterance, source: Path) -> Cut:
-    """The cut of one utterance; reads its file's header.
+    """The cut of one utterance; reads its file's header, and all of it where that has no length.
 
     Args:
         utterance: with or without a fault.
@@ -261,15 +246,15 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     if utterance.fault is not None:
         raise utterance.fault
     path = utterance.audio
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file, but {source} lists it")
     try:
-        info = soundfile.info(os.fsencode(path))
-    except (soundfile.LibsndfileError, TypeError):
+        facts = measure_audio(path)
+    except MissingFileError:
+        raise MissingFileError(f"{path}: no such file, but {source} lists it") from None
+    except NotAudioError:
         raise AudioError(
             f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
         ) from None
-    whole_s = info.frames / info.samplerate
+    whole_s = facts.duration_s
     start_s = utterance.start_s
     duration_s = whole_s - start_s if utterance.duration_s is None else utterance.duration_s
     if duration_s * 1000 < SHORTEST_MS:
@@ -290,8 +275,8 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     recording = Recording(
         id=identity,
         sources=[lhotse.AudioSource(type="file", channels=[0], source=str(path))],
-        sampling_rate=info.samplerate,
-        num_samples=info.frames,
+        sampling_rate=facts.sample_rate,
+        num_samples=facts.samples,
         duration=whole_s,
     )
     duration_s = min(duration_s, whole_s - start_s)

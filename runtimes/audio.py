@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 
-from ds2deploy.runtimes.errors import AudioError, MissingFileError
+from ds2deploy.runtimes.audio_checks import SHORTEST_MS as SHORTEST_MS
+from ds2deploy.runtimes.audio_checks import as_samples as as_samples
+from ds2deploy.runtimes.audio_checks import check_duration, check_rate
+from ds2deploy.runtimes.audio_checks import check_stream_rate as check_stream_rate
 from ds2deploy.runtimes.features import FloatArray
-
-SHORTEST_MS = 10.0
-"""Less than one stride of audio holds no speech."""
-
-MOST_CHANNELS = 32
-"""A short block may have fewer samples than channels; more of them are samples, transposed."""
-
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""Of a recorder, in Hz."""
-
-UNKNOWN_SIZE = 0x7FFF_0000
-"""A header that declares this much or more was written by a stream that did not know its end."""
-
-BLOCK = 1 << 20
-"""Samples read at a time. A header cannot be trusted with the size of the array: a FLAC stream
-declares 2^63 - 1 samples."""
+from ds2deploy.runtimes.levels import Levels
+from ds2deploy.runtimes.recording import Recording, open_recording
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
-    """A recording read from beginning to end, whatever length its header declares."""
+class AudioFacts(NamedTuple):
+    """What a recording is.
 
-    def seekable(self) -> bool:
-        """No: soundfile would seek after each read, which fails at the end of a FLAC stream."""
-        return False
+    Attributes:
+        sample_rate: of the first part, in Hz.
+        channels: of the first part.
+        samples: of one channel, at that rate.
+        format: container, in words.
+        subtype: coding of the samples, in words.
+    """
 
-    def samples(self) -> Iterator[FloatArray]:
-        """Blocks of (samples, channels) float32; the last is shorter, maybe empty."""
-        while True:
-            block: FloatArray = self.read(BLOCK, dtype="float32", always_2d=True)
-            yield block
-            if len(block) < BLOCK:
-                return
+    sample_rate: int
+    channels: int
+    samples: int
+    format: str
+    subtype: str
+
+    @property
+    def duration_s(self) -> float:
+        """Duration in seconds."""
+        return self.samples / self.sample_rate
 
 
 def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
     """Read a recording.
 
     Args:
-        path: any format that libsndfile reads (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, ...).
+        path: of a file or a pipe, in any format that libsndfile reads (WAV, FLAC, Ogg Vorbis and
+            Opus, MP3, AIFF, ...). Recordings that were joined in one file are read one after the
+            other.
         sample_rate: in Hz, what to convert to.
 
     Returns:
@@ -63,6 +57,9 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
     Raises:
         MissingFileError: no such file, or not a file.
         AudioError: not audio, damaged, truncated, empty, not finite, or too short.
+
+    Warns:
+        AudioWarning: digital silence, channels that cancel each other out, or a wrong scale.
     """
     return np.concatenate(list(read_blocks(path, sample_rate)))
 
@@ -70,30 +67,77 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
 def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
     """Read a recording of any length in blocks, so that it need not fit in memory.
 
-    The arguments and errors are those of `load_audio`; some errors come with the last block.
+    The arguments, errors and warnings are those of `load_audio`; some come with the last block.
 
     Yields:
         (samples,) float32 in [-1, 1]; joined, what `load_audio` gives.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise MissingFileError(f"{path}: is a directory; expected an audio file")
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file; expected an audio file")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: empty file (0 bytes); expected audio, record or copy it again")
-    try:
-        with _Forward(_unsized_wav(path) or os.fsencode(path)) as sound:
+    with open_recording(Path(path)) as recording:
+        yield from _resampled(recording, sample_rate, str(path))
+
+
+def load_part(
+    path: str | Path, start_s: float = 0.0, duration_s: float | None = None
+) -> tuple[FloatArray, int]:
+    """Read a part of a recording as it is.
+
+    Args:
+        path: see `load_audio`.
+        start_s: where the part begins, in seconds.
+        duration_s: of the part, in seconds; None reads to the end.
+
+    Returns:
+        (samples, channels) float32, fewer samples where the recording ends before; and its sample
+        rate. Recordings that were joined in one file are mixed down to one channel.
+
+    Raises:
+        MissingFileError, AudioError: see `load_audio`.
+    """
+    with open_recording(Path(path)) as recording:
+        section = recording.sections[0]
+        with recording.open(section) as sound:
             rate = int(sound.samplerate)
-            yield from resample_pieces(_decoded(path, sound), rate, sample_rate)
-    except soundfile.LibsndfileError as error:
-        detail = str(error.error_string).strip().rstrip(".") or "cannot be decoded"
-        raise AudioError(
-            f"{path}: not audio that can be read, or damaged ({detail}); "
-            "expected WAV, FLAC, Ogg or another format of libsndfile"
-        ) from None
-    except TypeError:  # soundfile takes names that end in .raw for headerless audio
-        raise AudioError(f"{path}: audio without a header; convert it to WAV first") from None
+            start = round(start_s * rate)
+            stop = None if duration_s is None else start + round(duration_s * rate)
+            if len(recording.sections) > 1:
+                blocks = (block[:, None] for block in _resampled(recording, rate, str(path)))
+                return _slice(blocks, start, stop), rate
+            known = sound.known_samples if section.samples is None else None
+            if known is not None:
+                sound.seek(min(start, known))
+                count = known if stop is None else stop - start
+                return sound.read(min(count, known), dtype="float32", always_2d=True), rate
+            return _slice(sound.blocks_to_end(), start, stop), rate
+
+
+def measure_audio(path: str | Path, read: bool = False) -> AudioFacts:
+    """Find out a recording's rate, channels and true length, without holding it in memory.
+
+    Args:
+        path: see `load_audio`.
+        read: decode all of it, and check it like `load_audio`; else only what has no length in its
+            container is decoded.
+
+    Raises:
+        MissingFileError, AudioError: see `load_audio`.
+    """
+    levels = Levels(str(path))
+    parts: list[AudioFacts] = []
+    with open_recording(Path(path)) as recording:
+        for section in recording.sections:
+            with recording.open(section) as sound:
+                samples = sound.known_samples if section.samples is None else section.samples
+                if read or samples is None:
+                    blocks = recording.blocks(section, sound, levels)
+                    samples = sum(len(block) for block in blocks)
+                names = (sound.format_info, sound.subtype_info)
+                parts.append(AudioFacts(sound.samplerate, sound.channels, samples, *names))
+    whole = parts[0]
+    total = sum(round(part.samples * whole.sample_rate / part.sample_rate) for part in parts)
+    if read:
+        check_duration(total, whole.sample_rate, str(path))
+        levels.warn()
+    return whole._replace(samples=total)
 
 
 def resample_pieces(
@@ -115,17 +159,6 @@ def resample_pieces(
     yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _decoded(path: Path, sound: _Forward) -> Iterator[FloatArray]:
-    """Mono blocks of an open recording, which is checked when all of it was read."""
-    decoded = 0
-    for block in sound.samples():
-        decoded += len(block)
-        yield _mono(block, str(path))  # its shape is libsndfile's
-    if _truncated(path, sound, decoded):
-        raise AudioError(f"{path}: truncated, its end is missing; copy or record it again")
-    check_duration(decoded, sound.samplerate, str(path))
-
-
 def convert_audio(
     samples: npt.ArrayLike, sample_rate: float, to_rate: int, source: str = "audio"
 ) -> FloatArray:
@@ -142,89 +175,18 @@ def convert_audio(
 
     Raises:
         AudioError: not an array of finite float samples, or shorter than 10 ms.
+
+    Warns:
+        AudioWarning: digital silence, channels that cancel each other out, or a wrong scale.
     """
     check_rate(sample_rate, source)
-    mono = mix_down(samples, source)
+    levels = Levels(source)
+    mono = mix_down(samples, source, levels)
     check_duration(len(mono), sample_rate, source)
+    levels.warn()
     if sample_rate != to_rate:
         mono = soxr.resample(mono, sample_rate, to_rate)
     return np.ascontiguousarray(mono, np.float32)
-
-
-def check_duration(samples: int, sample_rate: float, source: str) -> None:
-    """Refuse what is too short to be an utterance.
-
-    Raises:
-        AudioError: shorter than 10 ms.
-    """
-    if samples == 0:
-        raise AudioError(f"{source}: 0 samples; expected speech, record or copy it again")
-    duration_ms = 1000 * samples / sample_rate
-    if duration_ms < SHORTEST_MS:
-        count = f"{samples} sample{'s' if samples > 1 else ''}"
-        raise AudioError(
-            f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
-        )
-
-
-def check_rate(sample_rate: float, source: str = "audio") -> None:
-    """Refuse what is no sample rate.
-
-    Raises:
-        AudioError: not a number above 0.
-    """
-    # Not `<= 0`, so that NaN is refused as well.
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, (int, float, np.number)):
-        raise AudioError(f"{source}: a sample rate of {sample_rate!r}; expected a number, in Hz")
-    if not sample_rate > 0:
-        raise AudioError(f"{source}: a sample rate of {sample_rate} Hz; expected a positive number")
-
-
-def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any]:
-    """Check the type and the shape of audio from outside.
-
-    Args:
-        samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
-        source: what to name in an error.
-
-    Returns:
-        The same as an array.
-
-    Raises:
-        AudioError: not such an array.
-    """
-    try:
-        array = np.asarray(samples)
-    except ValueError:  # rows of different lengths
-        raise AudioError(f"{source}: no array; expected (samples, channels) float32") from None
-    if array.size == 0:
-        return np.zeros(0, np.float32)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(
-            f"{source}: samples of type {array.dtype}; expected float32 in [-1, 1] "
-            "(divide 16-bit integers by 32768)"
-        )
-    if array.ndim not in (1, 2):
-        raise AudioError(f"{source}: {array.ndim} dimensions; expected (samples, channels)")
-    if array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_CHANNELS):
-        raise AudioError(
-            f"{source}: shape {array.shape}; expected (samples, channels), transpose it"
-        )
-    return array
-
-
-def check_stream_rate(sample_rate: float, source: str = "audio") -> None:
-    """Refuse what is no rate of a recorder: a slip of the hand would be heard as noise.
-
-    Raises:
-        AudioError: not a number from 1,000 to 768,000.
-    """
-    check_rate(sample_rate, source)
-    if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        raise AudioError(
-            f"{source}: a sample rate of {sample_rate:g} Hz; expected {LOWEST_RATE} to "
-            f"{HIGHEST_RATE}"
-        )
 
 
 def mono_pieces(
@@ -233,21 +195,28 @@ def mono_pieces(
     """Check and mix down a recording that comes in pieces, and its duration when it is over.
 
     The arguments and errors are those of `mix_down` and `check_duration`.
+
+    Warns:
+        AudioWarning: see `convert_audio`; when it is over.
     """
-    count = 0
+    count, levels = 0, Levels(source)
     for piece in pieces:
-        mono = mix_down(piece, source)
+        mono = mix_down(piece, source, levels)
         count += len(mono)
         yield mono
     check_duration(count, sample_rate, source)
+    levels.warn()
 
 
-def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:
+def mix_down(
+    samples: npt.ArrayLike, source: str = "audio", levels: Levels | None = None
+) -> FloatArray:
     """Check audio that is in memory, and take the mean of its channels.
 
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
         source: what to name in an error.
+        levels: of the recording that it is a part of, which are followed.
 
     Returns:
         (samples,) float32, which may be the same array.
@@ -258,73 +227,30 @@ def mix_down(samples: npt.ArrayLike, source: str = "audio") -> FloatArray:
     samples = as_samples(samples, source)
     if samples.size == 0:
         return np.zeros(0, np.float32)
-    return _mono(samples, source)
+    return (levels or Levels(source)).mix_down(samples)
 
 
-def _mono(samples: npt.NDArray[Any], source: str) -> FloatArray:
-    """The mean of all channels, which must be finite."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what comes of it is refused below
-        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
-        mono = mono.astype(np.float32, copy=False)
-    if not np.isfinite(mono).all():
-        raise AudioError(
-            f"{source}: holds samples that are not finite (NaN or infinity); repair it"
-        )
-    return mono
+def _resampled(recording: Recording, sample_rate: int, source: str) -> Iterator[FloatArray]:
+    """Mono blocks of all sections of an open recording, which is checked when all were read."""
+    levels, seconds, rate = Levels(source), 0.0, sample_rate
+    for section in recording.sections:
+        with recording.open(section) as sound:
+            rate, before = int(sound.samplerate), levels.count
+            blocks = recording.blocks(section, sound, levels)
+            yield from resample_pieces(blocks, rate, sample_rate)
+            seconds += (levels.count - before) / rate
+    check_duration(round(seconds * rate), rate, source)
+    levels.warn()
 
 
-def _truncated(path: Path, sound: soundfile.SoundFile, decoded: int) -> bool:
-    """Whether the container says that there was more than what could be decoded."""
-    if sound.format == "OGG":
-        return not _ogg_is_whole(path)
-    if sound.format == "MP3" and not _mp3_counts_frames(path):
-        return False  # libsndfile's length is then a guess from the size of the first frame
-    return decoded < sound.frames < UNKNOWN_SIZE or _cut_off(sound.extra_info)
-
-
-def _cut_off(log: str) -> bool:
-    """Whether libsndfile's account of the header says that the audio is longer than the file.
-
-    Only the chunk of the audio counts (WAV, AIFF, AU; the whole file in W64 and RF64): many
-    writers get the total in a RIFF header wrong, and remarks after the audio may be cut.
-    """
-    audio = r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)"
-    sizes = re.findall(audio, log, re.MULTILINE)
-    return any(int(actual) < int(declared) < UNKNOWN_SIZE for declared, actual in sizes)
-
-
-def _ogg_is_whole(path: Path) -> bool:
-    """Whether the last page is complete and marked as the last (RFC 3533, section 6)."""
-    content = path.read_bytes()
-    page = content[content.rfind(b"OggS") :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
-    segments = page[27 : 27 + page[26]]
-    return len(segments) == page[26] and len(page) >= 27 + len(segments) + sum(segments)
-
-
-def _mp3_counts_frames(path: Path) -> bool:
-    """Whether the first frame says how many follow (in a Xing, Info or VBRI header)."""
-    with path.open("rb") as file:
-        head = file.read(10)
-        tag = head[6:10] if head.startswith(b"ID3") else b""
-        file.seek(10 + int("".join(f"{byte:07b}" for byte in tag), 2) if tag else 0)
-        frame = file.read(64)
-    return any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
-
-
-def _unsized_wav(path: Path) -> io.BytesIO | None:
-    """A WAV stream whose sizes were left at zero (GStreamer's), given the size for "unknown".
-
-    libsndfile reads no samples from such a file; ffmpeg reads to its end, as is done here.
-    """
-    with path.open("rb") as file:
-        head = file.read(4096)
-    data = head.find(b"data\0\0\0\0")
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE" or data < 0:
-        return None
-    content = bytearray(path.read_bytes())
-    if int.from_bytes(content[4:8], "little") == len(content) - 8:
-        return None  # an empty recording, properly closed
-    content[data + 4 : data + 8] = b"\xff" * 4
-    return io.BytesIO(content)
+def _slice(blocks: Iterable[FloatArray], start: int, stop: int | None) -> FloatArray:
+    """Samples from one place to another of what comes in blocks."""
+    kept: list[FloatArray] = []
+    place = 0
+    for block in blocks:
+        end = None if stop is None else max(0, stop - place)
+        kept.append(block[max(0, start - place) : end])
+        place += len(block)
+        if stop is not None and place >= stop:
+            break
+    return np.concatenate(kept)

@@ -25,6 +25,14 @@ class AudioError(Ds2Error, ValueError):
     """A recording cannot be decoded, or holds nothing to recognise."""
 
 
+class NotAudioError(AudioError):
+    """A file is in no format that can be decoded, or so damaged that none is recognised."""
+
+
+class AudioWarning(UserWarning):
+    """A recording was read, but is probably not what was meant: silence, or a wrong scale."""
+
+
 class NoiseError(AudioError):
     """A recording of noise cannot be decoded."""
 

@@ -9,18 +9,22 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.audio import UNKNOWN_SIZE
+from ds2deploy.runtimes.audio_checks import check_stream_rate
 from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.wav import is_unknown
 
 READ_BYTES = 1 << 16
 """At most at a time; what is there is taken at once."""
 
-LARGEST_HEADER = 1 << 20
-"""Bytes of remarks before the audio of a WAV stream, at most."""
+LARGEST_HEADER = 1 << 28
+"""Bytes of remarks (texts, pictures) before the audio of a WAV stream, at most."""
+
+LONGEST_FORMAT = 1 << 12
+"""Bytes of a chunk of a header that are looked at; the rest is passed over."""
 
 CONTAINERS = {
-    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"RF64": "RF64", b"riff": "W64",
+    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"riff": "W64",
     b"RIFX": "RIFX", b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF",
 }  # fmt: skip
 """What begins otherwise than raw audio, and would be read as noise."""
@@ -82,7 +86,7 @@ class PcmStream:
                     f"{name}: {kind}; expected 16-bit samples or a WAV stream: decode it first, or "
                     "give the file"
                 )
-        if self._begun[:4] == b"RIFF" and self._begun[8:] == b"WAVE":
+        if self._begun[:4] in (b"RIFF", b"RF64") and self._begun[8:] == b"WAVE":
             self._begun = b""
             self.format = self._read_header()
             if told and self.format.sample_rate != sample_rate:
@@ -119,24 +123,41 @@ class PcmStream:
     def _read_header(self) -> PcmFormat:
         """The chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""
         found: PcmFormat | None = None
+        whole, passed = 0, 0
         while True:
             chunk = _exactly(self._file, 8)
             if len(chunk) < 8:
                 raise AudioError(f"{self.name}: a WAV stream that ends in its header")
             kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if kind == b"data":
-                self.bytes_left = size if 0 < size < UNKNOWN_SIZE else None
+                size = whole or size
+                self.bytes_left = None if size == 0 or is_unknown(size) else size
                 break
-            if size > LARGEST_HEADER:
+            passed += size
+            if passed > LARGEST_HEADER:
                 raise AudioError(f"{self.name}: a WAV stream whose header is damaged")
-            content = _exactly(self._file, size + size % 2)
-            if len(content) < size:
-                raise AudioError(f"{self.name}: a WAV stream that ends in its header")
+            content = self._chunk(size)
             if kind == b"fmt ":
                 found = self._parse_format(content)
+            elif kind == b"ds64":  # RF64, EBU Tech 3306
+                whole = int.from_bytes(content[8:16], "little")
         if found is None:
             raise AudioError(f"{self.name}: a WAV stream that does not say its format")
+        check_stream_rate(found.sample_rate, self.name)
         return found
+
+    def _chunk(self, size: int) -> bytes:
+        """The beginning of a chunk, whose end is passed over."""
+        content = _exactly(self._file, min(size, LONGEST_FORMAT))
+        rest = size + size % 2 - len(content)
+        while len(content) == min(size, LONGEST_FORMAT) and rest > 0:
+            piece = self._file.read(min(rest, READ_BYTES))
+            if not piece:
+                break
+            rest -= len(piece)
+        if rest > size % 2:
+            raise AudioError(f"{self.name}: a WAV stream that ends in its header")
+        return content
 
     def _parse_format(self, content: bytes) -> PcmFormat:
         if len(content) < 16:

@@ -13,6 +13,7 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.audio import check_stream_rate, mix_down
 from ds2deploy.runtimes.blocks import window_delay, window_history
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
+from ds2deploy.runtimes.levels import Levels
 
 
 class SampleQueue:
@@ -81,7 +82,7 @@ class StreamAudio:
         assert description.blocks is not None
         config = description.features
         check_stream_rate(sample_rate, name)
-        self._name = name
+        self._name, self._levels = name, Levels(name)
         self.sample_rate = float(sample_rate)
         self.total: int | None = None
         self._block = description.blocks.frames * config.stride
@@ -121,7 +122,7 @@ class StreamAudio:
         Raises:
             AudioError: not such an array, or not finite; nothing of it is taken.
         """
-        mono = mix_down(samples, self._name)
+        mono = mix_down(samples, self._name, self._levels)
         if self._resampler is None:
             mono = mono.copy()  # the owner of the buffer may fill it again
         else:
@@ -129,7 +130,12 @@ class StreamAudio:
         self._append(mono)
 
     def end(self) -> None:
-        """No more audio comes; what the resampler holds back is added."""
+        """No more audio comes; what the resampler holds back is added.
+
+        Warns:
+            AudioWarning: see `convert_audio`.
+        """
+        self._levels.warn()
         if self._resampler is not None:
             rest = self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
             self._append(rest)

@@ -296,7 +296,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
     )
     return manifest, {
         "missing": "no such file, but",
-        "empty": "not audio that can be read",
+        "empty": "empty file",
         "text file": "not audio that can be read",
         "cut off": "or damaged",
         "no transcript": "no such file; expected the transcript of",

@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds2deploy.runtimes import audio as module
+from ds2deploy.runtimes import recording as module
 from ds2deploy.runtimes.audio import convert_audio, load_audio
 from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError
 

@@ -28,7 +28,7 @@ def read(content: bytes, rate: int = 16_000, told: bool = False) -> tuple[PcmFor
     return stream.format, np.concatenate(list(stream))
 
 
-@pytest.mark.parametrize("form", ["WAV", "WAVEX"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
 @pytest.mark.parametrize(
     ("subtype", "step"),
     [("PCM_U8", 2**-7), ("PCM_16", 2**-15), ("PCM_24", 2**-23), ("PCM_32", 1e-9), ("FLOAT", 0)],
@@ -117,9 +117,27 @@ def test_remarks_after_the_audio_are_not_audio():
     np.testing.assert_allclose(samples, RAMP, atol=2**-15)
 
 
+def test_a_header_of_two_megabytes_is_passed_over():
+    content = wav("PCM_16")
+    picture = b"LIST" + struct.pack("<I", 2_000_001) + bytes(2_000_002)
+    _, samples = read(content[:12] + picture + content[12:])
+    np.testing.assert_allclose(samples, RAMP, atol=2**-15)
+    with pytest.raises(AudioError, match="ends in its header"):
+        read(content[:12] + picture[:1_000_000])
+
+
+@pytest.mark.parametrize("rate", [0, 1, 100, 4_000_000_000])
+def test_a_rate_that_no_recorder_has_is_refused(rate: int):
+    content = bytearray(wav("PCM_16"))
+    content[24:28] = struct.pack("<I", rate)
+    with pytest.raises(AudioError, match="Hz; expected") as raised:
+        read(bytes(content))
+    assert str(raised.value).startswith("standard input: ")
+
+
 @pytest.mark.parametrize(
     ("form", "named"),
-    [("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF"), ("RF64", "RF64"), ("CAF", "CAF")],
+    [("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF"), ("CAF", "CAF")],
 )
 def test_what_would_be_read_as_noise_is_refused(form: str, named: str):
     file = io.BytesIO()

@@ -1,0 +1,61 @@
+"""Recordings as lhotse reads them for cuts that are joined or changed: through our own reader.
+
+lhotse's backends read the first of several recordings in a file, and hand the names of `.opus` and
+`.sph` files to a shell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+from lhotse.audio.backend import (
+    AudioBackend,
+    get_current_audio_backend,
+    set_current_audio_backend,
+)
+
+from ds2deploy.runtimes.audio import load_part
+
+
+class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
+    """Reads what the device runtime reads."""
+
+    def read_audio(
+        self,
+        path_or_fd: Any,
+        offset: float = 0.0,
+        duration: float | None = None,
+        force_opus_sampling_rate: int | None = None,
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Read a part of a recording.
+
+        Args:
+            path_or_fd: path of the recording.
+            offset: where the part begins, in seconds.
+            duration: of the part, in seconds; None reads to the end.
+            force_opus_sampling_rate: sample rate that the manifest says, in Hz.
+
+        Returns:
+            (channels, samples) float32, and its sample rate.
+        """
+        samples, rate = load_part(str(path_or_fd), offset, duration)
+        wanted = force_opus_sampling_rate or rate
+        if wanted != rate:
+            samples = soxr.resample(samples, rate, wanted)
+        return np.ascontiguousarray(samples.T), wanted
+
+
+@contextmanager
+def runtime_audio() -> Iterator[None]:
+    """Let lhotse read recordings through `RuntimeAudioBackend` meanwhile."""
+    before = get_current_audio_backend()
+    set_current_audio_backend(RuntimeAudioBackend())
+    try:
+        yield
+    finally:
+        set_current_audio_backend(before)
