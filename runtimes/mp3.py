@@ -136,9 +136,10 @@ def _recording(frames: list[_Frame]) -> Mp3Audio:
 
 def _info_at(frame: _Frame) -> int:
     """Offset in a frame of what counts the others, or 0."""
-    if frame.form.key[1] != 3:
-        return 0
-    return next((at for at in INFO_AT if frame.head.startswith(INFO_NAMES, at)), 0)
+    head = frame.head
+    if frame.form.key[1] != 3 or not (b"Xing" in head or b"Info" in head or b"VBRI" in head):
+        return 0  # most frames, at once
+    return next((at for at in INFO_AT if head.startswith(INFO_NAMES, at)), 0)
 
 
 def _count(frame: _Frame) -> int | None:
