@@ -6,13 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import soxr
 
 from ds2deploy.config import AugmentConfig
 from ds2deploy.listing import READ_SUFFIXES, list_files
-from ds2deploy.runtimes.audio import convert_audio
-from ds2deploy.runtimes.errors import AudioError, ConfigError, NoiseError
+from ds2deploy.runtimes.audio import convert_audio, load_part, measure_audio
+from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, NoiseError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.tempo import change_tempo
 
@@ -85,16 +84,22 @@ def recorded_noise(
     paths = noise_files(folder)
     path = paths[int(random.integers(len(paths)))]
     try:
-        with soundfile.SoundFile(path) as sound:
-            wanted = int(count * sound.samplerate / sample_rate) + 2
-            sound.seek(int(random.integers(0, max(0, sound.frames - wanted) + 1)))
-            read = sound.read(wanted, dtype="float32", always_2d=True)
-            rate = sound.samplerate
-    except soundfile.LibsndfileError:
+        samples, rate = _noise_size(path)
+        wanted = int(count * rate / sample_rate) + 2
+        start = int(random.integers(0, max(0, samples - wanted) + 1))
+        read, _ = load_part(path, start / rate, wanted / rate)
+    except FILE_ERRORS:
         raise NoiseError(f"{path}: not audio that can be read; take it out of {folder}") from None
     if not read.size:
         raise NoiseError(f"{path}: truncated, its end is missing; take it out of {folder}")
     return np.resize(convert_audio(read, rate, sample_rate, str(path)), count)
+
+
+@lru_cache(maxsize=10_000)
+def _noise_size(path: Path) -> tuple[int, int]:
+    """Samples and sample rate (Hz) of a recording; one without a length in it is decoded once."""
+    facts = measure_audio(path)
+    return facts.samples, facts.sample_rate
 
 
 @lru_cache(maxsize=4)
@@ -121,10 +126,10 @@ def check_noise(config: AugmentConfig) -> None:
         return
     for path in noise_files(config.noise_folder):
         try:
-            frames = soundfile.info(str(path)).frames
-        except soundfile.LibsndfileError:
-            frames = 0
-        if frames == 0:
+            usable = _noise_size(path)[0] > 0
+        except FILE_ERRORS:
+            usable = False
+        if not usable:
             raise AudioError(
                 f"{path}: not audio that can be read; take it out of {config.noise_folder}"
             )

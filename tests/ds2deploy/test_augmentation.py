@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,19 @@ def test_noise_from_a_folder(tmp_path: Path):
     assert heard == {200.0, 3000.0}
     again = augmented(samples, 3, noise_folder=folder, **keys)
     np.testing.assert_array_equal(again, augmented(samples, 3, noise_folder=folder, **keys))
+
+
+def test_noise_of_unknown_length_whose_name_is_not_utf8(tmp_path: Path):
+    """As a pipe writes it: the length in its header is the largest number."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.au")
+    soundfile.write(os.fsencode(path), tone(3000, 8.0), RATE, format="AU", subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[8:12] = b"\xff" * 4
+    path.write_bytes(content)
+    samples = tone(1000, 2.0)
+    keys = {"noise_snr_db": (5.0, 5.1), "noise_share": 1.0}
+    added = augmented(samples, 1, noise_folder=str(tmp_path), **keys) - samples
+    assert round(pitch(added), -2) == 3000
 
 
 def test_noise_in_a_share_of_the_utterances():
