@@ -99,8 +99,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
         return import_checkpoint(path)
     recipe, metrics = _read_header(document[KEY], path)
-    network = build_network(recipe)
-    load_weights(network, document.get("state_dict"), path)
+    network = load_network(recipe, document.get("state_dict"), path)
     return Checkpoint(
         network=network.eval(),
         recipe=recipe,
@@ -134,8 +133,30 @@ def read_document(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and KEY in document else None
 
 
-def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
-    """Fill a network; every parameter must be there, in the right shape, and hold numbers."""
+def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
+    """Build the recipe's network with the weights of a checkpoint.
+
+    The shapes are compared before memory is taken, so that a damaged file cannot ask for all of it.
+
+    Args:
+        recipe: of the checkpoint.
+        weights: by their names.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        ModelFileError: a parameter is missing, has another shape, or holds NaN or infinity.
+    """
+    with torch.device("meta"):
+        outline = build_network(recipe)
+    fitting = _fitting_weights(outline, weights, path)
+    network = build_network(recipe)
+    network.load_state_dict(fitting)
+    _check_numbers(network, path)
+    return network
+
+
+def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
+    """The weights by the network's own names; every parameter is there, in the right shape."""
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
@@ -157,8 +178,7 @@ def load_weights(network: DeepSpeech2, weights: Any, path: Path) -> None:
             f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
             "restore the original"
         )
-    network.load_state_dict(weights)
-    _check_numbers(network, path)
+    return weights
 
 
 def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:

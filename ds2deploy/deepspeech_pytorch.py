@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from ds2deploy.checkpoint import Checkpoint, build_network, load_weights, unwrapped
+from ds2deploy.checkpoint import Checkpoint, load_network, unwrapped
 from ds2deploy.config import Recipe
 from ds2deploy.files import file_sha256
 from ds2deploy.foreign_pickle import plain, read_foreign_checkpoint
@@ -58,8 +58,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
         ) from None
     if recipe is None:
         raise ModelFileError(f"{path}: {refusal}")
-    network = build_network(recipe)
-    load_weights(network, _rename(weights, path), path)
+    network = load_network(recipe, _rename(weights, path), path)
     return Checkpoint(
         network=network.eval(),
         recipe=recipe,
@@ -127,6 +126,11 @@ def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
         if ours is None or not isinstance(array, np.ndarray):
             raise ModelFileError(
                 f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"
+            )
+        pairs = zip(array.shape, array.strides, strict=True)
+        if array.nbytes > array.itemsize + sum((n - 1) * abs(step) for n, step in pairs):
+            raise ModelFileError(  # a few numbers that pretend to be many would take all memory
+                f"{path}: weights {name!r} overlap themselves; damaged, restore the original"
             )
         renamed[ours] = torch.tensor(array)
     return renamed

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ds2deploy.checkpoint import build_network, load_weights, read_document, read_recipe
+from ds2deploy.checkpoint import load_network, read_document, read_recipe
 from ds2deploy.config import Recipe
 from ds2deploy.run_folder import LAST, START, Place, RunFolder
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError
@@ -133,7 +133,7 @@ def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
                 f"{last}: its training began with other {name}: {differing}; resume it with its "
                 "own recipe, or choose another folder with --set training.run=FOLDER"
             )
-    load_weights(build_network(recipe), document["state_dict"], last)
+    load_network(recipe, document["state_dict"], last)
 
 
 def _differences(begun: object, wanted: object) -> str:

@@ -451,3 +451,28 @@ def test_a_weight_whose_name_is_no_text(foreign: Callable[..., Path], tmp_path: 
     torch.save(document, tmp_path / "odd.ckpt")
     with pytest.raises(ModelFileError, match="'5' is not a parameter"):
         load_checkpoint(tmp_path / "odd.ckpt")
+
+
+# Files that ask for all memory --------------------------------------------------------------------
+
+
+def test_a_recipe_of_a_larger_network_takes_no_memory_for_it(
+    small_checkpoint: Path, tmp_path: Path
+):
+    """Its layers alone would take terabytes."""
+
+    def enlarge(document: dict[str, Any]) -> None:
+        document["ds2deploy"]["recipe"]["model"].update(hidden=65_536, layers=100)
+
+    path = edit(small_checkpoint, tmp_path / "large.ckpt", enlarge)
+    with pytest.raises(ModelFileError, match="expects") as raised:
+        load_checkpoint(path)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_one_number_that_pretends_to_be_many(foreign: Callable[..., Path]):
+    wide = torch.zeros(1).expand(1 << 20, 1 << 20)
+    path = foreign(**{"fc.0.module.1.weight": wide})
+    with pytest.raises(ModelFileError, match=r"fc\.0\.module\.1\.weight") as raised:
+        load_checkpoint(path)
+    assert str(raised.value).startswith(f"{path}: ")
