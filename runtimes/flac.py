@@ -22,6 +22,9 @@ def find_flac_audio(file: BinaryIO, end: int) -> list[Span]:
     Args:
         file: seekable.
         end: offset where its audio ends, and tags may follow.
+
+    Returns:
+        The streams, in order; none where the first is damaged.
     """
     starts: list[int] = []
     place = 0
@@ -32,7 +35,7 @@ def find_flac_audio(file: BinaryIO, end: int) -> list[Span]:
         if len(content) < 8:
             break
         place += len(content) - 7  # one may lie across the seam
-    ends = [*starts[1:], end]
+    ends = [*starts[1:], end][: len(starts)]
     return [Span(start, stop - start) for start, stop in zip(starts, ends, strict=True)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ds2deploy.runtimes.caf import sized_caf
-from ds2deploy.runtimes.errors import AudioError
+from ds2deploy.runtimes.errors import AudioError, NotAudioError
 from ds2deploy.runtimes.flac import file_size, find_flac_audio
 from ds2deploy.runtimes.mp3 import Mp3Audio, find_mp3_audio, id3_size, is_mp3
 from ds2deploy.runtimes.ogg import find_ogg_audio
@@ -22,9 +22,12 @@ from ds2deploy.runtimes.wav import MPEG_FORMATS, find_wav_audio
 TAG_SIZE = 128
 """Bytes of an ID3v1 tag, at the end of a file."""
 
-
 ID3_TAG = b"ID3\x04\0\0\0\0\0\x0a" + bytes(10)
 """A tag without a word, by which libsndfile knows MP3; some streams it does not know without."""
+
+SAMPLE_DUMP = b"\xf0\x7e"
+"""Begins a MIDI sample dump. It holds sounds of instruments, and on a damaged one libsndfile prints
+lines of its own to standard output."""
 
 
 class Section(NamedTuple):
@@ -52,6 +55,8 @@ def find_sections(path: Path, file: BinaryIO) -> list[Section]:
         AudioError: damaged, or several recordings that are played at the same time.
     """
     start, head = _after_tags(file)
+    if head.startswith(SAMPLE_DUMP):
+        raise NotAudioError(f"{path}: a MIDI sample dump; convert it to WAV first")
     whole = Span(start, file_size(file) - start)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
         return _wav(path, file, whole)

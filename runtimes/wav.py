@@ -25,6 +25,9 @@ WRAPPED = 1 << 32
 SLIP_S = 0.05
 """Longest that a header may exceed the audio by, in seconds, where its own length allows more."""
 
+MOST_CHUNKS = 10_000
+"""Chunks that are looked at in a file; a broken one can hold millions that are empty."""
+
 LONGEST_FORMAT = 4096
 """Bytes of a format chunk, at most; the longest in use, of ADPCM, has 50."""
 
@@ -110,6 +113,7 @@ class _Walk:
         self._order = "big" if self._magic == b"RIFX" else "little"
         self._regular = start == 0
         self._total = self._whole_size = 0
+        self._data: Span | None = None
         self.next_file: int | None = None
 
     def audio(self) -> WavAudio | None:
@@ -149,11 +153,13 @@ class _Walk:
     def _chunks(self) -> Iterator[tuple[bytes, Span]]:
         """Every chunk's name and what its header says of its place."""
         place = self._start + 12
-        while place + 8 <= self._end:
+        for _ in range(MOST_CHUNKS):
+            if place + 8 > self._end:
+                return
             kind, size = self._head(place)
             yield kind, Span(place + 8, size)
-            if kind == b"data":
-                size = self._data_end - place - 8
+            if self._data is not None and self._data.start == place + 8:
+                size = self._data.size
             after = place + 8 + size
             if size % 2 and not self._plausible(after + 1) and self._plausible(after):
                 self._regular = self._regular and kind == b"data"
@@ -176,8 +182,8 @@ class _Walk:
             size = size if known else there
         self._regular = self._regular and known
         kept = min(size, there)
-        self._data_end = chunk.start + kept
-        return Span(chunk.start, kept), size - kept
+        self._data = Span(chunk.start, kept)
+        return self._data, size - kept
 
     def _closed_empty(self) -> bool:
         """Whether a recording without samples was properly closed: its total size is right."""
