@@ -260,7 +260,7 @@ def test_a_last_checkpoint_that_is_half_written(
 def test_metrics_that_are_half_rewound(dying: Callable[..., None], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for step in range(10):
-        folder.append({"step": step})
+        folder.append({"step": step, "kind": "train"})
     before = folder.metrics()
     dying(Path, "write_bytes", path_at=0)
     with pytest.raises(Killed):
@@ -270,10 +270,10 @@ def test_metrics_that_are_half_rewound(dying: Callable[..., None], tmp_path: Pat
 
 def test_a_line_of_metrics_that_is_half_written(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.append({"step": 1})
+    folder.append({"step": 1, "kind": "train"})
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "los')
-    assert folder.metrics() == [{"step": 1}]
+    assert folder.metrics() == [{"step": 1, "kind": "train"}]
 
 
 @pytest.mark.usefixtures("no_names")

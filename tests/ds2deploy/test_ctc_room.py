@@ -129,8 +129,8 @@ def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
     tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Of 101 batches of one utterance one is of no use: its loss is 0."""
-    shown = TrainingProgress(Console(file=io.StringIO()))
-    monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda: shown)
+    shown = TrainingProgress(console=Console(file=io.StringIO()))
+    monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda _: shown)
     path = manifest_of(tmp_path, good=100, too_long=1)
     recipe = tone_recipe.changed("data", train=str(path), batch_size=1)
     losses: list[tuple[float, float]] = []

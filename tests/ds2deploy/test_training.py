@@ -156,7 +156,10 @@ def test_two_processes(tone_recipe: Recipe, tone_toml: Path, tmp_path: Path):
 def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda: TrainingProgress(console))
+    monkeypatch.setattr(
+        "ds2deploy.training.TrainingProgress",
+        lambda beating: TrainingProgress(beating, console),
+    )
     train(tone_recipe.changed("training", epochs=1))
     assert "training" in screen.getvalue()
     assert "steps  loss" in screen.getvalue()
