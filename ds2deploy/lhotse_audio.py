@@ -20,6 +20,7 @@ from lhotse.audio.backend import (
 )
 
 from ds2deploy.runtimes.audio import load_part
+from ds2deploy.runtimes.errors import AudioError
 
 
 class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
@@ -42,8 +43,13 @@ class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
 
         Returns:
             (channels, samples) float32, and its sample rate.
+
+        Raises:
+            MissingFileError, AudioError: see `load_part`; the part begins after the end.
         """
         samples, rate = load_part(str(path_or_fd), offset, duration)
+        if not len(samples):
+            raise AudioError(f"{path_or_fd}: ends before {offset:g} s")
         wanted = force_opus_sampling_rate or rate
         if wanted != rate:
             samples = soxr.resample(samples, rate, wanted)

@@ -21,6 +21,8 @@ from ds2deploy.lhotse_audio import runtime_audio
 from ds2deploy.listing import is_file
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
     SHORTEST_MS,
     convert_audio,
     load_audio,
@@ -42,6 +44,13 @@ from ds2deploy.text_files import UTF_16
 
 LATE_END_S = 0.5
 """An utterance may seem to end so long after its recording: transcripts round."""
+
+
+LONGEST_S = 7 * 86_400.0
+"""Longest recording and utterance of a manifest, in seconds: a week."""
+
+LONGEST_JOINED_S = 3_600.0
+"""Longest utterance that is joined of several, in seconds; it is made in memory."""
 
 
 class Unusable(NamedTuple):
@@ -303,7 +312,7 @@ def _read_cuts(path: Path) -> CutSet:
     try:
         cuts = CutSet.from_dicts(_json_lines(path)).to_eager()
         for cut in cuts:
-            _check_types(cut)
+            _check_values(cut)
     except PermissionError:  # says all that there is to say
         raise
     except Exception as error:  # lhotse raises whatever the damaged line made it trip over
@@ -329,17 +338,37 @@ def _json_lines(path: Path) -> Iterator[Any]:
         yield from (json.loads(line) for line in text if line.strip())
 
 
-def _check_types(cut: Cut) -> None:
-    """Use what lhotse takes from a file without a look at its type."""
-    float(cut.duration)
+def _check_values(cut: Cut) -> None:
+    """Refuse values that lhotse takes from a file without a look at their type or size."""
+    tracks = getattr(cut, "tracks", ())
+    for track in tracks:
+        _number("offset", track.offset, 0, LONGEST_JOINED_S)
+        _number("snr", track.snr or 0, -1000, 1000)
+    for part in [track.cut for track in tracks] or [cut]:
+        _number("start", getattr(part, "start", 0), 0, LONGEST_S)
+        _number("duration", part.duration, 0, LONGEST_JOINED_S if tracks else LONGEST_S)
+        _number("sampling_rate", part.sampling_rate, LOWEST_RATE, HIGHEST_RATE)
+    for spoken in cut.supervisions:
+        for name in ("text", "speaker"):
+            if not isinstance(getattr(spoken, name), (str, type(None))):
+                raise TypeError(f"{name}: expected text")
     transcript(cut)
     for recording in _recordings(cut):
+        _number("duration", recording.duration, 0, LONGEST_S)
         if not recording.sources:
             raise TypeError("a recording without a file")
         for source in recording.sources:
             if source.type != "file":  # lhotse would run a "command", and fetch a "url"
                 raise TypeError(f"audio of type {source.type!r}; expected a file")
             Path(source.source)
+
+
+def _number(name: str, value: Any, least: float, most: float) -> None:
+    """Refuse a value that is no number, or out of its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number")
+    if not least <= value <= most:
+        raise ValueError(f"{name} {value:g}: expected {least:g} to {most:g}")
 
 
 def _recordings(cut: Cut) -> list[Recording]:
