@@ -160,25 +160,25 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
-    weights = unwrapped(weights, expected.__contains__, path)
+    found = unwrapped(weights, expected.__contains__, path)
     for name, parameter in expected.items():
-        if not isinstance(weights.get(name), torch.Tensor):
+        if not isinstance(found.get(name), torch.Tensor):
             raise ModelFileError(
                 f"{path}: has no weights {name!r}; it does not fit its own recipe, "
                 "restore the original"
             )
-        if weights[name].shape != parameter.shape:
+        if found[name].shape != parameter.shape:
             raise ModelFileError(
-                f"{path}: weights {name!r} are {tuple(weights[name].shape)}, its recipe "
+                f"{path}: weights {name!r} are {tuple(found[name].shape)}, its recipe "
                 f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
                 f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
             )
-    if surplus := sorted(map(str, weights.keys() - expected.keys())):
+    if surplus := sorted(map(str, found.keys() - expected.keys())):
         raise ModelFileError(
             f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
             "restore the original"
         )
-    return weights
+    return found
 
 
 def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
