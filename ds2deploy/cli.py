@@ -217,9 +217,14 @@ def prepare(
         leave_out=leave_out,
     )
     alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
-    _, report = prepare_manifests(source, out, alphabet, choices)
+    manifests, report = prepare_manifests(source, out, alphabet, choices)
     for error in report.left_out:
         complain(f"left out: {error}")
+    if valid and layout == "folder" and "valid" not in manifests:
+        complain(
+            f"{out}: no utterance fell into the validation set, which a training needs; give more "
+            f"recordings, or a larger share than --valid {valid:g}"
+        )
     if json:
         _print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
     else:
@@ -248,7 +253,8 @@ def _listen(manifest: Path, out: Path, recipe: str, overrides: list[str], json: 
 def _print_preparation(report: Report, labels: bool) -> None:
     """What was written, and what it is not."""
     for made in report.sets:
-        speakers = f", {made.speakers} speakers" if made.speakers else ""
+        speakers = f", {made.speakers} speaker{'s' if made.speakers > 1 else ''}"
+        speakers = speakers if made.speakers else ""
         typer.echo(f"{made.manifest}  {made.utterances} utterances, {made.hours} h{speakers}")
     for change in report.characters:
         became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)

@@ -15,7 +15,7 @@ from ds2deploy.files import whole_file
 from ds2deploy.listing import READ_SUFFIXES
 from ds2deploy.manifest import join_utterances, speaker, write_manifest
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ManifestError, MissingFileError
 from ds2deploy.runtimes.file_names import json_text
 from ds2deploy.screening import Fault, Screened, Screener, Screening
 from ds2deploy.sources import (
@@ -139,6 +139,7 @@ def prepare(
         raise _summary(faults, len(found), choices.leave_out)
     parted = with_validation(screened, source, choices.valid_share, choices.split_by)
     manifests = _sets(parted, choices)
+    earlier = _earlier_sets(out)
     report = Report(
         source=str(source),
         choices=choices,
@@ -153,10 +154,22 @@ def prepare(
     )
     for name, cuts in manifests.items():
         write_manifest(cuts, out / f"{name}.jsonl.gz")
+    for name in earlier - {f"{name}.jsonl.gz" for name in manifests}:
+        (out / name).unlink(missing_ok=True)  # else it may share utterances with the new sets
     with whole_file(out / REPORT) as temporary:
         text = msgspec.json.format(json_text(report), indent=1)
         temporary.write_text(f"{text}\n", encoding="utf-8")
     return manifests, report
+
+
+def _earlier_sets(out: Path) -> set[str]:
+    """Names of the manifests that the preparation before this one wrote into a folder."""
+    try:
+        document = msgspec.json.decode((out / REPORT).read_bytes())
+        names = {Path(made["manifest"]).name for made in document["sets"]}
+    except (OSError, KeyError, TypeError, *DECODING_ERRORS):
+        return set()
+    return {name for name in names if name.endswith(".jsonl.gz")}
 
 
 def _listed(source: Path, choices: Choices) -> list[Utterance]:

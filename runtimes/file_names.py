@@ -18,9 +18,19 @@ FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
 """A byte of a file name that is not UTF-8, as Python holds it."""
 
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What no encoding can hold: such a byte, or half of a character from a damaged list."""
+
+
 def marked(text: str) -> str:
     r"""Write each byte that is not UTF-8 as `\xe9`, so that the text can be encoded."""
-    return FOREIGN_BYTE.sub(lambda match: f"\\x{ord(match.group()) - 0xDC00:02x}", text)
+    return LONE_SURROGATE.sub(lambda match: _mark(match.group()), text)
+
+
+def _mark(surrogate: str) -> str:
+    number = ord(surrogate)
+    byte = FOREIGN_BYTE.match(surrogate)
+    return f"\\x{number - 0xDC00:02x}" if byte else f"\\u{number:04x}"
 
 
 def json_text(document: Any) -> str:
@@ -36,7 +46,7 @@ def json_text(document: Any) -> str:
     except UnicodeEncodeError:
         plain = msgspec.to_builtins(document)
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        return FOREIGN_BYTE.sub(lambda match: f"\\\\x{ord(match.group()) - 0xDC00:02x}", text)
+        return LONE_SURROGATE.sub(lambda match: "\\" + _mark(match.group()), text)
 
 
 def manifest_line(document: Any) -> str:

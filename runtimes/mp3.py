@@ -81,10 +81,12 @@ class Mp3Walk(NamedTuple):
     Attributes:
         recordings: one after the other.
         lost: bytes in the largest part that is neither frame nor tag, where that is too much.
+        cut_off: whether the file ends within the last frame.
     """
 
     recordings: list[Mp3Audio]
     lost: int
+    cut_off: bool
 
 
 class _Form(NamedTuple):
@@ -119,7 +121,7 @@ def find_mp3_audio(file: BinaryIO, span: Span) -> Mp3Walk:
         frames.append(frame)
     if frames:
         found.append(_recording(frames))
-    return Mp3Walk(found, walk.lost)
+    return Mp3Walk(found, walk.lost, walk.cut_off)
 
 
 def _recording(frames: list[_Frame]) -> Mp3Audio:
@@ -156,6 +158,7 @@ class _Walk:
 
     Attributes:
         lost: see `Mp3Walk`.
+        cut_off: see `Mp3Walk`.
     """
 
     def __init__(self, file: BinaryIO, span: Span) -> None:
@@ -163,6 +166,7 @@ class _Walk:
         self._buffer, self._base = b"", span.start
         self._free: dict[tuple[int, int, int, bool], int] = {}
         self.lost = 0
+        self.cut_off = False
 
     def __iter__(self) -> Iterator[_Frame]:
         place, end = self._span.start, self._span.end
@@ -179,7 +183,8 @@ class _Walk:
                 place = after
                 continue
             if place + form.size > end:
-                break  # cut off within a frame: a stream that has no count may end anywhere
+                self.cut_off = form.key == key
+                break
             if key is not None and junk > MOST_BETWEEN:
                 self.lost = max(self.lost, junk)
             key, junk = form.key, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -12,6 +13,10 @@ import numpy.typing as npt
 from ds2deploy.runtimes.audio_checks import check_stream_rate
 from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.foreign_formats import FRAME_PAIR, foreign_format
+from ds2deploy.runtimes.mp3 import find_mp3_audio
+from ds2deploy.runtimes.sections import is_frame
+from ds2deploy.runtimes.spliced import Span
 from ds2deploy.runtimes.wav import is_unknown
 
 READ_BYTES = 1 << 16
@@ -86,6 +91,11 @@ class PcmStream:
                     f"{name}: {kind}; expected 16-bit samples or a WAV stream: decode it first, or "
                     "give the file"
                 )
+        if compressed := self._compressed():
+            raise AudioError(
+                f"{name}: {compressed}; expected 16-bit samples or a WAV stream: decode it first: "
+                "ffmpeg -i FILE -f wav -"
+            )
         if self._begun[:4] in (b"RIFF", b"RF64") and self._begun[8:] == b"WAVE":
             self._begun = b""
             self.format = self._read_header()
@@ -119,6 +129,19 @@ class PcmStream:
             waiting += piece
         if not count:
             raise AudioError(f"{self.name}: 0 samples; expected speech: is a recorder writing?")
+
+    def _compressed(self) -> str | None:
+        """Name the compressed format that begins here, or None.
+
+        MP3 and AAC without tags begin like some raw audio. Where they may, so much is read that
+        the second of their frames decides.
+        """
+        if is_frame(self._begun):
+            self._begun += _exactly(self._file, FRAME_PAIR)
+            found = find_mp3_audio(io.BytesIO(self._begun), Span(0, len(self._begun))).recordings
+            if found and found[0].spans[0].start == 0 and found[0].frames > 1:
+                return "MP3"
+        return foreign_format(self._begun)
 
     def _read_header(self) -> PcmFormat:
         """The chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""

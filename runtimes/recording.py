@@ -15,6 +15,7 @@ from ds2deploy.runtimes.audio_checks import check_stream_rate
 from ds2deploy.runtimes.audio_source import open_audio_file
 from ds2deploy.runtimes.errors import AudioError, NotAudioError
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.foreign_formats import FRAME_PAIR, conversion, foreign_format
 from ds2deploy.runtimes.levels import Levels
 from ds2deploy.runtimes.sections import Section, find_mp3_sections, find_sections
 from ds2deploy.runtimes.wav import is_unknown
@@ -120,6 +121,12 @@ class Recording:
             return NotAudioError(
                 f"{self._path}: no header that says what it holds; if it is 16-bit mono, say its "
                 f"rate: ds2deploy transcribe MODEL - --rate HZ < {self._path}"
+            )
+        self._file.seek(0)
+        if foreign := foreign_format(self._file.read(FRAME_PAIR)):
+            return NotAudioError(
+                f"{self._path}: {foreign}, which libsndfile does not read; convert it, such as: "
+                f"{conversion(str(self._path))}"
             )
         if "resource fork" in detail:  # libsndfile's last guess
             detail = "Format not recognised"

@@ -92,7 +92,10 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
         raise AudioError(
             f"{path}: damaged, {walk.lost:,} bytes in it are no MP3; copy or record it again"
         )
-    return [_mp3(file, found) for found in walk.recordings]
+    last = len(walk.recordings) - 1
+    return [
+        _mp3(file, found, walk.cut_off and i == last) for i, found in enumerate(walk.recordings)
+    ]
 
 
 def is_frame(head: bytes) -> bool:
@@ -152,9 +155,10 @@ def _nist_count(file: BinaryIO) -> int | None:
     return int(count[1]) if count else None
 
 
-def _mp3(file: BinaryIO, found: Mp3Audio) -> Section:
+def _mp3(file: BinaryIO, found: Mp3Audio, cut_off: bool) -> Section:
     if found.counted is not None and found.counted >= found.frames:
         truncated = found.counted > found.frames
         return Section(Spliced(file, [ID3_TAG, *found.spans]), truncated=truncated)
     # Without a count, or with one that is too small, a decoder would stop early.
-    return Section(Spliced(file, [ID3_TAG, *found.audio_spans], endless=True), found.samples, False)
+    content = Spliced(file, [ID3_TAG, *found.audio_spans], endless=True)
+    return Section(content, found.samples, cut_off)

@@ -26,6 +26,7 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
 )
 from ds2deploy.screening import Screening
+from tests.conftest import write_corpus
 
 RATE = 16_000
 TEXT = "CHAPTER ONE"
@@ -481,3 +482,25 @@ def test_the_recipe_for_librispeech_begins(tmp_path: Path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["utterances"] == 4
     shutil.rmtree(run)
+
+
+def test_sets_of_an_earlier_preparation_do_not_stay(tmp_path: Path):
+    """Its validation set would share utterances with the new training set."""
+    source, out = write_corpus(tmp_path / "in", 30, seed=1), tmp_path / "out"
+    alphabet = Alphabet("_ABCD ")
+    prepare(source, out, alphabet, Choices(valid_share=0.3))
+    assert (out / "valid.jsonl.gz").exists()
+    mine = out / "test.jsonl.gz"  # which no preparation has written
+    mine.write_bytes(b"kept")
+    manifests, _ = prepare(source, out, alphabet, Choices(valid_share=0.0))
+    assert list(manifests) == ["train"]
+    assert not (out / "valid.jsonl.gz").exists()
+    assert mine.read_bytes() == b"kept"
+
+
+def test_a_folder_without_a_validation_set_says_so(tmp_path: Path):
+    write_corpus(tmp_path / "in", 1, seed=1)
+    words = ["prepare", str(tmp_path / "in"), str(tmp_path / "out"), "--labels", "_ABCD "]
+    result = CliRunner().invoke(app, [*words, "--valid", "0.01"])
+    assert result.exit_code == 0
+    assert "--valid" in result.stderr

@@ -16,6 +16,7 @@ import soundfile
 
 from ds2deploy.runtimes.audio import convert_audio, load_audio, load_part, measure_audio
 from ds2deploy.runtimes.errors import AudioError, AudioWarning, MissingFileError, NotAudioError
+from ds2deploy.runtimes.pcm import PcmStream
 from ds2deploy.runtimes.spliced import Span, Spliced
 from tests.conftest import SHARED
 
@@ -451,3 +452,52 @@ FIELD = SHARED / "fieldcases"
 )  # fmt: skip
 def test_samples_from_the_field(name: str, expected_s: float):
     assert seconds(FIELD / name) == pytest.approx(expected_s, abs=0.001)
+
+
+# Cut off, or of another kind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [1, 60])
+def test_an_mp3_without_a_count_that_ends_within_a_frame_is_truncated(lost: int, tmp_path: Path):
+    """One that ends between two frames cannot be told from a whole one."""
+    whole = tmp_path / "whole.mp3"
+    whole.write_bytes(mp3_stream(TONE))
+    samples = len(load_audio(whole, RATE))
+    assert samples > 0
+    cut = tmp_path / "cut.mp3"
+    cut.write_bytes(whole.read_bytes()[:-lost])
+    with pytest.raises(AudioError, match="truncated") as raised:
+        load_audio(cut, RATE)
+    assert str(cut) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x20ftypM4A \0\0\0\0", "MP4"),
+        (b"\x1aE\xdf\xa3\x01\0\0\0\0\0\0\x1f", "WebM"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa", "WMA"),
+        (b"#!AMR\n" + bytes(20), "AMR"),
+        ((b"\xff\xf1\x50\x80\x02\x1f\xfc" + bytes(9)) * 4, "AAC"),
+    ],
+)
+def test_formats_that_must_be_converted_are_named(head: bytes, name: str, tmp_path: Path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(head + bytes(4000))
+    with pytest.raises(NotAudioError, match=name) as raised:
+        load_audio(path, RATE)
+    assert f"ffmpeg -i {path}" in str(raised.value)
+    with pytest.raises(AudioError, match=name):
+        PcmStream(io.BytesIO(path.read_bytes()), RATE)
+
+
+def test_mp3_without_tags_on_standard_input_is_refused():
+    with pytest.raises(AudioError, match="MP3"):
+        PcmStream(io.BytesIO(mp3_stream(TONE)), RATE)
+
+
+@pytest.mark.parametrize("first", [b"\xff\xff", b"\xff\xfb", b"\xf1\xff", b"\xff\xf1"])
+def test_raw_audio_that_begins_like_a_frame_is_read(first: bytes):
+    noise = np.random.default_rng(0).integers(-2000, 2000, 20_000, dtype="<i2").tobytes()
+    stream = PcmStream(io.BytesIO(first + noise), RATE)
+    assert sum(len(piece) for piece in stream) == 20_001
