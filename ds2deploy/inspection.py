@@ -45,7 +45,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
+    """Check whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
     try:
         return path.is_fifo()
     except OSError:  # in a folder that may not be entered

@@ -20,7 +20,7 @@ from ds2deploy.runtimes.recording import Recording, open_recording
 
 
 class AudioFacts(NamedTuple):
-    """What a recording is.
+    """Format and length of a recording.
 
     Attributes:
         sample_rate: of the first part, in Hz.

@@ -35,7 +35,7 @@ class Section(NamedTuple):
 
     Attributes:
         content: what to decode; None for the whole file.
-        samples: of one channel that it holds; None where the decoder knows.
+        samples: number of samples of one channel; None where the decoder knows it.
         truncated: whether its container says that its end is missing; None where the decoder knows.
     """
 
@@ -96,12 +96,12 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
 
 
 def is_frame(head: bytes) -> bool:
-    """Whether a file begins like a frame of MPEG audio."""
+    """Check whether a file begins like a frame of MPEG audio."""
     return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
 
 
 def _after_tags(file: BinaryIO) -> tuple[int, bytes]:
-    """Where a file begins after ID3v2 tags, and its first bytes from there."""
+    """Find the offset after ID3v2 tags, and the first bytes from there."""
     start = 0
     while True:
         file.seek(start)

@@ -336,7 +336,7 @@ def test_wrapped_weights_load(rename: Callable[[str], str], small_checkpoint: Pa
 
 
 def test_the_weights_of_what_torch_wraps_load(small_recipe: Recipe, tmp_path: Path):
-    """As the wrappers themselves name them."""
+    """The names are those that the wrappers themselves give."""
     network = build_network(small_recipe)
     for i, wrapped in enumerate(
         (
@@ -459,7 +459,7 @@ def test_a_weight_whose_name_is_no_text(foreign: Callable[..., Path], tmp_path: 
 def test_a_recipe_of_a_larger_network_takes_no_memory_for_it(
     small_checkpoint: Path, tmp_path: Path
 ):
-    """Its layers alone would take terabytes."""
+    """The recurrent layers alone would take terabytes."""
 
     def enlarge(document: dict[str, Any]) -> None:
         document["ds2deploy"]["recipe"]["model"].update(hidden=65_536, layers=100)

@@ -1,4 +1,4 @@
-"""What reads files from outside: the public function of each reader, and what it may raise."""
+"""Readers of files from outside: the public function of each, and the errors that it may raise."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 def is_explained(error: BaseException) -> bool:
-    """Whether the command line prints a line for a person: what is wrong with which file."""
+    """Check that the command line prints one line for it: what is wrong with which file."""
     return isinstance(error, Ds2Error) or (isinstance(error, OSError) and bool(error.strerror))
 
 
