@@ -154,7 +154,9 @@ def test_resume_names_the_weight(small_checkpoint: Path, small_recipe: Recipe, t
         ("output.weight", float("nan")),
     ],
 )
-def test_what_no_network_can_have(name: str, value: float, small_checkpoint: Path, tmp_path: Path):
+def test_weights_that_no_network_can_have_are_named(
+    name: str, value: float, small_checkpoint: Path, tmp_path: Path
+):
     path = edit(small_checkpoint, tmp_path / "bad.ckpt", break_weight(name, value))
     with pytest.raises(ModelFileError, match="take an earlier checkpoint") as raised:
         load_checkpoint(path)
