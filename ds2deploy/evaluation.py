@@ -25,7 +25,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     Attributes:
         audio: its file.
-        error: what is wrong and what to do, in one line.
+        error: the fault and its remedy, in one line.
         of: the part that cannot be used, its recording or its transcript.
     """
 

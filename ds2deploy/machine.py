@@ -132,7 +132,7 @@ def peak_memory_mib() -> float | None:
 
 
 def resident_memory_mib() -> float | None:
-    """Memory that this process has resident now, in MiB; None where nothing tells."""
+    """Memory that this process has resident now, in MiB; None where it is not known."""
     return _mebibytes(_status_bytes("VmRSS"))
 
 

@@ -1,4 +1,4 @@
-"""Text files as people have them: with a byte order mark, in UTF-16 where that says so."""
+"""Text files as people have them: UTF-8 with or without a byte order mark, UTF-16 with one."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any
 
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
-        source: what to name in an error.
+        source: name of the audio, for errors.
 
     Returns:
         The same as an array.

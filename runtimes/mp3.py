@@ -157,7 +157,7 @@ class _Walk:
     """Frames of a stream in order.
 
     Attributes:
-        lost: see `Mp3Walk`.
+        lost: count of lost bytes, see `Mp3Walk`.
     """
 
     def __init__(self, file: BinaryIO, span: Span) -> None:

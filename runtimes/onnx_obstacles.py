@@ -41,8 +41,8 @@ class Obstacle(NamedTuple):
     """A reason why a provider cannot run.
 
     Attributes:
-        reason: in words, with the version of ONNX Runtime.
-        remedy: the command, or what to do.
+        reason: the obstacle in words, with the version of ONNX Runtime.
+        remedy: the command that helps, or other advice.
     """
 
     reason: str

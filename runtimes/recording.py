@@ -68,8 +68,8 @@ class Recording:
     """An open recording; see `open_recording`.
 
     Args:
-        path: for errors.
-        file: the same, open.
+        path: name of the recording, for errors.
+        file: the recording, open.
 
     Attributes:
         sections: its parts, in order.

@@ -34,7 +34,7 @@ class Section(NamedTuple):
     """A part of a recording, to be decoded by itself.
 
     Attributes:
-        content: what to decode; None for the whole file.
+        content: bytes to decode; None for the whole file.
         samples: number of samples of one channel; None where the decoder knows it.
         truncated: whether its container says that its end is missing; None where the decoder knows.
     """
@@ -48,7 +48,7 @@ def find_sections(path: Path, file: BinaryIO) -> list[Section]:
     """Find what to decode, in order; nothing where the container is not one of those walked.
 
     Args:
-        path: for errors.
+        path: name of the recording, for errors.
         file: the recording, seekable; the sections read from it.
 
     Raises:
@@ -77,7 +77,7 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
     """Find the recordings of a stream of MPEG audio; the whole file where there is none.
 
     Args:
-        path: for errors.
+        path: name of the recording, for errors.
         file: the recording.
         span: part of it that holds the stream, if not all.
 

@@ -55,7 +55,7 @@ class WavAudio(NamedTuple):
         return self._number(0, 2)
 
     def header(self) -> bytes:
-        """Write a header that says the right size."""
+        """Write a header with the right size."""
         order = "big" if self.magic == b"RIFX" else "little"
         size, padded = self.data.size, len(self.format) + len(self.format) % 2
         head = b"fmt " + len(self.format).to_bytes(4, order) + self.format.ljust(padded, b"\0")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Long work is never silent for long in a log, and says only what is true of it."""
+"""Lines of long work in a log: never far apart, and true of the work."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def settled_network(shape: ModelShape, gain: float = 1.0) -> DeepSpeech2:
     """Random weights that answer speech with many labels: batch norms know its statistics.
 
     Args:
-        shape: of the network.
-        gain: of what recurrent layers remember; above 2 a tanh RNN amplifies its rounding.
+        shape: shape of the network.
+        gain: factor of the recurrent weights; above 2 a tanh RNN amplifies its rounding.
     """
     torch.manual_seed(0)
     network = DeepSpeech2(shape, FEATURES.bins).train()

@@ -23,10 +23,10 @@ class Target(NamedTuple):
     """A reader.
 
     Attributes:
-        name: of the reader.
+        name: name of the reader.
         seeds: makes contents that it takes.
         read: reads a content in the current folder, which holds what `furnish` left there.
-        kind: `binary`, `text` or `pickle`: how it is changed.
+        kind: `binary`, `text` or `pickle`, which decides how contents are changed.
         tokens: words of the format.
         writes: pattern of what a library in C writes to stderr, which nothing here can keep it
             from.
