@@ -38,9 +38,9 @@ test-all:
 test-gpu: .venv/ready
 	$(BIN)/python -m pytest tests/gpu
 
-# What reads files from outside, for so many minutes in all. build/fuzz gets what was found; a new
-# file of it, made small, belongs into tests/fuzz/corpus. `pip install atheris` allows
-# `tests/fuzz/run.py --engine atheris`, which follows the code that is reached.
+# Fuzzes the readers of files from outside for MINUTES minutes in all, and writes what it finds to
+# build/fuzz: add a new finding, made small, to tests/fuzz/corpus. After `pip install atheris`,
+# `tests/fuzz/run.py --engine atheris` follows the code that is reached.
 fuzz: .venv/ready
 	nice -n 10 $(BIN)/python tests/fuzz/run.py --minutes $(MINUTES) --out build/fuzz
 

@@ -282,12 +282,12 @@ def run_training(
     """Train through the project's own trainer on recordings that are made here.
 
     Args:
-        sizes: of the run.
-        count: recordings.
-        callbacks: that watch it.
-        epochs: at most; `sizes.steps` end it.
-        workers: processes that load data.
-        sections: others of the recipe.
+        sizes: sizes of the run.
+        count: number of recordings.
+        callbacks: callbacks that watch the run.
+        epochs: largest number of epochs; `sizes.steps` ends the run before.
+        workers: number of processes that load data.
+        sections: other sections of the recipe.
     """
     silence_lightning()
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
@@ -326,7 +326,7 @@ def elsewhere(option: str, quick: bool) -> Any:
     """A part in a process of its own, whose memory holds nothing else.
 
     Args:
-        option: that names the part.
+        option: command-line option that names the part.
         quick: whether at the sizes of a test.
     """
     call = [sys.executable, __file__, option, *(["--quick"] if quick else [])]

@@ -21,10 +21,10 @@ from ds2deploy.runtimes.features import FeatureExtractor
 FORMAT_VERSION = 1
 KEY = "ds2deploy"
 COMPILED = "_orig_mod"
-"""In the names of what `torch.compile` wraps, at any depth."""
+"""Part that `torch.compile` puts into the names of weights, at any depth."""
 
 WRAPPERS = ("module", "model", "network")
-"""Begin the names of what `DataParallel` wraps, and of what Lightning modules commonly hold."""
+"""Prefixes that `DataParallel` and common Lightning modules put before the names of weights."""
 
 LONGEST_ZIP_END = 22 + 65_535
 """Bytes of a zip archive's last record, with the longest comment."""
@@ -139,9 +139,9 @@ def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
     The shapes are compared before memory is taken, so that a damaged file cannot ask for all of it.
 
     Args:
-        recipe: of the checkpoint.
-        weights: by their names.
-        path: of the checkpoint, for errors.
+        recipe: the checkpoint's recipe.
+        weights: the checkpoint's weights, by their names.
+        path: the checkpoint's path, for errors.
 
     Raises:
         ModelFileError: a parameter is missing, has another shape, or holds NaN or infinity.
@@ -160,34 +160,34 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
-    found = unwrapped(weights, expected.__contains__, path)
+    fitting = unwrapped(weights, expected.__contains__, path)
     for name, parameter in expected.items():
-        if not isinstance(found.get(name), torch.Tensor):
+        if not isinstance(fitting.get(name), torch.Tensor):
             raise ModelFileError(
                 f"{path}: has no weights {name!r}; it does not fit its own recipe, "
                 "restore the original"
             )
-        if found[name].shape != parameter.shape:
+        if fitting[name].shape != parameter.shape:
             raise ModelFileError(
-                f"{path}: weights {name!r} are {tuple(found[name].shape)}, its recipe "
+                f"{path}: weights {name!r} are {tuple(fitting[name].shape)}, its recipe "
                 f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
                 f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
             )
-    if surplus := sorted(map(str, found.keys() - expected.keys())):
+    if surplus := sorted(map(str, fitting.keys() - expected.keys())):
         raise ModelFileError(
             f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
             "restore the original"
         )
-    return found
+    return fitting
 
 
 def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
     """Undo the names that `torch.compile`, `DataParallel` and Lightning modules give weights.
 
     Args:
-        weights: by their names in a file.
+        weights: weights by their names in a file.
         known: whether the network has a parameter of that name.
-        path: of the file, for the error.
+        path: the file's path, for the error.
 
     Returns:
         The weights by their names in the network; a name that is unknown in any case stays as it

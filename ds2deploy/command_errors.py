@@ -91,7 +91,7 @@ def _explained(error: Ds2Error | OSError) -> int:
 
 
 def _os_error_text(error: OSError) -> str:
-    """What the system says, with the file and the remedy."""
+    """Message of the system, with the file and the remedy."""
     remedy = ""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         remedy = "; expected a folder, not a file"

@@ -251,11 +251,11 @@ def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
     """Bound the threads and processes of a recipe by the cores that there are.
 
     Args:
-        recipe: which may have been written for a larger machine.
-        cores: that this process may use.
+        recipe: one that may have been written for a larger machine.
+        cores: number of cores that this process may use.
 
     Returns:
-        The recipe, and a line on each value that is another one now.
+        The bounded recipe, and a line for each value that changed.
     """
     changes = []
     most = {"data.workers": max(cores, DataConfig().workers), "training.threads": cores}

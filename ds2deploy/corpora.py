@@ -296,9 +296,9 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, str | Ds2Error]]:
-    """Of a text file, the lines with something on them, by their numbers from 1.
+    """Number the lines of a text file from 1, and leave out empty ones.
 
-    A single error where it cannot be read: other files of the corpus can.
+    Yields a single error where it cannot be read, so that other files of the corpus are.
     """
     try:
         text = read_text(path, "a list of the corpus; unpack it again")

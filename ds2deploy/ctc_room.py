@@ -1,4 +1,4 @@
-"""Which transcripts CTC can align with their recordings.
+"""Transcripts that CTC can align with their recordings.
 
 An output frame holds one label at most, and a blank must stand between two that are the same. With
 fewer frames than that there is no alignment: the loss is infinite, torch makes it zero, and a
@@ -20,7 +20,7 @@ from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
 
 NAMED = 3
-"""Utterances that one message names."""
+"""Most utterances that one message names."""
 
 
 def frames_needed(labels: Sequence[int]) -> int:
@@ -34,8 +34,8 @@ def check_room(labels: Sequence[int], frames: int, name: str) -> None:
     """Refuse a transcript that CTC cannot align.
 
     Args:
-        labels: of the transcript.
-        frames: of the features.
+        labels: numbers of the transcript's labels.
+        frames: number of frames of the features.
         name: the utterance's file, for the error.
 
     Raises:

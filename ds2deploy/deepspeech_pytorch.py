@@ -75,7 +75,7 @@ def parameter_name(name: str) -> str | None:
 
 
 def _why_refused(labels: Any) -> str:
-    """What keeps these labels from being ours, for a message; empty where nothing does."""
+    """Explain why a model with these labels cannot be loaded; empty where it can."""
     if not all(isinstance(label, str) for label in labels):
         return "its labels are not text; restore the original"
     if long := [label for label in labels if len(label) != 1]:

@@ -56,8 +56,8 @@ class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
         runtime: that ran it.
         size: of the file, in bytes.
         wer: on the test voices.
-        max_difference: of log-probabilities from the network in float64; of the checkpoint
-            PyTorch's own, in float32.
+        max_difference: largest difference of log-probabilities from the network in float64; for
+            the checkpoint that of PyTorch's float32.
         words_different: of the test words, from the checkpoint's; None for the checkpoint.
         speed: seconds of audio recognised in a second, one clip at a time.
     """

@@ -25,8 +25,8 @@ class Failure(msgspec.Struct, frozen=True):
 
     Attributes:
         audio: its file.
-        error: what is wrong and what to do, in one line.
-        of: whether its recording is broken, or its transcript cannot be used.
+        error: the fault and its remedy, in one line.
+        of: the part that cannot be used, its recording or its transcript.
     """
 
     audio: str
@@ -48,8 +48,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             computed beside the network, and count with the time that a core took for them.
         elapsed_s: seconds from the first recording to the last text, reading included.
         hypotheses: every utterance that was recognised, in the order of the manifest.
-        failed: those that were left out: first what the manifest lists in vain, then the others in
-            its order.
+        failed: utterances that were left out: first those that could not be opened, then the
+            others in the order of the manifest.
     """
 
     runtime: str
@@ -85,7 +85,7 @@ def evaluate(
         cuts: utterances with transcripts.
         manifest: its name, for errors.
         progress: told how many utterances are done, and how many seconds of audio.
-        unusable: what else the manifest lists, see `read_usable`.
+        unusable: utterances of the manifest that `read_usable` left out.
 
     Raises:
         Ds2Error: no utterance can be used; names the first.

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from ds2deploy.output import in_one_line, print_error
 
 SILENCE_S = 10.0
-"""Seconds without a line before one is written. A log gets one every 15 s, even where a busy
-machine delays it."""
+"""Seconds without a line before one is written: a log gets one every 15 s, even if a busy machine
+delays it."""
 
 MOST_LINES = 120
-"""Lines of a command that runs for hours: its silences grow to this part of the time so far."""
+"""Lines of a command that runs for hours, about: its silences grow to this share of its time."""
 
 
 class Heartbeat:
@@ -49,7 +49,7 @@ class Heartbeat:
         self._written = self._clock()
 
     def beat(self) -> None:
-        """Write a line if one is due; it says how long a step has taken that takes long."""
+        """Write a line if one is due, with the duration of a step that takes long."""
         with self._lock:
             now = self._clock()
             silence_s = max(SILENCE_S, (now - self._started) / MOST_LINES)

@@ -45,7 +45,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
+    """Check whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
     try:
         return path.is_fifo()
     except OSError:  # in a folder that may not be entered
@@ -212,11 +212,14 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _recording(path: Path) -> dict[str, Any]:
+    from ds2deploy.listing import looks_like_sound
     from ds2deploy.runtimes.audio import measure_audio
 
     try:
         facts = measure_audio(path, read=True)
     except NotAudioError:
+        if looks_like_sound(path):
+            raise  # with the command that converts it
         raise ModelFileError(
             f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
             "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio"

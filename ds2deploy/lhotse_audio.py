@@ -37,8 +37,8 @@ class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
 
         Args:
             path_or_fd: path of the recording.
-            offset: where the part begins, in seconds.
-            duration: of the part, in seconds; None reads to the end.
+            offset: start of the part, in seconds.
+            duration: length of the part, in seconds; None reads to the end.
             force_opus_sampling_rate: sample rate that the manifest says, in Hz.
 
         Returns:

@@ -9,17 +9,18 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError
+from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError, system_reason
 
 READ_SUFFIXES = frozenset({
     ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc",
-    ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".w64", ".rf64",
+    ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".w64", ".rf64", ".gsm", ".vox", ".avr", ".htk",
+    ".sf", ".wve", ".paf", ".pvf", ".svx",
 })  # fmt: skip
 """Names of formats that libsndfile reads."""
 
 FOREIGN_SUFFIXES = frozenset({
     ".raw", ".pcm", ".m4a", ".m4b", ".mp4", ".mov", ".aac", ".wma", ".webm", ".weba", ".mka",
-    ".mkv", ".amr", ".awb", ".3gp", ".3ga", ".ac3", ".ape", ".dsf", ".spx", ".tta", ".wv",
+    ".mkv", ".sds", ".amr", ".awb", ".3gp", ".3ga", ".ac3", ".ape", ".dsf", ".spx", ".tta", ".wv",
 })  # fmt: skip
 """Names of other recordings, which somebody has to convert first."""
 
@@ -40,7 +41,7 @@ KINDS = {
 
 
 class Listing(NamedTuple):
-    """What is below a folder.
+    """Everything below a folder.
 
     Attributes:
         files: everything that is no folder, sorted by path.
@@ -73,7 +74,7 @@ def list_files(folder: Path) -> Listing:
                     else:
                         waiting.append(path) if entry.is_dir() else files.append(path)
         except OSError as error:
-            reason = error.strerror or type(error).__name__
+            reason = system_reason(error)
             faults.append(
                 MissingFileError(
                     f"{place}: a folder that cannot be listed ({reason}); make it readable, or "
@@ -99,7 +100,7 @@ def sound_fault(path: Path) -> Ds2Error | None:
             return MissingFileError(
                 f"{path}: links to a file that is not there; mend the link, or take it out"
             )
-        reason = error.strerror or type(error).__name__
+        reason = system_reason(error)
         return AudioError(f"{path}: cannot be read ({reason}); make it readable, or take it out")
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no file")

@@ -41,7 +41,7 @@ def load(
             deepspeech.pytorch.
         device: `cpu`, `cuda`, `cuda:1`, ...; None takes the one that the runtime is for.
         runtime: what must run it; None takes the one that the file is for.
-        threads: of the CPU, at most one per core; 0 leaves the runtime's choice.
+        threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
 
     Raises:
         MissingFileError: no such file.
@@ -129,7 +129,8 @@ def open_checkpoint(
     Args:
         path: of the checkpoint.
         device: `cpu`, `cuda`, `cuda:1`, ...
-        threads: of the CPU, for all of this process, at most one per core; 0 leaves torch's choice.
+        threads: number of CPU threads of this whole process, at most one per core; 0 leaves torch's
+            choice.
         packed: run packed sequences on a CPU too, see `model.pack_sequences`.
 
     Raises:

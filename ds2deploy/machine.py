@@ -19,10 +19,9 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Options of glibc's mallopt."""
 
 PRIMITIVES = 64
-"""oneDNN keeps the code that it makes for a shape: by itself for 1024 shapes, of which a training
-step on utterances of random lengths brings ten to forty new ones and seldom meets an old one. So
-many are those of one step, several times over; beyond that they only hold memory, and places in
-between, see `bound_primitive_cache`."""
+"""Shapes for which oneDNN keeps the code that it makes, instead of its default of 1024. A training
+step on utterances of random lengths brings ten to forty new shapes and seldom meets an old one. So
+64 are enough for a step; more only hold memory and split the heap, see `bound_primitive_cache`."""
 
 LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
 
@@ -128,17 +127,17 @@ def peak_memory_bytes() -> int | None:
 
 
 def peak_memory_mib() -> float | None:
-    """What `peak_memory_bytes` says, in MiB."""
+    """Result of `peak_memory_bytes`, in MiB."""
     return _mebibytes(peak_memory_bytes())
 
 
 def resident_memory_mib() -> float | None:
-    """Memory that this process has resident now, in MiB; None where nothing tells."""
+    """Memory that this process has resident now, in MiB; None where it is not known."""
     return _mebibytes(_status_bytes("VmRSS"))
 
 
 def _status_bytes(name: str) -> int | None:
-    """A line of Linux's account of this process."""
+    """Read a size from Linux's status of this process, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:

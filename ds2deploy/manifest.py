@@ -58,7 +58,7 @@ class Unusable(NamedTuple):
 
     Attributes:
         audio: its file, or the manifest where that does not say it.
-        error: what is wrong with it.
+        error: the fault, with its remedy.
     """
 
     audio: str
@@ -86,7 +86,7 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
     """Open a manifest, and part the utterances that can be used from those that cannot.
 
     Args:
-        path: see `read_manifest`.
+        path: the manifest, in a format of `read_manifest`.
 
     Raises:
         MissingFileError: no such file.

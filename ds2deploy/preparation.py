@@ -81,9 +81,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         choices: that were made.
         created_by: name and version of the program.
         labels: of the transcripts.
-        listed: utterances of the source, and what looks like sound.
-        used: utterances in the manifests, before any are joined.
-        unreadable: recordings and folders that cannot be read, of those that are left out.
+        listed: number of utterances of the source, and of files that look like sound.
+        used: number of utterances in the manifests, before any are joined.
+        unreadable: number of recordings and folders among `left_out` that cannot be read.
         sets: the manifests.
         characters: that had no label, and what became of each.
         left_out: what is wrong with each utterance that cannot be used, in the source's order.

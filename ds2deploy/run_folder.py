@@ -31,7 +31,7 @@ BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
 BROKEN_SHARE = 0.01
-"""Of a training's recordings, those that may be unusable: a large corpus has some. In a small one
+"""Share of a training's recordings that may be unusable: a large corpus has some. In a small one
 the first ends the training, for each counts."""
 
 
@@ -54,7 +54,7 @@ START = Place()
 
 
 class _Known(msgspec.Struct):
-    """What a line of metrics.jsonl or of broken.jsonl is asked for."""
+    """Fields that are read of every line of metrics.jsonl and broken.jsonl."""
 
     step: int
 

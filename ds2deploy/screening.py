@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from lhotse.cut import Cut
 
+from ds2deploy.ctc_room import frames_needed
 from ds2deploy.manifest import audio_path, make_cut, read_audio, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import output_length
-from ds2deploy.runtimes.errors import AlphabetError, AudioError, Ds2Error, ManifestError
+from ds2deploy.runtimes.errors import (
+    AlphabetError,
+    AudioError,
+    Ds2Error,
+    ManifestError,
+    system_reason,
+)
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.sources import Utterance
 from ds2deploy.spelling import Spelling
@@ -32,8 +38,8 @@ class Screening(msgspec.Struct, frozen=True, kw_only=True):
             `Spelling`; else a character without a label is a fault.
         read: whether recordings are read to their end; their headers do not tell of a file that
             was cut off, of silence, or of samples that are no numbers.
-        features: of the model: how many frames it has for the characters of a transcript. The
-            default has as many as any recipe of strides up to 10 ms.
+        features: settings of the model's features, which decide how many frames there are for the
+            characters of a transcript. The default is 16 kHz, a frame every 10 ms.
     """
 
     shortest_s: float = 0.0
@@ -103,7 +109,7 @@ class Screener:
         except OSError as error:
             if isinstance(error, Ds2Error):
                 raise
-            reason = error.strerror or type(error).__name__
+            reason = system_reason(error)
             raise AudioError(
                 f"{utterance.audio}: cannot be read ({reason}); make it readable, or take it out"
             ) from None
@@ -163,12 +169,10 @@ class Screener:
                 "--normalize, or find others with --labels auto"
             )
         labels = self._alphabet.encode(text)
-        # A blank must stand between two that are the same.
-        needed = len(labels) + sum(left == right for left, right in pairwise(labels))
         there = output_length(
             self._features.frames(round(cut.duration * self._features.sample_rate))
         )
-        if needed > there:
+        if frames_needed(labels) > there:
             raise AudioError(
                 f"{path}: {len(labels)} characters in {cut.duration:.2f} s, which has room for "
                 f"{there}: CTC cannot align them; the transcript is of another recording, or the "

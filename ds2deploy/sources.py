@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 from ds2deploy.digits import DIGITS
 from ds2deploy.listing import is_file, list_files, looks_like_sound, sound_fault
-from ds2deploy.runtimes.errors import AudioError, Ds2Error, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import (
+    AudioError,
+    Ds2Error,
+    ManifestError,
+    MissingFileError,
+    system_reason,
+)
 from ds2deploy.text_files import read_text
 
 FSDD_TEST_INDICES = range(5)
@@ -33,7 +39,7 @@ class Utterance(NamedTuple):
         start_s: where in the file it begins, in seconds.
         duration_s: how long it is; None for all that follows.
         fault: what is wrong with it already, such as a transcript that is not there.
-        unreadable: whether that is of the recording, or its folder, and not of the transcript.
+        unreadable: whether the fault is in the recording or its folder, not in the transcript.
     """
 
     audio: Path
@@ -96,7 +102,7 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
         try:
             there = audio.is_file()
         except OSError as error:  # in a folder that is locked, or a name too long to be one
-            reason = error.strerror or type(error).__name__
+            reason = system_reason(error)
             fault: Ds2Error = AudioError(
                 f"{audio}: cannot be read ({reason}), but {manifest} lists it; make it readable"
             )

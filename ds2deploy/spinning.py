@@ -13,7 +13,7 @@ pushed aside keeps the core that this one needs.
 
 
 def shorten_spinning() -> None:
-    """Let threads of torch sleep soon when they wait; what the environment says already stays.
+    """Let threads of torch sleep soon when they wait; settings of the environment are kept.
 
     For processes of our own, before torch is imported: libgomp reads the environment when it is
     loaded.

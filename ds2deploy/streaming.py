@@ -113,7 +113,7 @@ def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
 
 
 def exact_session(checkpoint: Checkpoint) -> TorchSession:
-    """The same network in float64, for whole utterances: what parity checks compare with.
+    """Open a checkpoint's network in float64, for whole utterances: the reference of parity checks.
 
     A copy: the checkpoint's own network stays in float32.
     """

@@ -1,11 +1,11 @@
-"""Text files as people have them: with a byte order mark, in UTF-16 where that says so."""
+"""Text files as people have them: UTF-8 with or without a byte order mark, UTF-16 with one."""
 
 from __future__ import annotations
 
 import codecs
 from pathlib import Path
 
-from ds2deploy.runtimes.errors import ManifestError
+from ds2deploy.runtimes.errors import ManifestError, system_reason
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -25,7 +25,7 @@ def read_text(path: Path, expected: str, names: bool = False) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = system_reason(error)
         raise ManifestError(
             f"{path}: cannot be read ({reason}); expected {expected}; make it readable"
         ) from None

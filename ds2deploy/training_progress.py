@@ -65,7 +65,7 @@ class TrainingProgress(lightning.Callback):
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int,
         dataloader: int = 0,
     ) -> None:  # fmt: skip
-        """Take note of it."""
+        """Count the batches that were validated."""
         self._beating.tell(f"{self._place(trainer, module)}, validated {index + 1} batches")
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:

@@ -115,7 +115,7 @@ def _size() -> str:
 
 @contextmanager
 def worker_failures(workers: int) -> Iterator[None]:
-    """Give the death of a worker as one error that says what to do.
+    """Turn the death of a worker into one error that names the remedy.
 
     Torch notices it in a signal handler, hence anywhere in the code under this manager.
 

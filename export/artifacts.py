@@ -276,7 +276,7 @@ def _reference(
     cuts: tuple[str, lhotse.CutSet] | None,
     frames: int = 0,
 ) -> Reference:
-    """What an artifact is compared with: its checkpoint in float64."""
+    """Make the reference of an artifact: its checkpoint in float64."""
     return Reference(
         torch_session(checkpoint),
         cuts,

@@ -83,7 +83,7 @@ def export_engine(
         reference: what it should compute.
         final: name of the ONNX file, of which the engine's is made, in the folder for both.
         command: that was given, without the engine's options.
-        files: of the export; the engine and its description take their names with the others.
+        files: files of the export; the engine and its description take their names with them.
         progress: told what is being done.
         network: report of the parsed network, where it was compared already.
     """

@@ -8,8 +8,8 @@ with blank would agree with anything.
 
 The reference computes in **float64**. PyTorch's own float32 is up to 1.1e-4 away from it on a
 trained tanh RNN, and every runtime rounds in another order: a fixed tolerance would refuse an
-artifact that is as good as PyTorch. So an fp32 artifact may be as many times as far from float64 as
-PyTorch is as `PYTORCH_TIMES` says, and reports give both distances.
+artifact that is as good as PyTorch. So an fp32 artifact may be up to
+`PYTORCH_TIMES` times as far from float64 as PyTorch is, and reports give both distances.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.stream_state import run_in_blocks
 
 PYTORCH_TIMES = 4.0
-"""An fp32 artifact may be so many times as far from float64 as PyTorch's own float32 is."""
+"""Largest ratio of an fp32 artifact's distance from float64 to that of PyTorch's own float32."""
 
 MOST = 1e-2
-"""An fp32 artifact may never be farther away. A network in which rounding grows to more answers by
-chance, and a check of it would pass anything."""
+"""Largest distance of an fp32 artifact in any case. A network in which rounding grows to more
+computes chance, and a check of it would pass anything."""
 
 
 class Tolerance(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def tolerance_for(precision: Precision, pytorch_difference: float | None) -> Tol
     """The tolerance of an artifact.
 
     Args:
-        precision: of the artifact; `TOLERANCES` has the least that each is allowed.
+        precision: the artifact's; `TOLERANCES` has the least that each is allowed.
         pytorch_difference: distance of PyTorch's float32 from float64; None where it is not known.
     """
     least = TOLERANCES[precision]
@@ -100,7 +100,8 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
         lengths: of each, in frames.
         max_difference: largest difference of log-probabilities above `reference.FLOOR` from the
             reference, on valid frames.
-        pytorch_difference: that of PyTorch's own float32; None where it is not known.
+        pytorch_difference: the same difference for PyTorch's own float32; None where it is not
+            known.
         argmax_share: share of the valid frames whose best label is the same.
         same_text: whether greedy decoding gives the same text for every utterance.
         passed: within tolerance.
@@ -140,7 +141,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         precision: of the artifact.
         reference: runtime that computed the truth, such as `torch cpu float64`.
         speech: what went in: `synthetic`, or the manifest's name.
-        tolerance: that was applied; of fp32 by `pytorch_difference`.
+        tolerance: the one that was applied; for fp32 it depends on `pytorch_difference`.
         cases: the shape grid.
         words: on real audio; None without a manifest.
         passed: all of it.
@@ -291,7 +292,7 @@ class _Comparison:
         self._alphabet = Alphabet(reference.description.labels)
 
     def measure(self, batch: int, frames: int) -> _Measured:
-        """Other output lengths, or values that are not numbers, are as different as can be."""
+        """Compare one batch; other output lengths, or NaN, are an infinite difference."""
         lengths = lengths_of(batch, frames)
         truths = [self._reference.log_probs(i, length) for i, length in enumerate(lengths)]
         owns = [self._reference.pytorch_difference(i, length) for i, length in enumerate(lengths)]

@@ -76,12 +76,12 @@ class Reference:
         exact: the session's model in float64, which artifacts are then compared with. Without it
             they are compared with the session, as on a device that has no PyTorch.
         pytorch_difference: distance of PyTorch's float32 from float64, where an export measured
-            it; None where `exact` tells, or nobody knows.
+            it; None where `exact` gives it, or it is not known.
 
     Attributes:
         description: of the model.
         name: of the model's file.
-        runtime: that computes the truth.
+        runtime: name of the runtime that computes the truth.
         speech: what is asked about: `synthetic`, or the manifest's name.
         sound: what the artifacts take.
         recordings: all utterances of the manifest as the artifacts take them, features
@@ -132,7 +132,7 @@ class Reference:
         return self._answer(index, frames)[0]
 
     def pytorch_difference(self, index: int, frames: int) -> float | None:
-        """Distance of PyTorch's float32 from that; None where it is not known."""
+        """Distance of PyTorch's float32 from `log_probs`; None where it is not known."""
         return self._answer(index, frames)[1]
 
     def _answer(self, index: int, frames: int) -> tuple[Exact, float | None]:

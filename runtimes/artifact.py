@@ -31,7 +31,7 @@ CONV_PADDING = CONV_FRAMES // 2
 """Frames on either side of the one in the middle."""
 
 MOST_UNITS, MOST_LAYERS = 65_536, 100
-"""A damaged file may ask for more, and for all the memory that there is."""
+"""Largest layer, and most layers. A damaged file may ask for more than the memory holds."""
 
 TIME_STRIDE = 2
 """Input frames per output frame: the step of the first convolution."""

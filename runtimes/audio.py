@@ -22,12 +22,12 @@ from ds2deploy.runtimes.recording import Recording, open_recording
 
 
 class AudioFacts(NamedTuple):
-    """What a recording is.
+    """Format and length of a recording.
 
     Attributes:
-        sample_rate: of the first part, in Hz.
-        channels: of the first part.
-        samples: of one channel, at that rate.
+        sample_rate: sample rate of the first part, in Hz.
+        channels: number of channels of the first part.
+        samples: number of samples of one channel, at that rate.
         format: container, in words.
         subtype: coding of the samples, in words.
     """
@@ -48,7 +48,7 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
     """Read a recording.
 
     Args:
-        path: of a file or a pipe, in any format that libsndfile reads (WAV, FLAC, Ogg Vorbis and
+        path: a file or a pipe, in any format that libsndfile reads (WAV, FLAC, Ogg Vorbis and
             Opus, MP3, AIFF, ...). Recordings that were joined in one file are read one after the
             other.
         sample_rate: in Hz, what to convert to.
@@ -84,9 +84,9 @@ def load_part(
     """Read a part of a recording as it is.
 
     Args:
-        path: see `load_audio`.
-        start_s: where the part begins, in seconds.
-        duration_s: of the part, in seconds; None reads to the end.
+        path: the recording, see `load_audio`.
+        start_s: start of the part, in seconds.
+        duration_s: length of the part, in seconds; None reads to the end.
 
     Returns:
         (samples, channels) float32, fewer samples where the recording ends before; and its sample
@@ -116,7 +116,7 @@ def measure_audio(path: str | Path, read: bool = False) -> AudioFacts:
     """Find out a recording's rate, channels and true length, without holding it in memory.
 
     Args:
-        path: see `load_audio`.
+        path: the recording, see `load_audio`.
         read: decode all of it, and check it like `load_audio`; else only what has no length in its
             container is decoded.
 
@@ -218,7 +218,7 @@ def mix_down(
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
         source: what to name in an error.
-        levels: of the recording that it is a part of, which are followed.
+        levels: levels of the whole recording, which are updated.
 
     Returns:
         (samples,) float32, which may be the same array.

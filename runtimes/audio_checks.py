@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.errors import AudioError
+from ds2deploy.runtimes.features import HIGHEST_RATE
 
 SHORTEST_MS = 10.0
 """Less than one stride of audio holds no speech."""
@@ -15,8 +16,8 @@ SHORTEST_MS = 10.0
 MOST_CHANNELS = 32
 """A short block may have fewer samples than channels; more of them are samples, transposed."""
 
-LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
-"""Sample rates of recorders, in Hz."""
+LOWEST_RATE = 1_000
+"""Lowest sample rate of a recorder, in Hz."""
 
 
 def check_duration(samples: int, sample_rate: float, source: str) -> None:
@@ -67,7 +68,7 @@ def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any
 
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
-        source: what to name in an error.
+        source: name of the audio, for errors.
 
     Returns:
         The same as an array.

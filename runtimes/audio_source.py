@@ -24,7 +24,7 @@ def open_audio_file(path: Path) -> BinaryIO:
     first, which has no name and goes when it is closed.
 
     Args:
-        path: of a file or a pipe; its name need not be UTF-8.
+        path: a file or a pipe; its name need not be UTF-8.
 
     Raises:
         MissingFileError: no such file, a link to nothing, or a directory.

@@ -5,8 +5,13 @@ from __future__ import annotations
 import msgspec
 
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
-"""Raised by what decodes JSON, TOML and text where the bytes are of another form, not UTF-8, hold
-numbers that are too large, or are nested too deeply."""
+"""Errors of decoding JSON, TOML and text: bytes of another form or not UTF-8, numbers that are too
+large, values that are nested too deeply."""
+
+
+def system_reason(error: OSError) -> str:
+    """Reason that the system gives for an error, in words."""
+    return error.strerror or type(error).__name__
 
 
 class Ds2Error(Exception):

@@ -24,13 +24,13 @@ FRAMES_PER_BLOCK = 256
 audio: half the time that all frames at once took."""
 
 HIGHEST_RATE = 768_000
-"""Of a recorder, in Hz."""
+"""Highest sample rate of a recorder, in Hz."""
 
 LONGEST_MS = 1000.0
-"""Of an analysis window, and of the stride."""
+"""Longest analysis window, and longest stride, in milliseconds."""
 
 LARGEST = 1e30
-"""Of a factor or a statistic: it, and what it is multiplied with, are float32."""
+"""Bound of factors and statistics: their products with float32 features are float32 too."""
 
 SMALLEST_DEVIATION = 1e-5
 """Divisor of an utterance that is constant (digital silence), which then becomes zeros."""
@@ -70,7 +70,7 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     deviation: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        # Before anything is computed of them: they may be infinite, or not numbers.
+        # First of all: they may be infinite or NaN, which `round` below does not take.
         if not 0 < self.sample_rate <= HIGHEST_RATE:
             raise ConfigError(
                 f"features: a sample rate of {self.sample_rate} Hz; expected 1 to {HIGHEST_RATE}"

@@ -1,4 +1,4 @@
-"""Where the recordings of a FLAC file begin and end (RFC 9639)."""
+"""Boundaries of the recordings in a FLAC file (RFC 9639)."""
 
 from __future__ import annotations
 

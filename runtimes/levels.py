@@ -1,4 +1,4 @@
-"""What the loudness of a recording says against it."""
+"""Warnings about the loudness of a recording."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Levels:
         source: name of the recording, for errors and warnings.
 
     Attributes:
-        count: samples that were seen.
+        count: number of samples that were seen.
     """
 
     def __init__(self, source: str) -> None:

@@ -40,21 +40,22 @@ MOST_BETWEEN, MOST_AFTER = 1 << 12, 1 << 16
 
 
 INFO_NAMES = (b"Xing", b"Info", b"VBRI")
-"""How what counts the frames begins, in the place of the first frame's sound."""
+"""Beginnings of the header that counts the frames; it takes the place of the first one's sound."""
 
 INFO_AT = (13, 15, 21, 23, 36, 38)
-"""Where it stands: after the side information of a version and a channel count, and a checksum."""
+"""Offsets of that header in a frame: after side information, which depends on the version and the
+number of channels, and after a checksum."""
 
 
 class Mp3Audio(NamedTuple):
     """A recording of one rate and channel count, of those that stand in a file.
 
     Attributes:
-        spans: of its frames, without tags between them.
-        frames: complete ones, without the one that only counts the others.
+        spans: parts of the file that hold its frames, without the tags between them.
+        frames: number of complete frames, without the one that only counts the others.
         frame_samples: samples of one channel in a frame.
-        counted: frames that the first one says there are; None where it says nothing.
-        info: bytes of that first frame.
+        counted: number of frames that the first one declares; None where it declares none.
+        info: size of that first frame in bytes; 0 where it holds sound.
     """
 
     spans: tuple[Span, ...]
@@ -76,10 +77,10 @@ class Mp3Audio(NamedTuple):
 
 
 class Mp3Walk(NamedTuple):
-    """What a walk over a file found.
+    """Result of a walk over a file.
 
     Attributes:
-        recordings: one after the other.
+        recordings: found recordings, in the order of the file.
         lost: bytes in the largest part that is neither frame nor tag, where that is too much.
         cut_off: whether the file ends within the last frame.
     """
@@ -90,7 +91,7 @@ class Mp3Walk(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What the four bytes of a frame's header say; 0 for the size of a free-format frame."""
+    """Content of a frame's header of four bytes; its size is 0 in free format."""
 
     size: int
     samples: int
@@ -109,7 +110,7 @@ def find_mp3_audio(file: BinaryIO, span: Span) -> Mp3Walk:
 
     Args:
         file: seekable.
-        span: part of it where they are, and tags.
+        span: part of the file that holds the frames, and tags.
     """
     walk = _Walk(file, span)
     found: list[Mp3Audio] = []
@@ -137,7 +138,7 @@ def _recording(frames: list[_Frame]) -> Mp3Audio:
 
 
 def _info_at(frame: _Frame) -> int:
-    """Offset in a frame of what counts the others, or 0."""
+    """Offset in a frame of the header that counts the others, or 0."""
     head = frame.head
     if frame.form.key[1] != 3 or not (b"Xing" in head or b"Info" in head or b"VBRI" in head):
         return 0  # most frames, at once
@@ -145,10 +146,11 @@ def _info_at(frame: _Frame) -> int:
 
 
 def _count(frame: _Frame) -> int | None:
-    """Frames that the first says there are."""
+    """Number of frames that the first one declares, or None."""
     place = _info_at(frame)
     content = frame.head[place:]
-    if not place or content.startswith(b"VBRI") or not content[7] & 1:
+    # A frame may be too small for the count that its header announces.
+    if not place or content.startswith(b"VBRI") or len(content) < 12 or not content[7] & 1:
         return None
     return int.from_bytes(content[8:12], "big")
 
@@ -157,8 +159,8 @@ class _Walk:
     """Frames of a stream in order.
 
     Attributes:
-        lost: see `Mp3Walk`.
-        cut_off: see `Mp3Walk`.
+        lost: count of lost bytes, see `Mp3Walk`.
+        cut_off: whether the file ends within the last frame.
     """
 
     def __init__(self, file: BinaryIO, span: Span) -> None:
@@ -211,9 +213,9 @@ class _Walk:
         return 0
 
     def _sure(self, place: int, form: _Form) -> bool:
-        """Whether as many frames of a kind follow as make a stream.
+        """Check that `SURE` frames of one kind follow one another.
 
-        A short stream has fewer, but begins where the file does; and what has a count is one.
+        A short stream has fewer, but begins where the file does. A frame with a count is enough.
         """
         key, short = form.key, place == self._start
         if _info_at(_Frame(Span(place, form.size), form, self._at(place, 64))):
@@ -291,7 +293,7 @@ def _parse(head: bytes) -> _Form | None:
 
 
 def is_mp3(file: BinaryIO, span: Span) -> bool:
-    """Whether a stream of frames begins near the beginning, maybe after something else."""
+    """Check that a stream of frames begins near the beginning, maybe after something else."""
     walk = _Walk(file, Span(span.start, min(span.size, MOST_BEFORE + PIECE)))
     first = next(iter(walk), None)
     return first is not None and first.span.start <= span.start + MOST_BEFORE

@@ -1,4 +1,4 @@
-"""Where the recordings of an Ogg file begin and end (RFC 3533)."""
+"""Boundaries of the recordings in an Ogg file (RFC 3533)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ BEGINS, ENDS = 2, 4
 """Bits of a page: the first, and the last, of a logical stream."""
 
 CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
-"""How the first packet of a logical stream of audio begins."""
+"""Beginnings of the first packet of a logical stream of audio."""
 
 LONGEST_PAGE = 27 + 255 + 255 * 255
-"""Bytes."""
+"""Size of the longest possible page, in bytes."""
 
 
 class OggAudio(NamedTuple):
     """One recording of those that stand one after the other (are chained) in a file.
 
     Attributes:
-        span: its pages.
-        streams: logical streams of audio that it has side by side.
+        span: part of the file that holds its pages.
+        streams: number of logical streams of audio that it has side by side.
         whole: whether its last page is complete and marked as the last.
     """
 
@@ -57,7 +57,7 @@ def find_ogg_audio(file: BinaryIO) -> list[OggAudio]:
 
 
 def _joined(pages: list[_Page]) -> OggAudio:
-    """One recording of its pages."""
+    """Make a recording of its pages."""
     start, audio = pages[0].span.start, {page.serial for page in pages if page.codec}
     last = next((page for page in reversed(pages) if not audio or page.serial in audio), pages[-1])
     whole = bool(last.flags & ENDS) and last.complete
@@ -65,7 +65,7 @@ def _joined(pages: list[_Page]) -> OggAudio:
 
 
 def _pages(file: BinaryIO) -> Iterator[_Page]:
-    """Every page; what stands between two is passed over."""
+    """Yield every page; bytes between two pages are skipped."""
     end = file.seek(0, os.SEEK_END)
     place: int | None = 0
     while place is not None and place < end:

@@ -58,7 +58,7 @@ def fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
 
     Args:
         file: at the first field; it may be moved while a field is looked at.
-        end: of the message, in bytes from the file's beginning.
+        end: offset of the message's end in the file.
 
     Returns:
         For every field its number, its kind, and the value of a `VARINT`, or the size of what the

@@ -1,4 +1,4 @@
-"""What keeps a provider of ONNX Runtime from running on this machine, and what mends it."""
+"""Obstacles that keep a provider of ONNX Runtime from running here, and their remedies."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ LIBRARIES: dict[Provider, tuple[str, str]] = {
     "cuda": ("libcuda.so.1", "no NVIDIA driver"),
     "tensorrt": ("libnvinfer.so.10", "no libnvinfer.so.10"),
 }
-"""What a provider loads when it starts, and what its absence means."""
+"""Libraries that a provider loads when it starts, and the meaning of their absence."""
 
 
 class Obstacle(NamedTuple):
-    """What is in a provider's way.
+    """A reason why a provider cannot run.
 
     Attributes:
-        reason: in words, with the version of ONNX Runtime.
-        remedy: the command, or what to do.
+        reason: the obstacle in words, with the version of ONNX Runtime.
+        remedy: the command that helps, or other advice.
     """
 
     reason: str
@@ -56,8 +56,8 @@ def obstacle(onnxruntime: Any, provider: Provider, index: int = 0) -> Obstacle |
 
     Args:
         onnxruntime: the package.
-        provider: which one.
-        index: of the GPU.
+        provider: the one to examine.
+        index: number of the GPU.
 
     Returns:
         The obstacle; None where nothing is in the way.
@@ -78,7 +78,7 @@ def obstacle(onnxruntime: Any, provider: Provider, index: int = 0) -> Obstacle |
 
 
 def loads(library: str) -> bool:
-    """Say whether a shared library loads, as a provider that needs it would load it."""
+    """Try to load a shared library, as a provider that needs it would."""
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -140,6 +140,6 @@ def register_rtx(onnxruntime: Any) -> list[Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without its codes."""
+    """First line of an error of ONNX Runtime, without its codes."""
     text = str(error).strip().splitlines()
     return (text[0].split(" : ")[-1] if text else type(error).__name__)[:240]

@@ -37,10 +37,10 @@ class Kind(NamedTuple):
 def check_weights(path: Path) -> None:
     """Refuse a file with a weight that is NaN or infinite.
 
-    What is wrong with the file's format is left to the runtime that opens it.
+    Faults of the file's format are left to the runtime that opens it.
 
     Args:
-        path: of an ONNX file.
+        path: the ONNX file.
 
     Raises:
         ModelFileError: names the first such weight.
@@ -92,13 +92,13 @@ def _bad_tensor(file: BinaryIO, end: int) -> str | None:
 
 
 def _floats_are_bad(values: npt.NDArray[Any]) -> bool:
-    """A sum is quick, and hides neither NaN nor infinity, but may be too large by itself."""
+    """Find NaN and infinity: a sum is quick and hides neither, but may overflow by itself."""
     with np.errstate(all="ignore"):
         return not np.isfinite(values.sum()) and not np.isfinite(values).all()
 
 
 def _half_are_bad(exponent: int) -> Callable[[npt.NDArray[Any]], bool]:
-    """A check of numbers of 16 bits: of NaN and infinity all bits of the exponent are set."""
+    """Make a check of 16-bit numbers: NaN and infinity have all bits of the exponent set."""
     return lambda values: bool(((values & exponent) == exponent).any())
 
 
@@ -108,4 +108,4 @@ KINDS = {
     11: Kind(np.dtype("<f8"), _floats_are_bad),
     16: Kind(np.dtype("<u2"), _half_are_bad(0x7F80)),
 }
-"""By the numbers of TensorProto.DataType: float32, float16, float64, bfloat16."""
+"""Types of numbers by their TensorProto.DataType: float32, float16, float64, bfloat16."""

@@ -39,15 +39,15 @@ AIFF_COUNTS = re.compile(r"'COMM' chunk \((\d+)\) not equal to frame count\s+\*\
 COUNTS = re.compile(r"\b(?:Frames|Cols)\s*: (\d+)")
 """Remark of libsndfile: samples that a header counts (AVR, MAT5)."""
 
-HEADERLESS = (".gsm", ".vox")
-"""Suffixes that say how their samples are coded: libsndfile knows those files by name alone."""
+CODED_BY_NAME = (".gsm", ".vox")
+"""Suffixes of files without a header: libsndfile knows the coding of their samples by the name."""
 
 
 class Sound(soundfile.SoundFile):  # type: ignore[misc]
     """A section that is read from beginning to end, whatever length its header declares."""
 
     def seekable(self) -> bool:
-        """No: soundfile would seek after each read, which fails at the end of a FLAC stream."""
+        """Return False: soundfile would seek after each read, and fail at the end of FLAC."""
         return False
 
     @property
@@ -69,8 +69,8 @@ class Recording:
     """An open recording; see `open_recording`.
 
     Args:
-        path: for errors.
-        file: the same, open.
+        path: name of the recording, for errors.
+        file: the recording, open.
 
     Attributes:
         sections: its parts, in order.
@@ -145,7 +145,7 @@ class Recording:
         try:
             return Sound(self._file.fileno(), closefd=False)
         except soundfile.LibsndfileError:
-            if self._path.suffix.lower() not in HEADERLESS:
+            if self._path.suffix.lower() not in CODED_BY_NAME:
                 raise
             return Sound(os.fsencode(self._path))
 
@@ -169,7 +169,7 @@ def open_recording(path: Path) -> Iterator[Recording]:
 
 
 def _truncated(section: Section, sound: Sound, decoded: int) -> bool:
-    """Whether the container holds, or says that it held, more than what was decoded."""
+    """Check whether the container holds, or declares, more than was decoded."""
     expected = sound.known_samples if section.samples is None else section.samples
     if expected is not None and decoded < expected:
         return True
@@ -182,7 +182,7 @@ def _truncated(section: Section, sound: Sound, decoded: int) -> bool:
 
 
 def _cut_off(log: str) -> bool:
-    """Whether libsndfile's account of the header says that the audio is longer than the file.
+    """Check libsndfile's log of the header for audio that is longer than the file.
 
     Only the chunk of the audio counts (CAF, AU, SVX; the whole file in W64): many writers get the
     total in a header wrong, and remarks after the audio may be cut. AIFF counts its samples a

@@ -11,7 +11,7 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 def on_another_gpu(device: Device) -> str:
-    """Say that a GPU is none of TensorRT-RTX's; empty where it is one."""
+    """Explain that TensorRT-RTX does not know a GPU; empty where it knows it."""
     if device.compute_capability in RTX_CAPABILITIES:
         return ""
     return (

@@ -34,8 +34,8 @@ class Section(NamedTuple):
     """A part of a recording, to be decoded by itself.
 
     Attributes:
-        content: what to decode; None for the whole file.
-        samples: of one channel that it holds; None where the decoder knows.
+        content: bytes to decode; None for the whole file.
+        samples: number of samples of one channel; None where the decoder knows it.
         truncated: whether its container says that its end is missing; None where the decoder knows.
     """
 
@@ -48,7 +48,7 @@ def find_sections(path: Path, file: BinaryIO) -> list[Section]:
     """Find what to decode, in order; nothing where the container is not one of those walked.
 
     Args:
-        path: for errors.
+        path: name of the recording, for errors.
         file: the recording, seekable; the sections read from it.
 
     Raises:
@@ -77,7 +77,7 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
     """Find the recordings of a stream of MPEG audio; the whole file where there is none.
 
     Args:
-        path: for errors.
+        path: name of the recording, for errors.
         file: the recording.
         span: part of it that holds the stream, if not all.
 
@@ -99,12 +99,12 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
 
 
 def is_frame(head: bytes) -> bool:
-    """Whether a file begins like a frame of MPEG audio."""
+    """Check whether a file begins like a frame of MPEG audio."""
     return len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
 
 
 def _after_tags(file: BinaryIO) -> tuple[int, bytes]:
-    """Where a file begins after ID3v2 tags, and its first bytes from there."""
+    """Find the offset after ID3v2 tags, and the first bytes from there."""
     start = 0
     while True:
         file.seek(start)

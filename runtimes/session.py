@@ -138,7 +138,7 @@ def check_finite(session: Session, log_probs: FloatArray) -> None:
     """Refuse log-probabilities without a likeliest label, which would be read as silence.
 
     Args:
-        session: that computed them.
+        session: the one that computed them.
         log_probs: (frames, labels), valid frames only; a label may be as unlikely as log(0).
 
     Raises:

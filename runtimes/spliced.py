@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
     Attributes:
         start: offset of its first byte.
-        size: in bytes.
+        size: number of bytes.
     """
 
     start: int

@@ -37,11 +37,11 @@ class Float32:
 
 
 FLOAT32 = Float32()
-"""Of the process."""
+"""The switches of this process, which all sessions share."""
 
 
 def _without_tf32() -> Callable[[], None]:
-    """Switch TF32 off; return what switches it back.
+    """Switch TF32 off; return a function that switches it back.
 
     Torch has switches of two generations, and refuses to compute where they contradict each other:
     both are set.

@@ -1,4 +1,4 @@
-"""Where the audio of a WAV file is, whatever the sizes in its header say.
+"""Positions of the audio in WAV files, whatever the sizes in their headers.
 
 Chunks: Microsoft, Multimedia Programming Interface (1991); RF64: EBU Tech 3306.
 """
@@ -38,7 +38,7 @@ class WavAudio(NamedTuple):
     Attributes:
         magic: RIFF, RIFX or RF64.
         format: content of the format chunk.
-        data: the audio that is there.
+        data: part of the file that holds the audio.
         truncated: whether its end is missing.
         regular: whether the header is right, so that any decoder can read the file by itself.
     """
@@ -55,7 +55,7 @@ class WavAudio(NamedTuple):
         return self._number(0, 2)
 
     def header(self) -> bytes:
-        """Write a header that says the right size."""
+        """Write a header with the right size."""
         order = "big" if self.magic == b"RIFX" else "little"
         size, padded = self.data.size, len(self.format) + len(self.format) % 2
         head = b"fmt " + len(self.format).to_bytes(4, order) + self.format.ljust(padded, b"\0")  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ class WavAudio(NamedTuple):
 
 
 def is_unknown(size: int) -> bool:
-    """Whether a size of 32 bits says that the writer did not know it."""
+    """Check for a 32-bit size that stands for an unknown length."""
     return any(size in sizes for sizes in UNKNOWN_SIZES)
 
 
@@ -89,7 +89,7 @@ def find_wav_audio(file: BinaryIO, start: int = 0) -> list[WavAudio]:
         start: offset where the first begins, after tags.
 
     Returns:
-        What was found; nothing where there is no format or no audio.
+        The audio of each; nothing where there is no format or no audio.
     """
     end = file.seek(0, os.SEEK_END)
     found: list[WavAudio] = []
@@ -137,7 +137,7 @@ class _Walk:
         return WavAudio(self._magic, form, data[0], truncated, self._regular)
 
     def _lost(self, form: bytes, data: Span, missing: int) -> bool:
-        """Whether bytes that the header counts, and that are not there, were audio.
+        """Check whether bytes that the header counts, and that are not there, were audio.
 
         Writers count (parts of) the header as audio, or forget the eight bytes of a chunk's own
         header. So up to a header's length may be missing, and 50 ms where the header is long. But
@@ -151,7 +151,7 @@ class _Walk:
         return 0 < missing != header and self._start + 8 + total - self._end == missing
 
     def _chunks(self) -> Iterator[tuple[bytes, Span]]:
-        """Every chunk's name and what its header says of its place."""
+        """Yield every chunk's name, and its place by its header."""
         place = self._start + 12
         for _ in range(MOST_CHUNKS):
             if place + 8 > self._end:
@@ -168,11 +168,11 @@ class _Walk:
                 place = after + size % 2
 
     def _sized(self, chunk: Span) -> tuple[Span, int]:
-        """The audio of a data chunk, and how much of it is missing."""
+        """Find the audio of a data chunk, and the number of its missing bytes."""
         size, there = chunk.size, self._end - chunk.start
         if self._magic == b"RF64" and size in UNKNOWN_SIZES[1]:
             known = 0 < self._whole_size < 1 << 62 and not is_unknown(self._whole_size)
-            size = self._whole_size if known else there  # 0 from one who could not go back
+            size = self._whole_size if known else there  # 0 where the writer could not seek back
         else:
             known = not (
                 (size == 0 and not self._closed_empty())
@@ -186,11 +186,11 @@ class _Walk:
         return self._data, size - kept
 
     def _closed_empty(self) -> bool:
-        """Whether a recording without samples was properly closed: its total size is right."""
+        """Check that a recording without samples was closed: its total size is right."""
         return self._start + 8 + self._head(self._start)[1] == self._end
 
     def _plausible(self, place: int) -> bool:
-        """Whether a chunk may begin here: four letters, or the end of the file."""
+        """Check for a chunk that may begin here: four letters, or the end of the file."""
         kind = self._read(place, 4)
         return place >= self._end - 8 or (kind.isascii() and kind.decode().isprintable())
 

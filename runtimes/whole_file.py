@@ -24,14 +24,14 @@ LEFTOVER_S = 24 * 3600.0
 network file systems keep locks to one machine: there the age alone protects a file in use."""
 
 ATTEMPTS = 10
-"""Of making a folder that another process, which failed, removes at the same time."""
+"""Attempts to make a folder that another process, which failed, removes at the same time."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place on success.
 
-    On failure it goes, and so do the folders that were made for it.
+    On failure it is deleted, and so are the folders that were made for it.
     """
     with WholeFiles() as files:
         yield files.add(path)
@@ -40,11 +40,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 class WholeFiles:
     """Files that take their names together, in one step for others that write them too.
 
-    On failure all temporary files go, and so do the folders that were made for them.
+    On failure all temporary files are deleted, and so are the folders that were made for them.
     """
 
     def __init__(self) -> None:
-        # Of one export all have the same: an engine's description is found by the engine's name.
+        # One for all files: an engine's description is found by the engine's name.
         self._token = secrets.token_hex(8)
         self._names: list[tuple[Path, Path]] = []
         self._made: list[Path] = []
@@ -87,7 +87,7 @@ class WholeFiles:
                 self._discard()
 
     def _make(self, temporary: Path) -> None:
-        """An empty file, locked."""
+        """Create an empty file, and lock it."""
         for attempt in range(ATTEMPTS):
             made = [folder for folder in temporary.parents if not folder.exists()]
             try:

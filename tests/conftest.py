@@ -420,7 +420,7 @@ class Held:
     """A command that stands still at a chosen place.
 
     Attributes:
-        process: of the command.
+        process: process of the command.
     """
 
     def __init__(self, process: subprocess.Popen[str], go: Path) -> None:

@@ -303,7 +303,7 @@ def contained() -> list[str]:
 def test_two_exports_at_once_into_one_folder(
     contained: list[str], small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """From two containers, in which both are the same process."""
+    """Two containers give both exports the same process id."""
     call = [*contained, sys.executable, "-m", "ds2deploy", "export", str(small_checkpoint)]
     call += ["--out", str(tmp_path), "--precision", "fp32,fp16"]
     processes = [
@@ -322,7 +322,7 @@ def test_two_exports_at_once_into_one_folder(
 def test_an_export_whose_file_another_process_touches_is_refused(
     happens: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It used to write the description without a graph, and to call it verified."""
+    """A description without a graph must never be called verified."""
     check = artifacts.check_parity
 
     def disturb(*arguments: Any) -> Any:

@@ -192,7 +192,7 @@ def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: st
 
 
 def waits_for_audio(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has read all of its standard input and not one of its threads computes."""
+    """Check that it has read all of its standard input, and that no thread computes."""
     left = fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))
     if int.from_bytes(left, sys.byteorder):
         return False

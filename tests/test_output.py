@@ -1,4 +1,4 @@
-"""What commands print, into pipes that are closed, disks that are full, and other encodings."""
+"""Output of commands into closed pipes, full disks, and other encodings."""
 
 from __future__ import annotations
 

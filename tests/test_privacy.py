@@ -1,4 +1,4 @@
-"""What hears people tells nobody: no network, and nothing left in the user's home."""
+"""Recognition is private: no network, and nothing left in the user's home."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_noise_from_a_folder(tmp_path: Path):
 
 
 def test_noise_of_unknown_length_whose_name_is_not_utf8(tmp_path: Path):
-    """As a pipe writes it: the length in its header is the largest number."""
+    """A pipe's writer puts the largest number into the header, in the place of the length."""
     path = tmp_path / os.fsdecode(b"caf\xe9.au")
     soundfile.write(os.fsencode(path), tone(3000, 8.0), RATE, format="AU", subtype="PCM_16")
     content = bytearray(path.read_bytes())

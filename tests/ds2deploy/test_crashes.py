@@ -211,7 +211,7 @@ def test_as_many_steps_as_were_asked_for(recipe: Recipe):
 
 @pytest.mark.thorough
 def test_killed_five_times_at_random(recipe: Recipe, command: Command, tmp_path: Path):
-    """At five steps; within each at whatever moment the signal comes, up to the step after it."""
+    """The signal comes at five steps, at any moment up to the step after each."""
     recipe = recipe.changed("training", epochs=8)
     whole, parted = (
         recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
@@ -261,7 +261,7 @@ def test_told_to_end_it_keeps_its_last_step(
 def test_a_signal_to_the_whole_group_leaves_the_checkpoint(
     recipe: Recipe, command: Command, number: signal.Signals, tmp_path: Path
 ):
-    """As Ctrl-C in a terminal and `timeout` send it: the processes that load data get it too."""
+    """Ctrl-C in a terminal and `timeout` signal the processes that load data too."""
     recipe = recipe.changed("training", epochs=200, schedule="constant", checkpoint_minutes=1000)
     recipe = recipe.changed("data", workers=2)
     run = tmp_path / "run"

@@ -83,7 +83,7 @@ def test_the_recipes_features_decide(tone_recipe: Recipe, tmp_path: Path):
 def test_too_many_end_a_training_before_it_begins(
     of: str, tone_recipe: Recipe, recipe_file, tmp_path: Path
 ):
-    """It had a loss of 0.00, ended with 0 and left a best.ckpt."""
+    """Without the check, such a training has a loss of 0.00, exit code 0 and a best.ckpt."""
     path = manifest_of(tmp_path, good=1, too_long=5)
     recipe = recipe_file(tone_recipe.changed("data", **{of: str(path)}), tmp_path / "r.toml")
     result = CliRunner().invoke(app, ["train", str(recipe)])
@@ -128,7 +128,7 @@ def test_speaking_faster_leaves_room_for_the_transcript(
 def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
     tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of 101 batches of one utterance one is of no use: its loss is 0."""
+    """One of 101 batches of one utterance is of no use: its loss is 0."""
     shown = TrainingProgress(console=Console(file=io.StringIO()))
     monkeypatch.setattr("ds2deploy.training.TrainingProgress", lambda _: shown)
     path = manifest_of(tmp_path, good=100, too_long=1)

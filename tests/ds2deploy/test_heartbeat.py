@@ -1,4 +1,4 @@
-"""Long work is never silent for long in a log, and says only what is true of it."""
+"""Lines of long work in a log: never far apart, and true of the work."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_single_long_step_is_written_with_its_time(clock: Clock, lines: Lines)
     assert lines() == ["exporting: writing"]
 
 
-def test_what_says_nothing_of_its_steps_has_its_title_written(clock: Clock, lines: Lines):
+def test_work_without_steps_has_its_title_written(clock: Clock, lines: Lines):
     beating = Heartbeat("importing torch", clock=clock)
     clock.now += 12
     beating.beat()

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from ds2deploy.cli import app
 from ds2deploy.evaluation import evaluate
@@ -59,7 +58,8 @@ FORMATS = {
     "d.voc": ("VOC", None), "e.rf64": ("RF64", None), "f.aifc": ("AIFF", None),
     "g.w64": ("W64", None), "h.au": ("AU", None), "i.snd": ("AU", None), "j.flac": ("FLAC", None),
     "k.mp3": ("MP3", None), "l.opus": ("OGG", "OPUS"), "m.WAV": ("WAV", None),
-    "n.wave": ("WAV", None), "named by its owner": ("FLAC", None), "o.2024": ("WAV", None),
+    "n.wave": ("WAV", None), "p.avr": ("AVR", None), "q.htk": ("HTK", None), "r.sf": ("IRCAM", None),
+    "s.gsm": ("RAW", "GSM610"), "t.pvf": ("PVF", None), "named by its owner": ("FLAC", None), "o.2024": ("WAV", None),
 }  # fmt: skip
 
 
@@ -498,7 +498,7 @@ def test_train_says_that_it_takes_fewer_threads(tone_toml: Path):
     assert lines[0].startswith("ds2deploy: training.threads = 100000: ")
 
 
-def test_what_looks_like_sound(tmp_path: Path):
+def test_suffixes_decide_what_looks_like_sound(tmp_path: Path):
     for name in ("a.wav", "a.M4A", "a.raw"):
         assert looks_like_sound(tmp_path / name)
     for name in ("a.txt", "a.pdf", "wav", "n" * 251 + ".amr"):

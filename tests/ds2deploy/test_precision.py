@@ -38,7 +38,7 @@ on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the variable
 
 @on_x86
 def test_float32_features_under_autocast_without_avx512():
-    """It was "could not create a primitive descriptor", for an LSTM."""
+    """oneDNN's error would be "could not create a primitive descriptor", for an LSTM."""
     command = [sys.executable, "-c", LAYERS]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | AVX2)
     assert done.returncode == 0, done.stderr

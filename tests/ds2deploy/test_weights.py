@@ -154,7 +154,9 @@ def test_resume_names_the_weight(small_checkpoint: Path, small_recipe: Recipe, t
         ("output.weight", float("nan")),
     ],
 )
-def test_what_no_network_can_have(name: str, value: float, small_checkpoint: Path, tmp_path: Path):
+def test_weights_that_no_network_can_have_are_named(
+    name: str, value: float, small_checkpoint: Path, tmp_path: Path
+):
     path = edit(small_checkpoint, tmp_path / "bad.ckpt", break_weight(name, value))
     with pytest.raises(ModelFileError, match="take an earlier checkpoint") as raised:
         load_checkpoint(path)
@@ -336,7 +338,7 @@ def test_wrapped_weights_load(rename: Callable[[str], str], small_checkpoint: Pa
 
 
 def test_the_weights_of_what_torch_wraps_load(small_recipe: Recipe, tmp_path: Path):
-    """As the wrappers themselves name them."""
+    """The names are those that the wrappers themselves give."""
     network = build_network(small_recipe)
     for i, wrapped in enumerate(
         (
@@ -459,7 +461,7 @@ def test_a_weight_whose_name_is_no_text(foreign: Callable[..., Path], tmp_path: 
 def test_a_recipe_of_a_larger_network_takes_no_memory_for_it(
     small_checkpoint: Path, tmp_path: Path
 ):
-    """Its layers alone would take terabytes."""
+    """The recurrent layers alone would take terabytes."""
 
     def enlarge(document: dict[str, Any]) -> None:
         document["ds2deploy"]["recipe"]["model"].update(hidden=65_536, layers=100)

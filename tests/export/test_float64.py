@@ -1,4 +1,4 @@
-"""What exact means: the network in float64, and PyTorch's own rounding beside it.
+"""Parity against the network in float64, and PyTorch's own rounding beside it.
 
 A fixed tolerance refuses an artifact that is as good as PyTorch; one that grows with PyTorch's own
 rounding must still notice everything that is wrong.
@@ -52,8 +52,8 @@ def settled_network(shape: ModelShape, gain: float = 1.0) -> DeepSpeech2:
     """Random weights that answer speech with many labels: batch norms know its statistics.
 
     Args:
-        shape: of the network.
-        gain: of what recurrent layers remember; above 2 a tanh RNN amplifies its rounding.
+        shape: shape of the network.
+        gain: factor of the recurrent weights; above 2 a tanh RNN amplifies its rounding.
     """
     torch.manual_seed(0)
     network = DeepSpeech2(shape, FEATURES.bins).train()
@@ -86,7 +86,7 @@ def reference_of(checkpoint: Checkpoint) -> Reference:
 def compare(
     checkpoint: Checkpoint, reference: Reference, folder: Path, damage: Any = lambda model: model
 ) -> ParityReport:
-    """What the parity check gives of an artifact that is damaged before it is written."""
+    """Check the parity of an artifact that is damaged before it is written."""
     path = folder / "model.onnx"
     description = checkpoint.description()
     onnx.save(build_graph(damage(lower(checkpoint.network)), description), path)
@@ -161,7 +161,7 @@ def swap_directions(model: DeployModel) -> DeployModel:
 
 
 def forget_a_bias(model: DeployModel) -> DeployModel:
-    """Of the last layer: an LSTM and a tanh RNN have it in a column, a GRU beside its weights."""
+    """Zero the last layer's: a column of an LSTM or a tanh RNN, in a GRU beside its weights."""
     weights = model.recurrences[-1]
     W = weights.W.copy()
     if model.shape.rnn != "gru":
@@ -195,7 +195,7 @@ def test_every_damage_is_noticed_at_every_size(rnn: Any, layers: int, tmp_path: 
 
 
 def test_a_network_that_answers_by_chance_is_not_verified(tmp_path: Path):
-    """Its rounding grows to everything, and four times that would pass anything."""
+    """Rounding grows without bound in it, and four times that would pass anything."""
     shape = ModelShape(rnn="rnn", hidden=96, layers=3)
     checkpoint = checkpoint_of(settled_network(shape, gain=4.0))
     report = compare(checkpoint, reference_of(checkpoint), tmp_path)
@@ -280,7 +280,7 @@ def test_verify_and_inspect_report_both_distances(
 def test_an_artifact_of_an_older_release_still_loads(
     small_onnx: Path, tmp_path: Path, digits_onnx: Path
 ):
-    """Its report knows nothing of PyTorch's own distance."""
+    """The report of an older release lacks PyTorch's own distance."""
     description = read_onnx_description(digits_onnx)
     assert description.parity is not None
     parity = {k: v for k, v in description.parity.items() if k not in NEW}

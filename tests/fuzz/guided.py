@@ -29,10 +29,10 @@ def guided(
 
     Args:
         target: the reader.
-        seeds: to begin with; what was kept by an earlier process is added.
+        seeds: first contents; those that an earlier process kept are added.
         found: reads a content, and notes what it leads to.
         count: notes the number of the next.
-        order: see `worker.work`.
+        order: settings of the process, see `worker.work`.
     """
     kept = Path(order["out"]) / "kept"
     kept.mkdir(exist_ok=True)

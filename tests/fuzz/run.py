@@ -44,9 +44,9 @@ class Hunt:
     Args:
         target: its name.
         out: folder of this target, for what the processes write.
-        seed: of the contents.
+        seed: seed of the random contents.
         engine: `own` or `atheris`.
-        module: with `TARGETS`, `is_explained` and `furnish`.
+        module: name of a module with `TARGETS`, `is_explained` and `furnish`.
         path: folder of that module.
         cpu_s: seconds of a processor for a content.
 

@@ -52,7 +52,7 @@ def sound(container: str, subtype: str, channels: int = 1) -> bytes:
 
 
 def sounds() -> list[bytes]:
-    """One of each container, and stereo."""
+    """Make a recording in each container, and in stereo."""
     found = []
     for container, subtype in SOUNDS:
         if soundfile.check_format(container, subtype):
@@ -61,7 +61,7 @@ def sounds() -> list[bytes]:
 
 
 def streams() -> list[bytes]:
-    """What comes through a pipe."""
+    """Make streams as they come through a pipe."""
     kinds = ("PCM_16", "PCM_U8", "PCM_24", "PCM_32", "FLOAT")
     return [*(sound("WAV", kind) for kind in kinds), sound("WAVEX", "PCM_16", 2), unsized_wav(),
             (tone() * 9999).astype("<i2").tobytes()]  # fmt: skip
@@ -230,7 +230,7 @@ class Archive:
 
 
 def checkpoint() -> bytes:
-    """One of ours, whose weights are zero."""
+    """Make a checkpoint of ours, whose weights are zero."""
     import torch
 
     from ds2deploy.checkpoint import KEY, header
@@ -243,7 +243,7 @@ def checkpoint() -> bytes:
 
 
 def foreign_checkpoint() -> bytes:
-    """One of deepspeech.pytorch: settings in a class of another project, weights of zero."""
+    """Make one of deepspeech.pytorch: settings in a foreign class, weights of zero."""
     import torch
 
     weights = {_their_name(name): tensor for name, tensor in _weights().items()}

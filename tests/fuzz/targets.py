@@ -1,4 +1,4 @@
-"""What reads files from outside: the public function of each reader, and what it may raise."""
+"""Readers of files from outside: the public function of each, and the errors that it may raise."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Target(NamedTuple):
     """A reader.
 
     Attributes:
-        name: of the reader.
+        name: name of the reader.
         seeds: makes contents that it takes.
         read: reads a content in the current folder, which holds what `furnish` left there.
-        kind: `binary`, `text` or `pickle`: how it is changed.
+        kind: `binary`, `text` or `pickle`, which decides how contents are changed.
         tokens: words of the format.
         writes: pattern of what a library in C writes to stderr, which nothing here can keep it
             from.
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 def is_explained(error: BaseException) -> bool:
-    """Whether the command line prints a line for a person: what is wrong with which file."""
+    """Check that the command line prints one line for it: what is wrong with which file."""
     return isinstance(error, Ds2Error) or (isinstance(error, OSError) and bool(error.strerror))
 
 

@@ -1,4 +1,4 @@
-"""What fuzzing found stays mended, and the fuzzing finds what it is for."""
+"""Faults that fuzzing found stay mended, and planted faults are found."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Finding(NamedTuple):
         target: name of the reader.
         kind: `error`, `memory`, `output`; of a process that died `hang` or `crash`.
         where: class of the exception and the innermost line of ours, or what was written.
-        content: what was read.
-        trace: for a person.
+        content: the bytes that were read.
+        trace: traceback, for a person.
     """
 
     target: str
@@ -60,7 +60,7 @@ class Case:
     """Reads contents of one target, each within the limits.
 
     Args:
-        target: with `name` and `read`, which is called in the current folder.
+        target: a reader with `name` and `read`, which is called in the current folder.
         current: file that holds the content while it is read, for whoever finds this process dead.
         is_explained: tells the exceptions that a reader may raise.
         cpu_s: seconds of a processor for a content.
@@ -150,7 +150,7 @@ def work(target: Any, is_explained: Callable[[BaseException], bool], order: dict
     """Do what an order says, and write down what was found.
 
     Args:
-        target: to be read.
+        target: the reader to call.
         is_explained: tells the exceptions that it may raise.
         order: `out`, folder for `current`, `number` and `findings.jsonl`; `seed`, `first`
             and `last` of the numbered contents; `engine`, `own` or `atheris`; `cpu_s`; `known`

@@ -62,7 +62,7 @@ def test_log_probs_and_loss_equal_the_cpus(digits_checkpoint: Path):
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_training_steps_lower_the_loss(digits_checkpoint: Path, precision: str):
-    """In 16-mixed the first steps are skipped: the loss is scaled by 65536, then by less."""
+    """16-mixed skips the first steps: the loss is scaled by 65536, then by less."""
     import lightning
 
     checkpoint = load_checkpoint(digits_checkpoint)

@@ -102,6 +102,14 @@ def test_an_mp3_whose_count_is_too_small_is_read_to_its_end(tmp_path: Path):
         load_audio(write(tmp_path, bytes(content)), RATE)
 
 
+def test_an_mp3_frame_too_small_for_its_count_is_refused(tmp_path: Path):
+    frame = b"\xff\xf3\x16\0" + bytes(17) + b"Xing"  # the 25 bytes of 8 kbit/s at 24 kHz
+    path = write(tmp_path, frame * 6)
+    with pytest.raises(AudioError) as raised:
+        load_audio(path, RATE)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -1,4 +1,4 @@
-"""What keeps a GPU's provider from running is found before ONNX Runtime names something else."""
+"""Obstacles of a GPU's provider are found before ONNX Runtime names something else."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_cuda_computes_without_tf32(
 
 
 def test_tensorrt_runs_the_whole_graph_or_none(onnxruntime: Any, there: set[str], tmp_path: Path):
-    """With one provider by name: a CPU provider that is named too is refused by ONNX Runtime."""
+    """Only that provider is named: ONNX Runtime refuses a CPU provider beside it."""
     options = FakeOptions()
     path = tmp_path / "model.onnx"
     providers = onnx_providers.configure(onnxruntime, options, "tensorrt", 0, path, None)

@@ -20,7 +20,7 @@ def switches() -> tuple[str, str, str]:
 
 
 def legacy() -> tuple[bool, bool]:
-    """What torch reads before it computes; it raises where the two generations differ."""
+    """Read torch's older switches; that raises where the two generations differ."""
     return cudnn.allow_tf32, cuda.matmul.allow_tf32
 
 

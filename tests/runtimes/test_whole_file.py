@@ -116,7 +116,7 @@ def test_a_failure_leaves_the_folder_of_another_writer(tmp_path: Path):
 def test_a_folder_that_another_writer_removes_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """It failed between this one's making of the folder and of the file."""
+    """The other writer fails after this one made the folder, and before it made the file."""
     mkdir, folder = Path.mkdir, tmp_path / "new"
     removed: list[Path] = []
 
