@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import lhotse
 import numpy as np
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
-from lhotse.cut import Cut
+from lhotse.cut import Cut, PaddingCut
 
 from ds2deploy.files import whole_file
 from ds2deploy.lhotse_audio import runtime_audio
@@ -347,7 +347,8 @@ def _check_values(cut: Cut) -> None:
     for part in [track.cut for track in tracks] or [cut]:
         _number("start", getattr(part, "start", 0), 0, LONGEST_S)
         _number("duration", part.duration, 0, LONGEST_JOINED_S if tracks else LONGEST_S)
-        _number("sampling_rate", part.sampling_rate, LOWEST_RATE, HIGHEST_RATE)
+        if isinstance(part, PaddingCut):
+            _number("sampling_rate", part.sampling_rate, LOWEST_RATE, HIGHEST_RATE)
     for spoken in cut.supervisions:
         for name in ("text", "speaker"):
             if not isinstance(getattr(spoken, name), (str, type(None))):
@@ -355,6 +356,7 @@ def _check_values(cut: Cut) -> None:
     transcript(cut)
     for recording in _recordings(cut):
         _number("duration", recording.duration, 0, LONGEST_S)
+        _number("sampling_rate", recording.sampling_rate, LOWEST_RATE, HIGHEST_RATE)
         if not recording.sources:
             raise TypeError("a recording without a file")
         for source in recording.sources:

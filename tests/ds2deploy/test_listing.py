@@ -58,8 +58,9 @@ FORMATS = {
     "d.voc": ("VOC", None), "e.rf64": ("RF64", None), "f.aifc": ("AIFF", None),
     "g.w64": ("W64", None), "h.au": ("AU", None), "i.snd": ("AU", None), "j.flac": ("FLAC", None),
     "k.mp3": ("MP3", None), "l.opus": ("OGG", "OPUS"), "m.WAV": ("WAV", None),
-    "n.wave": ("WAV", None), "p.avr": ("AVR", None), "q.htk": ("HTK", None), "r.sf": ("IRCAM", None),
-    "s.gsm": ("RAW", "GSM610"), "t.pvf": ("PVF", None), "named by its owner": ("FLAC", None), "o.2024": ("WAV", None),
+    "n.wave": ("WAV", None), "named by its owner": ("FLAC", None), "o.2024": ("WAV", None),
+    "p.avr": ("AVR", None), "q.htk": ("HTK", None), "r.sf": ("IRCAM", None),
+    "s.gsm": ("RAW", "GSM610"), "t.pvf": ("PVF", None),
 }  # fmt: skip
 
 
