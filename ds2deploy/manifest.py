@@ -21,7 +21,6 @@ from ds2deploy.lhotse_audio import runtime_audio
 from ds2deploy.listing import is_file
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio import (
-    HIGHEST_RATE,
     LOWEST_RATE,
     SHORTEST_MS,
     convert_audio,
@@ -37,7 +36,7 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
     NotAudioError,
 )
-from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.features import HIGHEST_RATE, FloatArray
 from ds2deploy.runtimes.file_names import manifest_line
 from ds2deploy.sources import Utterance, read_deepspeech_pytorch
 from ds2deploy.text_files import UTF_16

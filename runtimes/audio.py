@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from ds2deploy.runtimes.audio_checks import HIGHEST_RATE as HIGHEST_RATE
 from ds2deploy.runtimes.audio_checks import LOWEST_RATE as LOWEST_RATE
 from ds2deploy.runtimes.audio_checks import SHORTEST_MS as SHORTEST_MS
 from ds2deploy.runtimes.audio_checks import as_samples as as_samples
