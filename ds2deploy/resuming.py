@@ -133,7 +133,7 @@ def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
                 f"{last}: its training began with other {name}: {differing}; resume it with its "
                 "own recipe, or choose another folder with --set training.run=FOLDER"
             )
-    load_network(recipe, document["state_dict"], last)
+    load_network(recipe, document.get("state_dict"), last)
 
 
 def _differences(begun: object, wanted: object) -> str:
