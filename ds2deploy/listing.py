@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError, system_reason
+from ds2deploy.runtimes.foreign_formats import conversion
 
 READ_SUFFIXES = frozenset({
     ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc",
@@ -114,8 +115,8 @@ def sound_fault(path: Path) -> Ds2Error | None:
             f"{path.name} {path.stem}.wav"
         )
     return AudioError(
-        f"{path}: a format that libsndfile does not read; convert it, such as: ffmpeg -i "
-        f"{path.name} {path.stem}.wav"
+        f"{path}: a format that libsndfile does not read; convert it, such as: "
+        f"{conversion(path.name)}"
     )
 
 

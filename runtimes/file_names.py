@@ -19,7 +19,7 @@ FOREIGN_BYTE = re.compile("[\udc80-\udcff]")
 
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""What no encoding can hold: such a byte, or half of a character from a damaged list."""
+"""A character that no encoding can hold: such a byte, or half of a pair from a damaged list."""
 
 
 def marked(text: str) -> str:

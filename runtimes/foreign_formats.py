@@ -36,7 +36,7 @@ def conversion(path: str) -> str:
 
 
 def _is_aac(head: bytes) -> bool:
-    """Whether AAC frames in ADTS begin here (ISO/IEC 13818-7, section 6.2)."""
+    """Look for two AAC frames in ADTS at the beginning (ISO/IEC 13818-7, section 6.2)."""
     if not _is_adts_header(head):
         return False
     size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5

@@ -12,10 +12,10 @@ import atheris
 from mutators import mutate
 
 PLAIN_SHARE = 0.2
-"""Of the contents, those that are changed by libFuzzer, which knows what was compared."""
+"""Share of the contents that libFuzzer changes, which knows what was compared."""
 
 LONGER_BYTES = 4096
-"""That a content may be longer than the longest seed."""
+"""Bytes by which a content may be longer than the longest seed."""
 
 
 def guided(

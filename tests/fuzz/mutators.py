@@ -13,7 +13,7 @@ NUMBERS = (
     (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63,
     (1 << 64) - 1, 10**12, 10**40,
 )  # fmt: skip
-"""Where counts, sizes and rates break."""
+"""Numbers at which counts, sizes and rates break."""
 
 VALUES = (
     *(str(number).encode() for number in NUMBERS),
