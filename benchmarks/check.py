@@ -41,11 +41,12 @@ from models import DIGITS, MEDIUM, TINY, recipe_of, speech, write_onnx
 from report import RESULTS, markdown_table, progress
 
 import ds2deploy
-from ds2deploy.files import whole_file
-from ds2deploy.machine import Machine, describe_machine, keep_freed_memory
+from ds2deploy.bench.machine import Machine, describe_machine
+from ds2deploy.bench.timing import ratio, take_turns
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, analysis_window
-from ds2deploy.timing import ratio, take_turns
+from ds2deploy.runtimes.files import whole_file
+from ds2deploy.training.memory import keep_freed_memory
 
 RATIOS = RESULTS / "ratios.json"
 

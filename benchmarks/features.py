@@ -17,9 +17,9 @@ import torch
 from models import speech
 from report import Goal, Result, Table, arguments, deliver, progress
 
-from ds2deploy.machine import describe_machine
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
-from ds2deploy.timing import latency, ratio, take_turns
 
 OURS, LIBROSA, TORCH = "ds2deploy", "librosa.stft, log1p", "torch.stft, log1p"
 TIME_GOAL = 1.5

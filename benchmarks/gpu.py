@@ -25,25 +25,25 @@ import torch
 from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
 from report import Result, Table, arguments, deliver, progress
 
-from ds2deploy.checkpoint import load_checkpoint
-from ds2deploy.export.engine_build import Job, build, job_profile
-from ds2deploy.export.engine_options import EngineOptions
-from ds2deploy.files import file_sha256
-from ds2deploy.machine import describe_machine
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import latency, take_turns
+from ds2deploy.export.tensorrt.build import Job, build, job_profile
+from ds2deploy.export.tensorrt.options import EngineOptions
+from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.session import TorchSession
+from ds2deploy.model.streaming import torch_session
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
-from ds2deploy.runtimes.cuda import examine_device, open_device
 from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Flavor
-from ds2deploy.runtimes.engine_file import description_path, sealed
 from ds2deploy.runtimes.errors import Ds2Error, RuntimeUnavailableError
-from ds2deploy.runtimes.onnx_metadata import read_onnx_description
-from ds2deploy.runtimes.onnx_session import OnnxSession
-from ds2deploy.runtimes.rtx_devices import RTX_CAPABILITIES
+from ds2deploy.runtimes.files import file_sha256
+from ds2deploy.runtimes.onnx.metadata import read_onnx_description
+from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.tensorrt import TensorRtSession
-from ds2deploy.runtimes.tensorrt_library import import_tensorrt
-from ds2deploy.runtimes.torch_session import TorchSession
-from ds2deploy.streaming import torch_session
-from ds2deploy.timing import latency, take_turns
+from ds2deploy.runtimes.tensorrt.cuda import examine_device, open_device
+from ds2deploy.runtimes.tensorrt.engine_file import description_path, sealed
+from ds2deploy.runtimes.tensorrt.library import import_tensorrt
+from ds2deploy.runtimes.tensorrt.rtx_devices import RTX_CAPABILITIES
+from ds2deploy.runtimes.tensorrt.session import TensorRtSession
 
 FLAVORS: tuple[Flavor, ...] = ("tensorrt", "rtx")
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}

@@ -29,17 +29,17 @@ import msgspec
 from report import Goal, Result, Table, arguments, deliver, progress
 
 import ds2deploy
-from ds2deploy.checkpoint import read_document, read_recipe
+from ds2deploy.bench.machine import describe_machine
 from ds2deploy.config import AugmentConfig, Recipe, load_recipe
-from ds2deploy.evaluation import evaluate
-from ds2deploy.machine import describe_machine
-from ds2deploy.manifest import join_utterances, make_cuts, read_manifest, write_manifest
-from ds2deploy.preparation import JOIN_PAUSE_S
-from ds2deploy.run_folder import LAST, RunFolder
+from ds2deploy.data.manifest import join_utterances, make_cuts, read_manifest, write_manifest
+from ds2deploy.data.preparation import JOIN_PAUSE_S
+from ds2deploy.data.sources import read_fsdd
+from ds2deploy.model.checkpoint import read_document, read_recipe
 from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
-from ds2deploy.scoring import ErrorCounts
-from ds2deploy.sources import read_fsdd
-from ds2deploy.training import train
+from ds2deploy.training.evaluation import evaluate
+from ds2deploy.training.run_folder import LAST, RunFolder
+from ds2deploy.training.scoring import ErrorCounts
+from ds2deploy.training.train import train
 
 WORDS = (2, 6)
 """Fewest and most recordings in a test string; each recording is in one."""

@@ -28,13 +28,13 @@ from models import (
 from probes import Probe, among, floors, machine_probes, probe_seconds
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import Ratio, latency, ratio, take_turns
 from ds2deploy.loading import open_checkpoint
-from ds2deploy.machine import describe_machine
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.onnx_session import OnnxSession
+from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.session import Session
-from ds2deploy.timing import Ratio, latency, ratio, take_turns
 
 PACKED = "torch, packed sequences"
 UNPACKED = "torch"

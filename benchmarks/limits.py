@@ -34,12 +34,12 @@ from probes import (
 )
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
-from ds2deploy.machine import describe_machine
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import ratio, take_turns
 from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
-from ds2deploy.runtimes.cores import usable_cores
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.onnx_session import OnnxSession
-from ds2deploy.timing import ratio, take_turns
+from ds2deploy.runtimes.onnx.session import OnnxSession
+from ds2deploy.runtimes.session import usable_cores
 
 BATCHES = (1, 8)
 SHARE_GOAL = 50.0

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import torch
 
-from ds2deploy.checkpoint import build_network, load_checkpoint, save_checkpoint
 from ds2deploy.config import Recipe
 from ds2deploy.export.artifacts import append_description
-from ds2deploy.export.form import Form, artifact_name
-from ds2deploy.export.graph import build_graph
-from ds2deploy.export.lowering import lower
-from ds2deploy.export.speech import synthesize
+from ds2deploy.export.format import ExportFormat, artifact_name
+from ds2deploy.export.onnx.graph import build_graph
+from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
 from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, IntArray
 
@@ -56,7 +56,7 @@ def write_onnx(checkpoint: Path, folder: Path, precision: Precision = "fp32") ->
     The comparison takes minutes, and says nothing of speed.
     """
     loaded = load_checkpoint(checkpoint)
-    form = Form()
+    form = ExportFormat()
     description = form.describe(loaded, precision)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{checkpoint.stem}.{artifact_name(form, precision)}"

@@ -16,8 +16,8 @@ import torch
 from counting import Rates, Stage, least_time
 from onnx import TensorProto, helper, numpy_helper
 
-from ds2deploy.runtimes.cores import usable_cores
-from ds2deploy.runtimes.onnx_library import import_onnxruntime
+from ds2deploy.runtimes.onnx.library import import_onnxruntime
+from ds2deploy.runtimes.session import usable_cores
 
 MIB = 1 << 20
 SIDE = 2048

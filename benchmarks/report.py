@@ -15,8 +15,8 @@ from typing import Literal
 
 import msgspec
 
-from ds2deploy.files import whole_file
-from ds2deploy.machine import Machine
+from ds2deploy.bench.machine import Machine
+from ds2deploy.runtimes.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -203,7 +203,7 @@ def write(result: Result, folder: Path) -> None:
 
 def draw(plot: Plot, folder: Path, note: str) -> None:
     """Write a plot's picture."""
-    from ds2deploy.plots import line_figure, write_png
+    from ds2deploy.data.plots import line_figure, write_png
 
     figure = line_figure(plot.title, plot.x_label, plot.y_label, plot.series, plot.log, note)
     write_png(figure, folder / plot.file)

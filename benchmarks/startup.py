@@ -21,9 +21,9 @@ import soundfile
 from models import DIGITS, speech, write_onnx
 from report import Goal, Result, Table, arguments, deliver, progress
 
-from ds2deploy.checkpoint import load_checkpoint
-from ds2deploy.machine import describe_machine
-from ds2deploy.timing import latency, ratio, take_turns
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import latency, ratio, take_turns
+from ds2deploy.model.checkpoint import load_checkpoint
 
 ONNX, TORCH = "transcribe model.onnx", "transcribe model.ckpt (torch)"
 SECONDS = 3.0
@@ -31,22 +31,22 @@ WALL_GOAL, MEMORY_GOAL, RATIO_GOAL = 0.8, 200.0, 3.0
 
 IMPORTS = {
     "python alone": "pass",
-    "+ the command line": "import ds2deploy.cli",
-    "+ numpy": "import ds2deploy.cli, numpy",
+    "+ the command line": "import ds2deploy.cli.app",
+    "+ numpy": "import ds2deploy.cli.app, numpy",
     "+ ONNX Runtime": (
-        "import ds2deploy.cli, numpy\n"
-        "from ds2deploy.runtimes.onnx_library import import_onnxruntime as run; run()"
+        "import ds2deploy.cli.app, numpy\n"
+        "from ds2deploy.runtimes.onnx.library import import_onnxruntime as run; run()"
     ),
     "torch alone": "import torch",
 }
 """Each with those before it, but for the last."""
 
-COMMAND = "from ds2deploy.cli import main; main()"
+COMMAND = "from ds2deploy.cli.app import main; main()"
 """What the installed command does."""
 
 WATCHED = """
 import atexit, sys
-from ds2deploy.machine import peak_memory_mib
+from ds2deploy.training.memory import peak_memory_mib
 atexit.register(lambda: print("peak", peak_memory_mib(), file=sys.stderr))
 """
 """Before the command: it prints its own peak at its end. What the system tells a parent of its

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 import ds2deploy
-from ds2deploy.export.speech import synthesize
-from ds2deploy.machine import describe_machine
-from ds2deploy.runtimes.cores import usable_cores
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.session import usable_cores
 
 WARM_UP = 3
 """Ticks that are not counted: memory is claimed, and threads are started."""

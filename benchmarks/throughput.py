@@ -27,11 +27,11 @@ from report import Goal, Result, Table, arguments, deliver, progress
 from startup import COMMAND, process
 
 import ds2deploy
-from ds2deploy.machine import describe_machine
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.recognizer import BATCH_SIZE, Recognizer
-from ds2deploy.timing import take_turns
 
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SPEED_GOAL = 2.0

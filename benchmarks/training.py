@@ -34,26 +34,26 @@ from probes import SIDE, TINY_SIDE, multiply_probes, rates
 from report import Goal, Result, Table, arguments, deliver, progress
 from torch import nn
 
-from ds2deploy.bounded_memory import BoundedMemory
-from ds2deploy.checkpoint import build_network
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.config import Recipe
-from ds2deploy.convolution import Convolution
-from ds2deploy.data import Batch, collate
-from ds2deploy.lightning_module import SpeechRecognition, ctc_loss
-from ds2deploy.machine import (
+from ds2deploy.data.batches import Batch, collate
+from ds2deploy.data.preparation import PrepareOptions, prepare
+from ds2deploy.model.checkpoint import build_network
+from ds2deploy.model.convolution import FourierConv2d
+from ds2deploy.model.network import DeepSpeech2, pack_sequences
+from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureExtractor
+from ds2deploy.training.callbacks import BoundedMemory
+from ds2deploy.training.lightning_module import SpeechRecognition, ctc_loss
+from ds2deploy.training.memory import (
     bound_primitive_cache,
-    describe_machine,
     keep_freed_memory,
     peak_memory_mib,
     resident_memory_mib,
 )
-from ds2deploy.model import DeepSpeech2, pack_sequences
-from ds2deploy.preparation import Choices, prepare
-from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
-from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.features import FeatureExtractor
-from ds2deploy.timing import latency, ratio, take_turns
-from ds2deploy.training import make_trainer, silence_lightning
+from ds2deploy.training.train import make_trainer, silence_lightning
 
 OURS = "this project's step"
 PACKED = "over packed sequences"
@@ -118,7 +118,7 @@ def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:
 def use_torchs_convolutions(network: DeepSpeech2) -> None:
     """Make the project's convolutions torch's own."""
     for module in list(network.modules()):
-        if isinstance(module, Convolution):
+        if isinstance(module, FourierConv2d):
             module.__class__ = nn.Conv2d
 
 
@@ -167,7 +167,7 @@ def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
 
     Its products alone, of valid frames: each stage forward, then for the gradient of its weights
     and, but for the features, of its input. (The project's second convolution needs fewer, see
-    `ds2deploy.fourier`.)
+    `ds2deploy.model.convolution`.)
 
     Args:
         recipe: of the network.
@@ -307,7 +307,9 @@ def run_training(
         rate = recipe.features.sample_rate
         source = write_recordings(folder / "audio", rate, count, sizes.seconds)
         alphabet = Alphabet(ENGLISH)
-        cuts = prepare(source, folder / "manifests", alphabet, Choices(valid_share=VALID_SHARE))[0]
+        cuts = prepare(
+            source, folder / "manifests", alphabet, PrepareOptions(valid_share=VALID_SHARE)
+        )[0]
         module = SpeechRecognition(recipe, cuts["train"], cuts["valid"])
         module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         make_trainer(recipe, callbacks).fit(module)

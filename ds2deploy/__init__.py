@@ -13,10 +13,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ds2deploy.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from ds2deploy.loading import load as load
-    from ds2deploy.runtimes.decoding import Span as Span
-    from ds2deploy.runtimes.decoding import Transcript as Transcript
+    from ds2deploy.runtimes.decoding.greedy import Span as Span
+    from ds2deploy.runtimes.decoding.greedy import Transcript as Transcript
+    from ds2deploy.runtimes.decoding.greedy_stream import Update as Update
     from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
     from ds2deploy.runtimes.errors import AudioError as AudioError
     from ds2deploy.runtimes.errors import BackPressureError as BackPressureError
@@ -32,12 +35,9 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.errors import StreamError as StreamError
     from ds2deploy.runtimes.errors import TrainingError as TrainingError
     from ds2deploy.runtimes.recognizer import Recognizer as Recognizer
-    from ds2deploy.runtimes.stream import Stream as Stream
-    from ds2deploy.runtimes.stream_decoding import Update as Update
-    from ds2deploy.runtimes.stream_pool import PooledStream as PooledStream
-    from ds2deploy.runtimes.stream_pool import StreamPool as StreamPool
-
-__version__ = "0.1.0"
+    from ds2deploy.runtimes.streaming.pool import PooledStream as PooledStream
+    from ds2deploy.runtimes.streaming.pool import StreamPool as StreamPool
+    from ds2deploy.runtimes.streaming.stream import Stream as Stream
 
 _ERRORS = (
     "AlphabetError",
@@ -58,12 +58,12 @@ _ERRORS = (
 _HOMES = {
     "load": "ds2deploy.loading",
     "Recognizer": "ds2deploy.runtimes.recognizer",
-    "Span": "ds2deploy.runtimes.decoding",
-    "PooledStream": "ds2deploy.runtimes.stream_pool",
-    "Stream": "ds2deploy.runtimes.stream",
-    "StreamPool": "ds2deploy.runtimes.stream_pool",
-    "Transcript": "ds2deploy.runtimes.decoding",
-    "Update": "ds2deploy.runtimes.stream_decoding",
+    "Span": "ds2deploy.runtimes.decoding.greedy",
+    "PooledStream": "ds2deploy.runtimes.streaming.pool",
+    "Stream": "ds2deploy.runtimes.streaming.stream",
+    "StreamPool": "ds2deploy.runtimes.streaming.pool",
+    "Transcript": "ds2deploy.runtimes.decoding.greedy",
+    "Update": "ds2deploy.runtimes.decoding.greedy_stream",
     **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
 }
 

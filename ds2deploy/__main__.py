@@ -1,6 +1,6 @@
 """`python -m ds2deploy`."""
 
-from ds2deploy.cli import main
+from ds2deploy.cli.app import main
 
 if __name__ == "__main__":
     main()

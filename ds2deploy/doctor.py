@@ -8,13 +8,13 @@ import platform
 
 import msgspec
 
-from ds2deploy.runtimes.cuda import NoDeviceError, examine_device, open_device
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
-from ds2deploy.runtimes.onnx_library import import_onnxruntime
-from ds2deploy.runtimes.onnx_obstacles import DRIVER, PROVIDERS, REMEDIES, Provider, obstacle
-from ds2deploy.runtimes.rtx_devices import on_another_gpu
-from ds2deploy.runtimes.tensorrt_library import NAMES, import_tensorrt, install_command
+from ds2deploy.runtimes.onnx.library import import_onnxruntime
+from ds2deploy.runtimes.onnx.obstacles import DRIVER, PROVIDERS, REMEDIES, Provider, obstacle
+from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, examine_device, open_device
+from ds2deploy.runtimes.tensorrt.library import NAMES, import_tensorrt, install_command
+from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
 
 
 class Finding(msgspec.Struct, frozen=True):

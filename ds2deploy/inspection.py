@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 
-from ds2deploy.extras import require
 from ds2deploy.loading import model_runtime
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
-from ds2deploy.runtimes.engine_file import read_engine
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError
-from ds2deploy.runtimes.tensorrt_library import NAMES
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError, require
+from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.tensorrt.engine_file import read_engine
+from ds2deploy.runtimes.tensorrt.library import NAMES
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def _is_pipe(path: Path) -> bool:
 
 
 def _artifact(path: Path) -> dict[str, Any]:
-    from ds2deploy.runtimes.onnx_session import describe_artifact
+    from ds2deploy.runtimes.onnx.session import describe_artifact
 
     description = describe_artifact(path)
     return {
@@ -108,7 +107,7 @@ def _engine(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     require("torch", "train")
-    from ds2deploy.checkpoint import load_checkpoint
+    from ds2deploy.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())
@@ -185,7 +184,7 @@ def _report(report: dict[str, Any], path: Path) -> str:
 
 def _manifest(path: Path) -> dict[str, Any]:
     require("lhotse", "train")
-    from ds2deploy.manifest import read_usable, speaker, transcript
+    from ds2deploy.data.manifest import read_usable, speaker, transcript
 
     cuts, unusable = read_usable(path)
     if not len(cuts):
@@ -212,8 +211,8 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _recording(path: Path) -> dict[str, Any]:
-    from ds2deploy.listing import looks_like_sound
-    from ds2deploy.runtimes.audio import measure_audio
+    from ds2deploy.data.listing import looks_like_sound
+    from ds2deploy.runtimes.audio.loading import measure_audio
 
     try:
         facts = measure_audio(path, read=True)

@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from ds2deploy.runtimes.cores import usable_cores
-from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
-from ds2deploy.runtimes.engine_file import read_engine_description
 from ds2deploy.runtimes.errors import (
     ConfigError,
     MissingFileError,
@@ -16,7 +13,9 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.recognizer import Recognizer
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.session import Session, usable_cores
+from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.tensorrt.engine_file import read_engine_description
 
 Runtime = Literal["onnxruntime", "torch", "cuda", "tensorrt", "rtx"]
 """What can be asked for. `cuda`, `tensorrt` and `rtx` are ONNX Runtime's providers for an ONNX
@@ -109,13 +108,13 @@ def model_runtime(path: Path) -> Natural:
 def _open(path: Path, natural: Natural, chosen: Runtime, device: str, threads: int) -> Session:
     """The session of a model file on its runtime."""
     if natural == "onnxruntime":
-        from ds2deploy.runtimes.onnx_session import OnnxSession
+        from ds2deploy.runtimes.onnx.session import OnnxSession
 
         if chosen in ("cuda", "tensorrt", "rtx"):
             return OnnxSession(path, device, threads, provider=chosen)
         return OnnxSession(path, device, threads)
     if natural != "torch":
-        from ds2deploy.runtimes.tensorrt import TensorRtSession
+        from ds2deploy.runtimes.tensorrt.session import TensorRtSession
 
         return TensorRtSession(path, device)
     return open_checkpoint(path, device, threads)
@@ -145,9 +144,9 @@ def open_checkpoint(
             f"{path}: a checkpoint needs PyTorch: pip install 'ds2deploy[train]', "
             "or export it to ONNX where PyTorch is and run that here"
         ) from None
-    from ds2deploy.checkpoint import load_checkpoint
-    from ds2deploy.model import pack_sequences
-    from ds2deploy.streaming import torch_session
+    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.network import pack_sequences
+    from ds2deploy.model.streaming import torch_session
 
     if threads:
         torch.set_num_threads(min(threads, usable_cores()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ds2deploy.runtimes.errors import OutputError
-from ds2deploy.runtimes.file_names import FOREIGN_BYTE, json_text
+from ds2deploy.runtimes.files import FOREIGN_BYTE, json_text
 
 ANY_NAME = "ds2deploy.any_name"
 """Name of the error handler of both streams, see `_any_name`."""

@@ -14,31 +14,30 @@ import lhotse
 import msgspec
 import onnx
 
-from ds2deploy.checkpoint import Checkpoint, load_checkpoint
-from ds2deploy.export.engine_options import EngineOptions, refuse_what_no_parser_takes
-from ds2deploy.export.engines import EngineExport, export_engine
-from ds2deploy.export.form import Form, artifact_name
-from ds2deploy.export.graph import build_graph
-from ds2deploy.export.lowering import lower
-from ds2deploy.export.parity import ParityReport, check_parity
-from ds2deploy.export.profiles import grid
-from ds2deploy.export.reference import Reference
-from ds2deploy.export.tensorrt import check_builder, check_network, longest_frames
-from ds2deploy.files import WholeFiles, file_sha256
-from ds2deploy.manifest import read_manifest
+from ds2deploy.data.manifest import read_manifest
+from ds2deploy.export.format import ExportFormat, artifact_name
+from ds2deploy.export.onnx.graph import build_graph
+from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.parity.check import ParityReport, check_parity
+from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.tensorrt.engines import EngineExport, export_engine
+from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
+from ds2deploy.export.tensorrt.profiles import grid
+from ds2deploy.export.tensorrt.verified_engine import check_builder, check_network, longest_frames
+from ds2deploy.model.checkpoint import Checkpoint, load_checkpoint
+from ds2deploy.model.streaming import exact_session, torch_session
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
-from ds2deploy.runtimes.engine_file import SUFFIX as ENGINE_SUFFIX
-from ds2deploy.runtimes.engine_file import read_engine_description
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError, ParityError
-from ds2deploy.runtimes.file_names import FOREIGN_BYTE
-from ds2deploy.runtimes.onnx_metadata import read_onnx_description
-from ds2deploy.runtimes.onnx_session import OnnxSession, describe_artifact
-from ds2deploy.runtimes.tensorrt_library import TensorRt, import_tensorrt
-from ds2deploy.streaming import exact_session, torch_session
+from ds2deploy.runtimes.files import FOREIGN_BYTE, WholeFiles, file_sha256
+from ds2deploy.runtimes.onnx.metadata import read_onnx_description
+from ds2deploy.runtimes.onnx.session import OnnxSession, describe_artifact
+from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
+from ds2deploy.runtimes.tensorrt.engine_file import read_engine_description
+from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 
 Progress = Callable[[str], None]
 
-WHOLE_FEATURES = Form()
+WHOLE_FEATURES = ExportFormat()
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="onnx"):
@@ -71,7 +70,7 @@ def export_onnx(
     precisions: Sequence[Precision] = ("fp32",),
     audio: str | Path | None = None,
     progress: Progress = lambda message: None,
-    form: Form = WHOLE_FEATURES,
+    form: ExportFormat = WHOLE_FEATURES,
 ) -> list[Exported]:
     """Export a checkpoint to ONNX, verified, with dynamic batch and time.
 
@@ -104,7 +103,7 @@ def export_checkpoint(
     progress: Progress = lambda message: None,
     engines: Sequence[EngineOptions] = (),
     keep_onnx: bool = True,
-    form: Form = WHOLE_FEATURES,
+    form: ExportFormat = WHOLE_FEATURES,
 ) -> list[Exported | EngineExport]:
     """Export a checkpoint to ONNX and to TensorRT engines, each verified.
 
@@ -206,7 +205,7 @@ def _command(
     precision: Precision,
     audio: str | Path | None,
     keep_onnx: bool,
-    form: Form,
+    form: ExportFormat,
 ) -> str:
     words = ["ds2deploy", "export", str(checkpoint), "--out", str(out), "--precision", precision]
     words += [] if audio is None else ["--audio", str(audio)]
@@ -310,7 +309,7 @@ def _verify_engine(
     cuts: tuple[str, lhotse.CutSet] | None,
     progress: Progress,
 ) -> ParityReport:
-    from ds2deploy.runtimes.tensorrt import TensorRtSession
+    from ds2deploy.runtimes.tensorrt.session import TensorRtSession
 
     assert description.engine is not None
     profile = description.engine.profile

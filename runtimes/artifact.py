@@ -12,7 +12,7 @@ import msgspec
 from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.file_names import json_text
+from ds2deploy.runtimes.files import json_text
 
 FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
@@ -84,7 +84,7 @@ def half(bins: int) -> int:
     return (bins - 1) // 2 + 1
 
 
-class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the weights came from.
 
     Attributes:
@@ -171,7 +171,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     model: ModelShape
     inputs: tuple[str, ...] = ("features", "lengths")
     outputs: tuple[str, ...] = ("log_probs", "output_lengths")
-    source: Source
+    source: WeightsSource
     blocks: Blocks | None = None
     statistics_from: str | None = None
     parity: dict[str, Any] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import msgspec
 
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
@@ -119,3 +121,19 @@ class OutputError(Ds2Error, OSError):
 
 class BackPressureError(StreamError):
     """More audio waits, or more streams are open, than a pool was made for."""
+
+
+def require(module: str, extra: str) -> None:
+    """Refuse to go on without a package.
+
+    Args:
+        module: that is about to be imported.
+        extra: of ds2deploy that brings it.
+
+    Raises:
+        RuntimeUnavailableError: it is not installed; names the extra.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise RuntimeUnavailableError(
+            f"this needs {module}, which is not installed: pip install 'ds2deploy[{extra}]'"
+        )

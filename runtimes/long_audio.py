@@ -14,10 +14,10 @@ import numpy as np
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.artifact import TIME_STRIDE
-from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.decoding.greedy import Transcript
+from ds2deploy.runtimes.decoding.greedy_stream import StreamDecoder
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
 from ds2deploy.runtimes.session import Session, prepare_sound
-from ds2deploy.runtimes.stream_decoding import StreamDecoder
 
 CONTEXT_S = 5.0
 """On both sides of what is kept of a window, at most; a short window has an eighth of itself."""

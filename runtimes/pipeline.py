@@ -12,11 +12,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ds2deploy.runtimes.closing import Closing
-from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.session import Closing, Session
 
 CPU_FRAMES = 6_400
 """Of a batch on a CPU, padding included (64 s). Five bidirectional layers of 1024 on two cores took
@@ -52,7 +51,7 @@ CLOSING_S = 5.0
 """How long an end waits for threads that hang in a read, as from a server that is gone."""
 
 
-class Source(NamedTuple):
+class AudioInput(NamedTuple):
     """A recording that is about to be read.
 
     Attributes:
@@ -100,11 +99,11 @@ class Prepared(NamedTuple):
     frames: int
     samples: int
     compute_s: float = 0.0
-    long: Source | None = None
+    long: AudioInput | None = None
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedRecording:
     """A recording in the window, and its place in the input."""
 
     index: int
@@ -123,8 +122,8 @@ class Preparation(Closing):
 
     def __init__(
         self,
-        sources: Iterable[Source],
-        prepare: Callable[[Source], Prepared],
+        sources: Iterable[AudioInput],
+        prepare: Callable[[AudioInput], Prepared],
         most_samples: int,
         threads: int = THREADS,
     ) -> None:
@@ -199,7 +198,7 @@ class Preparation(Closing):
                 self._broken = error
                 self._changed.notify_all()
 
-    def _begin(self) -> tuple[int, Source] | None:
+    def _begin(self) -> tuple[int, AudioInput] | None:
         """The next recording, when there is room for it; None when no more are wanted."""
         # One thread at a time, so that none overtakes; the network's is not held up by it.
         with self._asking:
@@ -220,9 +219,9 @@ class Preparation(Closing):
         """Whether another recording may be begun, or none will be."""
         return self._stopped or (self._held < self._most and len(self._ready) < MOST_READY)
 
-    def _attempt(self, source: Source) -> Prepared | Ds2Error:
+    def _attempt(self, source: AudioInput) -> Prepared | Ds2Error:
         try:
-            return self._prepare(Source(source.name, self._until_stopped(readable(source))))
+            return self._prepare(AudioInput(source.name, self._until_stopped(readable(source))))
         except FILE_ERRORS as error:
             return without_frames(error)
 
@@ -237,7 +236,7 @@ class _StoppedError(Exception):
     """Nobody wants the recording any more."""
 
 
-def readable(source: Source) -> Iterator[FloatArray]:
+def readable(source: AudioInput) -> Iterator[FloatArray]:
     """The pieces of a recording; a disk or a permission that is missing is told like the rest.
 
     Raises:
@@ -262,8 +261,8 @@ def without_frames(error: Ds2Error) -> Ds2Error:
 
 def run_batches(
     preparation: Preparation,
-    network: Callable[[list[Waiting]], list[Recognized]],
-    long: Callable[[list[Waiting]], Iterable[Recognized]],
+    network: Callable[[list[QueuedRecording]], list[Recognized]],
+    long: Callable[[list[QueuedRecording]], Iterable[Recognized]],
     window: int,
     limits: tuple[int, int],
 ) -> Generator[Recognized, None, None]:
@@ -282,7 +281,7 @@ def run_batches(
     Raises:
         DeviceError: of `network`.
     """
-    waiting: list[Waiting] = []
+    waiting: list[QueuedRecording] = []
     with preparation:
         while True:
             held = sum(item.prepared.samples for item in waiting)
@@ -291,7 +290,7 @@ def run_batches(
                 if isinstance(found, Ds2Error):
                     yield Recognized(index, found)
                 else:
-                    waiting.append(Waiting(index, found))
+                    waiting.append(QueuedRecording(index, found))
                     held += found.samples
             if not waiting:
                 return
@@ -308,7 +307,9 @@ def run_batches(
             del chosen
 
 
-def batch_of_oldest(waiting: Sequence[Waiting], total: int, size: int) -> list[Waiting]:
+def batch_of_oldest(
+    waiting: Sequence[QueuedRecording], total: int, size: int
+) -> list[QueuedRecording]:
     """Of the batches that can be made of what waits, that of the first."""
     short = [item for item in waiting if item.prepared.long is None]
     made = batches([item.prepared.frames for item in short], total, size)

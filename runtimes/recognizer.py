@@ -15,15 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio import (
+from ds2deploy.runtimes.audio.loading import (
     check_stream_rate,
     convert_audio,
     mono_pieces,
     read_blocks,
     resample_pieces,
 )
-from ds2deploy.runtimes.closing import Closing
-from ds2deploy.runtimes.decoding import Transcript, decode_batch
+from ds2deploy.runtimes.decoding.greedy import Transcript, decode_batch
 from ds2deploy.runtimes.errors import (
     FILE_ERRORS,
     AudioError,
@@ -43,20 +42,20 @@ from ds2deploy.runtimes.pipeline import (
     AHEAD_S,
     THREADS,
     WINDOW_S,
+    AudioInput,
     Preparation,
     Prepared,
+    QueuedRecording,
     Recognized,
-    Source,
-    Waiting,
     batch_limits,
     readable,
     run_batches,
     without_frames,
 )
 from ds2deploy.runtimes.pipeline import batches as batches
-from ds2deploy.runtimes.session import Session, beyond_profile, check_batch
-from ds2deploy.runtimes.stream import Channel, Stream, run_channels
-from ds2deploy.runtimes.stream_pool import BACKLOG_S, BATCH, STREAMS, StreamPool
+from ds2deploy.runtimes.session import Closing, Session, beyond_profile, check_batch
+from ds2deploy.runtimes.streaming.pool import BACKLOG_S, BATCH, STREAMS, StreamPool
+from ds2deploy.runtimes.streaming.stream import Channel, Stream, run_channels
 from ds2deploy.runtimes.tensors import samples_of
 
 Audio = str | Path | FloatArray
@@ -132,7 +131,7 @@ class Recognizer(Closing):
 
     def transcribe_many(
         self,
-        audio: Iterable[Audio | Source],
+        audio: Iterable[Audio | AudioInput],
         sample_rate: float | None = None,
         window_s: float | None = None,
         threads: int = THREADS,
@@ -191,9 +190,9 @@ class Recognizer(Closing):
         """
         check_stream_rate(sample_rate, name)
         mono = mono_pieces(pieces, sample_rate, name)
-        return self._all([Source(name, resample_pieces(mono, sample_rate, self._rate))], window_s)[
-            0
-        ]
+        return self._all(
+            [AudioInput(name, resample_pieces(mono, sample_rate, self._rate))], window_s
+        )[0]
 
     def stream(self, sample_rate: float = 16_000, name: str = "stream") -> Stream:
         """Recognise speech while it is spoken.
@@ -267,7 +266,7 @@ class Recognizer(Closing):
         if problem := beyond_profile(samples / config.sample_rate, profile, config):
             raise AudioError(f"{name}: {problem}" if name else problem)
 
-    def _all(self, sources: list[Source], window_s: float | None) -> list[Transcript]:
+    def _all(self, sources: list[AudioInput], window_s: float | None) -> list[Transcript]:
         """In the order of the input; raises at the first error."""
         transcripts: dict[int, Transcript] = {}
         threads = max(1, min(THREADS, len(sources)))
@@ -279,7 +278,12 @@ class Recognizer(Closing):
         return [transcripts[i] for i in range(len(sources))]
 
     def _run_whole(
-        self, sources: Iterator[Source], shape: WindowShape, limit: int, exact: bool, threads: int
+        self,
+        sources: Iterator[AudioInput],
+        shape: WindowShape,
+        limit: int,
+        exact: bool,
+        threads: int,
     ) -> Generator[Recognized, None, None]:
         """A generator, so that no thread begins before the first recording is asked for."""
         yield from run_batches(
@@ -295,12 +299,12 @@ class Recognizer(Closing):
             batch_limits(self.session),
         )
 
-    def _source(self, audio: Audio | Source, sample_rate: float | None) -> Source:
-        if isinstance(audio, Source):
+    def _source(self, audio: Audio | AudioInput, sample_rate: float | None) -> AudioInput:
+        if isinstance(audio, AudioInput):
             return audio
         if isinstance(audio, (str, Path)):
-            return Source(str(audio), read_blocks(audio, self._rate))
-        return Source("", self._converted(audio, sample_rate))
+            return AudioInput(str(audio), read_blocks(audio, self._rate))
+        return AudioInput("", self._converted(audio, sample_rate))
 
     def _converted(self, audio: FloatArray, sample_rate: float | None) -> Iterator[FloatArray]:
         """An array, converted when it is asked for."""
@@ -308,7 +312,7 @@ class Recognizer(Closing):
             raise AudioError("audio given as an array: say its sample_rate in Hz")
         yield convert_audio(audio, sample_rate, self._rate)
 
-    def _prepare(self, source: Source, limit: int) -> Prepared:
+    def _prepare(self, source: AudioInput, limit: int) -> Prepared:
         """Read a recording, all of it where it is not longer than the limit in samples."""
         begun, rest = _begin(source.pieces, limit)
         count = sum(map(len, begun))
@@ -316,7 +320,7 @@ class Recognizer(Closing):
         if rest is not None:
             if not self._takes_any_length:
                 self.check_length(count + sum(map(len, rest)), source.name)
-            whole = Source(source.name, itertools.chain(begun, rest))
+            whole = AudioInput(source.name, itertools.chain(begun, rest))
             return Prepared(None, frames, count, long=whole)
         waveform = np.concatenate(begun)
         self.check_length(count, source.name)
@@ -328,7 +332,7 @@ class Recognizer(Closing):
         return Prepared(features, frames, count, time.thread_time() - started)
 
     def _long(
-        self, items: list[Waiting], shape: WindowShape, exact: bool
+        self, items: list[QueuedRecording], shape: WindowShape, exact: bool
     ) -> Generator[Recognized, None, None]:
         """What is too long to be taken whole: exactly, as streams, where the model can."""
         sources = [item.prepared.long for item in items if item.prepared.long is not None]
@@ -340,7 +344,7 @@ class Recognizer(Closing):
         for item, source in zip(items, sources, strict=True):
             yield self._in_windows(item.index, source, shape)
 
-    def _in_windows(self, index: int, source: Source, shape: WindowShape) -> Recognized:
+    def _in_windows(self, index: int, source: AudioInput, shape: WindowShape) -> Recognized:
         pieces = _Clocked(source.pieces)
         started = time.perf_counter()
         try:
@@ -388,7 +392,7 @@ class Recognizer(Closing):
             )
         return WindowShape(config, window_s), int(window_s * self._rate)
 
-    def _network(self, batch: list[Waiting]) -> list[Recognized]:
+    def _network(self, batch: list[QueuedRecording]) -> list[Recognized]:
         started = time.perf_counter()
         sounds = [item.prepared.sound for item in batch if item.prepared.sound is not None]
         log_probs, output_lengths = self.session.run(*pad_sounds(sounds))
@@ -407,7 +411,7 @@ class Recognizer(Closing):
         ]
 
     def _run_streams(
-        self, session: Session, sources: Iterable[Source]
+        self, session: Session, sources: Iterable[AudioInput]
     ) -> Generator[Recognized, None, None]:
         """Recordings through a streaming session, some at a time: one ends, the next begins."""
         coming = enumerate(sources)

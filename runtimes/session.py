@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -183,3 +185,32 @@ def check_tensors(description: ArtifactDescription, tensors: Tensors) -> Tensors
     if checked[LENGTHS].min() < 1:
         raise FeaturesError(f"lengths from {checked[LENGTHS].min()}: expected 1 or more")
     return checked
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+C = TypeVar("C", bound="Closing")
+
+
+class Closing:
+    """Base of what holds something that must be let go of."""
+
+    def close(self) -> None:
+        """Let go of it; again does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

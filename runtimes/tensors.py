@@ -21,9 +21,9 @@ from ds2deploy.runtimes.artifact import (
     half,
     output_length,
 )
-from ds2deploy.runtimes.blocks import lookahead_history, window_history
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import lookahead_history, window_history
 
 FEATURES = "features"
 WAVEFORM = "waveform"

@@ -27,9 +27,9 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from ds2deploy.config import Recipe
-    from ds2deploy.model import DeepSpeech2
+    from ds2deploy.model.network import DeepSpeech2
     from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
-    from ds2deploy.runtimes.tensorrt_library import TensorRt
+    from ds2deploy.runtimes.tensorrt.library import TensorRt
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DS2DEPLOY_TEST_DATA", ROOT.parent / "shared"))
@@ -166,11 +166,11 @@ def streaming_onnx(tmp_path_factory: pytest.TempPathFactory, streaming_checkpoin
     """It in blocks of 320 ms of samples, written but not verified."""
     import onnx
 
-    from ds2deploy.checkpoint import load_checkpoint
     from ds2deploy.export.artifacts import append_description
-    from ds2deploy.export.graph import build_graph
-    from ds2deploy.export.lowering import lower
-    from ds2deploy.streaming import streaming_description
+    from ds2deploy.export.onnx.graph import build_graph
+    from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.streaming import streaming_description
 
     loaded = load_checkpoint(streaming_checkpoint)
     description = streaming_description(loaded.description(), "waveform")
@@ -183,7 +183,7 @@ def streaming_onnx(tmp_path_factory: pytest.TempPathFactory, streaming_checkpoin
 @pytest.fixture(scope="session")
 def rtx() -> TensorRt:
     """TensorRT-RTX, which builds without a GPU; it comes with the development environment."""
-    from ds2deploy.runtimes.tensorrt_library import import_tensorrt
+    from ds2deploy.runtimes.tensorrt.library import import_tensorrt
 
     if platform.machine() != "x86_64":
         pytest.skip("TensorRT-RTX has no wheel for this machine")
@@ -196,7 +196,7 @@ def lively_network() -> Callable[[ModelShape], DeepSpeech2]:
     differ, and whose batch norms would be noticed if they were left out."""
     import torch
 
-    from ds2deploy.model import DeepSpeech2
+    from ds2deploy.model.network import DeepSpeech2
 
     def make(shape: ModelShape, bins: int = 161, gain: float = 2.0) -> DeepSpeech2:
         torch.manual_seed(0)
@@ -221,9 +221,9 @@ def lively_network() -> Callable[[ModelShape], DeepSpeech2]:
 def describe() -> Callable[..., ArtifactDescription]:
     """Describes the artifact of a network."""
     from ds2deploy.runtimes.alphabet import ENGLISH
-    from ds2deploy.runtimes.artifact import ArtifactDescription, Source
-    from ds2deploy.runtimes.blocks import make_blocks
+    from ds2deploy.runtimes.artifact import ArtifactDescription, WeightsSource
     from ds2deploy.runtimes.features import FeatureConfig
+    from ds2deploy.runtimes.geometry import make_blocks
     from ds2deploy.runtimes.tensors import with_tensors
 
     def make(
@@ -243,7 +243,7 @@ def describe() -> Callable[..., ArtifactDescription]:
                 labels=ENGLISH,
                 features=config,
                 model=shape,
-                source=Source(name="test.ckpt", sha256="0" * 64, kind="ds2deploy"),
+                source=WeightsSource(name="test.ckpt", sha256="0" * 64, kind="ds2deploy"),
                 blocks=blocks,
             )
         )
@@ -278,7 +278,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_recipe: Rec
     """A checkpoint of that network, untrained."""
     import torch
 
-    from ds2deploy.checkpoint import build_network, save_checkpoint
+    from ds2deploy.model.checkpoint import build_network, save_checkpoint
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("small") / "small.ckpt"
@@ -291,10 +291,10 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
     """It as an ONNX file, written but not verified, which would take seconds."""
     import onnx
 
-    from ds2deploy.checkpoint import load_checkpoint
     from ds2deploy.export.artifacts import append_description
-    from ds2deploy.export.graph import build_graph
-    from ds2deploy.export.lowering import lower
+    from ds2deploy.export.onnx.graph import build_graph
+    from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.model.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(small_checkpoint)
     path = tmp_path_factory.mktemp("small") / "small.onnx"
@@ -312,11 +312,11 @@ def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
-    from ds2deploy.preparation import Choices, prepare
+    from ds2deploy.data.preparation import PrepareOptions, prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
     out = tmp_path_factory.mktemp("manifests")
-    prepare(tone_corpus, out, Alphabet("_ABCD "), Choices(valid_share=0.25))
+    prepare(tone_corpus, out, Alphabet("_ABCD "), PrepareOptions(valid_share=0.25))
     return out
 
 
@@ -357,7 +357,7 @@ def speech_is_made_once() -> Iterator[None]:
 
     To make it takes longer than a small network takes for it.
     """
-    from ds2deploy.export import speech
+    from ds2deploy.export.parity import speech
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speech, "synthesize", _kept(speech.synthesize))
@@ -411,7 +411,7 @@ def hold_name(wanted):
 
 {patch}
 sys.argv[0] = "ds2deploy"
-from ds2deploy.cli import main
+from ds2deploy.cli.app import main
 main()
 """
 

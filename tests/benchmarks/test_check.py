@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from ds2deploy.machine import describe_machine
+from ds2deploy.bench.machine import describe_machine
 
 COMMITTED = {"int8 file, times smaller": 3.8, "training step against packed": 3.0}
 RUNS = [COMMITTED | {"training step against packed": value} for value in (2.9, 3.0, 3.1, 3.0, 3.0)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ds2deploy.model import DeepSpeech2
+from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.artifact import ModelShape
 
 SHAPES = [
@@ -59,8 +59,8 @@ def test_bytes_are_those_of_the_written_weights(
     counting: ModuleType, lively_network, describe, tmp_path: Path
 ):
     """R of the ONNX file is read at every step, and one direction of it is the working set."""
-    from ds2deploy.export.graph import build_graph
-    from ds2deploy.export.lowering import lower
+    from ds2deploy.export.onnx.graph import build_graph
+    from ds2deploy.export.onnx.lowering import lower
 
     shape = ModelShape(hidden=24, layers=2)
     model = build_graph(lower(lively_network(shape)), describe(shape))

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 from ds2deploy.config import AugmentConfig, Recipe
-from ds2deploy.manifest import audio_path, read_manifest, speaker
-from ds2deploy.run_folder import RunFolder
+from ds2deploy.data.manifest import audio_path, read_manifest, speaker
 from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
-from ds2deploy.scoring import ErrorCounts
+from ds2deploy.training.run_folder import RunFolder
+from ds2deploy.training.scoring import ErrorCounts
 
 SPEAKERS = ("anna", "ben", "carla")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ds2deploy.convolution import Convolution
+from ds2deploy.model.convolution import FourierConv2d
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -170,7 +170,7 @@ def test_unequal_gradients_are_seen(benchmark_module):
         {type(m) for m in network.conv.modules() if isinstance(m, nn.Conv2d)}
         for network in (ours, peers)
     ]
-    assert kinds == [{Convolution}, {nn.Conv2d}]
+    assert kinds == [{FourierConv2d}, {nn.Conv2d}]
     ours.rnns[1].rnn.weight_hh_l0.data[0, 0] += 0.5
     assert training.gradient_difference(ours, packed, batch) > 1e-3
 
@@ -205,7 +205,7 @@ def test_gpu_without_one():
 @pytest.fixture
 def gpu(benchmark_module, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """With the stand-in for a GPU and TensorRT, whose builder takes the ONNX file as it is."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "runtimes"))
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "runtimes" / "tensorrt"))
     standin = __import__("tensorrt_standin")
     module = benchmark_module("gpu")
     standin.Machine(flavor="tensorrt", version="10.3.0").install(monkeypatch)
@@ -267,7 +267,7 @@ def test_goals(benchmark_module):
 
 def test_the_report_of_all(benchmark_module, tmp_path: Path, monkeypatch, capsys):
     report = benchmark_module("report")
-    from ds2deploy.machine import describe_machine
+    from ds2deploy.bench.machine import describe_machine
 
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     assert report.main() == 2

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
+from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.export.artifacts import export_onnx
-from ds2deploy.export.speech import speech_features
-from ds2deploy.preparation import Choices, prepare
+from ds2deploy.export.parity.speech import speech_features
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 
@@ -60,7 +60,7 @@ def digit_strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory)
         spoken_digits,
         out,
         Alphabet(),
-        Choices(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
+        PrepareOptions(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
     )
     return out / "test-joined.jsonl.gz"
 
@@ -84,8 +84,8 @@ def test_word_error_rate(
     digits_checkpoint: Path, digits_onnx: Path, digit_strings: Path, runtime: str
 ):
     """The trained model of the repository is a good one: at most 2 % on strings it never heard."""
-    from ds2deploy.evaluation import evaluate
-    from ds2deploy.manifest import read_manifest
+    from ds2deploy.data.manifest import read_manifest
+    from ds2deploy.training.evaluation import evaluate
 
     recognizer = ds2deploy.load(digits_checkpoint if runtime == "torch" else digits_onnx)
     result = evaluate(recognizer, read_manifest(digit_strings), str(digit_strings))

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
-from ds2deploy.runtimes.engine_file import sealed
+from ds2deploy.runtimes.tensorrt.engine_file import sealed
 
 RATE = 8000
 ENGINE = b"an engine, as far as its description goes"
@@ -233,7 +233,7 @@ def checkpoint() -> bytes:
     """Make a checkpoint of ours, whose weights are zero."""
     import torch
 
-    from ds2deploy.checkpoint import KEY, header
+    from ds2deploy.model.checkpoint import KEY, header
 
     document = {KEY: header(_recipe(), {"wer": 0.5}), "state_dict": _weights()}
     document |= {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}},
@@ -260,7 +260,7 @@ def small_archives() -> list[bytes]:
     """Archives small enough to be changed as a whole."""
     import torch
 
-    from ds2deploy.checkpoint import KEY, header
+    from ds2deploy.model.checkpoint import KEY, header
 
     tensor = {"output.weight": torch.zeros(4, 4)}
     foreign = {"state_dict": tensor, "hyper_parameters": {"labels": "_A"}}
@@ -280,7 +280,7 @@ def _recipe() -> Any:
 
 
 def _weights() -> dict[str, Any]:
-    from ds2deploy.checkpoint import build_network
+    from ds2deploy.model.checkpoint import build_network
 
     return {name: 0 * tensor for name, tensor in build_network(_recipe()).state_dict().items()}
 

@@ -61,7 +61,7 @@ def _file(name: str, content: bytes) -> Path:
 
 def _audio(content: bytes) -> None:
     from ds2deploy.inspection import inspect_file
-    from ds2deploy.runtimes.audio import load_audio
+    from ds2deploy.runtimes.audio.loading import load_audio
 
     path = _file("case.wav", content)
     with warnings.catch_warnings():
@@ -73,8 +73,8 @@ def _audio(content: bytes) -> None:
 
 
 def _pcm(content: bytes) -> None:
-    from ds2deploy.runtimes.audio import check_stream_rate, mono_pieces, resample_pieces
-    from ds2deploy.runtimes.pcm import PcmStream
+    from ds2deploy.runtimes.audio.loading import check_stream_rate, mono_pieces, resample_pieces
+    from ds2deploy.runtimes.audio.pcm import PcmStream
 
     stream = PcmStream(io.BytesIO(content), 16_000)
     rate = stream.format.sample_rate
@@ -95,7 +95,7 @@ def _onnx(content: bytes) -> None:
 def _description(content: bytes) -> None:
     from ds2deploy.runtimes.alphabet import Alphabet
     from ds2deploy.runtimes.features import FeatureExtractor
-    from ds2deploy.runtimes.onnx_metadata import read_onnx_description
+    from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 
     path = _file("case.onnx", content)
     description = read_onnx_description(path)
@@ -106,8 +106,8 @@ def _description(content: bytes) -> None:
 def _engine(content: bytes) -> None:
     from ds2deploy.inspection import inspect_file
     from ds2deploy.runtimes.engine_description import runs_on
-    from ds2deploy.runtimes.engine_file import read_engine
     from ds2deploy.runtimes.features import FeatureExtractor
+    from ds2deploy.runtimes.tensorrt.engine_file import read_engine
 
     _file("model.engine.json", seeds.sealed_again(content))
     description, engine, _ = read_engine(Path("model.engine"))
@@ -129,8 +129,8 @@ def _overrides(content: bytes) -> None:
 
 
 def _manifest(name: str, content: bytes) -> None:
+    from ds2deploy.data.manifest import check_transcripts, read_audio, read_manifest
     from ds2deploy.inspection import inspect_file
-    from ds2deploy.manifest import check_transcripts, read_audio, read_manifest
     from ds2deploy.runtimes.alphabet import Alphabet
 
     path = _file(name, content)
@@ -142,15 +142,15 @@ def _manifest(name: str, content: bytes) -> None:
 
 
 def _listed(name: str, content: bytes) -> None:
-    from ds2deploy.preparation import Choices, prepare
+    from ds2deploy.data.preparation import PrepareOptions, prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
     path = _file(name, content)
-    prepare(path, Path("out"), Alphabet("_AB "), Choices(leave_out=True))
+    prepare(path, Path("out"), Alphabet("_AB "), PrepareOptions(leave_out=True))
 
 
 def _transcript(content: bytes) -> None:
-    from ds2deploy.sources import with_transcript
+    from ds2deploy.data.sources import with_transcript
 
     if fault := with_transcript(Path("a.wav"), _file("case.txt", content)).fault:
         raise fault
@@ -169,8 +169,8 @@ def _checkpoint(content: bytes) -> None:
 
 def _resumed(content: bytes) -> None:
     from ds2deploy.config import load_recipe
-    from ds2deploy.resuming import begin, begun_features
-    from ds2deploy.run_folder import RunFolder
+    from ds2deploy.training.resuming import begin, begun_features
+    from ds2deploy.training.run_folder import RunFolder
 
     _file("last.ckpt", _archive(False).around(content))
     sizes = ["model.rnn=gru", "model.hidden=4", "model.layers=2", "features.sample_rate=1000"]
@@ -179,7 +179,7 @@ def _resumed(content: bytes) -> None:
 
 
 def _metrics(content: bytes) -> None:
-    from ds2deploy.run_folder import RunFolder
+    from ds2deploy.training.run_folder import RunFolder
 
     _file("metrics.jsonl", content)
     folder = RunFolder(Path())

@@ -12,21 +12,21 @@ import torch
 from typer.testing import CliRunner
 
 import ds2deploy
-from ds2deploy.checkpoint import load_checkpoint
-from ds2deploy.cli import app
-from ds2deploy.data import Batch
+from ds2deploy.cli.app import app
+from ds2deploy.data.batches import Batch
 from ds2deploy.export.artifacts import export_onnx
-from ds2deploy.export.parity import check_parity
-from ds2deploy.export.reference import Reference
-from ds2deploy.export.speech import speech_features, speech_waveforms
-from ds2deploy.lightning_module import ctc_loss
+from ds2deploy.export.parity.check import check_parity
+from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.speech import speech_features, speech_waveforms
+from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.precision import FLOAT32
+from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
-from ds2deploy.runtimes.onnx_library import import_onnxruntime
-from ds2deploy.runtimes.onnx_obstacles import obstacle
-from ds2deploy.runtimes.onnx_session import OnnxSession
-from ds2deploy.runtimes.torch_precision import FLOAT32
-from ds2deploy.runtimes.torch_session import TorchSession
+from ds2deploy.runtimes.onnx.library import import_onnxruntime
+from ds2deploy.runtimes.onnx.obstacles import obstacle
+from ds2deploy.runtimes.onnx.session import OnnxSession
+from ds2deploy.training.lightning_module import ctc_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

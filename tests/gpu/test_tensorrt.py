@@ -15,16 +15,16 @@ import pytest
 from typer.testing import CliRunner
 
 import ds2deploy
-from ds2deploy.cli import app
-from ds2deploy.export.speech import speech_features, speech_waveforms
-from ds2deploy.runtimes.cuda import NoDeviceError, open_device
+from ds2deploy.cli.app import app
+from ds2deploy.export.parity.speech import speech_features, speech_waveforms
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import FeaturesError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
-from ds2deploy.runtimes.onnx_session import OnnxSession
-from ds2deploy.runtimes.rtx_devices import RTX_CAPABILITIES
-from ds2deploy.runtimes.tensorrt import TensorRtSession
-from ds2deploy.runtimes.tensorrt_library import import_tensorrt
+from ds2deploy.runtimes.onnx.session import OnnxSession
+from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
+from ds2deploy.runtimes.tensorrt.library import import_tensorrt
+from ds2deploy.runtimes.tensorrt.rtx_devices import RTX_CAPABILITIES
+from ds2deploy.runtimes.tensorrt.session import TensorRtSession
 
 PROFILE = ["--batch", "1,2,4", "--seconds", "0.5,3,10"]
 

@@ -14,7 +14,7 @@ from ds2deploy.runtimes.artifact import (
     FORMAT_VERSION,
     ArtifactDescription,
     ModelShape,
-    Source,
+    WeightsSource,
     conv_bins,
     output_length,
     read_description,
@@ -29,7 +29,7 @@ def describe(**changes) -> ArtifactDescription:
         "labels": ENGLISH,
         "features": FeatureConfig(),
         "model": ModelShape(),
-        "source": Source(name="best.ckpt", sha256="0" * 64, kind="ds2deploy"),
+        "source": WeightsSource(name="best.ckpt", sha256="0" * 64, kind="ds2deploy"),
     }
     return ArtifactDescription(**fields | changes)
 

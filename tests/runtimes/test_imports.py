@@ -17,8 +17,8 @@ HEAVY = (
     "cuda.bindings", "tensorrt", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx",
 )  # fmt: skip
 MODULES = sorted(
-    f"ds2deploy.runtimes.{path.stem}"
-    for path in (ROOT / "runtimes").glob("*.py")
+    "ds2deploy." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "runtimes").rglob("*.py")
     if path.stem != "__init__"
 )
 
@@ -62,7 +62,7 @@ def test_importing_ds2deploy_loads_nothing_heavy():
 
 
 def test_importing_the_whole_runtime_loads_nothing_heavy():
-    assert {"ds2deploy.runtimes.onnx_session", "ds2deploy.runtimes.torch_session"} <= set(MODULES)
+    assert {"ds2deploy.runtimes.onnx.session", "ds2deploy.runtimes.session"} <= set(MODULES)
     assert loaded_after("\n".join(f"import {module}" for module in MODULES)) == set()
 
 
@@ -72,14 +72,14 @@ def test_looking_up_the_entry_points_loads_nothing_heavy():
 
 def test_what_a_device_builds_engines_with_loads_nothing_heavy():
     """TensorRT and ONNX Runtime are imported when they are asked for; torch and onnx never."""
-    code = "import ds2deploy.export.engines, ds2deploy.export.reporting"
-    assert loaded_after(f"{code}, ds2deploy.export.engine_options") == set()
+    code = "import ds2deploy.export.tensorrt.engines, ds2deploy.cli.export_report"
+    assert loaded_after(f"{code}, ds2deploy.export.tensorrt.options") == set()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["transcribe", "--help"], ["train", "--help"]])
 def test_help_loads_nothing_heavy(arguments):
     code = f"""
-from ds2deploy.cli import main
+from ds2deploy.cli.app import main
 sys.argv = ["ds2deploy", *{arguments!r}]
 try:
     main()
@@ -137,7 +137,7 @@ def offenders(folder: str, *refused: str, allowed: str | None = None) -> list[st
     return [
         f"{path.relative_to(ROOT)}: {module}"
         for path in paths
-        if path != ROOT / "ds2deploy" / "cli.py"
+        if ROOT / "ds2deploy" / "cli" not in path.parents
         for module in imports_of(path)
         if any(within(module, package) for package in refused)
         and not (allowed and within(module, allowed))
@@ -156,12 +156,14 @@ def test_the_scan_sees_imports_inside_functions(tmp_path):
     source = tmp_path / "module.py"
     source.write_text(
         "def f():\n    from ds2deploy import export\n    import importlib\n"
-        "    importlib.import_module('ds2deploy.training')\n"
+        "    importlib.import_module('ds2deploy.training.train')\n"
     )
-    assert {"ds2deploy.export", "ds2deploy.training"} <= set(imports_of(source))
+    assert {"ds2deploy.export", "ds2deploy.training.train"} <= set(imports_of(source))
 
 
 def test_the_command_line_and_the_exporter_do_import_it():
     # Otherwise the scan above would prove nothing.
-    assert any(m.startswith("ds2deploy.export") for m in imports_of(ROOT / "ds2deploy" / "cli.py"))
+    assert any(
+        m.startswith("ds2deploy.export") for m in imports_of(ROOT / "ds2deploy" / "cli" / "app.py")
+    )
     assert offenders("export", "ds2deploy.runtimes") != []

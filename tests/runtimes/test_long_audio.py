@@ -14,10 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
-from ds2deploy.export.speech import synthesize
-from ds2deploy.preparation import JOIN_PAUSE_S, Choices, prepare
+from ds2deploy.data.preparation import JOIN_PAUSE_S, PrepareOptions, prepare
+from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
-from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Source, output_length
+from ds2deploy.runtimes.artifact import (
+    ArtifactDescription,
+    ModelShape,
+    WeightsSource,
+    output_length,
+)
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import LOCAL_S, FeatureConfig, FeatureExtractor
@@ -39,7 +44,7 @@ class LocalSession:
             labels=ENGLISH,
             features=CONFIG,
             model=ModelShape(),
-            source=Source(name="local.ckpt", sha256="0" * 64, kind="ds2deploy"),
+            source=WeightsSource(name="local.ckpt", sha256="0" * 64, kind="ds2deploy"),
         )
         self.shapes: list[tuple[int, ...]] = []
         self._jitter, self._spikes = jitter, spikes
@@ -216,12 +221,15 @@ def measured(model: Path, audio: Path) -> tuple[float, str]:
 @pytest.fixture(scope="module")
 def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Digit strings by four speakers, one after the other: recordings of a minute and of thirty."""
-    from ds2deploy.manifest import read_audio, transcript
+    from ds2deploy.data.manifest import read_audio, transcript
 
     folder = tmp_path_factory.mktemp("long")
     cuts = list(
         prepare(
-            spoken_digits, folder, Alphabet(), Choices(layout="fsdd", join=(2, 6), join_times=3)
+            spoken_digits,
+            folder,
+            Alphabet(),
+            PrepareOptions(layout="fsdd", join=(2, 6), join_times=3),
         )[0]["test-joined"]
     )
     random = np.random.default_rng(0)
@@ -246,7 +254,7 @@ def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.thorough
 def test_half_an_hour_of_digits(half_an_hour: Any, digits_onnx: Path):
     """Flat memory, and hardly an error more than utterance by utterance."""
-    from ds2deploy.scoring import count_errors
+    from ds2deploy.training.scoring import count_errors
 
     half, minute, words, strings, order = half_an_hour
     assert soundfile.info(half).duration > 1800

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 import ds2deploy
 from ds2deploy.runtimes import pipeline
 from ds2deploy.runtimes.alphabet import ENGLISH
-from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Source, output_length
+from ds2deploy.runtimes.artifact import ArtifactDescription, AudioInput, ModelShape, output_length
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, DeviceError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.pipeline import Prepared, Recognized, Waiting, batch_of_oldest
-from ds2deploy.runtimes.pipeline import Source as Sound
+from ds2deploy.runtimes.pipeline import AudioInput as Sound
+from ds2deploy.runtimes.pipeline import Prepared, QueuedRecording, Recognized, batch_of_oldest
 from ds2deploy.runtimes.recognizer import Recognizer
 
 RATE = 16_000
@@ -48,7 +48,7 @@ class MeanSession:
             labels=ENGLISH,
             features=FeatureConfig(normalize="none"),
             model=ModelShape(),
-            source=Source(name="mean.ckpt", sha256="0" * 64, kind="ds2deploy"),
+            source=AudioInput(name="mean.ckpt", sha256="0" * 64, kind="ds2deploy"),
         )
 
     def run(self, features: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +158,9 @@ def test_long_ones_among_short_ones(sounds):
 )
 def test_a_batch_holds_the_oldest_and_no_more_than_it_may(lengths, total, size, long):
     waiting = [
-        Waiting(7 * i, Prepared(None, frames, 1, long=Sound("", iter(())) if i in long else None))
+        QueuedRecording(
+            7 * i, Prepared(None, frames, 1, long=Sound("", iter(())) if i in long else None)
+        )
         for i, frames in enumerate(lengths)
     ]
     chosen = batch_of_oldest(waiting, total, size)

@@ -15,11 +15,11 @@ from ds2deploy.runtimes import pipeline
 from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
+    AudioInput,
     ModelShape,
-    Source,
     output_length,
 )
-from ds2deploy.runtimes.decoding import Transcript
+from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
@@ -46,7 +46,7 @@ class TuneSession:
             labels=labels,
             features=FeatureConfig(normalize=normalize),
             model=ModelShape(),
-            source=Source(name="tune.ckpt", sha256="0" * 64, kind="ds2deploy"),
+            source=AudioInput(name="tune.ckpt", sha256="0" * 64, kind="ds2deploy"),
         )
         self.batches: list[tuple[tuple[int, ...], list[int]]] = []
 

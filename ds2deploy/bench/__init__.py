@@ -1,0 +1,1 @@
+"""Latency, real-time factor and memory of models on this machine."""

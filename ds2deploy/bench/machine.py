@@ -1,0 +1,114 @@
+"""What a measurement was made on, in words and numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from ds2deploy.runtimes.session import usable_cores
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Of a processor's flags, those that decide how fast float32 and int8 are multiplied."""
+
+
+LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine of a measurement.
+
+    Attributes:
+        processor: its name.
+        cores: that this process may use.
+        memory_gib: of the machine.
+        instructions: for matrix products, of those in `INSTRUCTIONS`.
+        system: of which kind.
+        python: version.
+        libraries: versions of those that are installed.
+        gpus: names of NVIDIA's, as their driver has them; none on a Jetson, whose module is the
+            processor.
+    """
+
+    processor: str
+    cores: int
+    memory_gib: float
+    instructions: tuple[str, ...]
+    system: str
+    python: str
+    libraries: dict[str, str]
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
+        with_ = f" with {', '.join(self.instructions)}" if self.instructions else ""
+        gpus = "".join(f"{name}, " for name in self.gpus)
+        return (
+            f"{self.processor}{with_}, {self.cores} cores, {self.memory_gib:.0f} GiB, "
+            f"{gpus}{self.system}, Python {self.python}; {libraries}"
+        )
+
+
+def describe_machine() -> Machine:
+    """The machine that this process runs on."""
+    about = _cpuinfo()
+    flags = about.get("flags", about.get("Features", "")).split()
+    family = about.get("cpu family"), about.get("model")
+    name = about.get("model name") or _board() or platform.processor() or platform.machine()
+    if None not in family:
+        name += f" (family {family[0]}, model {family[1]})"
+    return Machine(
+        processor=name,
+        cores=usable_cores(),
+        memory_gib=round(_memory_bytes() / 2**30, 1),
+        instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        libraries={name: version for name in LIBRARIES if (version := _version(name))},
+        gpus=_gpus(),
+    )
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Of the first core, what Linux says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _board() -> str:
+    """What an embedded machine says that it is, such as `NVIDIA Jetson Orin Nano`."""
+    try:
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _gpus() -> tuple[str, ...]:
+    """From NVIDIA's driver, without its libraries."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        pairs = (line.partition(":") for line in lines)
+        found += [value.strip() for key, _, value in pairs if key.strip() == "Model"]
+    return tuple(found)
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,224 @@
+"""How fast models are on this machine, stage by stage, and compared with a reference.
+
+How each starts is measured in a process of its own (`benchmark_probe`). Then all are open at the
+same time, and take turns at every batch and duration (`benchmark_stages`, `timing`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ds2deploy.bench.machine import Machine, describe_machine
+from ds2deploy.bench.plan import Case, Plan, open_case
+from ds2deploy.bench.probe import Start, run_probe
+from ds2deploy.bench.stages import Measurement, StagedRun, compare
+from ds2deploy.runtimes.errors import (
+    ConfigError,
+    FeaturesError,
+    ModelFileError,
+    RuntimeUnavailableError,
+)
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.session import Session, beyond_profile
+
+PROBE_RATE = 16_000
+"""Of the utterance that a fresh process converts to its model's rate, in Hz."""
+
+Speak = Callable[[int, int, int], FloatArray]
+"""Gives speech: sample rate in Hz, samples, seed -> (samples,) float32 in [-1, 1]."""
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
+    """What was not measured.
+
+    Attributes:
+        model: its name.
+        runtime: see `benchmark_plan.NAMES`.
+        batch: utterances at a time; None where the runtime does not run at all.
+        audio_s: seconds of each, likewise.
+        reason: why.
+    """
+
+    model: str
+    runtime: str
+    batch: int | None = None
+    audio_s: float | None = None
+    reason: str
+
+
+class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured.
+
+    Attributes:
+        machine: on which.
+        threads: of the CPU that were asked for; 0 is the runtime's choice.
+        rounds: that were measured.
+        reference: model and runtime that the ratios are relative to.
+        remarks: on what the figures are not.
+        starts: of each model on each runtime.
+        measurements: of each of these, at each batch and duration.
+        skipped: what does not run, and why.
+    """
+
+    machine: Machine
+    threads: int
+    rounds: int
+    reference: str
+    remarks: tuple[str, ...]
+    starts: tuple[Start, ...]
+    measurements: tuple[Measurement, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def measure(
+    plan: Plan, speak: Speak, progress: Callable[[str], None] = lambda message: None
+) -> Benchmark:
+    """Measure everything in a plan that runs here.
+
+    Args:
+        plan: see `benchmark_plan.make_plan`.
+        speak: gives speech.
+        progress: told what is being done.
+
+    Raises:
+        ModelFileError: a damaged model.
+        ConfigError: models of different sample rates, or none that takes any of the batches.
+        RuntimeUnavailableError: nothing runs here.
+    """
+    starts, skipped = _start(plan, speak, progress)
+    reference = next((case for case in plan.reference if case in starts), next(iter(starts)))
+    rate = _one_rate(starts)
+    measurements: list[Measurement] = []
+    with ExitStack() as stack:
+        opened = {case: stack.enter_context(open_case(case, plan.threads)) for case in starts}
+        for batch in plan.batches:
+            for seconds in plan.durations_s:
+                waveforms = [speak(rate, round(rate * seconds), seed) for seed in range(batch)]
+                runs = {
+                    case: StagedRun(recognizer.session, waveforms)
+                    for case, recognizer in opened.items()
+                }
+                runs, refused = _that_run(runs, batch, seconds)
+                skipped += refused
+                tell = _prefixed(progress, f"batch {batch}, {seconds:g} s: ")
+                measurements += compare(runs, reference, plan.rounds, tell)
+    if not measurements:
+        raise ConfigError(f"nothing could be measured: {skipped[-1].reason}")
+    return Benchmark(
+        machine=describe_machine(),
+        threads=plan.threads,
+        rounds=plan.rounds,
+        reference=str(reference),
+        remarks=tuple(_remarks(plan, reference)),
+        starts=tuple(starts.values()),
+        measurements=tuple(measurements),
+        skipped=tuple(skipped),
+    )
+
+
+def _start(
+    plan: Plan, speak: Speak, progress: Callable[[str], None]
+) -> tuple[dict[Case, Start], list[Skipped]]:
+    """How each case starts; those that do not are skipped."""
+    starts: dict[Case, Start] = {}
+    skipped: list[Skipped] = []
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
+        audio = Path(folder) / "speech.npy"
+        np.save(audio, speak(PROBE_RATE, round(PROBE_RATE * plan.durations_s[-1]), 0))
+        for case in plan.cases:
+            progress(f"starting {case}")
+            _read_once(case.path)
+            answer = run_probe(case, plan.threads, audio, PROBE_RATE)
+            if answer.bad_file:
+                raise ModelFileError(answer.reason)
+            if answer.start is not None:
+                starts[case] = answer.start
+                continue
+            skipped.append(Skipped(model=case.model, runtime=case.runtime, reason=answer.reason))
+    if not starts:
+        raise RuntimeUnavailableError(f"nothing to measure: {skipped[0].reason}")
+    return starts, skipped
+
+
+def _read_once(path: Path) -> None:
+    """Have the system hold the file in memory, so that nobody pays for reading it first."""
+    with path.open("rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
+def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
+    return lambda message: progress(prefix + message)
+
+
+def _one_rate(starts: Mapping[Case, Start]) -> int:
+    rates = {start.sample_rate: case for case, start in starts.items()}
+    if len(rates) > 1:
+        told = ", ".join(f"{case.path} {rate} Hz" for rate, case in rates.items())
+        raise ConfigError(f"{told}: compare models that take speech at one rate")
+    return next(iter(rates))
+
+
+def _that_run(
+    runs: Mapping[Case, StagedRun], batch: int, seconds: float
+) -> tuple[dict[Case, StagedRun], list[Skipped]]:
+    """Those that take the batch, after a run of each; and why the others do not."""
+    taken: dict[Case, StagedRun] = {}
+    skipped: list[Skipped] = []
+    for case, run in runs.items():
+        reason = _beyond(run.session, batch, seconds)
+        if reason is None:
+            try:
+                run()
+            except (RuntimeError, MemoryError, FeaturesError) as error:  # torch has no other
+                reason = str(error).partition("\n")[0]
+        if reason is None:
+            taken[case] = run
+            continue
+        skipped.append(
+            Skipped(
+                model=case.model,
+                runtime=case.runtime,
+                batch=batch,
+                audio_s=seconds,
+                reason=reason,
+            )
+        )
+    return taken, skipped
+
+
+def _beyond(session: Session, batch: int, seconds: float) -> str | None:
+    """Why an engine does not take such a batch; None where it does."""
+    profile, description = session.profile, session.description
+    if profile is None or description.blocks is not None:
+        return None
+    if batch > profile.batch[2]:
+        return (
+            f"a batch of {batch}; this engine takes {profile.batch[0]} to {profile.batch[2]}: "
+            f"rebuild with --batch {profile.batch[0]},{profile.batch[1]},{batch}"
+        )
+    return beyond_profile(seconds, profile, description.features)
+
+
+def _remarks(plan: Plan, reference: Case) -> list[str]:
+    remarks = []
+    if not plan.reference_is_torch:
+        remarks.append(
+            f"no checkpoint was given, so the reference is {reference}; --reference CHECKPOINT "
+            "compares with torch"
+        )
+    elif reference.exported:
+        remarks.append(f"torch does not run here, so the reference is {reference}")
+    limit = os.environ.get("OMP_NUM_THREADS")
+    if limit and not plan.threads:
+        remarks.append(
+            f"OMP_NUM_THREADS={limit} holds torch, and not the others; --threads N holds all alike"
+        )
+    return remarks

@@ -1,0 +1,239 @@
+"""How a model starts, in a process of its own: imports, loading, first run, memory.
+
+Where everything is loaded already, none of that can be measured. The process gets `Settings` as a
+JSON document; an `Answer`, another one, is the last line of its standard output. A runtime that
+brings its process down does so here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ds2deploy.runtimes.files import json_text, manifest_line
+
+if TYPE_CHECKING:
+    from ds2deploy.bench.plan import Case
+    from ds2deploy.loading import Natural
+    from ds2deploy.runtimes.features import FloatArray
+    from ds2deploy.runtimes.recognizer import Recognizer
+
+PROBE = (
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "from ds2deploy.bench.probe import main; main()"
+)
+"""The current folder is no place to import from: it may hold a folder of a library's name."""
+
+LONGEST_S = 600.0
+"""After which a process that starts a model is given up."""
+
+WARM_RUNS = 3
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model starts on a runtime, in a fresh process, with one utterance.
+
+    Attributes:
+        model: its name.
+        runtime: see `benchmark_plan.NAMES`.
+        session: what it runs on, such as `onnxruntime cpu`.
+        audio_s: seconds of the utterance: the longest of the benchmark, or the most of an engine.
+        imports_s: seconds for importing the libraries, numpy included.
+        loading_s: for opening the model.
+        first_run_s: from samples to text, the first time.
+        warm_run_s: the same afterwards, the median of three.
+        peak_memory_mib: most memory that the process ever had resident; None where nothing tells.
+        device_memory_mib: what loading and running took of a GPU's memory and kept, beside
+            CUDA's own; None without a GPU, or where cuda-bindings are missing.
+        sample_rate: of the model, in Hz.
+    """
+
+    model: str
+    runtime: str
+    session: str
+    audio_s: float
+    imports_s: float
+    loading_s: float
+    first_run_s: float
+    warm_run_s: float
+    peak_memory_mib: float | None
+    device_memory_mib: float | None
+    sample_rate: int
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the process is to do.
+
+    Attributes:
+        path: of the model.
+        model: its name.
+        runtime: see `benchmark_plan.NAMES`.
+        threads: of the CPU; 0 leaves the runtime's choice.
+        audio: a .npy file, (samples,) float32.
+        audio_rate: of it, in Hz.
+    """
+
+    path: str
+    model: str
+    runtime: str
+    threads: int
+    audio: str
+    audio_rate: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the process has to say.
+
+    Attributes:
+        start: what was measured; None where the model does not run.
+        reason: why not.
+        bad_file: whether the file is to blame, and not what this machine has.
+    """
+
+    start: Start | None = None
+    reason: str = ""
+    bad_file: bool = False
+
+
+def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
+    """Start a process that starts a model.
+
+    Args:
+        case: the model and its runtime.
+        threads: of the CPU; 0 leaves the runtime's choice.
+        audio: a .npy file, (samples,) float32.
+        audio_rate: of it, in Hz.
+    """
+    settings = Settings(str(case.path), case.model, case.runtime, threads, str(audio), audio_rate)
+    document = manifest_line(msgspec.to_builtins(settings))
+    try:
+        done = subprocess.run(  # noqa: S603  # our own interpreter and module
+            [sys.executable, "-c", PROBE, document],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=LONGEST_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(reason=f"its process was not done after {LONGEST_S:g} s")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and lines:  # a library may print around it
+        return msgspec.json.decode(lines[-1], type=Answer)
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    said = done.stderr.strip().splitlines()
+    return Answer(reason=f"its process ended with {how}: {said[-1] if said else 'without a word'}")
+
+
+def main() -> None:
+    """Measure what the only argument says, and print the answer."""
+    from ds2deploy.runtimes.errors import Ds2Error, MissingFileError, ModelFileError
+
+    settings = msgspec.convert(json.loads(sys.argv[1]), Settings)
+    try:
+        answer = Answer(start=_measure(settings))
+    except (ModelFileError, MissingFileError) as error:
+        answer = Answer(reason=str(error), bad_file=True)
+    except Ds2Error as error:
+        answer = Answer(reason=str(error))
+    print(json_text(answer))
+
+
+def _measure(settings: Settings) -> Start:
+    started = time.perf_counter()
+    import numpy as np
+
+    from ds2deploy.bench.plan import ON_GPU, Case, open_case
+    from ds2deploy.loading import model_runtime
+    from ds2deploy.training.memory import peak_memory_mib
+
+    path = Path(settings.path)
+    natural = model_runtime(path)
+    _import_libraries(natural)
+    imports_s = time.perf_counter() - started
+
+    device_memory = _device_memory() if settings.runtime in ON_GPU else None
+    before = device_memory() if device_memory else 0.0
+    case = Case(path, settings.model, settings.runtime, natural)
+    opening = time.perf_counter()
+    with open_case(case, settings.threads) as recognizer:
+        loading_s = time.perf_counter() - opening
+        audio = _audio(recognizer, np.load(settings.audio), settings.audio_rate)
+        rate = recognizer.description.features.sample_rate
+        runs = [_seconds(lambda: recognizer.transcribe(audio, rate)) for _ in range(1 + WARM_RUNS)]
+        return Start(
+            model=settings.model,
+            runtime=settings.runtime,
+            session=recognizer.session.runtime,
+            audio_s=len(audio) / rate,
+            imports_s=imports_s,
+            loading_s=loading_s,
+            first_run_s=runs[0],
+            warm_run_s=sorted(runs[1:])[WARM_RUNS // 2],
+            peak_memory_mib=peak_memory_mib(),
+            device_memory_mib=round(device_memory() - before, 1) if device_memory else None,
+            sample_rate=rate,
+        )
+
+
+def _import_libraries(natural: Natural) -> None:
+    """Those of the runtime; what is missing is told when the model is opened."""
+    from ds2deploy.runtimes.errors import RuntimeUnavailableError
+    from ds2deploy.runtimes.onnx.library import import_onnxruntime
+    from ds2deploy.runtimes.tensorrt.library import import_tensorrt
+
+    wanted: dict[str, tuple[str, ...]] = {
+        "torch": ("ds2deploy.model.streaming",),
+        "onnxruntime": ("ds2deploy.runtimes.onnx.session",),
+    }
+    with contextlib.suppress(ImportError, RuntimeUnavailableError):
+        for module in wanted.get(natural, ("ds2deploy.runtimes.tensorrt.session",)):
+            importlib.import_module(module)
+        if natural == "onnxruntime":
+            import_onnxruntime()
+        if natural in ("tensorrt", "rtx"):
+            import_tensorrt(natural)
+
+
+def _audio(recognizer: Recognizer, samples: FloatArray, rate: int) -> FloatArray:
+    """The utterance at the model's rate, and not longer than an engine takes."""
+    from ds2deploy.runtimes.audio.loading import convert_audio
+    from ds2deploy.runtimes.tensors import samples_of
+
+    features, profile = recognizer.description.features, recognizer.session.profile
+    audio = convert_audio(samples, rate, features.sample_rate)
+    if profile is None or recognizer.description.blocks is not None:
+        return audio
+    return audio[: samples_of(profile.frames[2], features)]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _device_memory() -> Callable[[], float] | None:
+    """Tells the MiB in use on the GPU, by whomever; None where CUDA cannot be asked."""
+    from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
+
+    try:
+        device = open_device()
+    except NoDeviceError:
+        return None
+
+    def used() -> float:
+        free, total = device.call("cudaMemGetInfo")
+        return float(total - free) / 2**20
+
+    return used

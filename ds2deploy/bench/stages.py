@@ -1,0 +1,156 @@
+"""Recognises a batch stage by stage, several models in turns, and compares them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from ds2deploy.bench.plan import ON_TORCH, Case
+from ds2deploy.bench.timing import Latency, Ratio, latency, ratio, take_turns
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.greedy import Transcript, decode_batch
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
+from ds2deploy.runtimes.session import Session, prepare_sound
+
+STAGES = ("features", "network", "decoding")
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on a runtime, with one batch.
+
+    Of a model that takes samples, the features are part of the network.
+
+    Attributes:
+        model: its name.
+        runtime: see `benchmark_plan.NAMES`.
+        batch: utterances at a time.
+        audio_s: seconds of each.
+        total: from samples to text.
+        features: the spectrograms, and padding them to a batch.
+        network: a run of the session, copies to a device and back included.
+        decoding: from log-probabilities to text with times.
+        rounds_s: of each of the four, seconds of every round, for comparisons round by round.
+        real_time_factor: seconds for a second of audio, from the median total.
+        throughput: seconds of audio in a second: its inverse.
+        total_ratio: how many times as fast as the reference, from samples to text; None where the
+            reference does not take this batch.
+        network_ratio: the same for the network alone.
+    """
+
+    model: str
+    runtime: str
+    batch: int
+    audio_s: float
+    total: Latency
+    features: Latency
+    network: Latency
+    decoding: Latency
+    rounds_s: dict[str, list[float]]
+    real_time_factor: float
+    throughput: float
+    total_ratio: Ratio | None
+    network_ratio: Ratio | None
+
+    @property
+    def name(self) -> str:
+        """Model and runtime."""
+        return f"{self.model} on {self.runtime}"
+
+    @property
+    def exported(self) -> bool:
+        """Whether it ran without torch."""
+        return self.runtime not in ON_TORCH
+
+
+class StagedRun:
+    """One run of a session on a whole batch, however large, and how long each stage takes.
+
+    `Recognizer.transcribe` would split a large batch, see `pipeline.batch_limits`.
+
+    Args:
+        session: the model on its runtime.
+        waveforms: each (samples,) float32 at the model's rate.
+
+    Attributes:
+        seconds: of every run, in the order of `STAGES`.
+    """
+
+    def __init__(self, session: Session, waveforms: Sequence[FloatArray]) -> None:
+        self.session, self.waveforms = session, waveforms
+        self.seconds: list[tuple[float, float, float]] = []
+        self._extract = FeatureExtractor(session.description.features)
+        self._alphabet = Alphabet(session.description.labels)
+
+    def __call__(self) -> list[Transcript]:
+        """Run once; gives what was recognised."""
+        description = self.session.description
+        started = time.perf_counter()
+        sound, lengths = prepare_sound(self.session, self._extract, self.waveforms)
+        extracted = time.perf_counter()
+        log_probs, output_lengths = self.session.run(sound, lengths)
+        computed = time.perf_counter()
+        rate = description.features.sample_rate
+        durations_s = [len(waveform) / rate for waveform in self.waveforms]
+        transcripts = decode_batch(
+            log_probs, output_lengths, durations_s, self._alphabet, description.frame_s
+        )
+        decoded = time.perf_counter()
+        self.seconds.append((extracted - started, computed - extracted, decoded - computed))
+        return transcripts
+
+
+def compare(
+    runs: Mapping[Case, StagedRun],
+    reference: Case,
+    rounds: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[Measurement]:
+    """Measure models in turns, with one batch.
+
+    Args:
+        runs: of each; of the same waveforms.
+        reference: of them, where it is there.
+        rounds: that are measured.
+        progress: told what is being run.
+    """
+    if not runs:
+        return []
+    names = {str(case): case for case in runs}
+    totals = take_turns({name: runs[names[name]] for name in names}, rounds, progress=progress)
+    rounds_s = {}
+    for name, case in names.items():
+        measured = runs[case].seconds[-rounds:]
+        stages = {stage: [run[i] for run in measured] for i, stage in enumerate(STAGES)}
+        rounds_s[case] = {"total": totals[name], **stages}
+    compared = rounds_s.get(reference)
+    return [_measurement(case, runs[case], own, compared) for case, own in rounds_s.items()]
+
+
+def _measurement(
+    case: Case,
+    run: StagedRun,
+    rounds_s: dict[str, list[float]],
+    reference: dict[str, list[float]] | None,
+) -> Measurement:
+    rate = run.session.description.features.sample_rate
+    audio_s = len(run.waveforms[0]) / rate
+    total = latency(rounds_s["total"])
+    against = reference or {}
+    ratios = {name: ratio(against[name], rounds_s[name]) for name in against}
+    return Measurement(
+        model=case.model,
+        runtime=case.runtime,
+        batch=len(run.waveforms),
+        audio_s=audio_s,
+        total=total,
+        features=latency(rounds_s["features"]),
+        network=latency(rounds_s["network"]),
+        decoding=latency(rounds_s["decoding"]),
+        rounds_s=rounds_s,
+        real_time_factor=total.p50 / (audio_s * len(run.waveforms)),
+        throughput=audio_s * len(run.waveforms) / total.p50,
+        total_ratio=ratios.get("total"),
+        network_ratio=ratios.get("network"),
+    )

@@ -1,0 +1,1 @@
+"""From recordings with transcripts to batches: corpora, manifests, augmentation."""

@@ -1,0 +1,282 @@
+"""From the plan of an epoch to batches, through the one feature extractor."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data.augmentation import NEUTRAL, augment_audio, mask_features
+from ds2deploy.data.ctc_room import check_room, frames_needed
+from ds2deploy.data.epoch_plan import ProcessBatch, plan_evaluation, plan_training, shares
+from ds2deploy.data.manifest import audio_path, read_audio, transcript
+from ds2deploy.data.workers import load
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import output_length
+from ds2deploy.runtimes.errors import FILE_ERRORS, ConfigError, NoiseError
+from ds2deploy.runtimes.features import (
+    SMALLEST_DEVIATION,
+    FeatureExtractor,
+    FloatArray,
+    pad_features,
+)
+
+LEAST_DEVIATION = 0.5
+"""Of a bin, as a share of the root mean square over all bins, in global statistics."""
+
+
+class Batch(NamedTuple):
+    """Utterances of similar length.
+
+    Attributes:
+        features: (batch, 1, bins, time) float32.
+        lengths: (batch,) int64, valid frames.
+        targets: (labels of all utterances,) int64, one after the other.
+        target_lengths: (batch,) int64.
+        texts: transcripts, as the labels spell them.
+        scale: of the sum of the losses; 1 / batch gives the mean. 0 where no recording could be
+            used: what stands there is only to keep a network going.
+        broken: what is wrong with the recordings that are left out.
+        audio: files of the utterances.
+    """
+
+    features: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    texts: list[str]
+    scale: float = 1.0
+    broken: tuple[str, ...] = ()
+    audio: tuple[str, ...] = ()
+
+
+class SpeechDataset(Dataset[Batch]):
+    """Loads, augments and extracts a batch; the sampler decides which utterances.
+
+    Args:
+        recipe: features, labels and augmentation.
+        augment: whether to augment.
+        epoch: changes what augmentation draws.
+    """
+
+    def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
+        self._alphabet = Alphabet(recipe.labels)
+        self._extract = FeatureExtractor(recipe.features)
+        self._augment = recipe.augment if augment else NEUTRAL
+        self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
+        self._seed = (recipe.training.seed, epoch)
+        # Stands in where a whole batch cannot be read: batch norm must see speech.
+        self._last = np.zeros((recipe.features.bins, 100), np.float32)
+
+    def __getitem__(self, share: ProcessBatch) -> Batch:
+        """The batch of the utterances that the plan chose, without those that are of no use."""
+        sounds, texts, paths = [], [], []
+        broken: list[str] = []
+        for cut in share.cuts:
+            try:
+                sounds.append(self._fitting(cut, broken))
+                texts.append(self._alphabet.normalize(transcript(cut)))
+                paths.append(audio_path(cut))
+            except (*FILE_ERRORS, OSError) as error:
+                broken.append(str(error))
+        if sounds:
+            self._last = sounds[0]
+            batch = collate(sounds, texts, self._alphabet)
+            return batch._replace(scale=share.scale, broken=tuple(broken), audio=tuple(paths))
+        return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
+
+    def _fitting(self, cut: Cut, broken: list[str]) -> FloatArray:
+        """Features with room for the transcript; at the recording's own pace where speaking faster
+        leaves too little.
+        """
+        labels = self._alphabet.encode(transcript(cut))
+        features = self._augmented(cut, self._augment, broken)
+        if frames_needed(labels) > output_length(features.shape[1]):
+            steady = {"speed": NEUTRAL.speed, "tempo": NEUTRAL.tempo}
+            augment = msgspec.structs.replace(self._augment, **steady)
+            features = self._augmented(cut, augment, broken)
+        check_room(labels, features.shape[1], audio_path(cut))
+        return features
+
+    def _augmented(self, cut: Cut, augment: AugmentConfig, broken: list[str]) -> FloatArray:
+        """Features; without noise where that is broken, which is no fault of the utterance."""
+        try:
+            return self._features(cut, augment)
+        except NoiseError as error:
+            broken.append(str(error))
+            without = {"noise_folder": "", "noise_snr_db": None}
+            return self._features(cut, msgspec.structs.replace(augment, **without))
+
+    def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
+        rate = self._extract.config.sample_rate
+        # Seeded by the utterance, not by its place: the same whatever the number of workers.
+        seed = (*self._seed, zlib.crc32(cut.id.encode()))
+        random = np.random.default_rng(seed)
+        samples = read_audio(cut, rate)
+        if self._silence_s[1]:
+            samples = np.pad(samples, [int(s * rate) for s in random.uniform(*self._silence_s, 2)])
+        samples = augment_audio(samples, rate, augment, random)
+        return mask_features(self._extract(samples), augment, random)
+
+
+def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphabet) -> Batch:
+    """A batch of utterances of any lengths.
+
+    Args:
+        utterances: features of each, (bins, time) float32.
+        texts: what is said in each, normalised.
+        alphabet: of the labels.
+    """
+    features, lengths = pad_features(utterances)
+    targets = [alphabet.encode(text) for text in texts]
+    return Batch(
+        torch.from_numpy(features),
+        torch.from_numpy(lengths),
+        torch.tensor([label for labels in targets for label in labels], dtype=torch.int64),
+        torch.tensor([len(labels) for labels in targets]),
+        texts,
+        scale=1 / len(utterances),
+    )
+
+
+class Batches:
+    """The batches of an epoch on one process; an iteration can begin with any of them.
+
+    Lightning asks for its state, keeps it in checkpoints, and gives it back when a training is
+    resumed in the middle of an epoch.
+
+    Args:
+        dataset: makes a batch of a share.
+        plan: the shares, in order.
+        workers: processes that make them; 0 makes them in this one.
+        epoch: that they are of.
+        fingerprint: of the batches of all processes, to know them again.
+    """
+
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        plan: Sequence[ProcessBatch],
+        workers: int,
+        epoch: int = 0,
+        fingerprint: int = 0,
+    ) -> None:
+        self._dataset, self._plan, self._workers = dataset, plan, workers
+        self._fingerprint = fingerprint
+        self.epoch, self._given = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches of the whole epoch."""
+        return len(self._plan)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Those that were not given yet; from the beginning when all were."""
+        rest = self._plan[self._given :]
+        for batch in load(self._dataset, rest, self._workers):
+            self._given += 1
+            yield batch
+        self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of which epoch were given."""
+        return {"epoch": self.epoch, "given": self._given, "fingerprint": self._fingerprint}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where another left off, if that was in this epoch.
+
+        Raises:
+            ConfigError: it gave other batches: what is left of them is not known.
+        """
+        if state["epoch"] != self.epoch or not state["given"] > 0:
+            return
+        if state["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
+                "batches: go on with the manifest, the [data] section, the seed and the number of "
+                "processes that it began with, or begin another training with its weights "
+                "(training.start)"
+            )
+        if state["given"] < len(self._plan):
+            self._given = state["given"]
+
+
+def training_batches(
+    cuts: CutSet, recipe: Recipe, epoch: int, rank: int = 0, processes: int = 1
+) -> Batches:
+    """A process's share of the batches of one epoch, augmented; see `plan_training`."""
+    batches = plan_training(cuts, recipe, epoch, processes)
+    names = [[cut.id for cut in batch] for batch in batches]
+    fingerprint = zlib.crc32(msgspec.json.encode((processes, names)))
+    plan = shares(batches, rank, processes)
+    dataset = SpeechDataset(recipe, augment=True, epoch=epoch)
+    return Batches(dataset, plan, recipe.data.workers, epoch, fingerprint)
+
+
+def evaluation_batches(cuts: CutSet, recipe: Recipe, rank: int = 0, processes: int = 1) -> Batches:
+    """A process's share of all utterances, without augmentation; see `plan_evaluation`."""
+    plan = shares(plan_evaluation(cuts, recipe, processes), rank, processes)
+    return Batches(SpeechDataset(recipe, augment=False), plan, recipe.data.workers)
+
+
+def global_statistics(
+    cuts: CutSet, recipe: Recipe, utterances: int = 2000
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every bin over (at most so many) utterances.
+
+    A bin that the recordings leave empty, such as those above 4 kHz in telephone speech, would
+    have next to no deviation, and the first device with a better microphone would be deafening:
+    no bin has less than `LEAST_DEVIATION` of the deviation of all.
+    """
+    mean, square = _moments(cuts, recipe, utterances)
+    variance = np.maximum(square - mean**2, 0)
+    least = LEAST_DEVIATION * np.sqrt(max(variance.mean(), SMALLEST_DEVIATION**2))
+    deviation = np.maximum(np.sqrt(variance), least)
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> tuple[float, float]:
+    """One mean and one deviation over all bins: what normalisation per utterance has of each.
+
+    A network that was trained with that knows a spectrogram whose bins keep their proportions;
+    statistics of every bin would be another one.
+    """
+    mean, square = _moments(cuts, recipe, utterances)
+    pooled = float(mean.mean())
+    variance = float(square.mean()) - pooled**2
+    return pooled, max(float(np.sqrt(max(variance, 0))), SMALLEST_DEVIATION)
+
+
+def _moments(
+    cuts: CutSet, recipe: Recipe, utterances: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and mean square of every bin of the log spectrogram."""
+    plain = msgspec.structs.replace(recipe.features, normalize="none", mean=None, deviation=None)
+    extract = FeatureExtractor(plain)
+    total = square = np.zeros(recipe.features.bins)
+    frames = 0
+    listed = list(cuts)
+    chosen = np.random.default_rng(recipe.training.seed).permutation(len(listed))[:utterances]
+    first: Exception | None = None
+    for i in chosen:
+        try:
+            samples = read_audio(listed[i], recipe.features.sample_rate)
+        except FILE_ERRORS as error:  # the training will name it, and count
+            first = first or error
+            continue
+        spectrogram = extract(samples).astype(float)
+        total = total + spectrogram.sum(axis=1)
+        square = square + (spectrogram**2).sum(axis=1)
+        frames += spectrogram.shape[1]
+    if first is not None and frames == 0:
+        raise first
+    return total / frames, square / frames

@@ -1,0 +1,138 @@
+"""Which utterances stand in which batch of an epoch: known to every process before it begins.
+
+lhotse's samplers draw the batches, as large as all processes together can take them; every process
+has a share of each. So two processes train on the same batches as one with twice the batch size,
+no utterance comes twice or is lost, and a training can go on with any batch of an epoch: the plan
+depends on the manifest, the recipe and the number of the epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+
+from ds2deploy.config import Recipe
+from ds2deploy.data.manifest import join_utterances
+from ds2deploy.runtimes.errors import ConfigError
+
+
+class ProcessBatch(NamedTuple):
+    """What one process sees of a batch.
+
+    Attributes:
+        cuts: its utterances.
+        scale: of the sum of their losses, so that the mean over the processes is the mean over the
+            utterances of the whole batch.
+    """
+
+    cuts: CutSet
+    scale: float
+
+
+def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) -> list[list[Cut]]:
+    """The batches of one epoch in their order, each for all processes.
+
+    Args:
+        cuts: training utterances.
+        recipe: sizes of batches, for one process; seed; whether utterances are joined.
+        epoch: from 0.
+        processes: that train.
+
+    Raises:
+        ConfigError: fewer utterances than processes.
+    """
+    data, seed = recipe.data, recipe.training.seed
+    if data.join != (1, 1):
+        cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
+    _check_count(cuts, processes, f"data.train = {data.train}")
+    # One process as far as lhotse is concerned: the shares are ours.
+    options = {
+        "max_cuts": data.batch_size * processes,
+        "max_duration": data.batch_duration_s and data.batch_duration_s * processes,
+        "seed": seed,
+        "world_size": 1,
+        "rank": 0,
+    }
+    buckets = min(data.buckets, len(cuts) // (2 * data.batch_size * processes))
+    if data.sortagrad and epoch == 0:
+        sampler = SimpleCutSampler(by_duration(cuts), **options, shuffle=False)
+    elif buckets < 2:  # too few utterances to part them
+        sampler = SimpleCutSampler(cuts, **options, shuffle=True)
+    else:
+        sampler = DynamicBucketingSampler(cuts, **options, num_buckets=buckets, shuffle=True)
+    sampler.set_epoch(epoch)
+    return large_enough(map(list, sampler), processes)
+
+
+def plan_evaluation(cuts: CutSet, recipe: Recipe, processes: int = 1) -> list[list[Cut]]:
+    """All utterances once, longest last; see `plan_training`."""
+    data = recipe.data
+    _check_count(cuts, processes, f"data.valid = {data.valid}")
+    most_s = (data.batch_duration_s or math.inf) * processes
+    batches: list[list[Cut]] = [[]]
+    total_s = 0.0
+    for cut in by_duration(cuts):
+        total_s += _duration(cut)
+        full = len(batches[-1]) == data.batch_size * processes or total_s > most_s
+        if batches[-1] and full:
+            batches.append([])
+            total_s = _duration(cut)
+        batches[-1].append(cut)
+    return large_enough(batches, processes)
+
+
+def shares(batches: Iterable[list[Cut]], rank: int = 0, processes: int = 1) -> list[ProcessBatch]:
+    """What one of the processes sees of every batch.
+
+    Args:
+        batches: from `plan_training` or `plan_evaluation`.
+        rank: of the process, from 0.
+        processes: that there are.
+    """
+    found = []
+    for batch in batches:
+        ordered = sorted(batch, key=_duration)  # so that all processes have as much to do
+        if chosen := ordered[rank::processes]:
+            found.append(ProcessBatch(CutSet.from_cuts(chosen), processes / len(batch)))
+    return found
+
+
+def large_enough(batches: Iterable[list[Cut]], least: int) -> list[list[Cut]]:
+    """Put what has fewer utterances than there are processes to the batch that follows it.
+
+    Args:
+        batches: none of them empty; `least` utterances together, at least.
+        least: utterances in a batch.
+    """
+    found: list[list[Cut]] = []
+    waiting: list[Cut] = []
+    for batch in batches:
+        waiting = waiting + batch
+        if len(waiting) >= least:
+            found.append(waiting)
+            waiting = []
+    if waiting:
+        found[-1] = found[-1] + waiting
+    return found
+
+
+def by_duration(cuts: CutSet) -> CutSet:
+    """Shortest first."""
+    return CutSet.from_cuts(sorted(cuts, key=_duration))
+
+
+def _check_count(cuts: CutSet, processes: int, name: str) -> None:
+    if len(cuts) < processes:
+        raise ConfigError(
+            f"{name}: {len(cuts)} utterances for {processes} processes; set training.devices to "
+            "fewer"
+        )
+
+
+def _duration(cut: Cut) -> float:
+    return float(cut.duration)

@@ -1,0 +1,162 @@
+"""Files below a folder: links are followed, loops of them end, and every sound file is found."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import deque
+from pathlib import Path
+from typing import NamedTuple
+
+from ds2deploy.runtimes.audio.foreign_formats import conversion
+from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError, system_reason
+
+READ_SUFFIXES = frozenset({
+    ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc",
+    ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".w64", ".rf64", ".gsm", ".vox", ".avr", ".htk",
+    ".sf", ".wve", ".paf", ".pvf", ".svx",
+})  # fmt: skip
+"""Names of formats that libsndfile reads."""
+
+FOREIGN_SUFFIXES = frozenset({
+    ".raw", ".pcm", ".m4a", ".m4b", ".mp4", ".mov", ".aac", ".wma", ".webm", ".weba", ".mka",
+    ".mkv", ".sds", ".amr", ".awb", ".3gp", ".3ga", ".ac3", ".ape", ".dsf", ".spx", ".tta", ".wv",
+})  # fmt: skip
+"""Names of other recordings, which somebody has to convert first."""
+
+HEADERLESS = (".raw", ".pcm")
+
+MAGIC: tuple[tuple[int, bytes], ...] = (
+    (8, b"WAVE"), (0, b"RF64"), (0, b"fLaC"), (0, b"OggS"), (8, b"AIFF"), (8, b"AIFC"),
+    (8, b"8SVX"), (0, b".snd"), (0, b"dns."), (0, b"caff"), (0, b"NIST_1A"),
+    (0, b"Creative Voice"), (0, b"riff\x2e\x91\xcf\x11"), (0, b"ID3"), (0, b" paf"),
+    (0, b"fap "), (0, b"PVF1"), (0, b"2BIT"),
+)  # fmt: skip
+"""Beginnings of recordings that libsndfile reads, by their offsets."""
+
+KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+class Listing(NamedTuple):
+    """Everything below a folder.
+
+    Attributes:
+        files: everything that is no folder, sorted by path.
+        faults: folders that cannot be listed.
+    """
+
+    files: list[Path]
+    faults: list[Ds2Error]
+
+
+def list_files(folder: Path) -> Listing:
+    """Find all files at any depth, through links too; each folder is listed once."""
+    files: list[Path] = []
+    faults: list[Ds2Error] = []
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [folder], deque[Path]()
+    while waiting or links:
+        # Links last, so that a folder goes by the name that it has without them.
+        place = waiting.pop() if waiting else links.popleft()
+        try:
+            about = place.stat()
+            if (about.st_dev, about.st_ino) in seen:
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(place) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = place / entry.name
+                    if entry.is_symlink():
+                        links.append(path) if _is_folder(path) else files.append(path)
+                    else:
+                        waiting.append(path) if entry.is_dir() else files.append(path)
+        except OSError as error:
+            reason = system_reason(error)
+            faults.append(
+                MissingFileError(
+                    f"{place}: a folder that cannot be listed ({reason}); make it readable, or "
+                    "take it out"
+                )
+            )
+    return Listing(sorted(files), faults)
+
+
+def sound_fault(path: Path) -> Ds2Error | None:
+    """Say why a file that looks like sound cannot be one that libsndfile reads.
+
+    Args:
+        path: a file for which `looks_like_sound` is true.
+
+    Returns:
+        The error; None where its header has to be read to know.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return MissingFileError(
+                f"{path}: links to a file that is not there; mend the link, or take it out"
+            )
+        reason = system_reason(error)
+        return AudioError(f"{path}: cannot be read ({reason}); make it readable, or take it out")
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "no file")
+        return AudioError(f"{path}: {kind}, not a recording; take it out")
+    suffix = path.suffix.lower()
+    if suffix not in FOREIGN_SUFFIXES or _has_magic(path):
+        return None
+    if suffix in HEADERLESS:
+        return AudioError(
+            f"{path}: audio without a header; give it one, such as: ffmpeg -f s16le -ar 16000 -i "
+            f"{path.name} {path.stem}.wav"
+        )
+    return AudioError(
+        f"{path}: a format that libsndfile does not read; convert it, such as: "
+        f"{conversion(path.name)}"
+    )
+
+
+def looks_like_sound(path: Path) -> bool:
+    """Decide by the name of a file, or by how it begins, whether it should be a recording."""
+    suffix = path.suffix.lower()
+    if suffix in READ_SUFFIXES:
+        return True
+    if suffix in FOREIGN_SUFFIXES:
+        return not _is_converted(path)
+    return suffix != ".txt" and _has_magic(path)
+
+
+def _is_converted(path: Path) -> bool:
+    """Find the same recording beside it, in a format that libsndfile reads."""
+    return any(is_file(path.with_suffix(suffix)) for suffix in (".wav", ".flac", ".ogg", ".mp3"))
+
+
+def is_file(path: Path) -> bool:
+    """Look whether there is a file; in a folder that is locked, nobody can see one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _has_magic(path: Path) -> bool:
+    try:
+        if not is_file(path):  # opening a pipe would wait for whoever writes into it
+            return False
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return any(head[offset:].startswith(magic) for offset, magic in MAGIC)
+
+
+def _is_folder(path: Path) -> bool:
+    """Follow a link; one that leads to itself leads to no folder."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

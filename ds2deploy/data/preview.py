@@ -1,0 +1,105 @@
+"""What augmentation does to recordings, for a person to hear and to see."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import soundfile
+from lhotse.cut import Cut
+
+from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data.augmentation import NEUTRAL, augment_audio, check_noise, mask_features
+from ds2deploy.data.manifest import read_audio
+from ds2deploy.data.plots import spectrogram_figure, write_png
+from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
+from ds2deploy.runtimes.files import whole_file
+
+SECTIONS = {
+    "speed": ("speed",),
+    "tempo": ("tempo",),
+    "gain": ("gain_db",),
+    "noise": ("noise_snr_db", "noise_folder", "noise_share"),
+    "masks": ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"),
+}
+"""The parts of `augment` in the order in which they are done, and their keys."""
+
+
+def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> list[Path]:
+    """Write utterances before and after each section of a recipe's augmentation, and after all.
+
+    Args:
+        cuts: utterances.
+        recipe: whose `augment` is shown, at its sample rate.
+        out: folder for a WAV and a PNG of each; for masks, which cannot be heard, a PNG alone.
+        seed: of what is drawn.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: nothing is switched on.
+        MissingFileError, AudioError: an utterance, or a noise, cannot be read.
+        RuntimeUnavailableError: matplotlib is not installed.
+    """
+    check_noise(recipe.augment)
+    shown = sections_on(recipe.augment)
+    if not shown:
+        raise ConfigError(
+            "the recipe has no augmentation; switch something on, such as "
+            "--set 'augment.speed=[0.9,1.1]'"
+        )
+    written = []
+    for cut in cuts:
+        name = re.sub(r"[^\w.-]", "_", cut.id)
+        for label, config in {"0-before": NEUTRAL, **shown}.items():
+            # Each draws from its beginning: what is shown is one of a training's possibilities.
+            random = np.random.default_rng((seed, zlib.crc32(cut.id.encode())))
+            written += _show(cut, recipe, config, random, out / f"{name}.{label}")
+    return written
+
+
+def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
+    """Each section that is switched on by itself, and all of them together."""
+    found: dict[str, AugmentConfig] = {}
+    for number, (section, keys) in enumerate(SECTIONS.items(), start=1):
+        values: dict[str, Any] = {key: getattr(augment, key) for key in keys}
+        alone = msgspec.structs.replace(NEUTRAL, **values)
+        if _changes(alone):
+            if section == "noise":  # to be heard, it must be there
+                alone = msgspec.structs.replace(alone, noise_share=1.0)
+            found[f"{number}-{section}"] = alone
+    return found | ({"9-all": augment} if found else {})
+
+
+def _changes(config: AugmentConfig) -> bool:
+    keys = ("speed", "tempo", "gain_db", "noise_snr_db", "frequency_masks", "time_masks")
+    return any(getattr(config, key) != getattr(NEUTRAL, key) for key in keys)
+
+
+def _show(
+    cut: Cut, recipe: Recipe, config: AugmentConfig, random: np.random.Generator, stem: Path
+) -> list[Path]:
+    rate = recipe.features.sample_rate
+    samples = augment_audio(read_audio(cut, rate), rate, config, random)
+    plain = msgspec.structs.replace(recipe.features, normalize="utterance", mean=None)
+    extract = FeatureExtractor(msgspec.structs.replace(plain, deviation=None))
+    features = mask_features(extract(samples), config, random)
+    written = [stem.with_name(f"{stem.name}.png")]
+    write_png(spectrogram_figure(stem.name, features, recipe.features), written[0])
+    if not stem.name.endswith("masks"):
+        written.append(stem.with_name(f"{stem.name}.wav"))
+        _write_wav(written[1], samples, rate)
+    return written
+
+
+def _write_wav(path: Path, samples: FloatArray, sample_rate: int) -> None:
+    """As float, so that gain beyond full scale is heard as it is trained on."""
+    with whole_file(path) as temporary:
+        soundfile.write(temporary, samples, sample_rate, subtype="FLOAT")

@@ -1,0 +1,131 @@
+"""Transcripts spelled with a model's labels, and an account of every character that changed."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from ds2deploy.runtimes.alphabet import Alphabet
+
+APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\uff07"
+"""What is typed in the place of ' in IT'S."""
+
+SPOKEN = "%&@#*\u00a7"
+"""Unicode calls them punctuation, but a person reads them aloud: they are not left out."""
+
+RARE = 1e-4
+"""Share of the letters below which a character gets no label of its own in `find_labels`."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What became of a character that has no label.
+
+    Attributes:
+        character: as it stood in transcripts.
+        became: what stands in its place; empty where it was left out, None where nothing could be
+            found, and the utterance cannot be used.
+        times: that it was met.
+    """
+
+    character: str
+    became: str | None
+    times: int
+
+
+class TextNormalizer:
+    """Spells transcripts, and remembers what it changed.
+
+    Args:
+        alphabet: of the model.
+    """
+
+    def __init__(self, alphabet: Alphabet) -> None:
+        self._alphabet = alphabet
+        self._known = set(alphabet.labels[1:])
+        self._changes: Counter[tuple[str, str | None]] = Counter()
+
+    def spell(self, text: str) -> str:
+        """A transcript with characters that have labels, as far as any can be found.
+
+        Case is folded as `Alphabet.normalize` does; typographic apostrophes become ', accents go
+        where the letter beneath has a label, dashes and slashes become spaces, other punctuation
+        and invisible characters are left out. Nothing is invented: digits, symbols that are read
+        aloud and letters of other scripts stay as they are, for `Alphabet.encode` to refuse.
+        """
+        composed = unicodedata.normalize("NFC", text)
+        return self._alphabet.normalize("".join(map(self._replace, composed)))
+
+    @property
+    def changes(self) -> list[Change]:
+        """Of all transcripts so far, the most frequent first."""
+        ordered = sorted(self._changes.items(), key=lambda item: (-item[1], item[0][0]))
+        return [Change(character, became, times) for (character, became), times in ordered]
+
+    def _replace(self, character: str) -> str:
+        if self._has_label(character) or (character.isspace() and " " in self._known):
+            return character
+        became = self._find(character)
+        self._changes[(character, became)] += 1
+        return character if became is None else became
+
+    def _find(self, character: str) -> str | None:
+        if character in APOSTROPHES and "'" in self._known:
+            return "'"
+        category = unicodedata.category(character)
+        if category in ("Pd", "Pc") or character in "/\\\u2212" or character.isspace():
+            return " "
+        if category in ("Cf", "Cc") or (category.startswith("P") and character not in SPOKEN):
+            return ""
+        if category == "Mn":  # an accent that stands by itself
+            return ""
+        bare = "".join(
+            part
+            for part in unicodedata.normalize("NFKD", character)
+            if unicodedata.category(part) != "Mn"
+        )
+        if bare and bare != character and all(map(self._has_label, bare)):
+            return bare
+        return None
+
+    def _has_label(self, character: str) -> bool:
+        return all(part in self._known for part in self._alphabet.normalize(character) or "\0")
+
+
+def find_labels(texts: Iterable[str]) -> str:
+    """Labels for transcripts in any language: the blank, and every letter that is not rare.
+
+    Letters are in upper case, as in deepspeech.pytorch's own labels, or in lower case where one of
+    them has no other, such as the sharp s of German; an apostrophe and a space are among them where
+    the transcripts have them.
+
+    Args:
+        texts: transcripts.
+
+    Returns:
+        For `Alphabet`; the blank is `_`.
+    """
+    characters = Counter(
+        character for text in texts for character in unicodedata.normalize("NFC", text)
+    )
+    frequent = RARE * sum(characters.values())
+    lower = any(len(c.upper()) > 1 for c, times in characters.items() if times >= frequent)
+    counts: Counter[str] = Counter()
+    for character, times in characters.items():
+        for letter in _letters(character, lower):
+            counts[letter] += times
+    total = sum(counts.values())
+    kept = sorted(c for c, times in counts.items() if times >= RARE * total and c not in "' ")
+    return "_" + "'" * ("'" in counts) + "".join(kept) + " " * (" " in counts)
+
+
+def _letters(character: str, lower: bool) -> Iterator[str]:
+    """What of a character can be a label."""
+    if character in APOSTROPHES or character == "'":
+        yield "'"
+    elif character.isspace():
+        yield " "
+    elif unicodedata.category(character)[0] in "LM":
+        yield from character.lower() if lower else character.upper()

@@ -1,0 +1,1 @@
+"""The whole way on synthetic speech: train, export, verify, transcribe."""

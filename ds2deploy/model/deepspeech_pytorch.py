@@ -1,0 +1,136 @@
+"""Imports checkpoints of deepspeech.pytorch: that project's own numbers, none of its code.
+
+Files of its version 3 are read (Lightning's: `state_dict`, and `hyper_parameters` with `model_cfg`
+and `spect_cfg`); others are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from ds2deploy.config import Recipe
+from ds2deploy.model.checkpoint import Checkpoint, load_network, unwrapped
+from ds2deploy.model.foreign_pickle import plain, read_foreign_checkpoint
+from ds2deploy.runtimes.artifact import WeightsSource
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError
+from ds2deploy.runtimes.files import file_sha256
+
+# Parameter names there, as patterns, and here.
+NAMES = (
+    (r"conv\.seq_module\.(\d)\.(\w+)", r"conv.layers.\1.\2"),
+    (r"rnns\.(\d+)\.rnn\.(\w+)", r"rnns.\1.rnn.\2"),
+    (r"rnns\.(\d+)\.batch_norm\.module\.(\w+)", r"rnns.\1.batch_norm.\2"),
+    (r"lookahead\.0\.conv\.(\w+)", r"lookahead.conv.\1"),
+    (r"fc\.0\.module\.0\.(\w+)", r"output_norm.\1"),
+    (r"fc\.0\.module\.1\.(\w+)", r"output.\1"),
+)
+
+
+def import_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of deepspeech.pytorch without running anything that it names.
+
+    Raises:
+        ModelFileError: not such a checkpoint, damaged, or of a model that ds2deploy lacks.
+    """
+    document = read_foreign_checkpoint(path)
+    weights = document.get("state_dict")
+    if not isinstance(weights, dict) or "hyper_parameters" not in document:
+        raise ModelFileError(
+            f"{path}: a torch file, but neither a checkpoint of ds2deploy nor one of "
+            "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
+            "give one of those"
+        )
+    weights = unwrapped(weights, lambda name: parameter_name(name) is not None, path)
+    try:
+        hyper = plain(document["hyper_parameters"])
+        refusal = _why_refused(hyper["labels"])
+        recipe = None if refusal else _recipe(hyper, weights)
+    except (KeyError, TypeError, AttributeError, *DECODING_ERRORS) as error:
+        raise ModelFileError(
+            f"{path}: its hyper_parameters are not deepspeech.pytorch's "
+            f"({type(error).__name__}: {error}); restore the original"
+        ) from None
+    if recipe is None:
+        raise ModelFileError(f"{path}: {refusal}")
+    network = load_network(recipe, _rename(weights, path), path)
+    return Checkpoint(
+        network=network.eval(),
+        recipe=recipe,
+        source=WeightsSource(name=path.name, sha256=file_sha256(path), kind="deepspeech.pytorch"),
+    )
+
+
+def parameter_name(name: str) -> str | None:
+    """Our name of one of deepspeech.pytorch's parameters; None for one that it does not have."""
+    for pattern, ours in NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, ours, name)
+    return None
+
+
+def _why_refused(labels: Any) -> str:
+    """Explain why a model with these labels cannot be loaded; empty where it can."""
+    if not all(isinstance(label, str) for label in labels):
+        return "its labels are not text; restore the original"
+    if long := [label for label in labels if len(label) != 1]:
+        return (
+            f"labels of several characters, or of none: {', '.join(map(repr, long[:5]))}; "
+            "ds2deploy takes models whose labels are one character each"
+        )
+    if twice := sorted({label for label in labels if list(labels).count(label) > 1}):
+        return (
+            f"labels that stand twice: {', '.join(map(repr, twice[:5]))}; ds2deploy takes models "
+            "whose labels are all different"
+        )
+    # There the blank is wherever "_" stands (model.py: CTCLoss(blank=labels.index("_"))).
+    if "_" in labels and labels[0] != "_":
+        return (
+            f"the blank '_' is label {list(labels).index('_')}; ds2deploy takes models whose blank "
+            "is label 0"
+        )
+    return ""
+
+
+def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:
+    model, spectrogram = hyper["model_cfg"], hyper["spect_cfg"]
+    bidirectional = any(name.endswith("_reverse") for name in weights)
+    document = {
+        "labels": "".join(hyper["labels"]),
+        "model": {
+            "rnn": str(model["rnn_type"]).lower(),
+            "hidden": model["hidden_size"],
+            "layers": model["hidden_layers"],
+            "bidirectional": bidirectional,
+            "lookahead": model.get("lookahead_context", 20),
+        },
+        "features": {
+            "sample_rate": spectrogram["sample_rate"],
+            "window_ms": 1000 * spectrogram["window_size"],
+            "stride_ms": 1000 * spectrogram["window_stride"],
+            "window": spectrogram["window"],
+        },
+    }
+    return msgspec.convert(document, Recipe)
+
+
+def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, array in weights.items():
+        ours = parameter_name(name) if isinstance(name, str) else None
+        if ours is None or not isinstance(array, np.ndarray):
+            raise ModelFileError(
+                f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"
+            )
+        pairs = zip(array.shape, array.strides, strict=True)
+        if array.nbytes > array.itemsize + sum((n - 1) * abs(step) for n, step in pairs):
+            raise ModelFileError(  # a few numbers that pretend to be many would take all memory
+                f"{path}: weights {name!r} overlap themselves; damaged, restore the original"
+            )
+        renamed[ours] = torch.tensor(array)
+    return renamed

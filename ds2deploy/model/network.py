@@ -1,0 +1,229 @@
+"""DeepSpeech 2 (Amodei et al., 2015), as deepspeech.pytorch computes it.
+
+features (batch, 1, bins, time)
+  -> two masked convolutions        (batch, 32, bins / 4, time / 2)
+  -> recurrent layers               (time / 2, batch, hidden), both directions summed
+  -> [lookahead convolution]        unidirectional models only
+  -> batch norm, linear, log-softmax (batch, time / 2, labels)
+
+This is the reference: training runs it, and every exported artifact is compared with it.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds2deploy.model.convolution import FourierConv2d
+from ds2deploy.model.recurrent import run_unpacked
+from ds2deploy.runtimes.artifact import (
+    CONV_FRAMES,
+    CONV_MAPS,
+    CONV_PADDING,
+    TIME_STRIDE,
+    ModelShape,
+    conv_bins,
+)
+
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+}
+
+LARGEST_ACTIVATION = 20.0
+"""Upper end of the Hardtanh, the paper's clipped rectifier."""
+
+
+class DeepSpeech2(nn.Module):
+    """The network.
+
+    Args:
+        shape: dimensions of the recurrent part.
+        bins: frequency bins of the features.
+        labels: number of labels, blank included.
+    """
+
+    def __init__(self, shape: ModelShape, bins: int = 161, labels: int = 29) -> None:
+        super().__init__()
+        self.shape, self.bins, self.labels = shape, bins, labels
+        self.conv = MaskedConvolutions(shape.norm_eps)
+        sizes = [CONV_MAPS * conv_bins(bins)] + [shape.hidden] * (shape.layers - 1)
+        self.rnns = nn.ModuleList(
+            RecurrentLayer(shape, size, normalize=i > 0) for i, size in enumerate(sizes)
+        )
+        self.lookahead = (
+            None if shape.bidirectional else Lookahead(shape.hidden, context=shape.lookahead)
+        )
+        self.output_norm = nn.BatchNorm1d(shape.hidden, shape.norm_eps)
+        self.output = nn.Linear(shape.hidden, labels, bias=False)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the labels.
+
+        Args:
+            features: (batch, 1, bins, time) float32; what stands past a length is ignored.
+            lengths: (batch,) int64, valid frames, from 1 to time.
+
+        Returns:
+            log_probs (batch, time', labels) with time' = (time - 1) // 2 + 1, meaningless past
+            output_lengths, float32 (float64 of a network in float64); and output_lengths
+            (batch,) int64.
+        """
+        features = features.masked_fill(~valid_frames(lengths, features.shape[3]), 0.0)
+        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        x = self.conv(features, output_lengths)
+        x = x.flatten(1, 2).permute(2, 0, 1).contiguous()
+        for layer in self.rnns:
+            x = layer(x, output_lengths)
+        if self.lookahead is not None:
+            x = self.lookahead(x)
+        x = self.output(over_frames(self.output_norm, x))
+        log_probs = F.log_softmax(at_least_float32(x), dim=-1)
+        return log_probs.transpose(0, 1), output_lengths
+
+
+class MaskedConvolutions(nn.Module):
+    """Two convolutions over frequency and time; padded frames are zero after every layer.
+
+    The mask stands where deepspeech.pytorch has it, after each of the six layers: batch norm
+    counts padded frames as zeros, and its shift does not leak into the next convolution.
+
+    Args:
+        eps: of the batch norms.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                FourierConv2d(
+                    1,
+                    CONV_MAPS,
+                    (41, CONV_FRAMES),
+                    stride=(2, TIME_STRIDE),
+                    padding=(20, CONV_PADDING),
+                ),
+                nn.BatchNorm2d(CONV_MAPS, eps),
+                nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
+                FourierConv2d(
+                    CONV_MAPS,
+                    CONV_MAPS,
+                    (21, CONV_FRAMES),
+                    stride=(2, 1),
+                    padding=(10, CONV_PADDING),
+                ),
+                nn.BatchNorm2d(CONV_MAPS, eps),
+                nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
+            ]
+        )
+
+    def forward(self, features: Tensor, output_lengths: Tensor) -> Tensor:
+        """(batch, 1, bins, time) to (batch, 32, bins / 4, time / 2)."""
+        x = features
+        padded: Tensor | None = None
+        for layer in self.layers:
+            x = layer(x)
+            if padded is None:
+                padded = ~valid_frames(output_lengths, x.shape[3])
+            x = x.masked_fill(padded, 0.0)
+        return x
+
+
+class RecurrentLayer(nn.Module):
+    """Batch norm over frames (but for the first layer), then an RNN; directions are summed.
+
+    Args:
+        shape: kind, hidden size, directions.
+        inputs: features of a frame.
+        normalize: whether there is a batch norm.
+
+    Attributes:
+        packed: whether sequences are packed; None packs them where that is the faster way.
+    """
+
+    packed: bool | None = None
+
+    def __init__(self, shape: ModelShape, inputs: int, normalize: bool) -> None:
+        super().__init__()
+        self.batch_norm = nn.BatchNorm1d(inputs, shape.norm_eps) if normalize else None
+        self.rnn = CELLS[shape.rnn](inputs, shape.hidden, bidirectional=shape.bidirectional)
+        if shape.rnn == "lstm":
+            self._begin_by_remembering()
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
+        if self.batch_norm is not None:
+            x = over_frames(self.batch_norm, x)
+        packed = x.is_cuda if self.packed is None else self.packed
+        outputs = self._packed(x, lengths) if packed else run_unpacked(self.rnn, x, lengths)
+        padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
+        return outputs.masked_fill(padded[:, :, None], 0.0)
+
+    def _begin_by_remembering(self) -> None:
+        """A forget gate that begins open learns sooner (Jozefowicz et al., 2015)."""
+        for name, bias in self.rnn.named_parameters():
+            if name.startswith("bias_ih"):
+                with torch.no_grad():
+                    bias[self.rnn.hidden_size : 2 * self.rnn.hidden_size] = 1.0
+
+    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """CuDNN takes packed sequences well."""
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
+        outputs, _ = self.rnn(packed)
+        outputs = nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
+        if not self.rnn.bidirectional:
+            return outputs
+        return outputs.view(*outputs.shape[:2], 2, -1).sum(2)
+
+
+class Lookahead(nn.Module):
+    """Each unit's weighted sum over the frames to come (Wang et al., 2016), then Hardtanh.
+
+    Args:
+        units: of a frame.
+        context: frames in the sum, the current one included.
+    """
+
+    def __init__(self, units: int, context: int) -> None:
+        super().__init__()
+        self.context = context
+        self.conv = nn.Conv1d(units, units, context, groups=units, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(time, batch, units) to the same."""
+        x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
+        return self.clip(self.conv(x).permute(2, 0, 1))
+
+    def clip(self, x: Tensor) -> Tensor:
+        """The Hardtanh."""
+        return F.hardtanh(x, 0.0, LARGEST_ACTIVATION)
+
+
+def pack_sequences(network: DeepSpeech2) -> DeepSpeech2:
+    """Make a network pack its sequences on a CPU too, as deepspeech.pytorch does; gives it back.
+
+    It computes the same: the reference that benchmarks compare with.
+    """
+    for layer in network.rnns:
+        assert isinstance(layer, RecurrentLayer)
+        layer.packed = True
+    return network
+
+
+def valid_frames(lengths: Tensor, time: int) -> Tensor:
+    """Mask (batch, 1, 1, time): whether a frame stands before the utterance's length."""
+    return (torch.arange(time, device=lengths.device) < lengths[:, None])[:, None, None, :]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Raise half precision, which autocast leaves, to float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def over_frames(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """Sequence-wise batch norm: statistics over all frames of the batch, padding included."""
+    return cast(Tensor, norm(x.flatten(0, 1))).view_as(x)

@@ -1,0 +1,99 @@
+"""A session on PyTorch: the reference that every other runtime is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from ds2deploy.model.precision import FLOAT32
+from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.engine_description import Profile
+from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.tensors import Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchSession:
+    """Runs a torch module that maps the description's inputs to its outputs, in their order.
+
+    Args:
+        module: of those tensors; put into evaluation mode here.
+        description: of the model.
+        device: `cpu`, `cuda`, `cuda:1`, ...
+        in_blocks: makes the same model block by block; None where it cannot stream.
+        float64: compute in float64, for which the module is converted; log_probs are float64 too.
+
+    Raises:
+        RuntimeUnavailableError: torch has no such device here.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        description: ArtifactDescription,
+        device: str = "cpu",
+        in_blocks: Callable[[], tuple[torch.nn.Module, ArtifactDescription]] | None = None,
+        float64: bool = False,
+    ) -> None:
+        import torch
+
+        index = int(device.partition(":")[2] or 0)
+        if device.startswith("cuda") and index >= torch.cuda.device_count():
+            raise RuntimeUnavailableError(
+                f"{description.source.name}: torch {torch.__version__} sees "
+                f"{torch.cuda.device_count()} CUDA devices, {device} is not among them; "
+                "use the CPU, or install a driver and a CUDA build of torch"
+            )
+        self._device = torch.device(device)
+        self._device_name, self._in_blocks = device, in_blocks
+        self._dtype = torch.float64 if float64 else torch.float32
+        module = module.double() if float64 else module
+        self._module = module.to(self._device).eval()
+        self.description = description
+        self.runtime = f"torch {device} float64" if float64 else f"torch {device}"
+        self.profile: Profile | None = None
+        self.at_once: int | None = None
+
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once, on CUDA without TF32; see `Session.compute`."""
+        import torch
+
+        exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), exact:
+            results = self._module(
+                *(self._given(tensors[name]) for name in self.description.inputs)
+            )
+        return {
+            name: result.cpu().numpy()
+            for name, result in zip(self.description.outputs, results, strict=True)
+        }
+
+    def _given(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """An array on the device, numbers in the session's precision."""
+        import torch
+
+        tensor = torch.from_numpy(array).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """The same model block by block."""
+        if self.description.blocks is not None:
+            return self
+        if self._in_blocks is None:
+            return None
+        return TorchSession(*self._in_blocks(), self._device_name)
+
+    def close(self) -> None:
+        """Nothing here needs to be freed by hand."""

@@ -1,0 +1,188 @@
+"""The reference network block by block: the same modules, carrying what each must remember.
+
+It answers what `DeepSpeech2` answers to the whole utterance, whatever the blocks; every streaming
+artifact is compared with that, and this runs where only a checkpoint is at hand.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds2deploy.model.checkpoint import Checkpoint
+from ds2deploy.model.network import (
+    DeepSpeech2,
+    Lookahead,
+    RecurrentLayer,
+    at_least_float32,
+    over_frames,
+)
+from ds2deploy.model.session import TorchSession
+from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, Input
+from ds2deploy.runtimes.geometry import (
+    BLOCK_MS,
+    CONV1_DELAY,
+    CONV2_DELAY,
+    make_blocks,
+    nearest_block_ms,
+)
+from ds2deploy.runtimes.tensors import STATE, with_tensors
+
+
+class StreamingNetwork(nn.Module):
+    """One block of every stream of a batch, each at a position of its own.
+
+    Args:
+        network: a unidirectional one.
+        description: with its blocks, of features; its inputs are this module's, in their order.
+    """
+
+    def __init__(self, network: DeepSpeech2, description: ArtifactDescription) -> None:
+        super().__init__()
+        self.network = network
+        self._states = [
+            name.removeprefix(STATE) for name in description.inputs if name.startswith(STATE)
+        ]
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, position: Tensor, *states: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Log-probabilities of a block.
+
+        Args:
+            features: (batch, 1, bins, frames) float32.
+            lengths: (batch,) int64, frames of the whole stream, as far as they are known: what
+                stands past them is ignored.
+            position: (batch, 1) int64, frame that the block begins with; even.
+            states: what the last block gave; zeros before the first.
+
+        Returns:
+            log_probs (batch, frames / 2, labels) float32, output_lengths (batch,) int64, the next
+            position, and the next states.
+        """
+        state = dict(zip(self._states, states, strict=True))
+        frames = features.shape[3]
+        start = torch.div(position, TIME_STRIDE, rounding_mode="floor")
+        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        valid = _inside(position, frames, lengths)
+        x = features.masked_fill(~valid[:, None, None], 0.0)
+        for layers, name, delay in (
+            (self.network.conv.layers[:3], "features", CONV1_DELAY),
+            (self.network.conv.layers[3:], "conv1", CONV2_DELAY),
+        ):
+            valid = _inside(start - delay, frames // TIME_STRIDE, output_lengths)
+            x, state[name] = _convolve(layers, x, state[name], valid)
+        x = x.flatten(1, 2).permute(2, 0, 1).contiguous()
+        padded = ~valid.T[:, :, None]
+        skipped = (CONV2_DELAY - start[:, 0]).clamp(0, frames // TIME_STRIDE)
+        hidden, cells = state["rnn"].clone(), state.get("cell", state["rnn"]).clone()
+        for index, layer in enumerate(self.network.rnns):
+            assert isinstance(layer, RecurrentLayer)
+            x = _recur(layer, x, (hidden[:, index], cells[:, index]), skipped)
+            x = x.masked_fill(padded, 0.0)
+        state["rnn"] = hidden
+        if "cell" in state:
+            state["cell"] = cells
+        if self.network.lookahead is not None:
+            x = _look_ahead(self.network.lookahead, x, state)
+        x = self.network.output(over_frames(self.network.output_norm, x))
+        log_probs = F.log_softmax(at_least_float32(x), dim=-1).transpose(0, 1)
+        following = (state[name] for name in self._states)
+        return log_probs, output_lengths, position + frames, *following
+
+
+def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
+    """The reference session of a checkpoint, for whole utterances and, where it can, for streams.
+
+    Raises:
+        RuntimeUnavailableError: torch has no such device here.
+    """
+    network, whole = checkpoint.network, checkpoint.description()
+
+    def in_blocks() -> tuple[nn.Module, ArtifactDescription]:
+        block_ms = nearest_block_ms(whole.features)
+        description = streaming_description(whole, "features", block_ms)
+        return StreamingNetwork(network, description), description
+
+    can = not whole.model.bidirectional and whole.features.normalize != "utterance"
+    return TorchSession(network, whole, device, in_blocks if can else None)
+
+
+def exact_session(checkpoint: Checkpoint) -> TorchSession:
+    """Open a checkpoint's network in float64, for whole utterances: the reference of parity checks.
+
+    A copy: the checkpoint's own network stays in float32.
+    """
+    network = copy.deepcopy(checkpoint.network)
+    return TorchSession(network, checkpoint.description(), float64=True)
+
+
+def streaming_description(
+    whole: ArtifactDescription, kind: Input = "features", block_ms: float = BLOCK_MS
+) -> ArtifactDescription:
+    """The description of the same model block by block.
+
+    Args:
+        whole: of the model of whole utterances.
+        kind: what a block holds.
+        block_ms: of sound in a block.
+
+    Raises:
+        ConfigError: a duration that is none of a block.
+    """
+    blocks = make_blocks(whole.model, whole.features, kind, block_ms)
+    return with_tensors(msgspec.structs.replace(whole, kind="streaming", input=kind, blocks=blocks))
+
+
+def _inside(start: Tensor, count: int, lengths: Tensor) -> Tensor:
+    """Whether the frames from start (batch, 1) on are from 0 to their length: (batch, count)."""
+    index = start + torch.arange(count, device=start.device)
+    return (index >= 0) & (index < lengths[:, None])
+
+
+def _convolve(
+    layers: nn.ModuleList, x: Tensor, before: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Convolution, batch norm and Hardtanh of what was kept and what is new; and what to keep."""
+    conv, norm, clip = layers
+    assert isinstance(conv, nn.Conv2d)
+    joined = torch.cat([before, x], dim=3)
+    bins = (int(conv.padding[0]), 0)
+    y = F.conv2d(joined, conv.weight, conv.bias, conv.stride, bins)
+    y = clip(norm(y)).masked_fill(~valid[:, None, None], 0.0)
+    return y, joined[..., -before.shape[3] :].clone()
+
+
+def _recur(
+    layer: RecurrentLayer, x: Tensor, states: tuple[Tensor, Tensor], skipped: Tensor
+) -> Tensor:
+    """(time, batch, inputs) to (time, batch, hidden); the states (batch, hidden) are advanced.
+
+    A stream that has not begun skips the frames before its first, which must not move its state.
+    """
+    if layer.batch_norm is not None:
+        x = over_frames(layer.batch_norm, x)
+    outputs = x.new_zeros(*x.shape[:2], layer.rnn.hidden_size)
+    for first in set(skipped.tolist()):
+        streams = (skipped == first).nonzero()[:, 0]
+        if first == len(x):
+            continue
+        begin = [state[streams][None] for state in states]
+        lstm = layer.rnn.mode == "LSTM"
+        part, end = layer.rnn(x[first:, streams], tuple(begin) if lstm else begin[0])
+        outputs[first:, streams] = part
+        for state, after in zip(states, end if lstm else (end, end), strict=True):
+            state[streams] = after[0]
+    return outputs
+
+
+def _look_ahead(lookahead: Lookahead, x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    x = x.permute(1, 2, 0)
+    if "lookahead" in state:
+        x = torch.cat([state["lookahead"], x], dim=2)
+        state["lookahead"] = x[..., 1 - lookahead.context :].clone()
+    return lookahead.clip(lookahead.conv(x)).permute(2, 0, 1)

@@ -1,0 +1,168 @@
+"""Word and character error rate of a model on a manifest, on any runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Literal
+
+import msgspec
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from ds2deploy.data.manifest import Unusable, audio_path, check_transcript, read_audio, transcript
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.errors import FILE_ERRORS, AlphabetError, Ds2Error
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.pipeline import AudioInput, Recognized
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An utterance that is not part of the result.
+
+    Attributes:
+        audio: its file.
+        error: the fault and its remedy, in one line.
+        of: the part that cannot be used, its recording or its transcript.
+    """
+
+    audio: str
+    error: str
+    of: Literal["recording", "transcript"] = "recording"
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """The result on a whole manifest.
+
+    Attributes:
+        runtime: that ran the model.
+        wer: word error rate, from 0.
+        cer: character error rate, from 0.
+        errors: the counts behind both.
+        utterances: that were recognised; the errors are of these.
+        audio_s: seconds of their audio.
+        compute_s: seconds for features, network and decoding, without reading files. Features are
+            computed beside the network, and count with the time that a core took for them.
+        elapsed_s: seconds from the first recording to the last text, reading included.
+        hypotheses: every utterance that was recognised, in the order of the manifest.
+        failed: utterances that were left out: first those that could not be opened, then the
+            others in the order of the manifest.
+    """
+
+    runtime: str
+    wer: float
+    cer: float
+    errors: ErrorCounts
+    utterances: int
+    audio_s: float
+    compute_s: float
+    elapsed_s: float
+    hypotheses: tuple[Hypothesis, ...]
+    failed: tuple[Failure, ...] = ()
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of computing per second of audio."""
+        return self.compute_s / self.audio_s
+
+
+def evaluate(
+    recognizer: Recognizer,
+    cuts: CutSet,
+    manifest: str,
+    progress: Callable[[int, float], None] = lambda done, audio_s: None,
+    unusable: Sequence[Unusable] = (),
+) -> Evaluation:
+    """Recognise every utterance and count the errors.
+
+    Broken recordings, and transcripts that the model could never write, are left out and named.
+
+    Args:
+        recognizer: the model.
+        cuts: utterances with transcripts.
+        manifest: its name, for errors.
+        progress: told how many utterances are done, and how many seconds of audio.
+        unusable: utterances of the manifest that `read_usable` left out.
+
+    Raises:
+        Ds2Error: no utterance can be used; names the first.
+    """
+    alphabet = Alphabet(recognizer.description.labels)
+    listed = list(cuts)
+    checked = ((i, _unspelled(cut, alphabet, manifest)) for i, cut in enumerate(listed))
+    faults = {i: error for i, error in checked if error is not None}
+    started = time.perf_counter()
+    chosen = [i for i in range(len(listed)) if i not in faults]
+    recognized = _recognize(recognizer, [listed[i] for i in chosen], progress)
+    elapsed_s = time.perf_counter() - started
+    hypotheses: list[Hypothesis] = []
+    for i, item in zip(chosen, recognized, strict=True):
+        if isinstance(item.result, Ds2Error):
+            faults[i] = item.result
+        else:
+            said = alphabet.normalize(transcript(listed[i]))
+            hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text))
+    failed = [*unusable, *(Unusable(audio_path(listed[i]), faults[i]) for i in sorted(faults))]
+    if not hypotheses:
+        raise _none_left(failed)
+    errors = count_errors([h.reference for h in hypotheses], [h.hypothesis for h in hypotheses])
+    return Evaluation(
+        runtime=recognizer.session.runtime,
+        wer=errors.wer,
+        cer=errors.cer,
+        errors=errors,
+        utterances=len(hypotheses),
+        audio_s=round(sum(item.audio_s for item in recognized), 3),
+        compute_s=round(sum(item.compute_s for item in recognized), 3),
+        elapsed_s=round(elapsed_s, 3),
+        hypotheses=tuple(hypotheses),
+        failed=tuple(_failure(item) for item in failed),
+    )
+
+
+def _unspelled(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
+    """The error of a transcript that the labels cannot spell."""
+    try:
+        check_transcript(cut, alphabet, manifest)
+    except AlphabetError as error:
+        return error
+    return None
+
+
+def _failure(item: Unusable) -> Failure:
+    is_recording = isinstance(item.error, FILE_ERRORS)
+    return Failure(item.audio, str(item.error), "recording" if is_recording else "transcript")
+
+
+def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
+    """The first error; the others are counted."""
+    first = failed[0].error
+    others = f" (and none of the other {len(failed) - 1} utterances can be used)"
+    return type(first)(f"{first}{others if failed[1:] else ''}")
+
+
+def _recognize(
+    recognizer: Recognizer, cuts: Sequence[Cut], progress: Callable[[int, float], None]
+) -> list[Recognized]:
+    """What became of every cut, in order; read in the order of their durations."""
+    rate = recognizer.description.features.sample_rate
+    order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
+    found: dict[int, Recognized] = {}
+    audio_s = 0.0
+    sources = (_source(cuts[i], rate) for i in order)
+    with closing(recognizer.transcribe_many(sources)) as results:
+        for item in results:
+            found[order[item.index]] = item
+            audio_s += item.audio_s
+            progress(len(found), audio_s)
+    return [found[i] for i in range(len(cuts))]
+
+
+def _source(cut: Cut, sample_rate: int) -> AudioInput:
+    def pieces() -> Iterator[FloatArray]:
+        yield read_audio(cut, sample_rate)  # by a thread, when there is room for it
+
+    return AudioInput(audio_path(cut), pieces())

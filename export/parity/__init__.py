@@ -1,0 +1,1 @@
+"""The parity check: what is compared, with which reference, on which speech."""

@@ -1,0 +1,1 @@
+"""The network that TensorRT parsed, evaluated on the CPU."""

@@ -1,0 +1,198 @@
+"""Recordings as libsndfile decodes them, block by block, and the check that all of them came."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import soundfile
+
+from ds2deploy.runtimes.audio.checks import check_stream_rate
+from ds2deploy.runtimes.audio.foreign_formats import FRAME_PAIR, conversion, foreign_format
+from ds2deploy.runtimes.audio.levels import Levels
+from ds2deploy.runtimes.audio.sections import Section, find_mp3_sections, find_sections
+from ds2deploy.runtimes.audio.source import open_audio_file
+from ds2deploy.runtimes.audio.wav import is_unknown
+from ds2deploy.runtimes.errors import AudioError, NotAudioError
+from ds2deploy.runtimes.features import FloatArray
+
+BLOCK = 1 << 20
+"""Numbers read at a time. A header cannot be trusted with the size of the array: a FLAC stream
+declares 2^63 - 1 samples."""
+
+MOST_SAMPLES = (1 << 36) - 1
+"""The largest count that FLAC can write (50 days at 16 kHz); it and larger ones stand for a length
+that is not known."""
+
+SIZES = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE
+)
+"""Remark of libsndfile: the size of the audio in the header, and the size that is there."""
+
+AIFF_COUNTS = re.compile(r"'COMM' chunk \((\d+)\) not equal to frame count\s+\*\*\*.*\((\d+)\)")
+"""Remark of libsndfile on AIFF: the samples that the header counts, and those that are there."""
+
+COUNTS = re.compile(r"\b(?:Frames|Cols)\s*: (\d+)")
+"""Remark of libsndfile: samples that a header counts (AVR, MAT5)."""
+
+CODED_BY_NAME = (".gsm", ".vox")
+"""Suffixes of files without a header: libsndfile knows the coding of their samples by the name."""
+
+
+class Sound(soundfile.SoundFile):  # type: ignore[misc]
+    """A section that is read from beginning to end, whatever length its header declares."""
+
+    def seekable(self) -> bool:
+        """Return False: soundfile would seek after each read, and fail at the end of FLAC."""
+        return False
+
+    @property
+    def known_samples(self) -> int | None:
+        """Samples of one channel that the header declares; None where it does not know."""
+        return int(self.frames) if 0 <= self.frames < MOST_SAMPLES else None
+
+    def blocks_to_end(self) -> Iterator[FloatArray]:
+        """Blocks of (samples, channels) float32; the last is shorter, maybe empty."""
+        count = max(1, BLOCK // self.channels)
+        while True:
+            block: FloatArray = self.read(count, dtype="float32", always_2d=True)
+            yield block
+            if len(block) < count:
+                return
+
+
+class Recording:
+    """An open recording; see `open_recording`.
+
+    Args:
+        path: name of the recording, for errors.
+        file: the recording, open.
+
+    Attributes:
+        sections: its parts, in order.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self.sections = find_sections(path, file)
+        if not self.sections:
+            begun = self._readable()  # else MP3 after something else, maybe
+            self.sections = [Section()] if begun else find_mp3_sections(path, file)
+
+    @contextmanager
+    def open(self, section: Section) -> Iterator[Sound]:
+        """Open a section.
+
+        Raises:
+            AudioError: it cannot be decoded, now or later, or its sample rate is none.
+        """
+        try:
+            with self._sound(section) as sound:
+                check_stream_rate(sound.samplerate, str(self._path))
+                yield sound
+        except soundfile.LibsndfileError as error:
+            raise self._unreadable(str(error.error_string)) from None
+
+    def blocks(self, section: Section, sound: Sound, levels: Levels) -> Iterator[FloatArray]:
+        """Decode an open section.
+
+        Yields:
+            (samples,) float32, the mean of all channels.
+
+        Raises:
+            AudioError: damaged, truncated, or not finite; maybe with the last block.
+        """
+        decoded = 0
+        for block in sound.blocks_to_end():
+            decoded += len(block)
+            yield levels.mix_down(block)
+        if _truncated(section, sound, decoded):
+            raise AudioError(
+                f"{self._path}: truncated, its end is missing; copy or record it again"
+            )
+
+    def _unreadable(self, detail: str) -> NotAudioError:
+        """Say that a recording cannot be decoded."""
+        if self._path.suffix.lower() in (".raw", ".pcm"):
+            return NotAudioError(
+                f"{self._path}: no header that says what it holds; if it is 16-bit mono, say its "
+                f"rate: ds2deploy transcribe MODEL - --rate HZ < {self._path}"
+            )
+        self._file.seek(0)
+        if foreign := foreign_format(self._file.read(FRAME_PAIR)):
+            return NotAudioError(
+                f"{self._path}: {foreign}, which libsndfile does not read; convert it, such as: "
+                f"{conversion(str(self._path))}"
+            )
+        if "resource fork" in detail:  # libsndfile's last guess
+            detail = "Format not recognised"
+        return NotAudioError(
+            f"{self._path}: not audio that can be read, or damaged "
+            f"({detail.strip().rstrip('.') or 'cannot be decoded'}); expected WAV, FLAC, Ogg, MP3 "
+            "or another format of libsndfile, convert it first"
+        )
+
+    def _sound(self, section: Section) -> Sound:
+        if section.content is not None:
+            section.content.seek(0)
+            return Sound(section.content)
+        # By its number, so that neither a name which is not UTF-8 nor a suffix matters.
+        self._file.seek(0)
+        try:
+            return Sound(self._file.fileno(), closefd=False)
+        except soundfile.LibsndfileError:
+            if self._path.suffix.lower() not in CODED_BY_NAME:
+                raise
+            return Sound(os.fsencode(self._path))
+
+    def _readable(self) -> bool:
+        try:
+            self._sound(Section()).close()
+        except soundfile.LibsndfileError:
+            return False
+        return True
+
+
+@contextmanager
+def open_recording(path: Path) -> Iterator[Recording]:
+    """Open a recording of any format.
+
+    Raises:
+        MissingFileError, AudioError: see `open_audio_file` and `find_sections`.
+    """
+    with open_audio_file(path) as file:
+        yield Recording(path, file)
+
+
+def _truncated(section: Section, sound: Sound, decoded: int) -> bool:
+    """Check whether the container holds, or declares, more than was decoded."""
+    expected = sound.known_samples if section.samples is None else section.samples
+    if expected is not None and decoded < expected:
+        return True
+    if section.truncated is not None:
+        return section.truncated
+    counts = COUNTS.findall(sound.extra_info)
+    return any(decoded < int(count) < MOST_SAMPLES for count in counts) or _cut_off(
+        sound.extra_info
+    )
+
+
+def _cut_off(log: str) -> bool:
+    """Check libsndfile's log of the header for audio that is longer than the file.
+
+    Only the chunk of the audio counts (CAF, AU, SVX; the whole file in W64): many writers get the
+    total in a header wrong, and remarks after the audio may be cut. AIFF counts its samples a
+    second time, and that count is the one to believe.
+    """
+    if re.search("seems to be (a )?truncated", log, re.IGNORECASE):  # VOC, MAT4
+        return True
+    sizes = SIZES.findall(log)
+    if "SSND" in log and "check block count" not in log:
+        sizes = AIFF_COUNTS.findall(log)
+    return any(
+        int(actual) < int(declared) and not is_unknown(int(declared)) for declared, actual in sizes
+    )

@@ -1,0 +1,1 @@
+"""CTC decoding of log-probabilities to text."""

@@ -1,0 +1,258 @@
+"""A session on ONNX Runtime."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import (
+    METADATA_KEY,
+    ArtifactDescription,
+    Precision,
+    read_description,
+)
+from ds2deploy.runtimes.engine_description import Profile
+from ds2deploy.runtimes.errors import (
+    DeviceError,
+    MissingFileError,
+    ModelFileError,
+    RuntimeUnavailableError,
+)
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.files import FOREIGN_BYTE
+from ds2deploy.runtimes.onnx.library import import_onnxruntime
+from ds2deploy.runtimes.onnx.metadata import no_description, read_onnx_description
+from ds2deploy.runtimes.onnx.obstacles import Provider, first_line
+from ds2deploy.runtimes.onnx.providers import TENSORRT_PROFILE, check, configure
+from ds2deploy.runtimes.onnx.weights import check_weights
+from ds2deploy.runtimes.session import Session, usable_cores
+from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
+
+AT_ONCE = 4
+"""Utterances of a wide LSTM in fp32 on a few cores. Up to here ONNX Runtime's threads share a
+step's units, beyond it the utterances, and then each of them reads all weights in every step. Five
+bidirectional layers of 1024 on two cores took 0.064 s for a second of audio at 4 utterances of 4 s
+and 0.067 at 8; of 10 s 0.067 and 0.076. In int8, whose weights are a quarter as large, it made no
+difference."""
+
+WIDE = 256
+"""Units up to which ONNX Runtime always shares the utterances."""
+
+FEW_CORES = 4
+"""With more of them either way may win: not measured."""
+
+
+class OnnxSession:
+    """Runs an exported ONNX file.
+
+    Args:
+        path: the artifact.
+        device: `cpu`, `cuda`, `cuda:1`, ...
+        threads: of the CPU; 0 takes one per core.
+        description: overrides the one in the file, for an exporter that has not written it yet.
+        provider: what of ONNX Runtime must run it; None takes the device's own.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: damaged, with weights that are not numbers, or not exported by ds2deploy.
+        RuntimeUnavailableError: ONNX Runtime, or the provider, is not there, or does not take
+            this model; nothing else runs instead.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        threads: int = 0,
+        description: ArtifactDescription | None = None,
+        provider: Provider | None = None,
+    ) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
+        if path.stat().st_size == 0:
+            raise ModelFileError(f"{path}: empty file (0 bytes); export it again")
+        kind, _, index = device.partition(":")
+        if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+            raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+        chosen: Provider = provider or ("cuda" if kind == "cuda" else "cpu")
+        described = description
+        if chosen != "cpu" and described is None:
+            described = read_onnx_description(path)
+        check_weights(path)
+        self._session = _open(path, chosen, int(index or 0), threads, described)
+        self.description = description or _describe(self._session, path)
+        self.runtime = f"onnxruntime {device if provider in (None, 'cuda') else provider}"
+        self.profile: Profile | None = TENSORRT_PROFILE if chosen == "tensorrt" else None
+        self.at_once = at_once(self.description, threads) if chosen == "cpu" else None
+
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`."""
+        size = len(tensors[self.description.inputs[0]])
+        if self.at_once is None or size <= self.at_once:
+            return self._compute(tensors)
+        parts = [
+            self._compute({name: array[i : i + self.at_once] for name, array in tensors.items()})
+            for i in range(0, size, self.at_once)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _compute(self, tensors: Tensors) -> Tensors:
+        outputs = self.description.outputs
+        try:
+            results = self._session.run(list(outputs), tensors)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            name = self.description.inputs[0]
+            raise DeviceError(
+                f"{self.runtime} failed at {name} {tensors[name].shape}: {first_line(error)}"
+            ) from error
+        return dict(zip(outputs, results, strict=True))
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """Itself, where it takes blocks."""
+        return self if self.description.blocks is not None else None
+
+    def close(self) -> None:
+        """Nothing here needs to be freed by hand."""
+
+
+def at_once(description: ArtifactDescription, threads: int) -> int | None:
+    """Utterances that a CPU runs at a time where more come; None where it runs them all."""
+    model, cores = description.model, threads or usable_cores()
+    wide = model.rnn == "lstm" and model.hidden > WIDE and description.precision == "fp32"
+    return AT_ONCE if wide and 1 < cores <= FEW_CORES else None
+
+
+def describe_artifact(path: str | Path) -> ArtifactDescription:
+    """What an ONNX artifact says of itself, compared with its graph where that can be opened.
+
+    Raises:
+        MissingFileError, ModelFileError, RuntimeUnavailableError: see `OnnxSession`.
+    """
+    description = read_onnx_description(path)
+    if description.precision == "bf16":  # which ONNX Runtime does not open on a CPU
+        check_weights(Path(path))
+        return description
+    return OnnxSession(path).description
+
+
+def _open(
+    path: Path,
+    provider: Provider,
+    index: int,
+    threads: int,
+    description: ArtifactDescription | None,
+) -> Any:
+    try:
+        onnxruntime = import_onnxruntime()
+    except ImportError:
+        raise RuntimeUnavailableError(
+            f"{path}: ONNX Runtime is not installed: pip install "
+            f"'ds2deploy[{'cpu' if provider in ('cpu', 'rtx') else 'gpu'}]'"
+        ) from None
+    precision = _precision(path) if description is None else description.precision
+    if precision == "bf16" and provider in ("cpu", "cuda"):
+        raise RuntimeUnavailableError(
+            f"{path}: ONNX Runtime computes no bf16 on {provider}; build an engine of its "
+            "checkpoint (--trt or --rtx), or export fp16"
+        )
+    if precision == "int8" and provider != "cpu":
+        raise RuntimeUnavailableError(
+            f"{path}: ONNX Runtime computes int8 LSTMs on a CPU only; give the fp16 or the fp32 "
+            f"file for {provider}, or leave --runtime and --device out"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what it raises says the same
+    # Threads that wait for one another within a run spin: measured, 5 x BiLSTM-1024 at batch 1
+    # takes 6 % less time in fp32 and 12 % less in int8. Between two runs they must not: they would
+    # take the cores from feature extraction and from other sessions (torch beside them ran at half
+    # its speed).
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    providers = configure(onnxruntime, options, provider, index, path, description)
+    try:
+        # ONNX Runtime wants names in UTF-8; a graph has everything in one file.
+        model = path.read_bytes() if FOREIGN_BYTE.search(str(path)) else str(path)
+        # Without the fallback to the CPU: it prints to standard output, opens the model a second
+        # time, and where it is forbidden its own error takes the place of the true one.
+        session = onnxruntime.InferenceSession(
+            model, options, providers=providers or None, enable_fallback=0
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        if provider != "cpu" and precision is not None:
+            other = "the CPU" if provider == "cuda" else "--runtime cuda"
+            raise RuntimeUnavailableError(
+                f"{path}: --runtime {provider} does not take this model ({first_line(error)}); "
+                f"try {other}"
+            ) from None
+        raise ModelFileError(
+            f"{path}: not an ONNX model that can be read, or damaged "
+            f"({first_line(error)}); export it again"
+        ) from None
+    check(session, provider, path)
+    return session
+
+
+def _precision(path: Path) -> Precision | None:
+    """Of a file that can be read; what is wrong with another is told when it is opened."""
+    try:
+        return read_onnx_description(path).precision
+    except ModelFileError:
+        return None
+
+
+def _describe(session: Any, path: Path) -> ArtifactDescription:
+    document = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if document is None:
+        raise no_description(path)
+    description = read_description(document, str(path))
+    _check_description(description, session, path)
+    return description
+
+
+def _check_description(description: ArtifactDescription, session: Any, path: Path) -> None:
+    """Refuse here, and not in the middle of a run, a description that is not the graph's."""
+    try:
+        labels = len(Alphabet(description.labels))
+        bins = FeatureExtractor(description.features).config.bins
+    except ValueError as error:
+        raise ModelFileError(
+            f"{path}: its description is damaged ({error}); export it again"
+        ) from None
+    for names, tensors, values in (
+        (description.inputs, input_tensors(description), session.get_inputs()),
+        (description.outputs, output_tensors(description), session.get_outputs()),
+    ):
+        pairs = zip_longest(names, tensors)
+        told = [(name, list(tensor.dims) if tensor else []) for name, tensor in pairs]
+        found = _signature(values, path)
+        if told != found:
+            raise ModelFileError(
+                f"{path}: its description ({bins} bins in, {labels} labels out) is not its "
+                f"graph's ({_first_difference(told, found)}); export it again"
+            )
+
+
+def _signature(values: Any, path: Path) -> list[Any]:
+    """Names and shapes of a graph's tensors, which in a damaged file may not be text."""
+    try:
+        return [(value.name, list(value.shape)) for value in values]
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: its graph is damaged ({error}); export it again") from None
+
+
+def _first_difference(told: list[Any], found: list[Any]) -> str:
+    """The first tensor that is not as it was told to be."""
+    nothing: tuple[str, list[Any]] = ("no tensor", [])
+    pairs = zip_longest(told, found, fillvalue=nothing)
+    name, dims = next(there for here, there in pairs if here != there)
+    return f"{name} {dims}"

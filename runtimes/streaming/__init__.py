@@ -1,0 +1,1 @@
+"""Streaming recognition: blocks, state, single streams and pools of streams."""

@@ -1,0 +1,171 @@
+"""Recognition while somebody speaks: audio in pieces of any size, text as soon as it is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy.typing as npt
+
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.greedy import Transcript
+from ds2deploy.runtimes.decoding.greedy_stream import StreamDecoder, Update
+from ds2deploy.runtimes.errors import StreamError
+from ds2deploy.runtimes.features import FeatureExtractor
+from ds2deploy.runtimes.session import Closing, Session
+from ds2deploy.runtimes.streaming.audio_blocks import StreamAudio
+from ds2deploy.runtimes.streaming.state import StreamState, step
+
+
+class Channel:
+    """One stream from samples to text, but for the network that its blocks go through.
+
+    Args:
+        session: of a streaming model.
+        extract: the model's feature extractor.
+        sample_rate: of the audio, in Hz.
+        name: of the stream, for errors.
+
+    Attributes:
+        audio: what waits.
+        state: where it stands in the network.
+        decoder: what was read.
+
+    Raises:
+        AudioError: a rate that is none.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        extract: FeatureExtractor,
+        sample_rate: float,
+        name: str = "stream",
+    ) -> None:
+        description = session.description
+        config = description.features
+        self.audio = StreamAudio(description, extract, sample_rate, name)
+        self.state = StreamState(description, self.audio.first_frame)
+        self.decoder = StreamDecoder(Alphabet(description.labels), description.frame_s)
+        self._rate = config.sample_rate
+        self._samples = description.input == "waveform"
+        self._frames = config.frames
+
+    @property
+    def ready(self) -> bool:
+        """Whether a block can be run: a full one, or one of those that end the stream."""
+        if self.audio.total is None:
+            return self.audio.full
+        return not self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether the stream has ended, and everything was read."""
+        return self.audio.total == 0 or self.state.done
+
+    @property
+    def duration_s(self) -> float:
+        """Of the whole stream, once it has ended."""
+        return float("inf") if self.audio.total is None else self.audio.total / self._rate
+
+    def end(self) -> None:
+        """No more audio comes."""
+        self.audio.end()
+        if total := self.audio.total:
+            self.state.total = total if self._samples else self._frames(total)
+
+    def update(self) -> Update:
+        """What is new since the last update."""
+        return self.decoder.update(self.duration_s)
+
+    def finish(self) -> Transcript:
+        """The whole utterance, when it is done."""
+        return self.decoder.finish(self.duration_s)
+
+
+def run_channels(session: Session, channels: Sequence[Channel]) -> None:
+    """Run one block of each of these channels, which are ready, in one batch.
+
+    Raises:
+        DeviceError: the session failed; the channels are as they were.
+    """
+    blocks = [channel.audio.block() for channel in channels]
+    results = step(session, [channel.state for channel in channels], blocks)
+    for channel, log_probs in zip(channels, results, strict=True):
+        channel.audio.drop()
+        channel.decoder.take(log_probs)
+
+
+class Stream(Closing):
+    """One stream; a context manager that lets go of what was not finished.
+
+    `Recognizer.stream` makes it. One thread at a time may use it.
+
+    Args:
+        session: of a streaming model.
+        extract: the model's feature extractor.
+        sample_rate: of the audio, in Hz.
+        name: for errors.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        extract: FeatureExtractor,
+        sample_rate: float,
+        name: str = "stream",
+    ) -> None:
+        self._session = session
+        self._channel: Channel | None = Channel(session, extract, sample_rate, name)
+
+    def accept(self, samples: npt.ArrayLike) -> Update:
+        """Take more audio and run all blocks that are full.
+
+        Args:
+            samples: (samples,) or (samples, channels) float32 in [-1, 1] at the stream's rate; any
+                number of them, none too.
+
+        Returns:
+            All words that are certain, those of them that are new, and the one that may grow.
+
+        Raises:
+            AudioError: not such an array, or not finite; nothing of it is taken, and the stream
+                goes on.
+            StreamError: the stream has finished.
+            DeviceError: a GPU failed; the audio waits, and another call tries again.
+        """
+        channel = self._open()
+        if channel.audio.total is not None:
+            raise StreamError("this stream was finished; call finish() again for its transcript")
+        channel.audio.push(samples)
+        while channel.ready:
+            run_channels(self._session, [channel])
+        return channel.update()
+
+    def finish(self) -> Transcript:
+        """End the stream and read what is still on its way.
+
+        Returns:
+            The whole utterance: what `Recognizer.transcribe` gives for all of its audio at once.
+            Without any audio, no text.
+
+        Raises:
+            StreamError: the stream has finished already.
+            DeviceError: a GPU failed; another call tries again.
+        """
+        channel = self._open()
+        if channel.audio.total is None:
+            channel.end()
+        while channel.ready:
+            run_channels(self._session, [channel])
+        transcript = channel.finish()
+        self._channel = None
+        return transcript
+
+    def close(self) -> None:
+        """Let go of what was not finished."""
+        self._channel = None
+
+    def _open(self) -> Channel:
+        if self._channel is None:
+            raise StreamError("this stream has finished; open another with stream()")
+        return self._channel

@@ -1,0 +1,37 @@
+"""What TensorRT says, kept for the messages of errors instead of printed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ds2deploy.runtimes.tensorrt.library import TensorRt
+
+LOG = logging.getLogger("ds2deploy")
+
+
+def make_log(library: TensorRt) -> Any:
+    """A TensorRT logger that prints nothing and keeps the last error, for the messages."""
+    trt = library.module
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # known when it runs
+        def __init__(self) -> None:
+            super().__init__()  # pybind11 demands it
+            self._last = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self._last = message
+            LOG.debug("%s: %s", library.title, message)
+
+        def take(self) -> str:
+            """The last error as an addition to a message; empty where there was none since."""
+            last, self._last = self._last, ""
+            return f" ({' '.join(last.split())[:200]})" if last else ""
+
+    return Log()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text, for the middle of a message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,113 @@
+"""Transcripts spelled with the labels: nothing invented, nothing changed without an account."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds2deploy.data.text_normalization import Change, TextNormalizer, find_labels
+from ds2deploy.runtimes.alphabet import Alphabet
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("It's", "IT'S"),
+        ("it\u2019s", "IT'S"),
+        ("Caf\u00e9, s'il vous pla\u00eet!", "CAFE S'IL VOUS PLAIT"),
+        ("cafe\u0301", "CAFE"),
+        ("twenty-one and/or \u2014 what?", "TWENTY ONE AND OR WHAT"),
+        ("\ufeffzero\u200bwidth", "ZEROWIDTH"),
+        ("non\u00a0breaking", "NON BREAKING"),
+        ("\ufb01ne", "FINE"),
+        ("\u201cquoted\u201d (aside)", "QUOTED ASIDE"),
+        ("route 66", "ROUTE 66"),
+        ("5 % & more", "5 % & MORE"),
+        ("\u043f\u0440\u0438\u0432\u0435\u0442", "\u041f\u0420\u0418\u0412\u0415\u0422"),
+        ("stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_english_labels(text: str, spelled: str):
+    assert TextNormalizer(Alphabet()).spell(text) == spelled
+
+
+def test_an_account_of_every_character():
+    spelling = TextNormalizer(Alphabet())
+    for text in ("Caf\u00e9!", "\u00e9t\u00e9, 7", "it\u2019s well-known"):
+        spelling.spell(text)
+    assert spelling.changes == [
+        Change("\u00e9", "e", 3),
+        Change("!", "", 1),
+        Change(",", "", 1),
+        Change("-", " ", 1),
+        Change("7", None, 1),
+        Change("\u2019", "'", 1),
+    ]
+
+
+def test_a_letter_that_has_a_label_keeps_its_accent():
+    spelling = TextNormalizer(Alphabet("_abc\u00e9 "))
+    assert spelling.spell("B\u00c9 \u00e8") == "b\u00e9 \u00e8"
+    assert [(c.character, c.became) for c in spelling.changes] == [("\u00e8", None)]
+
+
+def test_labels_without_an_apostrophe_or_a_space():
+    assert TextNormalizer(Alphabet("_ABC ")).spell("a'b\u2019c") == "ABC"
+    assert TextNormalizer(Alphabet("_ABC")).spell("a-b") == "A B"  # for `encode` to refuse
+
+
+@given(st.text())
+def test_what_has_labels_stays_and_what_has_none_is_told(text: str):
+    alphabet = Alphabet()
+    spelling = TextNormalizer(alphabet)
+    spelled = spelling.spell(text)
+    told = {c.character for c in spelling.changes if c.became is None}
+    assert bool(alphabet.unknown(spelled)) == bool(told)
+    known = "".join(c for c in text if c in alphabet.labels[1:])
+    assert spelling.spell(known) == alphabet.normalize(known)
+
+
+@given(st.text(alphabet="ABC 'xyz\u00e9\u00df-,7"))
+def test_spelling_twice_changes_nothing_more(text: str):
+    once = TextNormalizer(Alphabet()).spell(text)
+    assert TextNormalizer(Alphabet()).spell(once) == once
+
+
+def test_labels_of_another_language():
+    texts = ["\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439\u0442\u0435, 7!"]
+    labels = find_labels([*texts, "d'accord"])
+    assert labels == "_'ACDOR\u0410\u0412\u0414\u0415\u0417\u0419\u0420\u0421\u0422\u0423 "
+    spelled = TextNormalizer(Alphabet(labels)).spell(
+        "\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432"
+    )
+    assert not Alphabet(labels).unknown(spelled)
+
+
+def test_a_rare_letter_gets_no_label():
+    assert find_labels(["abc " * 10_000, "\u00e9"]) == "_ABC "
+    assert find_labels(["abc " * 100, "\u00e9"]) == "_ABC\u00c9 "
+
+
+def test_the_blank_is_no_letter():
+    assert find_labels(["a_b"]) == "_AB"
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [
+        (["Stra\u00dfe und Haus"], "_adehnrstu\u00df "),
+        (["Cafe\u0301 ole\u0301"], "_ACFLO\u00c9 "),
+        (["it\u2019s"], "_'IST"),
+    ],
+)
+def test_found_labels_spell_what_they_were_found_in(texts: list[str], labels: str):
+    """In either case, and whether accents are composed or not."""
+    assert find_labels(texts) == labels
+    alphabet = Alphabet(labels)
+    for text in texts:
+        spelled = TextNormalizer(alphabet).spell(text)
+        for said in (spelled, spelled.lower(), unicodedata.normalize("NFD", spelled)):
+            assert alphabet.decode(alphabet.encode(said)) == spelled

@@ -1,0 +1,158 @@
+"""What an export does where there is a GPU, with the stand-in for CUDA and TensorRT.
+
+The network is parsed by the real TensorRT-RTX; the stand-in "builds" by wrapping the ONNX file, and
+runs what it wraps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import numpy_helper
+from typer.testing import CliRunner, Result
+
+import ds2deploy
+from ds2deploy.cli.app import app
+from ds2deploy.export.parity.check import ParityReport
+from ds2deploy.export.tensorrt import verified_engine as tensorrt
+from ds2deploy.export.tensorrt.build import Job
+from ds2deploy.runtimes.tensorrt.engine_file import read_engine
+from ds2deploy.runtimes.tensorrt.library import TensorRt
+
+STAND_IN = Path(__file__).parents[2] / "runtimes" / "tensorrt" / "tensorrt_standin.py"
+PROFILE = ["--batch", "1,2,3", "--seconds", "0.3,0.5,1"]
+
+
+def load_standin() -> Any:
+    spec = importlib.util.spec_from_file_location("tensorrt_standin", STAND_IN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+standin = load_standin()
+
+
+@pytest.fixture(params=["tensorrt", "rtx"])
+def machine(
+    request: pytest.FixtureRequest, rtx: TensorRt, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A GPU, and a builder that takes the ONNX file as it is."""
+    parse = tensorrt.check_network
+
+    def check(path: Path, description: Any, library: TensorRt, *rest: Any) -> ParityReport:
+        return parse(path, description, rtx, *rest)
+
+    made = standin.Machine(flavor=request.param, version="10.3.0")
+    if request.param == "rtx":
+        made = standin.Machine(flavor="rtx", version="1.7.1")
+    made.install(monkeypatch)
+    monkeypatch.setattr(tensorrt, "check_network", check)
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
+    yield made
+    assert made.violations == []
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], None]:
+    def install(change: Callable[[onnx.ModelProto], None]) -> None:
+        def build(job: Job, progress: Any) -> tuple[float, float, float, int]:
+            model = onnx.load(job.onnx)
+            change(model)
+            sound, shapes = next(iter(job.profile.items()))
+            sizes = [shape[-1] for shape in shapes]
+            frames = [size // 160 + 1 for size in sizes] if sound == "waveform" else sizes
+            profile = {"batch": [shape[0] for shape in shapes], "frames": frames}
+            Path(job.engine).write_bytes(standin.make_blob(model.SerializeToString(), profile))
+            return 0.1, 0.2, 300.0, 99
+
+        monkeypatch.setattr(tensorrt, "_run_build", build)
+
+    install(lambda model: None)
+    return install
+
+
+def export(machine: Any, source: Path, out: Path, *options: str) -> Result:
+    flag = "--trt" if machine.flavor == "tensorrt" else "--rtx"
+    if machine.flavor == "rtx" and "--targets" not in options:
+        options = (*options, "--targets", machine.capability)
+    arguments = ["export", str(source), flag, "--out", str(out), "--json", *PROFILE, *options]
+    return CliRunner().invoke(app, arguments, prog_name="ds2deploy")
+
+
+@pytest.mark.usefixtures("builder")
+def test_the_engine_is_run_and_verified(machine: Any, digits_onnx: Path, tmp_path: Path):
+    result = export(machine, digits_onnx, tmp_path / "out")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    (item,) = json.loads(result.stdout)["artifacts"]
+    runtime = "tensorrt cuda" if machine.flavor == "tensorrt" else "tensorrt-rtx cuda"
+    assert item["verification"] == (f"engine verified on {runtime}; the parsed network on the CPU")
+    assert item["report"]["passed"]
+    assert {(case["batch"], case["frames"]) for case in item["report"]["cases"]} == {
+        (batch, frames) for batch in (1, 2, 3) for frames in (31, 51, 101)
+    }
+    assert item["build"]["engine_check_s"] > 0
+    assert item["compute_capabilities"] == [machine.capability]
+    path = Path(item["path"])
+    assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}.json"}
+    description, engine, _ = read_engine(path)
+    assert description.parity is not None
+    assert description.parity["passed"]
+    assert engine.verification == item["verification"]
+    assert engine.compared_with == f"onnxruntime cpu, {digits_onnx.name}"
+    assert not any(machine.left().values()), machine.left()
+
+
+def nudge(model: onnx.ModelProto) -> None:
+    (bias,) = [item for item in model.graph.initializer if item.name == "output/bias"]
+    array = numpy_helper.to_array(bias).copy()
+    array[3] += 0.01
+    bias.CopyFrom(numpy_helper.from_array(array, bias.name))
+
+
+def test_an_engine_over_tolerance_leaves_nothing(
+    machine: Any, builder: Any, digits_onnx: Path, tmp_path: Path
+):
+    builder(nudge)
+    result = export(machine, digits_onnx, tmp_path / "out")
+    assert result.exit_code == 1, result.stderr
+    assert f"the engine does not compute what {digits_onnx.name} computes, nothing is wr" in (
+        result.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("builder")
+@pytest.mark.parametrize("machine", ["rtx"], indirect=True)  # TensorRT builds for what is there
+def test_a_gpu_that_the_engine_is_not_for(machine: Any, digits_onnx: Path, tmp_path: Path):
+    machine.capability = "8.6"
+    result = export(machine, digits_onnx, tmp_path / "out", "--targets", "8.9,12.0")
+    (item,) = json.loads(result.stdout)["artifacts"]
+    assert item["report"] is None
+    assert item["verification"] == (
+        "engine built, not run: it is for compute capability 8.9, 12.0, this GPU is 8.6; the "
+        "parsed network was verified on the CPU"
+    )
+
+
+@pytest.mark.usefixtures("builder")
+def test_the_interface_is_the_same(
+    machine: Any, digits_onnx: Path, digits_checkpoint: Path, tmp_path: Path
+):
+    assert export(machine, digits_onnx, tmp_path).exit_code == 0
+    (path,) = tmp_path.glob("*.engine")
+    from ds2deploy.export.parity.speech import synthesize
+
+    sound = synthesize(16_000, 15_000, seed=2)
+    trusted = ds2deploy.load(digits_onnx).transcribe([sound] * 5, 16_000)
+    with ds2deploy.load(path) as recognizer:
+        assert recognizer.transcribe([sound] * 5, 16_000) == trusted
+        assert recognizer.session.profile is not None
+    result = CliRunner().invoke(app, ["verify", str(path), str(digits_checkpoint)])
+    assert result.exit_code == 0, result.output

@@ -1,0 +1,92 @@
+"""ONNX Runtime on a CPU: a wide LSTM is run a few utterances at a time, with the same result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, WeightsSource
+from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.onnx.session import OnnxSession, at_once
+from ds2deploy.runtimes.pipeline import batch_limits
+from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.tensors import Tensors
+
+LARGE = ArtifactDescription(
+    precision="fp32",
+    labels="_AB",
+    features=FeatureConfig(),
+    model=ModelShape(),
+    source=WeightsSource(name="large.ckpt", sha256="0" * 64, kind="ds2deploy"),
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "threads", "expected"),
+    [
+        ({}, "fp32", 2, 4),
+        ({}, "fp32", 4, 4),
+        ({}, "fp32", 1, None),
+        ({}, "fp32", 8, None),
+        ({}, "int8", 2, None),
+        ({"rnn": "gru"}, "fp32", 2, None),
+        ({"hidden": 256}, "fp32", 2, None),
+        ({"hidden": 257}, "fp32", 2, 4),
+    ],
+)
+def test_wide_lstms_on_few_cores_are_run_four_at_a_time(
+    shape: dict[str, Any], precision: Any, threads: int, expected: int | None
+):
+    model = msgspec.structs.replace(LARGE.model, **shape)
+    described = msgspec.structs.replace(LARGE, model=model, precision=precision)
+    assert at_once(described, threads) == expected
+
+
+class Spy:
+    """Passes on to ONNX Runtime's session; notes the sizes of the batches."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.sizes = session, []
+
+    def run(self, names: list[str], tensors: Tensors) -> Any:
+        self.sizes.append(len(tensors["lengths"]))
+        return self.session.run(names, tensors)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(3, [3]), (4, [4]), (5, [4, 1]), (10, [4, 4, 2])])
+def test_a_batch_in_parts_is_the_batch(small_onnx: Path, size: int, expected: list[int]):
+    session = OnnxSession(small_onnx, threads=1)
+    random = np.random.default_rng(size)
+    bins = session.description.features.bins
+    features = random.standard_normal((size, 1, bins, 60)).astype(np.float32)
+    lengths = random.integers(1, 61, size)
+    lengths[-1] = 60
+    whole, whole_lengths = session.run(features, lengths)
+    session._session, session.at_once = Spy(session._session), 4
+    parted, parted_lengths = session.run(features, lengths)
+    assert session._session.sizes == expected
+    np.testing.assert_array_equal(parted_lengths, whole_lengths)
+    for i, length in enumerate(whole_lengths):
+        np.testing.assert_allclose(parted[i, :length], whole[i, :length], atol=1e-5)
+
+
+def test_streams_in_parts_are_the_streams(streaming_onnx: Path):
+    session = OnnxSession(streaming_onnx, threads=1)
+    waveforms = np.random.default_rng(0).standard_normal((5, 14_000)).astype(np.float32)
+    lengths = np.array([14_000, 4_000, 10_001, 900, 13_999])
+    whole, rows = run_whole(session, waveforms, lengths)
+    session.at_once = 2
+    parted, _ = run_whole(session, waveforms, lengths)
+    for i, count in enumerate(rows):
+        np.testing.assert_allclose(parted[i, :count], whole[i, :count], atol=1e-4)
+
+
+def test_batches_of_many_files_are_as_large_as_what_is_run_at_once(small_onnx: Path):
+    session = OnnxSession(small_onnx, threads=1)
+    assert batch_limits(session)[1] == 64
+    session.at_once = 4
+    assert batch_limits(session)[1] == 4
