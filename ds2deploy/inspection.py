@@ -107,7 +107,7 @@ def _engine(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     require("torch", "train")
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())

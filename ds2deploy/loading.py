@@ -144,7 +144,7 @@ def open_checkpoint(
             f"{path}: a checkpoint needs PyTorch: pip install 'ds2deploy[train]', "
             "or export it to ONNX where PyTorch is and run that here"
         ) from None
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.network import pack_sequences
     from ds2deploy.model.streaming import torch_session
 

@@ -110,7 +110,7 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from ds2deploy import __version__
+        from ds2deploy.version import __version__
 
         typer.echo(f"ds2deploy {__version__}")
         raise typer.Exit
