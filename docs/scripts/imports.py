@@ -254,8 +254,11 @@ def draw(graph: Graph) -> str:
 
 
 def main(out: str) -> None:
-    """Write the picture."""
-    Path(out).write_text(draw(box_graph(module_graph(module_files()))), "utf-8")
+    """Write the picture, or name the circle that keeps it from being drawn."""
+    boxes = box_graph(module_graph(module_files()))
+    if circle := find_circle(boxes):
+        sys.exit(f"a circle of imports: {' -> '.join(circle)}")
+    Path(out).write_text(draw(boxes), "utf-8")
 
 
 if __name__ == "__main__":

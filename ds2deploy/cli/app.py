@@ -75,7 +75,9 @@ Device = Annotated[
 ]
 RuntimeName = Annotated[
     str | None,
-    typer.Option(help="onnxruntime, torch, cuda, tensorrt or rtx; else what the file is for."),
+    typer.Option(
+        help="onnxruntime, cuda, tensorrt, rtx, openvino or torch; else what the file is for."
+    ),
 ]
 
 
@@ -726,8 +728,8 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, cuda, tensorrt, rtx, torch, torch-packed, torch-cuda; one or "
-            "several, else what the models are for."
+            help="onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed, torch-cuda; one "
+            "or several, else what the models are for."
         ),
     ] = None,
     reference: Annotated[
@@ -875,13 +877,11 @@ def demo(
 
 
 def _runtime(name: str | None) -> Any:
-    from ds2deploy.loading import Runtime
+    from ds2deploy.loading import runtime_names
 
-    if name is not None and name not in get_args(Runtime):
+    if name is not None and name not in runtime_names():
         remedy = f"; or --device {name}" if re.fullmatch(r"cpu|cuda:\d+", name) else ""
-        raise ConfigError(
-            f"--runtime {name}: expected one of {', '.join(get_args(Runtime))}{remedy}"
-        )
+        raise ConfigError(f"--runtime {name}: expected one of {', '.join(runtime_names())}{remedy}")
     return name
 
 
