@@ -78,14 +78,14 @@ def export(
     batch: Annotated[
         str | None,
         typer.Option(
-            help="Minimum, optimum and maximum batch (utterances, or streams), such as 1,4,16.",
+            help="Minimum, optimum and maximum batch (utterances, or streams), default 1,4,16.",
             rich_help_panel="Engines",
         ),
     ] = None,
     seconds: Annotated[
         str | None,
         typer.Option(
-            help="Minimum, optimum and maximum length of the audio (seconds), such as 0.5,5,30.",
+            help="Minimum, optimum and maximum length of the audio (seconds), default 0.5,5,30.",
             rich_help_panel="Engines",
         ),
     ] = None,

@@ -12,7 +12,18 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
 
-COMMANDS = "prepare train evaluate export verify transcribe bench inspect doctor demo".split()
+COMMANDS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "export",
+    "verify",
+    "transcribe",
+    "bench",
+    "inspect",
+    "doctor",
+    "demo",
+]
 
 
 def help_of(*command: str) -> str:
