@@ -28,8 +28,8 @@ def bench(
     runtime: Annotated[
         list[str] | None,
         typer.Option(
-            help="onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed, torch-cuda; one or "
-            "several, else what the models are for.",
+            help="onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed, torch-cuda; "
+            "one or several, else what the models are for.",
             rich_help_panel="Runtime",
         ),
     ] = None,

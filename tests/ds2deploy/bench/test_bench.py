@@ -231,7 +231,7 @@ class FakeSession:
 
 
 def fake_case(name: str, runtime: str = "onnxruntime") -> Case:
-    return Case(Path(name), name, runtime, "onnxruntime")
+    return Case(Path(name), name, runtime, "onnx")
 
 
 def test_a_session_that_takes_longer_is_measured_slower(
