@@ -202,7 +202,7 @@ def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
     from ds2deploy import doctor
     from ds2deploy.runtimes.onnx import obstacles as onnx_obstacles
 
-    names = list(doctor.PROVIDERS.values())
+    names = list(onnx_obstacles.PROVIDERS.values())
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnx_obstacles, "loads", lambda library: False)
     findings = {finding.name: finding for finding in doctor.examine()}
@@ -261,7 +261,7 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
     [
         ("model.onnx", ["--runtime", "torch"], "runs on onnxruntime, not on torch; give the chec"),
         ("digits.ckpt", ["--runtime", "rtx"], "runs on torch, not on rtx; export it first"),
-        ("model.onnx", ["--runtime", "gpu"], "--runtime gpu: expected one of onnxruntime, torch"),
+        ("model.onnx", ["--runtime", "gpu"], "--runtime gpu: expected one of onnxruntime, cuda"),
         ("model.onnx", ["--runtime", "cuda", "--device", "cpu"], "cuda runs on a GPU only: --dev"),
     ],
 )
