@@ -9,7 +9,6 @@ import typer
 
 from ds2deploy.cli.errors import complain
 from ds2deploy.runtimes.errors import ConfigError
-from ds2deploy.runtimes.session import usable_cores
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Device = Annotated[
@@ -28,6 +27,8 @@ RuntimeName = Annotated[
 
 
 def _at_most_cores(threads: int) -> int:
+    from ds2deploy.runtimes.session import usable_cores
+
     cores = usable_cores()
     if threads > cores:
         complain(f"--threads {threads}: more than the cores of this process; {cores} are used")

@@ -11,7 +11,6 @@ from ds2deploy.cli.errors import complain
 from ds2deploy.cli.options import Json
 from ds2deploy.cli.printing import print_json
 from ds2deploy.runtimes.errors import require
-from ds2deploy.runtimes.session import usable_cores
 
 
 def train(
@@ -31,6 +30,7 @@ def train(
     """
     require("lightning", "train")
     from ds2deploy.config import load_recipe, within_cores
+    from ds2deploy.runtimes.session import usable_cores
 
     parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
     from ds2deploy.training.train import is_main_process
