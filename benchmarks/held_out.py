@@ -30,11 +30,14 @@ from report import Goal, Result, Table, arguments, deliver, progress
 
 import ds2deploy
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.config import AugmentConfig, Recipe, load_recipe
-from ds2deploy.data.manifest import join_utterances, make_cuts, read_manifest, write_manifest
+from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data.corpora.fsdd import read_fsdd
+from ds2deploy.data.cuts import make_cuts
+from ds2deploy.data.joining import join_utterances
+from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.data.preparation import JOIN_PAUSE_S
-from ds2deploy.data.sources import read_fsdd
 from ds2deploy.model.checkpoint import read_document, read_recipe
+from ds2deploy.recipes import load_recipe
 from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
 from ds2deploy.training.evaluation import evaluate
 from ds2deploy.training.run_folder import LAST, RunFolder

@@ -25,6 +25,7 @@ from ds2deploy.cli.errors import (
     error_text,
     fail,
 )
+from ds2deploy.data.corpora.registry import layout_help
 from ds2deploy.heartbeat import heartbeat, status
 from ds2deploy.output import escape_control, json_for_output, open_streams
 from ds2deploy.runtimes.errors import (
@@ -49,11 +50,6 @@ T = TypeVar("T")
 
 EXPORT_SOURCE = (
     "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
-)
-
-LAYOUT_HELP = (
-    "folder: a .txt beside each recording; librispeech, commonvoice, tedlium, voxforge, an4, fsdd; "
-    "lhotse:NAME for a recipe of lhotse."
 )
 
 STDIN = Path("-")
@@ -132,7 +128,7 @@ def prepare(
         Path, typer.Argument(readable=False, help="Folder, or manifest of deepspeech.pytorch.")
     ],
     out: Annotated[Path, typer.Argument(readable=False, help="Folder for the manifests.")],
-    layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "folder",
+    layout: Annotated[str, typer.Option(help=layout_help())] = "folder",
     labels: Annotated[
         str | None,
         typer.Option(help="Blank and characters; English letters by default; auto finds them."),
@@ -189,10 +185,11 @@ def prepare(
         return
     import msgspec
 
-    from ds2deploy.config import Recipe, load_recipe
+    from ds2deploy.config import Recipe
     from ds2deploy.data.preparation import PrepareOptions
     from ds2deploy.data.preparation import prepare as prepare_manifests
     from ds2deploy.data.screening import Screening
+    from ds2deploy.recipes import load_recipe
     from ds2deploy.runtimes.alphabet import Alphabet
 
     if split_by not in ("utterance", "speaker"):
@@ -207,7 +204,7 @@ def prepare(
         read=read,
         features=wanted.features,
     )
-    choices = PrepareOptions(
+    options = PrepareOptions(
         layout=layout,
         valid_share=valid,
         split_by=split_by,  # type: ignore[arg-type]
@@ -217,7 +214,7 @@ def prepare(
         leave_out=leave_out,
     )
     alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
-    manifests, report = prepare_manifests(source, out, alphabet, choices)
+    manifests, report = prepare_manifests(source, out, alphabet, options)
     for error in report.left_out:
         complain(f"left out: {error}")
     if valid and layout == "folder" and "valid" not in manifests:
@@ -237,9 +234,9 @@ LISTENED = 3
 
 def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
     """Audio and pictures of the first utterances of a manifest."""
-    from ds2deploy.config import load_recipe
     from ds2deploy.data.manifest import read_manifest
     from ds2deploy.data.preview import write_preview
+    from ds2deploy.recipes import load_recipe
 
     parsed = load_recipe(recipe, overrides)
     cuts = list(read_manifest(manifest).subset(first=LISTENED))
@@ -280,7 +277,8 @@ def train(
     Example: ds2deploy train digits --set training.run=runs/mine
     """
     require("lightning", "train")
-    from ds2deploy.config import load_recipe, within_cores
+    from ds2deploy.config import within_cores
+    from ds2deploy.recipes import load_recipe
 
     parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
     from ds2deploy.training.train import is_main_process
@@ -865,9 +863,8 @@ def demo(
     require("onnxruntime", "cpu")
     with heartbeat("importing torch and lightning"):
         from ds2deploy.demo.run import run_demo
-        from ds2deploy.export.artifacts import export_onnx
 
-    result = run_demo(out, export_onnx, seed)
+    result = run_demo(out, seed)
     if json:
         _print_json(result.summary())
     if not result.passed:

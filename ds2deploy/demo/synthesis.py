@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds2deploy.data.sources import DIGITS
+from ds2deploy.data.corpora.fsdd import DIGITS
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
 

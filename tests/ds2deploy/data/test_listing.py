@@ -15,8 +15,9 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from ds2deploy.cli.app import app
+from ds2deploy.data.cuts import audio_path, read_audio, transcript
 from ds2deploy.data.listing import list_files, looks_like_sound
-from ds2deploy.data.manifest import audio_path, read_audio, read_manifest, read_usable, transcript
+from ds2deploy.data.manifest import read_manifest, read_usable
 from ds2deploy.data.preparation import PrepareOptions, Report, prepare
 from ds2deploy.data.screening import Screening
 from ds2deploy.loading import load
@@ -46,10 +47,10 @@ def run(*arguments: object, code: int = 0) -> Result:
     return result
 
 
-def prepared(source: Path, **choices: object) -> tuple[set[str], Report]:
+def prepared(source: Path, **options: object) -> tuple[set[str], Report]:
     """Names of the recordings that are used, and the report."""
     out = source.parent / "out"
-    sets, report = prepare(source, out, Alphabet(), PrepareOptions(leave_out=True, **choices))
+    sets, report = prepare(source, out, Alphabet(), PrepareOptions(leave_out=True, **options))
     return {Path(audio_path(cut)).name for cuts in sets.values() for cut in cuts}, report
 
 
@@ -313,7 +314,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(encode: Callable[[str], bytes], 
 
 
 def test_a_byte_order_mark_in_a_recipe(tmp_path: Path):
-    from ds2deploy.config import load_recipe
+    from ds2deploy.recipes import load_recipe
 
     path = tmp_path / "mine.toml"
     path.write_bytes(BOM + b'labels = "_AB "\n')
@@ -461,7 +462,7 @@ def test_screening_has_the_frames_of_the_recipe(tmp_path: Path):
     document = json.loads(run(*command, "--json").stdout)
     assert document["used"] == 1
     assert document["labels"] == "_ENO "
-    assert document["choices"]["screening"]["features"]["sample_rate"] == 8000
+    assert document["options"]["screening"]["features"]["sample_rate"] == 8000
     faster = ("--set", "features.stride_ms=5", "--labels", "_ABCDEFGHIJKLMNOP ")
     assert json.loads(run(*command, *faster, "--json").stdout)["used"] == 2
     line = run("prepare", tmp_path / "in", tmp_path / "x", *faster[:2], code=2).stderr

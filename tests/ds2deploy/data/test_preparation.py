@@ -14,7 +14,8 @@ import soundfile
 from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
-from ds2deploy.data.manifest import audio_path, read_audio, read_manifest, speaker, transcript
+from ds2deploy.data.cuts import audio_path, read_audio, speaker, transcript
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, Report, prepare
 from ds2deploy.data.screening import Screening
 from ds2deploy.model.checkpoint import load_checkpoint
@@ -157,13 +158,13 @@ CORPORA: dict[str, tuple[Callable[[Path], Path], dict[str, int], str, set[str]]]
 def test_a_corpus(layout: str, tmp_path: Path):
     make, counts, text, speakers = CORPORA[layout]
     source = make(tmp_path / "corpus")
-    choices = PrepareOptions(
+    options = PrepareOptions(
         layout=layout,
         split_by="speaker",
         valid_share=0.1 if speakers else 0.0,
         screening=Screening(normalize=True, read=True),
     )
-    manifests, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    manifests, report = prepare(source, tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == counts
     assert report.listed == sum(counts.values())
     assert report.left_out == []
@@ -191,9 +192,9 @@ def test_a_part_of_a_talk_is_that_part(tmp_path: Path):
 
 
 def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
-    choices = PrepareOptions(layout="tedlium", screening=Screening(normalize=True))
+    options = PrepareOptions(layout="tedlium", screening=Screening(normalize=True))
     source = tedlium_as_shipped(tmp_path / "corpus")
-    manifests, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    manifests, report = prepare(source, tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == dict.fromkeys(
         ("train", "valid", "test"), 2
     )
@@ -202,8 +203,8 @@ def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
 
 def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
     librispeech(tmp_path / "corpus" / "LibriSpeech")
-    choices = PrepareOptions(layout="librispeech")
-    manifests, _ = prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(layout="librispeech")
+    manifests, _ = prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == {
         "train": 8, "valid": 4, "test": 4,
     }  # fmt: skip
@@ -212,8 +213,8 @@ def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
 def test_a_set_alone(tmp_path: Path):
     """Nothing to part by speaker."""
     source = librispeech(tmp_path / "corpus") / "test-clean"
-    choices = PrepareOptions(layout="librispeech", split_by="speaker")
-    manifests, _ = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(layout="librispeech", split_by="speaker")
+    manifests, _ = prepare(source, tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == {"test": 4}
 
 
@@ -228,8 +229,8 @@ def test_two_voices_in_two_channels(tmp_path: Path):
     both = np.stack([speech()] * 2, axis=1)
     soundfile.write(source / "wavs" / "LJ001-0001.wav", both, RATE)
     normalize = Screening(normalize=True)
-    choices = PrepareOptions(layout="lhotse:ljspeech", leave_out=True, screening=normalize)
-    _, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(layout="lhotse:ljspeech", leave_out=True, screening=normalize)
+    _, report = prepare(source, tmp_path / "out", Alphabet(), options)
     (line,) = report.left_out
     assert "LJ001-0001.wav: 2 channels, each with words of its own" in line
 
@@ -264,7 +265,7 @@ def test_what_lhotse_cannot_read(tmp_path: Path):
 
 
 def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A manifest of deepspeech.pytorch with two good utterances, and the words of each fault."""
+    """A manifest of deepspeech.pytorch with two good utterances, and words of each other error."""
     entries: list[tuple[str, str]] = []
 
     def entry(name: str, text: str | bytes | None = TEXT) -> Path:
@@ -320,7 +321,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
 
 
 def test_every_damaged_entry_has_its_line(tmp_path: Path):
-    manifest, faults = damaged_manifest(tmp_path / "corpus")
+    manifest, errors = damaged_manifest(tmp_path / "corpus")
     call = [
         "prepare", str(manifest), str(tmp_path / "out"), "--leave-out", "--read",
         "--longest", "35", "--valid", "0",
@@ -328,11 +329,11 @@ def test_every_damaged_entry_has_its_line(tmp_path: Path):
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stderr.splitlines() if "left out: " in line]
-    assert len(lines) == len(faults) >= 12
-    for line, (name, words) in zip(lines, faults.items(), strict=True):
+    assert len(lines) == len(errors) >= 12
+    for line, (name, words) in zip(lines, errors.items(), strict=True):
         assert str(tmp_path / "corpus" / name) in line
         assert words in line
-    assert f"{len(faults)} of {len(faults) + 2} utterances left out" in done.stdout
+    assert f"{len(errors)} of {len(errors) + 2} utterances left out" in done.stdout
     kept = read_manifest(tmp_path / "out" / "train.jsonl.gz")
     assert sorted(Path(audio_path(cut)).stem for cut in kept) == ["good", "good too"]
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())
@@ -343,13 +344,13 @@ def test_every_damaged_entry_has_its_line(tmp_path: Path):
 
 
 def test_without_leave_out_the_first_ends_it(tmp_path: Path):
-    manifest, faults = damaged_manifest(tmp_path / "corpus")
+    manifest, errors = damaged_manifest(tmp_path / "corpus")
     with pytest.raises(
         Ds2Error, match=r"missing.wav: no such file, but .* \(and \d+ more of 17 utterances"
     ):
         prepare(manifest, tmp_path / "out", Alphabet(), PrepareOptions())
     assert not (tmp_path / "out").exists()
-    assert faults
+    assert errors
 
 
 def test_where_nothing_is_left(tmp_path: Path):
@@ -365,8 +366,8 @@ def test_a_recording_of_a_corpus_that_is_gone_is_named(layout: str, tmp_path: Pa
     source = CORPORA[layout][0](tmp_path / "corpus")
     gone = sorted(path for path in source.rglob("*") if path.suffix[1:] in AUDIO)[0]
     gone.unlink()
-    choices = PrepareOptions(layout=layout, leave_out=True, screening=Screening(normalize=True))
-    _, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(layout=layout, leave_out=True, screening=Screening(normalize=True))
+    _, report = prepare(source, tmp_path / "out", Alphabet(), options)
     assert report.left_out
     assert all(str(gone) in line for line in report.left_out)
     assert sum(made.utterances for made in report.sets) == report.listed - len(report.left_out)
@@ -385,8 +386,8 @@ def test_half_of_an4(tmp_path: Path):
 def test_a_recording_without_a_line_is_named(tmp_path: Path):
     source = librispeech(tmp_path / "corpus")
     extra = record(source / "train-clean-100" / "19" / "198" / "19-198-9999.flac")
-    choices = PrepareOptions(layout="librispeech", leave_out=True)
-    _, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(layout="librispeech", leave_out=True)
+    _, report = prepare(source, tmp_path / "out", Alphabet(), options)
     assert report.left_out == [f"{extra}: no transcript of it in {extra.parent}"]
 
 
@@ -402,8 +403,8 @@ def folder_of(root: Path, texts: dict[str, str]) -> Path:
 
 def test_characters_are_accounted_for(tmp_path: Path):
     source = folder_of(tmp_path / "corpus", {"a/1": "Caf\u00e9!", "a/2": "twenty-one", "b/1": "7"})
-    choices = PrepareOptions(leave_out=True, screening=Screening(normalize=True), valid_share=0)
-    manifests, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(leave_out=True, screening=Screening(normalize=True), valid_share=0)
+    manifests, report = prepare(source, tmp_path / "out", Alphabet(), options)
     assert [transcript(cut) for cut in manifests["train"]] == ["CAFE", "TWENTY ONE"]
     assert [(c.character, c.became) for c in report.characters] == [
         ("!", ""), ("-", " "), ("7", None), ("\u00e9", "e"),
@@ -415,8 +416,8 @@ def test_characters_are_accounted_for(tmp_path: Path):
 def test_speakers_are_parted(tmp_path: Path):
     names = {f"{who}/{i}": TEXT for who in "abcdefgh" for i in range(3)}
     source = folder_of(tmp_path / "corpus", names)
-    choices = PrepareOptions(split_by="speaker", valid_share=0.3)
-    manifests, report = prepare(source, tmp_path / "out", Alphabet(), choices)
+    options = PrepareOptions(split_by="speaker", valid_share=0.3)
+    manifests, report = prepare(source, tmp_path / "out", Alphabet(), options)
     sets = {name: {speaker(cut) for cut in cuts} for name, cuts in manifests.items()}
     assert sets["train"] | sets["valid"] == set("abcdefgh")
     assert not sets["train"] & sets["valid"]
@@ -424,7 +425,7 @@ def test_speakers_are_parted(tmp_path: Path):
     assert [made.speakers for made in report.sets] == [len(sets["train"]), len(sets["valid"])]
     # Nobody moves when somebody comes.
     folder_of(source, {"zz/0": TEXT})
-    later, _ = prepare(source, tmp_path / "later", Alphabet(), choices)
+    later, _ = prepare(source, tmp_path / "later", Alphabet(), options)
     moved = {speaker(cut) for cut in later["valid"]} ^ sets["valid"]
     assert moved <= {"zz"}
 
