@@ -43,8 +43,8 @@ def check_room(labels: Sequence[int], frames: int, name: str) -> None:
     if needed > there:
         raise AudioError(
             f"{name}: a transcript of {len(labels)} characters takes {needed} output frames, and "
-            f"the recording has {there}: CTC cannot align them; correct the transcript, or take "
-            "it out"
+            f"the recording has {there}: CTC cannot align them; it was cut off, or has another "
+            "transcript; correct it, or take it out"
         )
 
 

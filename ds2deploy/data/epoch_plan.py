@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from lhotse import CutSet
@@ -17,7 +18,7 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 
 from ds2deploy.config import Recipe
-from ds2deploy.data.joining import join_utterances
+from ds2deploy.data.cuts import join_utterances
 from ds2deploy.runtimes.errors import ConfigError
 
 
@@ -78,11 +79,11 @@ def plan_evaluation(cuts: CutSet, recipe: Recipe, processes: int = 1) -> list[li
     batches: list[list[Cut]] = [[]]
     total_s = 0.0
     for cut in cuts.sort_by_duration(ascending=True):
-        total_s += _duration(cut)
+        total_s += cut.duration
         full = len(batches[-1]) == data.batch_size * processes or total_s > most_s
         if batches[-1] and full:
             batches.append([])
-            total_s = _duration(cut)
+            total_s = cut.duration
         batches[-1].append(cut)
     return large_enough(batches, processes)
 
@@ -99,7 +100,9 @@ def process_batches(
     """
     found = []
     for batch in batches:
-        ordered = sorted(batch, key=_duration)  # so that all processes have as much to do
+        ordered = sorted(
+            batch, key=attrgetter("duration")
+        )  # so that all processes have as much to do
         if chosen := ordered[rank::processes]:
             found.append(ProcessBatch(CutSet.from_cuts(chosen), processes / len(batch)))
     return found
@@ -130,7 +133,3 @@ def _check_count(cuts: CutSet, processes: int, name: str) -> None:
             f"{name}: {len(cuts)} utterances for {processes} processes; set training.devices to "
             "fewer"
         )
-
-
-def _duration(cut: Cut) -> float:
-    return float(cut.duration)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from lhotse import CutSet
 
 from ds2deploy.data.corpora.registry import find_layout
-from ds2deploy.data.cuts import speaker
+from ds2deploy.data.cuts import join_utterances, speaker
 from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
-from ds2deploy.data.joining import join_utterances
 from ds2deploy.data.listing import READ_SUFFIXES
 from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.screening import RejectedUtterance, Screened, Screener, Screening
@@ -95,7 +94,6 @@ def prepare(
     out: Path,
     alphabet: Alphabet | None,
     options: PrepareOptions,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, CutSet], Report]:
     """Write the manifests of a data set, and a report beside them.
 
@@ -104,7 +102,6 @@ def prepare(
         out: folder for the manifests.
         alphabet: labels that the transcripts must have; None takes the letters that they have.
         options: options of the preparation.
-        progress: called with the number of utterances screened so far.
 
     Returns:
         The manifests by their names, each is `out/NAME.jsonl.gz`; and the report, which is
@@ -120,7 +117,7 @@ def prepare(
     utterances = _listed(source, options.layout)
     if alphabet is None:
         alphabet = Alphabet(find_labels(_usable_texts(utterances)))
-    screener = Screener(source, alphabet, options.screening, progress)
+    screener = Screener(source, alphabet, options.screening)
     found = list(screener.screen(utterances))
     rejected = [item for item in found if isinstance(item, RejectedUtterance)]
     screened = [item for item in found if isinstance(item, Screened)]

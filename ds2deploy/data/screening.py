@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from lhotse.cut import Cut
 
-from ds2deploy.data.ctc_room import frames_needed
+from ds2deploy.data.ctc_room import check_room
 from ds2deploy.data.cuts import audio_path, make_cut, read_audio, transcript
 from ds2deploy.data.text_normalization import TextNormalizer
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import (
     AlphabetError,
     AudioError,
@@ -75,25 +74,17 @@ class Screener:
         source: folder or manifest that lists them, for errors.
         alphabet: labels of the model.
         screening: requirements.
-        progress: called with the number of utterances screened so far.
     """
 
-    def __init__(
-        self,
-        source: Path,
-        alphabet: Alphabet,
-        screening: Screening,
-        progress: Callable[[int], None] = lambda done: None,
-    ) -> None:
+    def __init__(self, source: Path, alphabet: Alphabet, screening: Screening) -> None:
         self._source, self._alphabet, self._screening = source, alphabet, screening
-        self._progress = progress
         self._features = screening.features
         self._seen: set[tuple[Path, float]] = set()
         self.normalizer = TextNormalizer(alphabet)
 
     def screen(self, utterances: Iterable[Utterance]) -> Iterator[Screened | RejectedUtterance]:
         """Screen every utterance once, in order."""
-        for done, utterance in enumerate(utterances, start=1):
+        for utterance in utterances:
             try:
                 cut = self._open(utterance)
             except Ds2Error as error:
@@ -104,7 +95,6 @@ class Screener:
                     yield Screened(self._check(cut, utterance), utterance.split)
                 except Ds2Error as error:
                     yield RejectedUtterance(error)
-            self._progress(done)
 
     def _open(self, utterance: Utterance) -> Cut:
         """Make the cut of an utterance, if the header of its recording can be read."""
@@ -146,15 +136,12 @@ class Screener:
     def _check_length(self, cut: Cut) -> None:
         seconds, wanted = float(cut.duration), self._screening
         if seconds < wanted.shortest_s:
-            raise AudioError(
-                f"{audio_path(cut)}: {seconds:.2f} s, shorter than the {wanted.shortest_s:g} s "
-                "that are asked for"
-            )
-        if wanted.longest_s is not None and seconds > wanted.longest_s:
-            raise AudioError(
-                f"{audio_path(cut)}: {seconds:.2f} s, longer than the {wanted.longest_s:g} s "
-                "that are asked for"
-            )
+            limit = f"shorter than the {wanted.shortest_s:g} s"
+        elif wanted.longest_s is not None and seconds > wanted.longest_s:
+            limit = f"longer than the {wanted.longest_s:g} s"
+        else:
+            return
+        raise AudioError(f"{audio_path(cut)}: {seconds:.2f} s, {limit} that are asked for")
 
     def _check_transcript(self, cut: Cut) -> None:
         """Check that a transcript has labels, and no more of them than CTC can place."""
@@ -166,16 +153,8 @@ class Screener:
                 f"transcript, write it in the labels {self._alphabet.labels[1:]!r} by "
                 "--normalize, or find others with --labels auto"
             )
-        labels = self._alphabet.encode(text)
-        there = output_length(
-            self._features.frames(round(cut.duration * self._features.sample_rate))
-        )
-        if frames_needed(labels) > there:
-            raise AudioError(
-                f"{path}: {len(labels)} characters in {cut.duration:.2f} s, which has room for "
-                f"{there}: CTC cannot align them; the transcript is of another recording, or the "
-                "recording was cut off"
-            )
+        frames = self._features.frames(round(cut.duration * self._features.sample_rate))
+        check_room(self._alphabet.encode(text), frames, path)
 
     def _check_samples(self, cut: Cut) -> None:
         samples = read_audio(cut, self._features.sample_rate)

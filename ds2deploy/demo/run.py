@@ -14,7 +14,7 @@ from lhotse import CutSet
 from rich.console import Console
 
 from ds2deploy.config import Recipe
-from ds2deploy.data.cuts import make_cuts, read_audio
+from ds2deploy.data.cuts import make_cut, read_audio
 from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.demo.report import DemoResult, DemoRow, print_clips, print_table
@@ -123,7 +123,7 @@ def speak(split: Split, out: Path, seed: int) -> Path:
             audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
             utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
     manifest = out / "audio" / f"{split.name}.jsonl.gz"
-    write_manifest(make_cuts(utterances, folder), manifest)
+    write_manifest(CutSet.from_cuts(make_cut(item, folder) for item in utterances), manifest)
     return manifest
 
 

@@ -6,7 +6,14 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds2deploy.data.corpora.transcript_list import TEST, TRAIN, VALID, listed_utterance, read_lines
+from ds2deploy.data.corpora.transcript_list import (
+    TEST,
+    TRAIN,
+    VALID,
+    Lines,
+    listed_utterance,
+    read_lists,
+)
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
@@ -16,23 +23,21 @@ TABLES = {"train.tsv": TRAIN, "dev.tsv": VALID, "test.tsv": TEST}
 
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
     """Read a language of Common Voice."""
-    tables = {folder / name: split for name, split in TABLES.items() if (folder / name).is_file()}
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
     if not tables:
         raise ManifestError(
             f"{folder}: holds none of {', '.join(TABLES)}; expected the folder of one language of "
             "Common Voice"
         )
-    for table, split in tables.items():
-        try:
-            lines = read_lines(table)
-        except ManifestError as error:
-            yield Utterance(table, "", error=error)
-            continue
-        # Quotation marks are part of the sentences, and often stand alone.
-        rows = csv.DictReader((line for _, line in lines), delimiter="\t", quoting=csv.QUOTE_NONE)
-        if not {"path", "sentence", "client_id"} <= set(rows.fieldnames or ()):
-            raise ManifestError(f"{table}: expected the columns client_id, path and sentence")
-        for (place, _), row in zip(lines[1:], rows, strict=True):
-            audio = folder / "clips" / (row["path"] or "")
-            text, speaker = row["sentence"] or "", row["client_id"] or ""
-            yield listed_utterance(place, audio, text, speaker, split)
+    yield from read_lists(tables, _read_table)
+
+
+def _read_table(table: Path, lines: Lines) -> Iterator[Utterance]:
+    # Quotation marks are part of the sentences, and often stand alone.
+    rows = csv.DictReader((line for _, line in lines), delimiter="\t", quoting=csv.QUOTE_NONE)
+    if not {"path", "sentence", "client_id"} <= set(rows.fieldnames or ()):
+        raise ManifestError(f"{table}: expected the columns client_id, path and sentence")
+    for (place, _), row in zip(lines[1:], rows, strict=True):
+        audio = table.parent / "clips" / (row["path"] or "")
+        text, speaker = row["sentence"] or "", row["client_id"] or ""
+        yield listed_utterance(place, audio, text, speaker, TABLES[table.name])

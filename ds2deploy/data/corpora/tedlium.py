@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds2deploy.data.corpora.transcript_list import listed_utterance, read_lines, split_of
+from ds2deploy.data.corpora.transcript_list import Lines, listed_utterance, read_lists, split_of
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
@@ -22,28 +22,22 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
             f"{folder}: holds no stm/*.stm; expected TED-LIUM as it is unpacked, such as "
             "legacy/train/stm/AaronHuey_2010X.stm"
         )
-    for listing in listings:
-        try:
-            lines = read_lines(listing)
-        except ManifestError as error:
-            yield Utterance(listing, "", error=error)
+    yield from read_lists(listings, _read_talk)
+
+
+def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
+    split = split_of(listing.parts[-3])
+    audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
+    for place, line in lines:
+        fields = line.split(maxsplit=6)
+        if len(fields) < 6 or not _is_number(fields[3]) or not _is_number(fields[4]):
+            error = ManifestError(f"{place}: expected TALK CHANNEL SPEAKER START END LABEL TEXT")
+            yield Utterance(audio, "", error=error)
             continue
-        audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
-        for place, line in lines:
-            yield from _segment(place, audio, line, split_of(listing.parts[-3]))
-
-
-def _segment(place: str, audio: Path, line: str, split: str) -> Iterator[Utterance]:
-    """Read a line of a talk; none of the utterances that the corpus leaves out of scoring."""
-    fields = line.split(maxsplit=6)
-    if len(fields) < 6 or not _is_number(fields[3]) or not _is_number(fields[4]):
-        error = ManifestError(f"{place}: expected TALK CHANNEL SPEAKER START END LABEL TEXT")
-        yield Utterance(audio, "", error=error)
-        return
-    text = _without_marks(fields[6] if len(fields) > 6 else "")
-    if text != "ignore_time_segment_in_scoring":  # marks the format, and is no utterance
-        start, end = float(fields[3]), float(fields[4])
-        yield listed_utterance(place, audio, text, fields[2], split, start, end - start)
+        text = _without_marks(fields[6] if len(fields) > 6 else "")
+        if text != "ignore_time_segment_in_scoring":  # marks the format, and is no utterance
+            start, end = float(fields[3]), float(fields[4])
+            yield listed_utterance(place, audio, text, fields[2], split, start, end - start)
 
 
 def _without_marks(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ds2deploy.data.listing import Listing, is_file
@@ -13,12 +13,25 @@ from ds2deploy.text_files import read_text
 
 TEST, VALID, TRAIN = "test", "valid", "train"
 
+Lines = list[tuple[str, str]]
+"""Lines of a list: the place of each, such as `a/b.txt: line 3`, and its text."""
 
-def read_lines(path: Path) -> list[tuple[str, str]]:
+
+def read_lists(
+    listings: Sequence[Path], read: Callable[[Path, Lines], Iterator[Utterance]]
+) -> Iterator[Utterance]:
+    """Read list after list; one that cannot be opened is rejected, and does not end the rest."""
+    for listing in listings:
+        try:
+            lines = read_lines(listing)
+        except ManifestError as error:
+            yield Utterance(listing, "", error=error)
+        else:
+            yield from read(listing, lines)
+
+
+def read_lines(path: Path) -> Lines:
     """Read the lines of a list, without empty ones.
-
-    Returns:
-        The place of each line, such as `a/b.txt: line 3`, and its text.
 
     Raises:
         ManifestError: the list cannot be read.

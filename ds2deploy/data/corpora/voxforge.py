@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
+    Lines,
     first_file,
     listed_utterance,
     locked_folders,
-    read_lines,
+    read_lists,
 )
 from ds2deploy.data.listing import list_files
 from ds2deploy.data.utterance import Utterance
@@ -26,18 +27,16 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
             f"{folder}: holds no etc/PROMPTS; expected VoxForge as it is unpacked, a folder for "
             "each speaker"
         )
-    for listing in listings:
-        visit = listing.parent.parent
-        speaker = visit.name.partition("-")[0]
-        if speaker == "anonymous":  # each visit is somebody else
-            speaker = visit.name
-        try:
-            lines = read_lines(listing)
-        except ManifestError as error:
-            yield Utterance(listing, "", error=error)
-            continue
-        for place, line in lines:
-            name, _, text = line.partition(" ")
-            stem = Path(name).name
-            audio = first_file([visit / kind / f"{stem}.{kind}" for kind in ("wav", "flac")])
-            yield listed_utterance(place, audio, text, speaker)
+    yield from read_lists(listings, _read_visit)
+
+
+def _read_visit(listing: Path, lines: Lines) -> Iterator[Utterance]:
+    visit = listing.parent.parent
+    speaker = visit.name.partition("-")[0]
+    if speaker == "anonymous":  # each visit is somebody else
+        speaker = visit.name
+    for place, line in lines:
+        name, _, text = line.partition(" ")
+        stem = Path(name).name
+        audio = first_file([visit / kind / f"{stem}.{kind}" for kind in ("wav", "flac")])
+        yield listed_utterance(place, audio, text, speaker)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from ds2deploy.data.batches import SpeechDataset, training_batches
-from ds2deploy.data.cuts import audio_path, read_audio, transcript
+from ds2deploy.data.cuts import audio_path, join_utterances, read_audio, transcript
 from ds2deploy.data.epoch_plan import ProcessBatch
-from ds2deploy.data.joining import join_utterances
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.recipes import load_recipe
