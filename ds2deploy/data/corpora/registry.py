@@ -21,8 +21,6 @@ from ds2deploy.data.corpora.voxforge import read_voxforge
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ConfigError
 
-Reader = Callable[[Path], Iterator[Utterance]]
-
 LHOTSE = "lhotse:"
 """Prefix of a layout that a recipe of lhotse reads."""
 
@@ -33,43 +31,25 @@ class Layout(NamedTuple):
     Attributes:
         read: reader that yields every utterance of the folder, rejected ones with their errors.
         content: contents of the folder, for help texts.
-        url: page of the corpus; empty if there is none.
-        license: license of the corpus; empty if it states none.
+        origin: page and license of the corpus; empty if it has no page.
     """
 
-    read: Reader
+    read: Callable[[Path], Iterator[Utterance]]
     content: str
-    url: str = ""
-    license: str = ""
+    origin: str = ""
 
-    @property
-    def origin(self) -> str:
-        """Page and license of the corpus: `https://www.openslr.org/12, CC BY 4.0`."""
-        return ", ".join(filter(None, (self.url, self.license)))
 
+COMMONVOICE = "https://commonvoice.mozilla.org/datasets, CC0 1.0"
+FSDD = "https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0"
 
 LAYOUTS = {
     "folder": Layout(read_folder, "recordings with a .txt beside each"),
-    "librispeech": Layout(
-        read_librispeech, "LibriSpeech", "https://www.openslr.org/12", "CC BY 4.0"
-    ),
-    "commonvoice": Layout(
-        read_commonvoice,
-        "a language of Common Voice",
-        "https://commonvoice.mozilla.org/datasets",
-        "CC0 1.0",
-    ),
-    "tedlium": Layout(
-        read_tedlium, "TED-LIUM 2 or 3", "https://www.openslr.org/51", "CC BY-NC-ND 3.0"
-    ),
-    "voxforge": Layout(read_voxforge, "VoxForge", "http://www.voxforge.org", "GPL 3"),
+    "librispeech": Layout(read_librispeech, "LibriSpeech", "https://www.openslr.org/12, CC BY 4.0"),
+    "commonvoice": Layout(read_commonvoice, "a language of Common Voice", COMMONVOICE),
+    "tedlium": Layout(read_tedlium, "TED-LIUM", "https://www.openslr.org/51, CC BY-NC-ND 3.0"),
+    "voxforge": Layout(read_voxforge, "VoxForge", "http://www.voxforge.org, GPL 3"),
     "an4": Layout(read_an4, "CMU AN4", "http://www.speech.cs.cmu.edu/databases/an4"),
-    "fsdd": Layout(
-        read_fsdd,
-        "Free Spoken Digit Dataset",
-        "https://github.com/Jakobovski/free-spoken-digit-dataset",
-        "CC BY-SA 4.0",
-    ),
+    "fsdd": Layout(read_fsdd, "Free Spoken Digit Dataset", FSDD),
 }
 
 
