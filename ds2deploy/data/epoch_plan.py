@@ -100,9 +100,8 @@ def process_batches(
     """
     found = []
     for batch in batches:
-        ordered = sorted(
-            batch, key=attrgetter("duration")
-        )  # so that all processes have as much to do
+        # By duration, so that all processes have as much to do.
+        ordered = sorted(batch, key=attrgetter("duration"))
         if chosen := ordered[rank::processes]:
             found.append(ProcessBatch(CutSet.from_cuts(chosen), processes / len(batch)))
     return found

@@ -126,6 +126,7 @@ def test_speaking_faster_leaves_room_for_the_transcript(
     assert short < 8
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
     tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
