@@ -69,6 +69,12 @@ def fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(complain(message, code))
 
 
+def exit_where_broken(broken: int, count: int) -> None:
+    """End with what so many broken recordings of all of them mean; return where none is."""
+    if broken:
+        raise typer.Exit(BAD_INPUT if broken == count else BAD_RESULT)
+
+
 def error_text(error: Exception) -> str:
     """The message of an error; torch puts a traceback before that of a data loader's process."""
     text = str(error)

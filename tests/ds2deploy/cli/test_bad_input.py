@@ -992,6 +992,7 @@ def test_transcribe_refuses_a_format(
     assert "--format pdf: expected text, json, srt, vtt" in line
     line = refused("transcribe", models.onnx, audio, audio, "--format", "srt")
     assert "--format srt: subtitles are of one recording, 2 given" in line
+    assert "one at a time" in line
 
 
 @pytest.mark.parametrize("command", ["transcribe", "evaluate"])

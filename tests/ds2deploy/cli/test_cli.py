@@ -108,7 +108,8 @@ def test_verify_against_another_checkpoint_fails(
 ):
     import torch
 
-    from ds2deploy.model.checkpoint import load_checkpoint, save_checkpoint
+    from ds2deploy.model.checkpoint import save_checkpoint
+    from ds2deploy.model.load import load_checkpoint
 
     loaded = load_checkpoint(digits_checkpoint)
     with torch.no_grad():
@@ -128,7 +129,9 @@ def test_verify_refuses_a_checkpoint_of_another_model(
 ):
     import msgspec
 
-    from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
+    from ds2deploy.model.checkpoint import save_checkpoint
+    from ds2deploy.model.load import load_checkpoint
+    from ds2deploy.model.weights import build_network
 
     recipe = load_checkpoint(digits_checkpoint).recipe
     for name, value in {

@@ -16,7 +16,8 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 import ds2deploy
-from ds2deploy.cli import app as cli
+from ds2deploy.cli import transcribe
+from ds2deploy.cli.app import app
 from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
 
@@ -27,7 +28,7 @@ ENGLISH = Alphabet("_'ABCDEFGHIJKLMNOPQRSTUVWXYZ ")
 
 
 def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -104,8 +105,8 @@ def test_texts_are_printed_before_the_last_is_done(
     """As early as the order allows: a program behind a pipe need not wait for the end."""
     monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 1.0)
     events: list[str] = []
-    show = cli._print_line
-    monkeypatch.setattr(cli, "_print_line", lambda line: (events.append("text"), show(line)))
+    show = transcribe.print_line
+    monkeypatch.setattr(transcribe, "print_line", lambda line: (events.append("text"), show(line)))
     from ds2deploy.runtimes.onnx.session import OnnxSession
 
     compute = OnnxSession.compute

@@ -17,7 +17,7 @@ from ds2deploy.data.cuts import audio_path, read_audio, speaker, transcript
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.data.screening import Screening
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
 from tests.ds2deploy.data.recordings import RATE, TEXT, record, speech, write

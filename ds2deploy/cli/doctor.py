@@ -1,0 +1,31 @@
+"""`ds2deploy doctor`: the runtimes of this machine."""
+
+from __future__ import annotations
+
+import typer
+
+from ds2deploy.cli.options import Json
+from ds2deploy.cli.printing import print_json
+
+
+def doctor(json: Json = False) -> None:
+    """Check which runtimes work on this machine.
+
+    A runtime that does not work is listed with the command that repairs it.
+
+    Example: ds2deploy doctor
+    """
+    import msgspec
+
+    from ds2deploy.doctor import examine
+
+    findings = examine()
+    if json:
+        print_json({"findings": msgspec.to_builtins(findings)})
+        return
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "yes" if finding.works else "no "
+        typer.echo(f"{mark}  {finding.name:{width}}  {finding.detail}")
+        if finding.remedy:
+            typer.echo(f"     {'':{width}}  -> {finding.remedy}")
