@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from lhotse import CutSet
 
-from ds2deploy.data.corpora.registry import find_layout
+from ds2deploy.data.corpora.registry import find_layout, read_layout
 from ds2deploy.data.cuts import join_utterances, speaker
 from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
 from ds2deploy.data.listing import READ_SUFFIXES
@@ -186,7 +186,7 @@ def _usable_texts(utterances: Sequence[Utterance]) -> list[str]:
 def _read(source: Path, layout: str) -> Iterator[Utterance]:
     known = find_layout(layout)
     if source.is_dir():
-        return known.read(source)
+        return read_layout(layout, source)
     if source.is_file() and source.suffix.lower() in (".json", ".csv"):
         return read_deepspeech_pytorch(source)
     if source.is_file():
