@@ -26,15 +26,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from lhotse import CutSet
 from report import Goal, Result, Table, arguments, deliver, progress
 
 import ds2deploy
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.config import AugmentConfig, Recipe, load_recipe
-from ds2deploy.data.manifest import join_utterances, make_cuts, read_manifest, write_manifest
+from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data.corpora.fsdd import read_fsdd
+from ds2deploy.data.cuts import join_utterances, make_cut
+from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.data.preparation import JOIN_PAUSE_S
-from ds2deploy.data.sources import read_fsdd
 from ds2deploy.model.checkpoint import read_document, read_recipe
+from ds2deploy.recipes import load_recipe
 from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
 from ds2deploy.training.evaluation import evaluate
 from ds2deploy.training.run_folder import LAST, RunFolder
@@ -121,7 +124,7 @@ def write_sets(source: Path, speaker: str, folder: Path, sizes: Sizes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, utterances in chosen.items():
         step = 1 if sizes.recordings is None else max(1, len(utterances) // sizes.recordings)
-        cuts = make_cuts(utterances[::step], source)
+        cuts = CutSet.from_cuts(make_cut(item, source) for item in utterances[::step])
         if name != "train":
             cuts = join_utterances(cuts, WORDS, JOIN_PAUSE_S, seed=0)
         write_manifest(cuts, folder / f"{name}.jsonl.gz")

@@ -1,20 +1,15 @@
-"""The recipe of a training: frozen structs, read from TOML, stored in every checkpoint."""
+"""The recipe of a training: frozen structs, stored in every checkpoint; `recipes` reads them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal
 
 import msgspec
 
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.text_files import decode_text
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,23 +17,23 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class DataConfig(_Section, frozen=True):
-    """Where the speech is and how it becomes batches.
+    """Manifests of a training, and their batches.
 
     Attributes:
         train: manifest of the training set.
         valid: manifest of the validation set.
-        batch_size: utterances in a batch of one process, at most.
-        batch_duration_s: seconds of audio in a batch, before any change of speed, at most.
-        sortagrad: whether the first epoch goes from the shortest utterances to the longest, as in
-            the DeepSpeech 2 paper (section 3.2).
-        buckets: groups of similar duration from which batches are drawn.
+        batch_size: maximum of utterances in a batch of one process.
+        batch_duration_s: maximum of audio in a batch, in seconds, before any change of speed.
+        sortagrad: sort the first epoch from the shortest utterance to the longest, as in the
+            DeepSpeech 2 paper (section 3.2).
+        buckets: number of groups of similar duration from which batches are drawn.
         join: fewest and most utterances of one speaker that are joined into one, anew in
             every epoch; teaches a model of short recordings to read long ones.
         pause_s: shortest and longest silence between joined utterances, in seconds.
         silence_s: shortest and longest silence before and after a training utterance, in seconds,
-            anew in every epoch; a model that only hears recordings cut at the speech makes words
-            of a microphone's silence.
-        workers: processes that load data; 0 loads it in the training process.
+            anew in every epoch; a model that was only trained on recordings cut at the speech makes
+            words of a microphone's silence.
+        workers: number of processes that load data; 0 loads it in the training process.
     """
 
     train: str = ""
@@ -64,20 +59,20 @@ class DataConfig(_Section, frozen=True):
 
 
 class AugmentConfig(_Section, frozen=True):
-    """What is done to training audio, anew in every epoch; all of it is off by default.
+    """Augmentation of training audio, anew in every epoch; all of it is off by default.
 
     Attributes:
         speed: slowest and fastest playing speed; pitch moves along.
         tempo: slowest and fastest tempo; pitch stays.
         gain_db: weakest and strongest gain, in decibels.
         noise_snr_db: lowest and highest ratio of speech to added noise, in decibels.
-        noise_folder: recordings of which parts are added; without one, noise is made, stationary
-            and of random colour.
+        noise_folder: folder of recordings, parts of which are added; without one, the noise is
+            synthetic, stationary and of random colour.
         noise_share: share of the utterances that get noise.
-        frequency_masks: bands of bins that are set to the mean (SpecAugment).
-        frequency_mask_bins: widest such band, in bins.
-        time_masks: stretches of frames that are set to the mean (SpecAugment).
-        time_mask_frames: longest such stretch, in frames.
+        frequency_masks: number of bands of bins that are set to the mean (SpecAugment).
+        frequency_mask_bins: maximum width of such a band, in bins.
+        time_masks: number of stretches of frames that are set to the mean (SpecAugment).
+        time_mask_frames: maximum length of such a stretch, in frames.
     """
 
     speed: tuple[float, float] = (1.0, 1.0)
@@ -107,39 +102,39 @@ class AugmentConfig(_Section, frozen=True):
 
 
 class TrainingConfig(_Section, frozen=True):
-    """How the weights are found.
+    """Optimisation of the weights.
 
     Attributes:
         run: folder for best.ckpt, last.ckpt and metrics.jsonl.
-        epochs: passes over the training set.
-        learning_rate: the highest one.
+        epochs: number of passes over the training set.
+        learning_rate: maximum of the learning rate.
         schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
             by `anneal` after every epoch, as deepspeech.pytorch does; `constant`.
         warm_up: share of the steps in which `one-cycle` rises.
         anneal: divisor per epoch.
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
-        weight_decay: of the optimizer.
-        clip_norm: gradients are scaled down to this norm.
-        accumulate: batches whose gradients are gathered for a step.
-        batch_norm: whose statistics normalise: `batch`, those of a process's own batch;
-            `synchronized`, of all processes' batches (GPU only); `frozen`, those that the network
-            has, for going on from a trained one.
+        weight_decay: weight decay of the optimizer.
+        clip_norm: maximum norm of the gradients; longer ones are scaled down.
+        accumulate: number of batches whose gradients are summed for a step.
+        batch_norm: statistics that normalise: `batch`, those of a process's own batch;
+            `synchronized`, those of all processes' batches (GPU only); `frozen`, those that the
+            network has, to fine-tune a trained one.
         precision: Lightning's name: `32-true`, `16-mixed` (GPU only), `bf16-mixed`.
         accelerator: `auto`, `cpu` or `gpu`.
-        devices: how many of them; 0 takes all.
-        nodes: machines, each with so many devices, started by torchrun or a scheduler.
-        threads: of the CPU; 0 leaves torch's choice.
-        seed: of weights, batches and augmentation.
-        validate_every: epochs between validations.
-        log_every: steps between lines in metrics.jsonl.
-        checkpoint_minutes: between writings of last.ckpt within an epoch.
-        max_steps: stop after so many, in the middle of an epoch if need be.
-        tensorboard: whether event files for TensorBoard are written, to RUN/tensorboard.
-        report: whether RUN/report.html is written at the end.
+        devices: number of devices; 0 takes all.
+        nodes: number of machines, each with so many devices, started by torchrun or a scheduler.
+        threads: number of CPU threads; 0 leaves torch's choice.
+        seed: seed of weights, batches and augmentation.
+        validate_every: number of epochs between validations.
+        log_every: number of steps between lines in metrics.jsonl.
+        checkpoint_minutes: minutes between checkpoints (last.ckpt) within an epoch.
+        max_steps: maximum of steps, at which the training stops, even within an epoch.
+        tensorboard: write event files for TensorBoard, to RUN/tensorboard.
+        report: write RUN/report.html at the end.
         export: precisions in which the best checkpoint is exported to ONNX at the end, to RUN;
             none by default. int8 is judged by the words of the validation set.
-        start: checkpoint of ds2deploy or deepspeech.pytorch whose weights, and statistics of
-            features, are begun with; random weights without one.
+        start: checkpoint of ds2deploy or deepspeech.pytorch with the initial weights and
+            statistics of features; random weights without one.
     """
 
     run: str = "runs/ds2"
@@ -184,15 +179,15 @@ class TrainingConfig(_Section, frozen=True):
 
 
 class Recipe(_Section, frozen=True):
-    """A whole training.
+    """Recipe of a training.
 
     Attributes:
-        labels: one character each, blank first.
-        model: the network's dimensions.
-        features: what it sees.
+        labels: labels of the model, one character each, blank first.
+        model: dimensions of the network.
+        features: settings of its features.
         data: manifests and batches.
-        augment: what is done to training audio.
-        training: optimisation.
+        augment: augmentation of training audio.
+        training: optimisation of the weights.
     """
 
     labels: str = ENGLISH
@@ -210,48 +205,20 @@ class Recipe(_Section, frozen=True):
             )
 
     def changed(self, section: str, **values: object) -> Recipe:
-        """The same with other values of a section: `recipe.changed("training", epochs=2)`.
+        """Copy a recipe with other values of a section: `recipe.changed("training", epochs=2)`.
 
         Raises:
-            ConfigError: a value that cannot be.
+            ConfigError: a value is out of its range.
         """
         part = msgspec.structs.replace(getattr(self, section), **values)
         return msgspec.structs.replace(self, **{section: part})
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        name: a TOML file, or the name of a recipe that comes with ds2deploy.
-        overrides: `section.key=value`, the value as TOML has it; a bare word is a string.
-
-    Raises:
-        MissingFileError: neither a file nor a known name.
-        ConfigError: not TOML, an unknown key, or a value of another type.
-    """
-    source, content = _read(name)
-    try:
-        document = msgspec.toml.decode(decode_text(content))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
-    except DECODING_ERRORS as error:
-        raise ConfigError(f"{source}: not TOML ({error})") from None
-    for override in overrides:
-        _override(document, override)
-    try:
-        return msgspec.convert(document, Recipe)
-    except UnicodeError:  # in an argument that is not UTF-8
-        raise ConfigError(f"{source}: a word of --set is not UTF-8; expected text") from None
-    except DECODING_ERRORS as error:
-        raise ConfigError(_explain(error, source, overrides)) from None
-
-
 def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
-    """Bound the threads and processes of a recipe by the cores that there are.
+    """Limit the threads and processes of a recipe to the cores of this machine.
 
     Args:
-        recipe: one that may have been written for a larger machine.
+        recipe: recipe that may have been written for a larger machine.
         cores: number of cores that this process may use.
 
     Returns:
@@ -268,83 +235,6 @@ def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
                 f"{name} = {asked}: this process may use {cores} cores; {bound} are taken"
             )
     return recipe, changes
-
-
-def recipe_names() -> list[str]:
-    """Recipes that come with ds2deploy."""
-    folder = resources.files("ds2deploy.recipes")
-    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
-
-
-def _read(name: str) -> tuple[str, bytes]:
-    path = Path(name)
-    if path.is_file():
-        return name, path.read_bytes()
-    if name in recipe_names():
-        return name, (resources.files("ds2deploy.recipes") / f"{name}.toml").read_bytes()
-    kind = "is a directory" if path.is_dir() else "no such file"
-    raise MissingFileError(
-        f"{name}: {kind}; expected a recipe in TOML, or one of {', '.join(recipe_names())}"
-    )
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: expected section.key=value")
-    for section in sections:
-        document = document.setdefault(section, {})
-        if not isinstance(document, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    document[key] = _value(value)
-
-
-def _value(text: str) -> Any:
-    try:
-        return msgspec.toml.decode(f"value = {text}")["value"]
-    except RecursionError:
-        raise ConfigError(f"--set: {text[:20]}... is nested too deeply; expected a value") from None
-    except DECODING_ERRORS:
-        return text
-
-
-def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
-    """Msgspec's message with where it comes from and the key's path first, and what may be there.
-
-    `my.toml: training.epochs: Expected ...`, or `--set training.epochs=x: Expected ...`.
-    """
-    message, _, place = str(error).partition(" - at `$")
-    place = place.rstrip("`").lstrip(".")
-    path = re.sub(r"\[.*", "", place)  # of a list the whole
-    if "unknown field" in message:
-        key = message.rpartition("field `")[2].rstrip("`")
-        message = message.replace("Object contains unknown field", "unknown key")
-        section = getattr(Recipe(), path) if path else Recipe()
-        message += f"; known are {', '.join(section.__struct_fields__)}"
-        path = f"{path}.{key}".lstrip(".")
-    elif path:
-        message += _what_may_be(path)
-    if place and not message.startswith(f"{place}."):
-        message = f"{place}: {message}"
-    for override in overrides:
-        name = override.partition("=")[0].strip()
-        if (path and f"{name}.".startswith(f"{path}.")) or message.startswith(f"{name} "):
-            source = f"--set {override}"
-    return f"{source}: {message}"
-
-
-def _what_may_be(path: str) -> str:
-    """Of a key: the words that it may have, or what it is where nobody sets it."""
-    *sections, key = path.split(".")
-    section = getattr(Recipe(), sections[0]) if sections else Recipe()
-    kind = get_type_hints(type(section)).get(key)
-    parts = (kind, *get_args(kind))
-    words = [word for part in parts for word in get_args(part) if isinstance(word, str)]
-    if words:
-        return f"; expected {', '.join(words)}"
-    default = msgspec.json.encode(getattr(section, key, None)).decode()
-    return "" if isinstance(getattr(section, key, None), msgspec.Struct) else f", such as {default}"
 
 
 def _positive(section: str, struct: _Section, *names: str) -> None:

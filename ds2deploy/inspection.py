@@ -184,7 +184,8 @@ def _report(report: dict[str, Any], path: Path) -> str:
 
 def _manifest(path: Path) -> dict[str, Any]:
     require("lhotse", "train")
-    from ds2deploy.data.manifest import read_usable, speaker, transcript
+    from ds2deploy.data.cuts import speaker, transcript
+    from ds2deploy.data.manifest import read_usable
 
     cuts, unusable = read_usable(path)
     if not len(cuts):

@@ -16,8 +16,7 @@ def read_text(path: Path, expected: str, names: bool = False) -> str:
     Args:
         path: UTF-8; or UTF-16 with its mark, as PowerShell writes it.
         expected: content of the file, for errors.
-        names: whether it holds file names, which may be any bytes; they become what Python has
-            for such names.
+        names: the text holds file names, which may be any bytes: decode them as Python does.
 
     Raises:
         ManifestError: the file cannot be read, or is no text.

@@ -332,7 +332,7 @@ def tone_toml(tmp_path: Path) -> Path:
 @pytest.fixture
 def tone_recipe(tone_manifests: Path, tone_toml: Path, tmp_path: Path) -> Recipe:
     """A training of a few seconds, into tmp_path/run."""
-    from ds2deploy.config import load_recipe
+    from ds2deploy.recipes import load_recipe
 
     return load_recipe(
         str(tone_toml),

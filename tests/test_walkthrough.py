@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ds2deploy.data.sources import DIGITS
+from ds2deploy.data.corpora.fsdd import DIGITS
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "walkthrough.ipynb"
 

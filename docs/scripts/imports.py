@@ -99,7 +99,7 @@ def box_graph(modules: Graph) -> Graph:
     boxes: Graph = {}
     for module, targets in modules.items():
         box = box_of(module)
-        if box in ("", "__main__", "recipes", "version", "export", "runtimes"):
+        if box in ("", "__main__", "version", "export", "runtimes"):
             continue
         found = boxes.setdefault(box, set())
         found.update(other for other in map(box_of, targets) if other not in (box, "", "version"))

@@ -32,9 +32,8 @@ def demo(
     require("onnxruntime", "cpu")
     with heartbeat("importing torch and lightning"):
         from ds2deploy.demo.run import run_demo
-        from ds2deploy.export.artifacts import export_onnx
 
-    result = run_demo(out, export_onnx, seed)
+    result = run_demo(out, seed)
     if json:
         print_json(result.summary())
     if not result.passed:

@@ -10,15 +10,11 @@ import typer
 from ds2deploy.cli.errors import complain
 from ds2deploy.cli.options import Json
 from ds2deploy.cli.printing import print_json
+from ds2deploy.data.corpora.registry import layout_help
 from ds2deploy.runtimes.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from ds2deploy.data.preparation import Report
-
-LAYOUT_HELP = (
-    "folder: a .txt beside each recording; librispeech, commonvoice, tedlium, voxforge, an4, fsdd; "
-    "lhotse:NAME for a recipe of lhotse."
-)
 
 
 def prepare(
@@ -26,7 +22,7 @@ def prepare(
         Path, typer.Argument(readable=False, help="Folder, or manifest of deepspeech.pytorch.")
     ],
     out: Annotated[Path, typer.Argument(readable=False, help="Folder for the manifests.")],
-    layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "folder",
+    layout: Annotated[str, typer.Option(help=layout_help())] = "folder",
     labels: Annotated[
         str | None,
         typer.Option(
@@ -136,10 +132,11 @@ def prepare(
         return
     import msgspec
 
-    from ds2deploy.config import Recipe, load_recipe
+    from ds2deploy.config import Recipe
     from ds2deploy.data.preparation import PrepareOptions
     from ds2deploy.data.preparation import prepare as prepare_manifests
     from ds2deploy.data.screening import Screening
+    from ds2deploy.recipes import load_recipe
     from ds2deploy.runtimes.alphabet import Alphabet
 
     if split_by not in ("utterance", "speaker"):
@@ -154,7 +151,7 @@ def prepare(
         read=read,
         features=wanted.features,
     )
-    choices = PrepareOptions(
+    options = PrepareOptions(
         layout=layout,
         valid_share=valid,
         split_by=split_by,  # type: ignore[arg-type]
@@ -164,7 +161,7 @@ def prepare(
         leave_out=leave_out,
     )
     alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
-    manifests, report = prepare_manifests(source, out, alphabet, choices)
+    manifests, report = prepare_manifests(source, out, alphabet, options)
     for error in report.left_out:
         complain(f"left out: {error}")
     if valid and layout == "folder" and "valid" not in manifests:
@@ -178,18 +175,18 @@ def prepare(
         _print_preparation(report, labels == "auto")
 
 
-LISTENED = 3
+PREVIEWED = 3
 """Number of utterances that a preview writes, each before and after augmentation."""
 
 
 def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
     """Write audio and pictures of the first utterances of a manifest."""
-    from ds2deploy.config import load_recipe
     from ds2deploy.data.manifest import read_manifest
     from ds2deploy.data.preview import write_preview
+    from ds2deploy.recipes import load_recipe
 
     parsed = load_recipe(recipe, overrides)
-    cuts = list(read_manifest(manifest).subset(first=LISTENED))
+    cuts = list(read_manifest(manifest).subset(first=PREVIEWED))
     written = [str(path) for path in write_preview(cuts, parsed, out, parsed.training.seed)]
     if json:
         print_json({"files": written})

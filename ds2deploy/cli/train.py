@@ -29,7 +29,8 @@ def train(
     Example: ds2deploy train digits --set training.run=runs/mine
     """
     require("lightning", "train")
-    from ds2deploy.config import load_recipe, within_cores
+    from ds2deploy.config import within_cores
+    from ds2deploy.recipes import load_recipe
     from ds2deploy.runtimes.session import usable_cores
 
     parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())

@@ -1,4 +1,4 @@
-"""What is done to training audio so that a small corpus sounds like a larger one."""
+"""Augmentation of training audio, so that a small corpus sounds like a larger one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, Nois
 from ds2deploy.runtimes.features import FloatArray
 
 NEUTRAL = AugmentConfig()
-"""Changes nothing."""
+"""Augmentation that changes nothing."""
 
 NOISE_TILTS_DB = (0.0, 12.0)
 """Noise falls by so much per octave at most: from white to more than brown."""
@@ -29,8 +29,8 @@ def augment_audio(
     Args:
         samples: (samples,) float32.
         sample_rate: in Hz.
-        config: ranges.
-        random: what is drawn from.
+        config: ranges of the changes.
+        random: generator that they are drawn from.
 
     Returns:
         (samples',) float32; the length follows speed and tempo.
@@ -68,13 +68,13 @@ def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArr
 def recorded_noise(
     folder: str, count: int, sample_rate: int, random: np.random.Generator
 ) -> FloatArray:
-    """A part of a recording of noise, drawn at random; what is shorter is repeated.
+    """Draw a part of a recording of noise; a shorter recording is repeated.
 
     Args:
-        folder: of recordings, at any depth.
-        count: samples that are wanted.
-        sample_rate: of them, in Hz.
-        random: what is drawn from.
+        folder: folder of recordings, at any depth.
+        count: number of samples.
+        sample_rate: sample rate of the result, in Hz.
+        random: generator that the part is drawn from.
 
     Raises:
         ConfigError: no such folder, or no recordings in it.
@@ -103,7 +103,7 @@ def _noise_size(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def noise_files(folder: str) -> tuple[Path, ...]:
-    """The recordings of a folder, in the same order every time.
+    """List the recordings of a folder, in the same order every time.
 
     Raises:
         ConfigError: no such folder, or no recordings in it.
@@ -116,7 +116,7 @@ def noise_files(folder: str) -> tuple[Path, ...]:
 
 
 def check_noise(config: AugmentConfig) -> None:
-    """Look at the recordings of noise before a training begins, and not when one is drawn.
+    """Check all recordings of noise, before a training begins.
 
     Raises:
         ConfigError, AudioError: see `recorded_noise`.
@@ -135,11 +135,11 @@ def check_noise(config: AugmentConfig) -> None:
 
 
 def made_noise(count: int, random: np.random.Generator) -> FloatArray:
-    """Stationary noise of random colour: (count,) float32.
+    """Make stationary noise of random colour: (count,) float32.
 
     Args:
-        count: samples.
-        random: what is drawn from.
+        count: number of samples.
+        random: generator that the noise is drawn from.
     """
     spectrum = np.fft.rfft(random.standard_normal(count))
     tilt = random.uniform(*NOISE_TILTS_DB)
@@ -151,12 +151,12 @@ def made_noise(count: int, random: np.random.Generator) -> FloatArray:
 def mask_features(
     features: FloatArray, config: AugmentConfig, random: np.random.Generator
 ) -> FloatArray:
-    """SpecAugment (Park et al., 2019): blank bands of bins and stretches of frames.
+    """Blank bands of bins and stretches of frames (SpecAugment, Park et al., 2019).
 
     Args:
         features: (bins, time) float32, normalised, so that zero is the mean; changed in place.
-        config: how many masks and how wide.
-        random: what is drawn from.
+        config: number and width of the masks.
+        random: generator that the masks are drawn from.
     """
     bins, time = features.shape
     for _ in range(config.frequency_masks):
@@ -171,10 +171,11 @@ def mask_features(
 
 
 FRAME_MS = 30.0
-"""Of a piece of speech that is moved: two or three periods of a voice."""
+"""Length of a piece of speech that is moved: two or three periods of a voice."""
 
 SEARCH_MS = 8.0
-"""How far to either side a piece may be moved to fit the one before: a period of a low voice."""
+"""Reach to either side in which a piece may be moved to fit the one before: a period of a low
+voice."""
 
 
 def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatArray:
@@ -184,7 +185,7 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
     Args:
         samples: (samples,) float32.
         sample_rate: in Hz.
-        tempo: how many times as fast, above 0.
+        tempo: factor of the tempo, above 0.
 
     Returns:
         (samples / tempo,) float32.
@@ -209,7 +210,7 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
 
 
 def _best_place(place: FloatArray, following: FloatArray) -> int:
-    """Where a stretch of sound looks most like what would follow; the middle, if all is alike."""
+    """Find the place where sound is most like what would follow; the middle if all are alike."""
     candidates = np.lib.stride_tricks.sliding_window_view(place, len(following))
     likeness = candidates @ following
     energy = np.sqrt(np.einsum("ij,ij->i", candidates, candidates)) + 1e-6

@@ -1,4 +1,4 @@
-"""From the plan of an epoch to batches, through the one feature extractor."""
+"""Batches of features and targets, loaded by the plan of an epoch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from torch.utils.data import Dataset
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.data.augmentation import NEUTRAL, augment_audio, mask_features
 from ds2deploy.data.ctc_room import check_room, frames_needed
-from ds2deploy.data.epoch_plan import ProcessBatch, plan_evaluation, plan_training, shares
-from ds2deploy.data.manifest import audio_path, read_audio, transcript
+from ds2deploy.data.cuts import audio_path, read_audio, transcript
+from ds2deploy.data.epoch_plan import (
+    ProcessBatch,
+    plan_evaluation,
+    plan_training,
+    process_batches,
+)
 from ds2deploy.data.workers import load
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import output_length
@@ -32,21 +37,21 @@ from ds2deploy.runtimes.features import (
 )
 
 LEAST_DEVIATION = 0.5
-"""Of a bin, as a share of the root mean square over all bins, in global statistics."""
+"""Least standard deviation of a bin, as a share of the root mean square over all bins."""
 
 
 class Batch(NamedTuple):
-    """Utterances of similar length.
+    """Utterances of similar length, as a network takes them.
 
     Attributes:
         features: (batch, 1, bins, time) float32.
         lengths: (batch,) int64, valid frames.
         targets: (labels of all utterances,) int64, one after the other.
         target_lengths: (batch,) int64.
-        texts: transcripts, as the labels spell them.
-        scale: of the sum of the losses; 1 / batch gives the mean. 0 where no recording could be
-            used: what stands there is only to keep a network going.
-        broken: what is wrong with the recordings that are left out.
+        texts: normalized transcripts.
+        scale: factor of the sum of the losses; 1 / batch gives the mean. 0 if no recording could
+            be used: the features are then a stand-in that keeps the network going.
+        broken: errors of the recordings that were left out.
         audio: files of the utterances.
     """
 
@@ -61,12 +66,12 @@ class Batch(NamedTuple):
 
 
 class SpeechDataset(Dataset[Batch]):
-    """Loads, augments and extracts a batch; the sampler decides which utterances.
+    """Loads the utterances of a batch, augments them, and extracts their features.
 
     Args:
-        recipe: features, labels and augmentation.
-        augment: whether to augment.
-        epoch: changes what augmentation draws.
+        recipe: recipe of the training: features, labels and augmentation.
+        augment: augment the utterances.
+        epoch: number of the epoch; seeds the augmentation.
     """
 
     def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
@@ -78,11 +83,11 @@ class SpeechDataset(Dataset[Batch]):
         # Stands in where a whole batch cannot be read: batch norm must see speech.
         self._last = np.zeros((recipe.features.bins, 100), np.float32)
 
-    def __getitem__(self, share: ProcessBatch) -> Batch:
-        """The batch of the utterances that the plan chose, without those that are of no use."""
+    def __getitem__(self, planned: ProcessBatch) -> Batch:
+        """Load a planned batch, without the utterances that cannot be used."""
         sounds, texts, paths = [], [], []
         broken: list[str] = []
-        for cut in share.cuts:
+        for cut in planned.cuts:
             try:
                 sounds.append(self._fitting(cut, broken))
                 texts.append(self._alphabet.normalize(transcript(cut)))
@@ -92,12 +97,12 @@ class SpeechDataset(Dataset[Batch]):
         if sounds:
             self._last = sounds[0]
             batch = collate(sounds, texts, self._alphabet)
-            return batch._replace(scale=share.scale, broken=tuple(broken), audio=tuple(paths))
+            return batch._replace(scale=planned.scale, broken=tuple(broken), audio=tuple(paths))
         return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
 
     def _fitting(self, cut: Cut, broken: list[str]) -> FloatArray:
-        """Features with room for the transcript; at the recording's own pace where speaking faster
-        leaves too little.
+        """Extract features with room for the transcript: at the recording's own pace if faster
+        speech leaves too little.
         """
         labels = self._alphabet.encode(transcript(cut))
         features = self._augmented(cut, self._augment, broken)
@@ -109,7 +114,7 @@ class SpeechDataset(Dataset[Batch]):
         return features
 
     def _augmented(self, cut: Cut, augment: AugmentConfig, broken: list[str]) -> FloatArray:
-        """Features; without noise where that is broken, which is no fault of the utterance."""
+        """Extract features; without noise if only the recording of the noise is broken."""
         try:
             return self._features(cut, augment)
         except NoiseError as error:
@@ -130,12 +135,12 @@ class SpeechDataset(Dataset[Batch]):
 
 
 def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphabet) -> Batch:
-    """A batch of utterances of any lengths.
+    """Make a batch of utterances of any lengths.
 
     Args:
         utterances: features of each, (bins, time) float32.
-        texts: what is said in each, normalised.
-        alphabet: of the labels.
+        texts: normalized transcript of each.
+        alphabet: labels of the model.
     """
     features, lengths = pad_features(utterances)
     targets = [alphabet.encode(text) for text in texts]
@@ -150,17 +155,17 @@ def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphab
 
 
 class Batches:
-    """The batches of an epoch on one process; an iteration can begin with any of them.
+    """Batches of an epoch for one process; an iteration can begin with any of them.
 
-    Lightning asks for its state, keeps it in checkpoints, and gives it back when a training is
-    resumed in the middle of an epoch.
+    Lightning keeps the state in checkpoints, and restores it when a training resumes in the middle
+    of an epoch.
 
     Args:
-        dataset: makes a batch of a share.
-        plan: the shares, in order.
-        workers: processes that make them; 0 makes them in this one.
-        epoch: that they are of.
-        fingerprint: of the batches of all processes, to know them again.
+        dataset: loader of a planned batch.
+        plan: planned batches, in order.
+        workers: number of processes that load; 0 loads in this one.
+        epoch: number of the epoch.
+        fingerprint: hash of the batches of all processes, to recognise them when resuming.
     """
 
     def __init__(
@@ -176,11 +181,11 @@ class Batches:
         self.epoch, self._given = epoch, 0
 
     def __len__(self) -> int:
-        """Batches of the whole epoch."""
+        """Number of batches of the whole epoch."""
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Those that were not given yet; from the beginning when all were."""
+        """Load the batches that are left of the epoch; all of them after the last."""
         rest = self._plan[self._given :]
         for batch in load(self._dataset, rest, self._workers):
             self._given += 1
@@ -188,21 +193,21 @@ class Batches:
         self._given = 0
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of which epoch were given."""
+        """Position in the epoch, for a checkpoint."""
         return {"epoch": self.epoch, "given": self._given, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another left off, if that was in this epoch.
+        """Resume at the position of a state of the same epoch.
 
         Raises:
-            ConfigError: it gave other batches: what is left of them is not known.
+            ConfigError: the state is from an epoch with other batches.
         """
         if state["epoch"] != self.epoch or not state["given"] > 0:
             return
         if state["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
-                "batches: go on with the manifest, the [data] section, the seed and the number of "
+                "batches: resume with the manifest, the [data] section, the seed and the number of "
                 "processes that it began with, or begin another training with its weights "
                 "(training.start)"
             )
@@ -213,29 +218,29 @@ class Batches:
 def training_batches(
     cuts: CutSet, recipe: Recipe, epoch: int, rank: int = 0, processes: int = 1
 ) -> Batches:
-    """A process's share of the batches of one epoch, augmented; see `plan_training`."""
+    """Make one process's batches of an epoch, augmented; see `plan_training`."""
     batches = plan_training(cuts, recipe, epoch, processes)
     names = [[cut.id for cut in batch] for batch in batches]
     fingerprint = zlib.crc32(msgspec.json.encode((processes, names)))
-    plan = shares(batches, rank, processes)
+    plan = process_batches(batches, rank, processes)
     dataset = SpeechDataset(recipe, augment=True, epoch=epoch)
     return Batches(dataset, plan, recipe.data.workers, epoch, fingerprint)
 
 
 def evaluation_batches(cuts: CutSet, recipe: Recipe, rank: int = 0, processes: int = 1) -> Batches:
-    """A process's share of all utterances, without augmentation; see `plan_evaluation`."""
-    plan = shares(plan_evaluation(cuts, recipe, processes), rank, processes)
+    """Make one process's batches of all utterances, not augmented; see `plan_evaluation`."""
+    plan = process_batches(plan_evaluation(cuts, recipe, processes), rank, processes)
     return Batches(SpeechDataset(recipe, augment=False), plan, recipe.data.workers)
 
 
 def global_statistics(
     cuts: CutSet, recipe: Recipe, utterances: int = 2000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of every bin over (at most so many) utterances.
+    """Measure mean and standard deviation of every bin over (at most so many) utterances.
 
     A bin that the recordings leave empty, such as those above 4 kHz in telephone speech, would
-    have next to no deviation, and the first device with a better microphone would be deafening:
-    no bin has less than `LEAST_DEVIATION` of the deviation of all.
+    have next to no deviation, and sound in it on a device would be scaled up without bound: no bin
+    has less than `LEAST_DEVIATION` of the deviation of all.
     """
     mean, square = _moments(cuts, recipe, utterances)
     variance = np.maximum(square - mean**2, 0)
@@ -245,10 +250,11 @@ def global_statistics(
 
 
 def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> tuple[float, float]:
-    """One mean and one deviation over all bins: what normalisation per utterance has of each.
+    """Measure one mean and one standard deviation over all bins.
 
-    A network that was trained with that knows a spectrogram whose bins keep their proportions;
-    statistics of every bin would be another one.
+    They replace those of each utterance for a network that was trained with normalisation per
+    utterance: it knows spectrograms whose bins keep their proportions, which statistics of every
+    bin would change.
     """
     mean, square = _moments(cuts, recipe, utterances)
     pooled = float(mean.mean())
@@ -259,7 +265,7 @@ def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> t
 def _moments(
     cuts: CutSet, recipe: Recipe, utterances: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and mean square of every bin of the log spectrogram."""
+    """Measure mean and mean square of every bin of the log spectrogram."""
     plain = msgspec.structs.replace(recipe.features, normalize="none", mean=None, deviation=None)
     extract = FeatureExtractor(plain)
     total = square = np.zeros(recipe.features.bins)

@@ -14,7 +14,7 @@ from pathlib import Path
 from lhotse import CutSet
 
 from ds2deploy.config import Recipe
-from ds2deploy.data.manifest import audio_path, transcript
+from ds2deploy.data.cuts import audio_path, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
@@ -24,9 +24,7 @@ NAMED = 3
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """Count the output frames that a transcript takes at least: its labels, and the blanks between
-    two that are the same.
-    """
+    """Count the output frames that CTC needs: one for a label, and one between two alike."""
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
@@ -45,8 +43,8 @@ def check_room(labels: Sequence[int], frames: int, name: str) -> None:
     if needed > there:
         raise AudioError(
             f"{name}: a transcript of {len(labels)} characters takes {needed} output frames, and "
-            f"the recording has {there}: CTC cannot align them; correct the transcript, or take "
-            "it out"
+            f"the recording has {there}: CTC cannot align them; it was cut off, or has another "
+            "transcript; correct it, or take it out"
         )
 
 
@@ -55,12 +53,12 @@ def check_manifest_room(cuts: CutSet, recipe: Recipe, manifest: str, most: float
 
     Args:
         cuts: utterances.
-        recipe: its features and labels decide what fits.
-        manifest: its name, for the error.
-        most: share of the utterances that may be so.
+        recipe: recipe with the features and labels that decide what fits.
+        manifest: name of the manifest, for the error.
+        most: largest share of such utterances.
 
     Raises:
-        ManifestError: counts them, and names the first.
+        ManifestError: more of them; gives their number, and names the first.
     """
     alphabet, rate = Alphabet(recipe.labels), recipe.features.sample_rate
     found = []

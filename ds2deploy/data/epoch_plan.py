@@ -1,8 +1,8 @@
-"""Which utterances stand in which batch of an epoch: known to every process before it begins.
+"""The plan of an epoch: the utterances of every batch, known to every process before it begins.
 
 lhotse's samplers draw the batches, as large as all processes together can take them; every process
-has a share of each. So two processes train on the same batches as one with twice the batch size,
-no utterance comes twice or is lost, and a training can go on with any batch of an epoch: the plan
+trains on its part of each. So two processes train on the same batches as one with twice the batch
+size, no utterance is repeated or lost, and a training can resume at any batch of an epoch: the plan
 depends on the manifest, the recipe and the number of the epoch alone.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from lhotse import CutSet
@@ -17,17 +18,17 @@ from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 
 from ds2deploy.config import Recipe
-from ds2deploy.data.manifest import join_utterances
+from ds2deploy.data.cuts import join_utterances
 from ds2deploy.runtimes.errors import ConfigError
 
 
 class ProcessBatch(NamedTuple):
-    """What one process sees of a batch.
+    """One process's part of a batch.
 
     Attributes:
-        cuts: its utterances.
-        scale: of the sum of their losses, so that the mean over the processes is the mean over the
-            utterances of the whole batch.
+        cuts: utterances of the process.
+        scale: factor of the sum of their losses, so that the mean over the processes is the mean
+            over the utterances of the whole batch.
     """
 
     cuts: CutSet
@@ -35,13 +36,13 @@ class ProcessBatch(NamedTuple):
 
 
 def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) -> list[list[Cut]]:
-    """The batches of one epoch in their order, each for all processes.
+    """Draw the batches of one epoch in their order, each for all processes.
 
     Args:
         cuts: training utterances.
-        recipe: sizes of batches, for one process; seed; whether utterances are joined.
-        epoch: from 0.
-        processes: that train.
+        recipe: recipe of the training; its batch sizes are for one process.
+        epoch: number of the epoch, from 0.
+        processes: number of processes that train.
 
     Raises:
         ConfigError: fewer utterances than processes.
@@ -50,7 +51,7 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
     if data.join != (1, 1):
         cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
     _check_count(cuts, processes, f"data.train = {data.train}")
-    # One process as far as lhotse is concerned: the shares are ours.
+    # lhotse draws for one process: `process_batches` divides the batches.
     options = {
         "max_cuts": data.batch_size * processes,
         "max_duration": data.batch_duration_s and data.batch_duration_s * processes,
@@ -60,8 +61,9 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
     }
     buckets = min(data.buckets, len(cuts) // (2 * data.batch_size * processes))
     if data.sortagrad and epoch == 0:
-        sampler = SimpleCutSampler(by_duration(cuts), **options, shuffle=False)
-    elif buckets < 2:  # too few utterances to part them
+        shortest_first = cuts.sort_by_duration(ascending=True)
+        sampler = SimpleCutSampler(shortest_first, **options, shuffle=False)
+    elif buckets < 2:  # too few utterances to group them
         sampler = SimpleCutSampler(cuts, **options, shuffle=True)
     else:
         sampler = DynamicBucketingSampler(cuts, **options, num_buckets=buckets, shuffle=True)
@@ -70,44 +72,47 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
 
 
 def plan_evaluation(cuts: CutSet, recipe: Recipe, processes: int = 1) -> list[list[Cut]]:
-    """All utterances once, longest last; see `plan_training`."""
+    """Put all utterances into batches once, longest last; see `plan_training`."""
     data = recipe.data
     _check_count(cuts, processes, f"data.valid = {data.valid}")
     most_s = (data.batch_duration_s or math.inf) * processes
     batches: list[list[Cut]] = [[]]
     total_s = 0.0
-    for cut in by_duration(cuts):
-        total_s += _duration(cut)
+    for cut in cuts.sort_by_duration(ascending=True):
+        total_s += cut.duration
         full = len(batches[-1]) == data.batch_size * processes or total_s > most_s
         if batches[-1] and full:
             batches.append([])
-            total_s = _duration(cut)
+            total_s = cut.duration
         batches[-1].append(cut)
     return large_enough(batches, processes)
 
 
-def shares(batches: Iterable[list[Cut]], rank: int = 0, processes: int = 1) -> list[ProcessBatch]:
-    """What one of the processes sees of every batch.
+def process_batches(
+    batches: Iterable[list[Cut]], rank: int = 0, processes: int = 1
+) -> list[ProcessBatch]:
+    """Take one process's part of every batch.
 
     Args:
-        batches: from `plan_training` or `plan_evaluation`.
-        rank: of the process, from 0.
-        processes: that there are.
+        batches: batches from `plan_training` or `plan_evaluation`.
+        rank: number of the process, from 0.
+        processes: number of processes.
     """
     found = []
     for batch in batches:
-        ordered = sorted(batch, key=_duration)  # so that all processes have as much to do
+        # By duration, so that all processes have as much to do.
+        ordered = sorted(batch, key=attrgetter("duration"))
         if chosen := ordered[rank::processes]:
             found.append(ProcessBatch(CutSet.from_cuts(chosen), processes / len(batch)))
     return found
 
 
 def large_enough(batches: Iterable[list[Cut]], least: int) -> list[list[Cut]]:
-    """Put what has fewer utterances than there are processes to the batch that follows it.
+    """Merge each batch that is smaller than the number of processes with the one that follows.
 
     Args:
-        batches: none of them empty; `least` utterances together, at least.
-        least: utterances in a batch.
+        batches: batches, none of them empty, with at least `least` utterances together.
+        least: minimum of utterances in a batch.
     """
     found: list[list[Cut]] = []
     waiting: list[Cut] = []
@@ -121,18 +126,9 @@ def large_enough(batches: Iterable[list[Cut]], least: int) -> list[list[Cut]]:
     return found
 
 
-def by_duration(cuts: CutSet) -> CutSet:
-    """Shortest first."""
-    return CutSet.from_cuts(sorted(cuts, key=_duration))
-
-
 def _check_count(cuts: CutSet, processes: int, name: str) -> None:
     if len(cuts) < processes:
         raise ConfigError(
             f"{name}: {len(cuts)} utterances for {processes} processes; set training.devices to "
             "fewer"
         )
-
-
-def _duration(cut: Cut) -> float:
-    return float(cut.duration)

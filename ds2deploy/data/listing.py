@@ -45,18 +45,18 @@ class Listing(NamedTuple):
     """Everything below a folder.
 
     Attributes:
-        files: everything that is no folder, sorted by path.
-        faults: folders that cannot be listed.
+        files: paths of everything but folders, sorted.
+        errors: one for each folder that cannot be listed.
     """
 
     files: list[Path]
-    faults: list[Ds2Error]
+    errors: list[Ds2Error]
 
 
 def list_files(folder: Path) -> Listing:
     """Find all files at any depth, through links too; each folder is listed once."""
     files: list[Path] = []
-    faults: list[Ds2Error] = []
+    errors: list[Ds2Error] = []
     seen: set[tuple[int, int]] = set()
     waiting, links = [folder], deque[Path]()
     while waiting or links:
@@ -76,23 +76,23 @@ def list_files(folder: Path) -> Listing:
                         waiting.append(path) if entry.is_dir() else files.append(path)
         except OSError as error:
             reason = system_reason(error)
-            faults.append(
+            errors.append(
                 MissingFileError(
                     f"{place}: a folder that cannot be listed ({reason}); make it readable, or "
                     "take it out"
                 )
             )
-    return Listing(sorted(files), faults)
+    return Listing(sorted(files), errors)
 
 
-def sound_fault(path: Path) -> Ds2Error | None:
-    """Say why a file that looks like sound cannot be one that libsndfile reads.
+def sound_error(path: Path) -> Ds2Error | None:
+    """Reject a file that looks like sound but is none that libsndfile reads.
 
     Args:
-        path: a file for which `looks_like_sound` is true.
+        path: file for which `looks_like_sound` is true.
 
     Returns:
-        The error; None where its header has to be read to know.
+        The error; None if only the header of the file can tell.
     """
     try:
         mode = path.stat().st_mode

@@ -12,23 +12,23 @@ from ds2deploy.runtimes.features import FeatureConfig, FloatArray
 from ds2deploy.runtimes.files import whole_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Told apart by the colour-blind as well (Okabe and Ito, 2008)."""
+"""Colours that the colour-blind can tell apart as well (Okabe and Ito, 2008)."""
 
 MARKERS = "osD^vPX*"
-"""Of another count than the colours: 56 series differ from each other, in grey print too."""
+"""Markers, of another count than the colours: 56 series differ, in grey print too."""
 
 SIZE_INCHES = (8.0, 5.0)
 DPI = 120
 FEW_TICKS = 12
-"""Values on the x axis up to which each is named."""
+"""Most values on the x axis of which each is named."""
 
 
 def write_png(figure: Any, path: Path) -> None:
     """Write a figure; the file appears whole or not at all.
 
     Args:
-        figure: from `line_figure` or `spectrogram_figure`.
-        path: of the PNG.
+        figure: figure of `line_figure` or `spectrogram_figure`.
+        path: path of the PNG.
 
     Raises:
         OSError: it cannot be written.
@@ -48,16 +48,16 @@ def line_figure(
     note: str = "",
     marks: bool = True,
 ) -> Any:
-    """One line for every series.
+    """Draw one line for every series.
 
     Args:
-        title: above the axes.
-        x_label: with its unit.
-        y_label: with its unit.
+        title: title above the axes.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
         series: points (x, y) of each line by the name that the legend shows.
-        log: whether both axes are logarithmic; otherwise the y axis begins at 0.
+        log: make both axes logarithmic; without it, the y axis begins at 0.
         note: small print below, such as the machine.
-        marks: whether every point has one.
+        marks: mark every point.
 
     Returns:
         A `matplotlib.figure.Figure`, for any canvas.
@@ -77,17 +77,19 @@ def line_figure(
     if series:
         axes.legend(frameon=False, fontsize="small")
     if note:
-        figure.supxlabel(_wrapped(note), x=0.01, ha="left", fontsize="x-small", color="0.35")
+        figure.supxlabel(
+            textwrap.fill(note, 120), x=0.01, ha="left", fontsize="x-small", color="0.35"
+        )
     return figure
 
 
 def spectrogram_figure(title: str, features: FloatArray, config: FeatureConfig) -> Any:
-    """Features as a network sees them.
+    """Draw features as a network takes them.
 
     Args:
-        title: above the axes.
+        title: title above the axes.
         features: (bins, time), float32.
-        config: how they were made, for the axes.
+        config: settings of the features, for the axes.
 
     Returns:
         A `matplotlib.figure.Figure`, for any canvas.
@@ -103,7 +105,7 @@ def spectrogram_figure(title: str, features: FloatArray, config: FeatureConfig) 
 
 
 def _empty_figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
-    """A figure of its own, so that nothing global is changed, and its axes."""
+    """Make a figure and its axes, without pyplot: nothing global is changed."""
     require("matplotlib", "bench")
     from matplotlib.figure import Figure
 
@@ -116,7 +118,7 @@ def _empty_figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 def _scale(axes: Any, xs: list[float], log: bool) -> None:
-    """Axes that name the measured values of x, as plain numbers."""
+    """Scale axes, and name the measured values of x as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -131,7 +133,3 @@ def _scale(axes: Any, xs: list[float], log: bool) -> None:
         axes.set_xticks(xs)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(plain)
-
-
-def _wrapped(note: str, width: int = 120) -> str:
-    return "\n".join(textwrap.wrap(note, width))

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from lhotse import CutSet
 
-from ds2deploy.data.corpora import CORPORA, LHOTSE, read_with_lhotse
+from ds2deploy.data.corpora.registry import find_layout, read_layout
+from ds2deploy.data.cuts import join_utterances, speaker
+from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
 from ds2deploy.data.listing import READ_SUFFIXES
-from ds2deploy.data.manifest import join_utterances, speaker, write_manifest
+from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.screening import RejectedUtterance, Screened, Screener, Screening
-from ds2deploy.data.sources import (
-    Utterance,
-    read_deepspeech_pytorch,
-    read_folder,
-    read_fsdd,
-)
 from ds2deploy.data.splitting import SplitBy, with_validation
 from ds2deploy.data.text_normalization import Change, find_labels
+from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ManifestError, MissingFileError
 from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.version import __version__
-
-FOLDERS: dict[str, Callable[[Path], Iterator[Utterance]]] = {
-    "folder": read_folder,
-    "fsdd": read_fsdd,
-    **CORPORA,
-}
-LAYOUTS = (*FOLDERS, f"{LHOTSE}NAME")
 
 REPORT = "report.json"
 
@@ -40,18 +29,18 @@ JOIN_PAUSE_S = (0.05, 0.3)
 
 
 class PrepareOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a data set is made.
+    """Options of the preparation of a data set.
 
     Attributes:
-        layout: of a folder, one of `LAYOUTS`.
+        layout: layout of a folder, see `corpora.registry`.
         valid_share: share of the training utterances, or of their speakers, that becomes `valid`
-            where the source has no such set.
-        split_by: whether a speaker may be heard in both sets.
+            if the source has no such set.
+        split_by: `speaker` keeps all utterances of a speaker in one set.
         join: fewest and most utterances that are joined into one in `valid-joined` and
             `test-joined`; (1, 1) makes neither.
-        join_times: how often each utterance is used for that.
-        screening: what is asked of an utterance.
-        leave_out: whether those that cannot be used are left out; else the first ends it.
+        join_times: uses of each utterance in those.
+        screening: requirements of an utterance.
+        leave_out: leave out utterances that cannot be used; without it, the first is an error.
     """
 
     layout: str = "folder"
@@ -64,7 +53,7 @@ class PrepareOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetReport(msgspec.Struct, frozen=True):
-    """One manifest."""
+    """Size of one manifest."""
 
     manifest: str
     utterances: int
@@ -73,23 +62,23 @@ class SetReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Where manifests came from, and what became of everything that the source lists.
+    """Account of a preparation: its source, its manifests, and what was changed or left out.
 
     Attributes:
         source: folder or manifest.
-        choices: that were made.
+        options: options of the preparation.
         created_by: name and version of the program.
-        labels: of the transcripts.
+        labels: labels that the transcripts are written in.
         listed: number of utterances of the source, and of files that look like sound.
         used: number of utterances in the manifests, before any are joined.
         unreadable: number of recordings and folders among `left_out` that cannot be read.
-        sets: the manifests.
-        characters: that had no label, and what became of each.
-        left_out: what is wrong with each utterance that cannot be used, in the source's order.
+        sets: sizes of the manifests.
+        characters: characters without a label, with their replacements.
+        left_out: error of each rejected utterance, in the source's order.
     """
 
     source: str
-    choices: PrepareOptions
+    options: PrepareOptions
     created_by: str
     labels: str
     listed: int
@@ -104,57 +93,55 @@ def prepare(
     source: Path,
     out: Path,
     alphabet: Alphabet | None,
-    choices: PrepareOptions,
-    progress: Callable[[int], None] = lambda done: None,
+    options: PrepareOptions,
 ) -> tuple[dict[str, CutSet], Report]:
     """Write the manifests of a data set, and a report beside them.
 
     Args:
-        source: a folder, or a deepspeech.pytorch manifest.
+        source: folder of recordings, or manifest of deepspeech.pytorch.
         out: folder for the manifests.
-        alphabet: that the transcripts must be spelled with; None takes the letters that they have.
-        choices: how.
-        progress: told how many utterances were looked at.
+        alphabet: labels that the transcripts must have; None takes the letters that they have.
+        options: options of the preparation.
 
     Returns:
         The manifests by their names, each is `out/NAME.jsonl.gz`; and the report, which is
         `out/report.json`.
 
     Raises:
-        MissingFileError, ManifestError, AudioError, AlphabetError: what is wrong with which file;
-            with `choices.leave_out`, only where nothing is left.
-        ConfigError: a layout that there is not, or speakers that cannot be parted.
+        MissingFileError, ManifestError, AudioError, AlphabetError: the first rejected utterance;
+            with `options.leave_out`, only if all are rejected.
+        ConfigError: no such layout, or speakers that cannot be separated.
     """
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
-    utterances = _listed(source, choices)
+    utterances = _listed(source, options.layout)
     if alphabet is None:
         alphabet = Alphabet(find_labels(_usable_texts(utterances)))
-    screener = Screener(source, alphabet, choices.screening, progress)
+    screener = Screener(source, alphabet, options.screening)
     found = list(screener.screen(utterances))
-    faults = [item for item in found if isinstance(item, RejectedUtterance)]
+    rejected = [item for item in found if isinstance(item, RejectedUtterance)]
     screened = [item for item in found if isinstance(item, Screened)]
-    if faults and not (choices.leave_out and screened):
-        raise _summary(faults, len(found), choices.leave_out)
-    parted = with_validation(screened, source, choices.valid_share, choices.split_by)
-    manifests = _sets(parted, choices)
+    if rejected and not (options.leave_out and screened):
+        raise _first_error(rejected, len(found), options.leave_out)
+    split = with_validation(screened, source, options.valid_share, options.split_by)
+    manifests = _sets(split, options)
     earlier = _earlier_sets(out)
     report = Report(
         source=str(source),
-        choices=choices,
+        options=options,
         created_by=f"ds2deploy {__version__}",
         labels=alphabet.labels,
         listed=len(found),
         used=len(screened),
-        unreadable=sum(fault.unreadable for fault in faults),
+        unreadable=sum(item.unreadable for item in rejected),
         sets=[_set_report(out / f"{name}.jsonl.gz", cuts) for name, cuts in manifests.items()],
-        characters=screener.spelling.changes,
-        left_out=[str(fault.error) for fault in faults],
+        characters=screener.normalizer.changes,
+        left_out=[str(item.error) for item in rejected],
     )
     for name, cuts in manifests.items():
         write_manifest(cuts, out / f"{name}.jsonl.gz")
     for name in earlier - {f"{name}.jsonl.gz" for name in manifests}:
-        (out / name).unlink(missing_ok=True)  # else it may share utterances with the new sets
+        (out / name).unlink(missing_ok=True)  # it may share utterances with the new sets
     with whole_file(out / REPORT) as temporary:
         text = msgspec.json.format(json_text(report), indent=1)
         temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -162,7 +149,7 @@ def prepare(
 
 
 def _earlier_sets(out: Path) -> set[str]:
-    """Names of the manifests that the preparation before this one wrote into a folder."""
+    """Names of the manifests that an earlier preparation wrote into a folder."""
     try:
         document = msgspec.json.decode((out / REPORT).read_bytes())
         names = {Path(made["manifest"]).name for made in document["sets"]}
@@ -171,9 +158,9 @@ def _earlier_sets(out: Path) -> set[str]:
     return {name for name in names if name.endswith(".jsonl.gz")}
 
 
-def _listed(source: Path, choices: PrepareOptions) -> list[Utterance]:
-    """All that a source lists, damaged or not."""
-    utterances = list(_reader(source, choices.layout)(source))
+def _listed(source: Path, layout: str) -> list[Utterance]:
+    """List the utterances of a source, rejected ones included."""
+    utterances = list(_read(source, layout))
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
@@ -185,55 +172,53 @@ def _listed(source: Path, choices: PrepareOptions) -> list[Utterance]:
 
 
 def _usable_texts(utterances: Sequence[Utterance]) -> list[str]:
-    """What labels can be found in; the first fault where there is nothing else.
+    """Transcripts of the utterances that are not rejected.
 
     Raises:
-        Ds2Error: that fault.
+        Ds2Error: the first error, if all are rejected.
     """
-    found = [utterance.text for utterance in utterances if utterance.fault is None]
-    if not found and (fault := utterances[0].fault) is not None:
-        raise fault
+    found = [utterance.text for utterance in utterances if utterance.error is None]
+    if not found and (error := utterances[0].error) is not None:
+        raise error
     return found
 
 
-def _reader(source: Path, layout: str) -> Callable[[Path], Iterator[Utterance]]:
-    if layout not in FOLDERS and not layout.startswith(LHOTSE):
-        raise ConfigError(f"--layout {layout}: expected one of {', '.join(LAYOUTS)}")
+def _read(source: Path, layout: str) -> Iterator[Utterance]:
+    known = find_layout(layout)
     if source.is_dir():
-        if layout.startswith(LHOTSE):
-            return partial(read_with_lhotse, layout.removeprefix(LHOTSE))
-        return FOLDERS[layout]
+        return read_layout(layout, source)
     if source.is_file() and source.suffix.lower() in (".json", ".csv"):
-        return read_deepspeech_pytorch
+        return read_deepspeech_pytorch(source)
     if source.is_file():
         raise ManifestError(
             f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
         )
-    raise MissingFileError(f"{source}: no such file or directory")
+    origin = f" ({known.origin})" if known.origin else ""
+    raise MissingFileError(f"{source}: no such file or directory; expected {known.content}{origin}")
 
 
-def _summary(faults: Sequence[RejectedUtterance], listed: int, leave_out: bool) -> Exception:
-    """The first error; others are counted, for a line that nobody reads to its end helps nobody."""
-    first = faults[0].error
+def _first_error(rejected: Sequence[RejectedUtterance], listed: int, leave_out: bool) -> Exception:
+    """Make one line of all errors: the first, and the number of the others."""
+    first = rejected[0].error
     if leave_out:
         return type(first)(f"{first} (none of {listed} utterances can be used)")
-    if not faults[1:]:
+    if not rejected[1:]:
         return first
     return type(first)(
-        f"{first} (and {len(faults) - 1} more of {listed} utterances cannot be used; --leave-out "
-        "names each, and goes on without them)"
+        f"{first} (and {len(rejected) - 1} more of {listed} utterances cannot be used; --leave-out "
+        "names each, and continues without them)"
     )
 
 
-def _sets(screened: Sequence[Screened], choices: PrepareOptions) -> dict[str, CutSet]:
-    """The manifests by their names."""
+def _sets(screened: Sequence[Screened], options: PrepareOptions) -> dict[str, CutSet]:
+    """Make the manifests, by their names."""
     manifests = {
         split: CutSet.from_cuts(item.cut for item in screened if item.split == split)
         for split in sorted({item.split for item in screened})
     }
     for name in ("valid", "test"):
-        if choices.join != (1, 1) and name in manifests:
-            joined = _joined(manifests[name], choices.join, choices.join_times)
+        if options.join != (1, 1) and name in manifests:
+            joined = _joined(manifests[name], options.join, options.join_times)
             manifests[f"{name}-joined"] = joined
     return manifests
 

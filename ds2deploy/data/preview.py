@@ -1,4 +1,4 @@
-"""What augmentation does to recordings, for a person to hear and to see."""
+"""Preview of augmentation: recordings before and after, as audio and as pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lhotse.cut import Cut
 
 from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.data.augmentation import NEUTRAL, augment_audio, check_noise, mask_features
-from ds2deploy.data.manifest import read_audio
+from ds2deploy.data.cuts import read_audio
 from ds2deploy.data.plots import spectrogram_figure, write_png
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
@@ -28,7 +28,7 @@ SECTIONS = {
     "noise": ("noise_snr_db", "noise_folder", "noise_share"),
     "masks": ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"),
 }
-"""The parts of `augment` in the order in which they are done, and their keys."""
+"""Parts of `augment` in the order in which they are applied, and their keys."""
 
 
 def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> list[Path]:
@@ -36,15 +36,15 @@ def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0)
 
     Args:
         cuts: utterances.
-        recipe: whose `augment` is shown, at its sample rate.
-        out: folder for a WAV and a PNG of each; for masks, which cannot be heard, a PNG alone.
-        seed: of what is drawn.
+        recipe: recipe with the augmentation and the sample rate.
+        out: folder for a WAV and a PNG of each; for masks, which have no sound, a PNG alone.
+        seed: seed of the augmentation.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        ConfigError: nothing is switched on.
+        ConfigError: the recipe switches no augmentation on.
         MissingFileError, AudioError: an utterance, or a noise, cannot be read.
         RuntimeUnavailableError: matplotlib is not installed.
     """
@@ -59,20 +59,20 @@ def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0)
     for cut in cuts:
         name = re.sub(r"[^\w.-]", "_", cut.id)
         for label, config in {"0-before": NEUTRAL, **shown}.items():
-            # Each draws from its beginning: what is shown is one of a training's possibilities.
+            # Each section draws alike, whichever others are on.
             random = np.random.default_rng((seed, zlib.crc32(cut.id.encode())))
-            written += _show(cut, recipe, config, random, out / f"{name}.{label}")
+            written += _write(cut, recipe, config, random, out / f"{name}.{label}")
     return written
 
 
 def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
-    """Each section that is switched on by itself, and all of them together."""
+    """Separate the sections that are switched on: each by itself, and all of them together."""
     found: dict[str, AugmentConfig] = {}
     for number, (section, keys) in enumerate(SECTIONS.items(), start=1):
         values: dict[str, Any] = {key: getattr(augment, key) for key in keys}
         alone = msgspec.structs.replace(NEUTRAL, **values)
         if _changes(alone):
-            if section == "noise":  # to be heard, it must be there
+            if section == "noise":  # in every utterance of a preview
                 alone = msgspec.structs.replace(alone, noise_share=1.0)
             found[f"{number}-{section}"] = alone
     return found | ({"9-all": augment} if found else {})
@@ -83,7 +83,7 @@ def _changes(config: AugmentConfig) -> bool:
     return any(getattr(config, key) != getattr(NEUTRAL, key) for key in keys)
 
 
-def _show(
+def _write(
     cut: Cut, recipe: Recipe, config: AugmentConfig, random: np.random.Generator, stem: Path
 ) -> list[Path]:
     rate = recipe.features.sample_rate
@@ -100,6 +100,6 @@ def _show(
 
 
 def _write_wav(path: Path, samples: FloatArray, sample_rate: int) -> None:
-    """As float, so that gain beyond full scale is heard as it is trained on."""
+    """Write float samples: gain beyond full scale stays, as in training."""
     with whole_file(path) as temporary:
         soundfile.write(temporary, samples, sample_rate, subtype="FLOAT")

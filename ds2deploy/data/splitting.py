@@ -1,4 +1,4 @@
-"""Which utterances of a corpus become its validation set, where it has none."""
+"""The validation set of a corpus that has none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from lhotse.cut import Cut
 
-from ds2deploy.data.manifest import speaker
+from ds2deploy.data.cuts import speaker
 from ds2deploy.data.screening import Screened
 from ds2deploy.runtimes.errors import ConfigError
 
@@ -21,18 +21,18 @@ SplitBy = Literal["utterance", "speaker"]
 def with_validation(
     screened: Sequence[Screened], source: Path, share: float, split_by: SplitBy
 ) -> list[Screened]:
-    """Part of the training utterances to `valid`, unless the source has such a set.
+    """Move some of the training utterances to `valid`, unless the source has such a set.
 
-    By a hash of the speaker or of the path, so that none moves when others come.
+    A hash of the speaker or of the path decides, so that none moves when others are added.
 
     Args:
         screened: utterances of all sets.
-        source: that they are from.
-        share: of the training utterances, or of their speakers.
-        split_by: whether a speaker may be heard in both sets.
+        source: folder or manifest that lists them.
+        share: share of the training utterances, or of their speakers, that moves.
+        split_by: `speaker` keeps all utterances of a speaker in one set.
 
     Raises:
-        ConfigError: speakers that are not named, or a single one.
+        ConfigError: split by speaker, but some are not named, or there is a single one.
     """
     chosen = [item for item in screened if item.split == "train"]
     if share == 0 or not chosen or any(item.split == "valid" for item in screened):
@@ -44,9 +44,9 @@ def with_validation(
         _check_speakers(names, source)
     if len(names) < 2:
         return list(screened)
-    ordered = sorted(names, key=_place)
+    ordered = sorted(names, key=_hash)
     # Neither side of a small corpus stays empty.
-    valid = {name for name in ordered if _place(name) < share} | {ordered[0]}
+    valid = {name for name in ordered if _hash(name) < share} | {ordered[0]}
     valid.discard(ordered[-1])
     return [
         msgspec.structs.replace(item, split="valid")
@@ -69,12 +69,12 @@ def _check_speakers(names: set[str], source: Path) -> None:
 
 
 def _path_in(base: Path, cut: Cut) -> str:
-    """The path of a recording as the source's folder has it, with the place of a part of it."""
+    """Path of a recording below the source's folder, with the start of a part of it."""
     path = Path(cut.recording.sources[0].source)
     name = path.relative_to(base) if path.is_relative_to(base) else path
     return name.as_posix() + (f"@{cut.start:g}" if cut.start else "")
 
 
-def _place(name: str) -> float:
-    """From 0 to 1, the same for the same name."""
+def _hash(name: str) -> float:
+    """Hash a name to a number from 0 to 1."""
     return zlib.crc32(name.encode("utf-8", "surrogateescape")) / 2**32

@@ -1,4 +1,4 @@
-"""Transcripts spelled with a model's labels, and an account of every character that changed."""
+"""Transcripts in a model's labels, and an account of every character that was replaced."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import msgspec
 from ds2deploy.runtimes.alphabet import Alphabet
 
 APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\uff07"
-"""What is typed in the place of ' in IT'S."""
+"""Characters that are typed in place of the apostrophe in IT'S."""
 
 SPOKEN = "%&@#*\u00a7"
-"""Unicode calls them punctuation, but a person reads them aloud: they are not left out."""
+"""Punctuation to Unicode, but read aloud by a person: it is not dropped."""
 
 RARE = 1e-4
 """Share of the letters below which a character gets no label of its own in `find_labels`."""
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What became of a character that has no label.
+    """Replacement of a character that has no label.
 
     Attributes:
-        character: as it stood in transcripts.
-        became: what stands in its place; empty where it was left out, None where nothing could be
-            found, and the utterance cannot be used.
-        times: that it was met.
+        character: character of the transcripts.
+        became: replacement; empty if the character was dropped, None if there is no replacement,
+            and the utterance is rejected.
+        times: number of occurrences.
     """
 
     character: str
@@ -36,10 +36,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class TextNormalizer:
-    """Spells transcripts, and remembers what it changed.
+    """Normalizes transcripts, and counts what it replaced.
 
     Args:
-        alphabet: of the model.
+        alphabet: labels of the model.
     """
 
     def __init__(self, alphabet: Alphabet) -> None:
@@ -47,20 +47,20 @@ class TextNormalizer:
         self._known = set(alphabet.labels[1:])
         self._changes: Counter[tuple[str, str | None]] = Counter()
 
-    def spell(self, text: str) -> str:
-        """A transcript with characters that have labels, as far as any can be found.
+    def normalize(self, text: str) -> str:
+        """Replace the characters that have no label, as far as a replacement is known.
 
-        Case is folded as `Alphabet.normalize` does; typographic apostrophes become ', accents go
-        where the letter beneath has a label, dashes and slashes become spaces, other punctuation
-        and invisible characters are left out. Nothing is invented: digits, symbols that are read
-        aloud and letters of other scripts stay as they are, for `Alphabet.encode` to refuse.
+        Case is folded as `Alphabet.normalize` does; typographic apostrophes become ', accents are
+        dropped if the letter beneath has a label, dashes and slashes become spaces, other
+        punctuation and invisible characters are dropped. Digits, symbols that are read aloud and
+        letters of other scripts stay as they are, for `Alphabet.encode` to refuse.
         """
         composed = unicodedata.normalize("NFC", text)
         return self._alphabet.normalize("".join(map(self._replace, composed)))
 
     @property
     def changes(self) -> list[Change]:
-        """Of all transcripts so far, the most frequent first."""
+        """Replacements in all transcripts so far, the most frequent first."""
         ordered = sorted(self._changes.items(), key=lambda item: (-item[1], item[0][0]))
         return [Change(character, became, times) for (character, became), times in ordered]
 
@@ -95,7 +95,7 @@ class TextNormalizer:
 
 
 def find_labels(texts: Iterable[str]) -> str:
-    """Labels for transcripts in any language: the blank, and every letter that is not rare.
+    """Find labels for transcripts in any language: the blank, and every letter that is not rare.
 
     Letters are in upper case, as in deepspeech.pytorch's own labels, or in lower case where one of
     them has no other, such as the sharp s of German; an apostrophe and a space are among them where
@@ -122,7 +122,7 @@ def find_labels(texts: Iterable[str]) -> str:
 
 
 def _letters(character: str, lower: bool) -> Iterator[str]:
-    """What of a character can be a label."""
+    """Parts of a character that can be labels."""
     if character in APOSTROPHES or character == "'":
         yield "'"
     elif character.isspace():

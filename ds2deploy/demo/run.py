@@ -1,4 +1,4 @@
-"""The whole way on synthetic speech, so that a newcomer sees it work before bringing data."""
+"""The whole way on synthetic speech, so that a newcomer sees it work without data."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 import soundfile
 from lhotse import CutSet
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from ds2deploy.config import Recipe, load_recipe
-from ds2deploy.data.manifest import make_cuts, read_audio, write_manifest
-from ds2deploy.data.sources import Utterance
+from ds2deploy.config import Recipe
+from ds2deploy.data.cuts import make_cut, read_audio
+from ds2deploy.data.manifest import write_manifest
+from ds2deploy.data.utterance import Utterance
+from ds2deploy.demo.report import DemoResult, DemoRow, print_clips, print_table
 from ds2deploy.demo.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
+from ds2deploy.export.artifacts import Exported, export_onnx
 from ds2deploy.heartbeat import status
 from ds2deploy.loading import load
+from ds2deploy.recipes import load_recipe
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.training.evaluation import Evaluation, evaluate
 from ds2deploy.training.train import train
 
 MARKER = ".ds2deploy-demo"
 
-LARGEST_WER = 0.10
-"""What the demo must reach on voices that it never heard in training."""
-
 
 class Split(NamedTuple):
-    """Part of the demo's speech."""
+    """Part of the demo's speech: so many strings of so many digits."""
 
     name: str
     strings: int
@@ -48,64 +46,8 @@ SPLITS = (
 )
 
 
-class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file in the final table.
-
-    Attributes:
-        model: path.
-        runtime: that ran it.
-        size: of the file, in bytes.
-        wer: on the test voices.
-        max_difference: largest difference of log-probabilities from the network in float64; for
-            the checkpoint that of PyTorch's float32.
-        words_different: of the test words, from the checkpoint's; None for the checkpoint.
-        speed: seconds of audio recognised in a second, one clip at a time.
-    """
-
-    model: str
-    runtime: str
-    size: int
-    wer: float
-    max_difference: float
-    words_different: int | None
-    speed: float
-
-
-class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo found.
-
-    Attributes:
-        rows: checkpoint first, then the artifacts.
-        words: in the test strings.
-        test_voices: never heard in training.
-        seconds: of the whole demo.
-    """
-
-    rows: tuple[DemoRow, ...]
-    words: int
-    test_voices: int
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether every row reaches the word error rate."""
-        return all(row.wer <= LARGEST_WER for row in self.rows)
-
-    def failure(self) -> str:
-        """Why not."""
-        worst = max(row.wer for row in self.rows)
-        return f"word error rate {100 * worst:.1f} %, expected at most {100 * LARGEST_WER:g} %"
-
-    def summary(self) -> dict[str, Any]:
-        """As plain data."""
-        plain = msgspec.to_builtins(self)
-        assert isinstance(plain, dict)
-        return {**plain, "passed": self.passed}
-
-
 def run_demo(
     out: Path,
-    export: Callable[..., Sequence[Any]],
     seed: int = 0,
     splits: Sequence[Split] = SPLITS,
     overrides: Sequence[str] = (),
@@ -114,10 +56,9 @@ def run_demo(
 
     Args:
         out: folder for audio, training and artifacts; an earlier demo in it is replaced.
-        export: `ds2deploy.export.artifacts.export_onnx`.
-        seed: of voices, weights and batches.
-        splits: how much speech.
-        overrides: of the recipe.
+        seed: seed of voices, weights and batches.
+        splits: training, validation and test strings.
+        overrides: changes of the recipe, `section.key=value`.
 
     Raises:
         ConfigError: the folder holds files of other work.
@@ -139,20 +80,20 @@ def run_demo(
     stage("Exporting to ONNX; comparing each artifact with the checkpoint on the test strings")
     test = manifests["test"]
     with status("exporting") as step:
-        exported = export(checkpoint, out / "models", ("fp32", "fp16"), test, step)
+        exported = export_onnx(checkpoint, out / "models", ("fp32", "fp16"), test, step)
 
     stage(f"Recognising {splits[-1].strings} strings by {len(TEST_VOICES)} voices never heard")
     cuts = CutSet.from_jsonl(test).to_eager()
     paths = [checkpoint, *(Path(item.path) for item in exported)]
     evaluations = [_evaluate(path, cuts, str(test)) for path in paths]
-    _print_clips(console, evaluations[1])
+    print_clips(console, evaluations[1])
     result = DemoResult(
         rows=_rows(paths, evaluations, exported, cuts),
         words=evaluations[0].errors.words,
         test_voices=len(TEST_VOICES),
         seconds=round(time.perf_counter() - started, 1),
     )
-    _print_table(console, result, evaluations[1])
+    print_table(console, result, Path(evaluations[1].hypotheses[0].audio))
     return result
 
 
@@ -182,14 +123,14 @@ def speak(split: Split, out: Path, seed: int) -> Path:
             audio.with_suffix(".txt").write_text(f"{spoken.text}\n", encoding="utf-8")
             utterances.append(Utterance(audio, spoken.text, spoken.voice, split.name))
     manifest = out / "audio" / f"{split.name}.jsonl.gz"
-    write_manifest(make_cuts(utterances, folder), manifest)
+    write_manifest(CutSet.from_cuts(make_cut(item, folder) for item in utterances), manifest)
     return manifest
 
 
 def demo_recipe(
     out: Path, manifests: dict[str, Path], seed: int, overrides: Sequence[str]
 ) -> Recipe:
-    """The built-in recipe `demo` on the speech that was made."""
+    """Point the built-in recipe `demo` to the speech that was made."""
     return load_recipe(
         "demo",
         [
@@ -213,28 +154,32 @@ def _evaluate(path: Path, cuts: CutSet, manifest: str) -> Evaluation:
 
 
 def _rows(
-    paths: list[Path], evaluations: list[Evaluation], exported: Sequence[Any], cuts: CutSet
+    paths: list[Path], evaluations: list[Evaluation], exported: list[Exported], cuts: CutSet
 ) -> tuple[DemoRow, ...]:
-    reports = [None, *(item.report for item in exported)]
-    own = exported[0].report.pytorch_difference
+    reports = [item.report for item in exported]
+    own = reports[0].pytorch_difference
+    assert own is not None
+    differences = [own, *(report.max_difference for report in reports)]
+    words = [None, *(report.words.different if report.words else None for report in reports)]
+    speeds = measure_speed(paths, cuts)
     return tuple(
         DemoRow(
             model=str(path),
             runtime=evaluation.runtime,
             size=path.stat().st_size,
             wer=evaluation.wer,
-            max_difference=own if report is None else report.max_difference,
-            words_different=None if report is None else report.words.different,
+            max_difference=difference,
+            words_different=different,
             speed=speed,
         )
-        for path, evaluation, report, speed in zip(
-            paths, evaluations, reports, measure_speed(paths, cuts), strict=True
+        for path, evaluation, difference, different, speed in zip(
+            paths, evaluations, differences, words, speeds, strict=True
         )
     )
 
 
 def measure_speed(paths: Sequence[Path], cuts: CutSet, clips: int = 12) -> list[float]:
-    """Seconds of audio recognised in a second, one clip at a time, models in turns."""
+    """Measure the speed of models in turns: seconds of audio recognised in a second, by clip."""
     recognizers = [load(path) for path in paths]
     rate = recognizers[0].description.features.sample_rate
     audio = [read_audio(cut, rate) for cut in list(cuts)[:clips]]
@@ -257,46 +202,3 @@ def _stages(console: Console) -> Callable[[str], None]:
         console.print(f"\n[bold]{next(count)}. {title}[/bold]")
 
     return stage
-
-
-def _print_clips(console: Console, evaluation: Evaluation) -> None:
-    for item in evaluation.hypotheses[:4]:
-        mark = "[green]=[/green]" if item.reference == item.hypothesis else "[red]≠[/red]"
-        console.print(f"  {Path(item.audio).name}  said  {item.reference}")
-        console.print(f"  {' ' * len(Path(item.audio).name)}  heard {item.hypothesis} {mark}")
-
-
-def _print_table(console: Console, result: DemoResult, evaluation: Evaluation) -> None:
-    table = Table(
-        title="What was trained, and what would run on a device", box=SIMPLE_HEAD, pad_edge=False
-    )
-    for heading in ("model", "runs on", "size", "errors", "differs by", "speed"):
-        table.add_column(
-            heading, justify="left" if heading in ("model", "runs on") else "right", no_wrap=True
-        )
-    for row in result.rows:
-        parity = f"{row.max_difference:.0e}"
-        if row.words_different is not None:
-            parity += f", {row.words_different} words"
-        table.add_row(
-            Path(row.model).name,
-            row.runtime,
-            f"{row.size / 1e6:.1f} MB",
-            f"{100 * row.wer:.1f} %",
-            parity,
-            f"{row.speed:.0f} x",
-        )
-    console.print()
-    console.print(table)
-    audio = Path(evaluation.hypotheses[0].audio)
-    shown = audio.relative_to(Path.cwd()) if audio.is_relative_to(Path.cwd()) else audio
-    console.print(
-        f"errors       of {result.words} words by {result.test_voices} voices that training "
-        "never heard\n"
-        "differs by   the network in float64: largest difference of log-probabilities, other "
-        "words\n"
-        "speed        seconds of audio recognised in a second, one clip at a time\n\n"
-        f"All of it took {result.seconds:.0f} s. Now try:\n"
-        f"  ds2deploy transcribe {result.rows[1].model} {shown}",
-        soft_wrap=True,
-    )

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds2deploy.data.sources import DIGITS
+from ds2deploy.data.corpora.fsdd import DIGITS
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FloatArray, IntArray
 
@@ -131,7 +131,7 @@ class Synthesizer:
 
         Args:
             text: words in lower case; upper case may be spelled out.
-            voice: who speaks.
+            voice: voice that speaks.
             rate_wpm: nominal words per minute, 80 to 450; a digit takes 0.48 s at 120, 0.24 s
                 at 220.
             pitch: 0 to 99; 50 is the voice's own, 0 about 0.7 times and 99 about 1.6 times that.
@@ -210,7 +210,7 @@ def _refuse_if_open(library: Path) -> None:
 
 
 def _synthesize(espeak: ctypes.CDLL, text: str) -> FloatArray:
-    """What espeak-ng says with the voice and the parameters that are set: (samples,)."""
+    """Speak a text with the voice and the parameters that are set: (samples,)."""
     chunks: list[bytes] = []
 
     def collect(samples: int | None, count: int, _events: int | None) -> int:
@@ -238,8 +238,8 @@ def digit_strings(
 
     Args:
         count: number of strings.
-        voices: who speaks.
-        seed: of the random numbers, 0 or more.
+        voices: voices that speak.
+        seed: seed of the random numbers, 0 or more.
         lengths: fewest and most digits of a string, both included.
 
     Returns:

@@ -11,7 +11,9 @@ import msgspec
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from ds2deploy.data.manifest import Unusable, audio_path, check_transcript, read_audio, transcript
+from ds2deploy.data.cuts import audio_path, read_audio, transcript
+from ds2deploy.data.manifest import check_transcript
+from ds2deploy.data.manifest_checks import Unusable
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import FILE_ERRORS, AlphabetError, Ds2Error
 from ds2deploy.runtimes.features import FloatArray

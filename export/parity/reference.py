@@ -170,7 +170,7 @@ class Reference:
         return sound
 
     def _read(self, cuts: lhotse.CutSet) -> Iterator[FloatArray]:
-        from ds2deploy.data.manifest import read_audio
+        from ds2deploy.data.cuts import read_audio
 
         return (read_audio(cut, self._extract.config.sample_rate) for cut in cuts)
 

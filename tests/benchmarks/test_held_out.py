@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from ds2deploy.config import AugmentConfig, Recipe
-from ds2deploy.data.manifest import audio_path, read_manifest, speaker
+from ds2deploy.data.cuts import audio_path, speaker
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
 from ds2deploy.training.run_folder import RunFolder
 from ds2deploy.training.scoring import ErrorCounts

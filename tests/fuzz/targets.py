@@ -117,19 +117,20 @@ def _engine(content: bytes) -> None:
 
 
 def _recipe(content: bytes) -> None:
-    from ds2deploy.config import load_recipe
+    from ds2deploy.recipes import load_recipe
 
     load_recipe(str(_file("case.toml", content)))
 
 
 def _overrides(content: bytes) -> None:
-    from ds2deploy.config import load_recipe
+    from ds2deploy.recipes import load_recipe
 
     load_recipe("demo", content.decode("utf-8", "surrogateescape").split("\n"))
 
 
 def _manifest(name: str, content: bytes) -> None:
-    from ds2deploy.data.manifest import check_transcripts, read_audio, read_manifest
+    from ds2deploy.data.cuts import read_audio
+    from ds2deploy.data.manifest import check_transcripts, read_manifest
     from ds2deploy.inspection import inspect_file
     from ds2deploy.runtimes.alphabet import Alphabet
 
@@ -150,10 +151,10 @@ def _listed(name: str, content: bytes) -> None:
 
 
 def _transcript(content: bytes) -> None:
-    from ds2deploy.data.sources import with_transcript
+    from ds2deploy.data.utterance import with_transcript
 
-    if fault := with_transcript(Path("a.wav"), _file("case.txt", content)).fault:
-        raise fault
+    if error := with_transcript(Path("a.wav"), _file("case.txt", content)).error:
+        raise error
 
 
 @cache
@@ -168,7 +169,7 @@ def _checkpoint(content: bytes) -> None:
 
 
 def _resumed(content: bytes) -> None:
-    from ds2deploy.config import load_recipe
+    from ds2deploy.recipes import load_recipe
     from ds2deploy.training.resuming import begin, begun_features
     from ds2deploy.training.run_folder import RunFolder
 

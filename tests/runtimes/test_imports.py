@@ -126,6 +126,10 @@ def _dynamic(call: ast.Call) -> Iterator[str]:
             yield str(argument.value)
 
 
+APPLICATION = {ROOT / "ds2deploy" / "cli", ROOT / "ds2deploy" / "demo"}
+"""Folders that may import the exporter."""
+
+
 def offenders(folder: str, *refused: str, allowed: str | None = None) -> list[str]:
     """Imports in a folder of one of the packages, unless of the allowed part of it."""
 
@@ -137,7 +141,7 @@ def offenders(folder: str, *refused: str, allowed: str | None = None) -> list[st
     return [
         f"{path.relative_to(ROOT)}: {module}"
         for path in paths
-        if ROOT / "ds2deploy" / "cli" not in path.parents
+        if not APPLICATION & {*path.parents}
         for module in imports_of(path)
         if any(within(module, package) for package in refused)
         and not (allowed and within(module, allowed))

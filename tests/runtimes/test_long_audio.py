@@ -221,7 +221,7 @@ def measured(model: Path, audio: Path) -> tuple[float, str]:
 @pytest.fixture(scope="module")
 def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Digit strings by four speakers, one after the other: recordings of a minute and of thirty."""
-    from ds2deploy.data.manifest import read_audio, transcript
+    from ds2deploy.data.cuts import read_audio, transcript
 
     folder = tmp_path_factory.mktemp("long")
     cuts = list(

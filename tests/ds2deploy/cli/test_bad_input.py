@@ -961,7 +961,7 @@ def test_export_refuses_an_option(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--layout", "tree"), "--layout tree: expected one of folder, fsdd"),
+        (("--layout", "tree"), "--layout tree: expected one of folder, librispeech"),
         (("--labels", "_AA"), "expected the blank and then every character once"),
         (("--join", "2"), "--join 2: expected two whole numbers, such as 2,6"),
         (("--join", "6,2"), "--join 6,2: expected the smaller number first"),

@@ -21,9 +21,10 @@ from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import SpeechDataset
 from ds2deploy.data.ctc_room import check_manifest_room, check_room, frames_needed
+from ds2deploy.data.cuts import make_cut
 from ds2deploy.data.epoch_plan import ProcessBatch
-from ds2deploy.data.manifest import make_cut, read_manifest, write_manifest
-from ds2deploy.data.sources import Utterance
+from ds2deploy.data.manifest import read_manifest, write_manifest
+from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
 from ds2deploy.training.progress import TrainingProgress
@@ -125,6 +126,7 @@ def test_speaking_faster_leaves_room_for_the_transcript(
     assert short < 8
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
     tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

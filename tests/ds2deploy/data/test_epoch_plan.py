@@ -17,8 +17,9 @@ from lhotse import CutSet, MonoCut
 
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batches, SpeechDataset, training_batches
-from ds2deploy.data.epoch_plan import large_enough, plan_evaluation, plan_training, shares
-from ds2deploy.data.manifest import read_manifest, transcript
+from ds2deploy.data.cuts import transcript
+from ds2deploy.data.epoch_plan import large_enough, plan_evaluation, plan_training, process_batches
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network
@@ -44,7 +45,7 @@ def recipe_with(data: dict[str, Any]) -> Recipe:
 def test_every_utterance_once_whatever_the_processes(durations, processes, batch_size, seconds):
     recipe = recipe_with({"batch_size": batch_size, "batch_duration_s": seconds})
     plan = plan_training(cuts_of(durations), recipe, 3, processes)
-    parts = [shares(plan, rank, processes) for rank in range(processes)]
+    parts = [process_batches(plan, rank, processes) for rank in range(processes)]
     assert {len(part) for part in parts} == {len(plan)}
     for batch, *of_ranks in zip(plan, *parts, strict=True):
         ids = [cut.id for share in of_ranks for cut in share.cuts]
@@ -67,7 +68,7 @@ def test_two_processes_have_the_batches_of_one_with_twice_the_size(durations, ba
 @given(DURATIONS, st.integers(1, 5))
 def test_an_evaluation_has_every_utterance_once(durations, processes):
     plan = plan_evaluation(cuts_of(durations), recipe_with({"batch_size": 3}), processes)
-    parts = [shares(plan, rank, processes) for rank in range(processes)]
+    parts = [process_batches(plan, rank, processes) for rank in range(processes)]
     ids = [cut.id for part in parts for share in part for cut in share.cuts]
     assert sorted(ids) == sorted(f"u{i}" for i in range(len(durations)))
 
@@ -153,7 +154,7 @@ def test_augmentation_does_not_depend_on_the_process(tone_recipe: Recipe):
     for processes in (1, 2):
         sounds = {}
         for rank in range(processes):
-            plan = shares(plan_training(cuts, recipe, 1, processes), rank, processes)
+            plan = process_batches(plan_training(cuts, recipe, 1, processes), rank, processes)
             batches = Batches(SpeechDataset(recipe, augment=True, epoch=1), plan, 0)
             for share, batch in zip(plan, batches, strict=True):
                 for i, cut in enumerate(share.cuts):

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds2deploy.config import load_recipe
 from ds2deploy.data.batches import SpeechDataset, training_batches
+from ds2deploy.data.cuts import audio_path, join_utterances, read_audio, transcript
 from ds2deploy.data.epoch_plan import ProcessBatch
-from ds2deploy.data.manifest import (
-    audio_path,
-    join_utterances,
-    read_audio,
-    read_manifest,
-    transcript,
-)
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, prepare
+from ds2deploy.recipes import load_recipe
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio.loading import load_audio
 from ds2deploy.runtimes.errors import AlphabetError

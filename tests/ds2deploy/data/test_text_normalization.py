@@ -1,4 +1,4 @@
-"""Transcripts spelled with the labels: nothing invented, nothing changed without an account."""
+"""Transcripts in the labels: nothing invented, nothing changed without an account."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 
 
 @pytest.mark.parametrize(
-    ("text", "spelled"),
+    ("text", "normalized"),
     [
         ("It's", "IT'S"),
         ("it\u2019s", "IT'S"),
@@ -30,15 +30,15 @@ from ds2deploy.runtimes.alphabet import Alphabet
         ("stra\u00dfe", "STRASSE"),
     ],
 )
-def test_english_labels(text: str, spelled: str):
-    assert TextNormalizer(Alphabet()).spell(text) == spelled
+def test_english_labels(text: str, normalized: str):
+    assert TextNormalizer(Alphabet()).normalize(text) == normalized
 
 
 def test_an_account_of_every_character():
-    spelling = TextNormalizer(Alphabet())
+    normalizer = TextNormalizer(Alphabet())
     for text in ("Caf\u00e9!", "\u00e9t\u00e9, 7", "it\u2019s well-known"):
-        spelling.spell(text)
-    assert spelling.changes == [
+        normalizer.normalize(text)
+    assert normalizer.changes == [
         Change("\u00e9", "e", 3),
         Change("!", "", 1),
         Change(",", "", 1),
@@ -49,41 +49,41 @@ def test_an_account_of_every_character():
 
 
 def test_a_letter_that_has_a_label_keeps_its_accent():
-    spelling = TextNormalizer(Alphabet("_abc\u00e9 "))
-    assert spelling.spell("B\u00c9 \u00e8") == "b\u00e9 \u00e8"
-    assert [(c.character, c.became) for c in spelling.changes] == [("\u00e8", None)]
+    normalizer = TextNormalizer(Alphabet("_abc\u00e9 "))
+    assert normalizer.normalize("B\u00c9 \u00e8") == "b\u00e9 \u00e8"
+    assert [(c.character, c.became) for c in normalizer.changes] == [("\u00e8", None)]
 
 
 def test_labels_without_an_apostrophe_or_a_space():
-    assert TextNormalizer(Alphabet("_ABC ")).spell("a'b\u2019c") == "ABC"
-    assert TextNormalizer(Alphabet("_ABC")).spell("a-b") == "A B"  # for `encode` to refuse
+    assert TextNormalizer(Alphabet("_ABC ")).normalize("a'b\u2019c") == "ABC"
+    assert TextNormalizer(Alphabet("_ABC")).normalize("a-b") == "A B"  # for `encode` to refuse
 
 
 @given(st.text())
 def test_what_has_labels_stays_and_what_has_none_is_told(text: str):
     alphabet = Alphabet()
-    spelling = TextNormalizer(alphabet)
-    spelled = spelling.spell(text)
-    told = {c.character for c in spelling.changes if c.became is None}
-    assert bool(alphabet.unknown(spelled)) == bool(told)
+    normalizer = TextNormalizer(alphabet)
+    normalized = normalizer.normalize(text)
+    told = {c.character for c in normalizer.changes if c.became is None}
+    assert bool(alphabet.unknown(normalized)) == bool(told)
     known = "".join(c for c in text if c in alphabet.labels[1:])
-    assert spelling.spell(known) == alphabet.normalize(known)
+    assert normalizer.normalize(known) == alphabet.normalize(known)
 
 
 @given(st.text(alphabet="ABC 'xyz\u00e9\u00df-,7"))
-def test_spelling_twice_changes_nothing_more(text: str):
-    once = TextNormalizer(Alphabet()).spell(text)
-    assert TextNormalizer(Alphabet()).spell(once) == once
+def test_normalizing_twice_changes_nothing_more(text: str):
+    once = TextNormalizer(Alphabet()).normalize(text)
+    assert TextNormalizer(Alphabet()).normalize(once) == once
 
 
 def test_labels_of_another_language():
     texts = ["\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439\u0442\u0435, 7!"]
     labels = find_labels([*texts, "d'accord"])
     assert labels == "_'ACDOR\u0410\u0412\u0414\u0415\u0417\u0419\u0420\u0421\u0422\u0423 "
-    spelled = TextNormalizer(Alphabet(labels)).spell(
+    normalized = TextNormalizer(Alphabet(labels)).normalize(
         "\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432"
     )
-    assert not Alphabet(labels).unknown(spelled)
+    assert not Alphabet(labels).unknown(normalized)
 
 
 def test_a_rare_letter_gets_no_label():
@@ -108,6 +108,6 @@ def test_found_labels_spell_what_they_were_found_in(texts: list[str], labels: st
     assert find_labels(texts) == labels
     alphabet = Alphabet(labels)
     for text in texts:
-        spelled = TextNormalizer(alphabet).spell(text)
-        for said in (spelled, spelled.lower(), unicodedata.normalize("NFD", spelled)):
-            assert alphabet.decode(alphabet.encode(said)) == spelled
+        normalized = TextNormalizer(alphabet).normalize(text)
+        for said in (normalized, normalized.lower(), unicodedata.normalize("NFD", normalized)):
+            assert alphabet.decode(alphabet.encode(said)) == normalized

@@ -67,7 +67,14 @@ def assert_one_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGBUS,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSEGV, marks=pytest.mark.slow),
+    ],
+)
 def test_a_worker_that_dies_by_a_signal_ends_the_training(number: signal.Signals, toml: Path):
     """SIGBUS comes from shared memory that is full, SIGKILL from a system without memory."""
     script = DYING.format(number=int(number))
@@ -77,6 +84,7 @@ def test_a_worker_that_dies_by_a_signal_ends_the_training(number: signal.Signals
     assert ("data.batch_size" in line) == (number != signal.SIGBUS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["4k", "64k"])
 def test_full_shared_memory_ends_the_training(size: str, toml: Path):
     """The real thing, where a process may mount a small /dev/shm for itself.
@@ -113,9 +121,13 @@ def test_a_worker_that_does_not_start_is_named(
         train(recipe)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "error", [AlphabetError("a.wav: no label"), OSError(errno.EIO, "Input/output error", "a.wav")]
+    ("error", "workers"),
+    [
+        (AlphabetError("a.wav: no label"), 0),
+        (AlphabetError("a.wav: no label"), 2),
+        (OSError(errno.EIO, "Input/output error", "a.wav"), 2),
+    ],
 )
 def test_an_error_in_a_worker_arrives_as_it_was_raised(
     error: Exception, workers: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch

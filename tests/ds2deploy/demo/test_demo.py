@@ -10,7 +10,6 @@ import pytest
 import ds2deploy
 from ds2deploy.demo.run import SPLITS, run_demo
 from ds2deploy.demo.synthesis import TEST_VOICES, TRAIN_VOICES
-from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.training.run_folder import RunFolder
 
@@ -39,7 +38,7 @@ def test_every_stage(
         SPLITS[2]._replace(strings=4, voices=TEST_VOICES[:2]),
     )
     overrides = ["training.max_steps=2", "training.epochs=1", "model.hidden=16"]
-    result = run_demo(tmp_path, export_onnx, splits=splits, overrides=overrides)
+    result = run_demo(tmp_path, splits=splits, overrides=overrides)
     captured = capsys.readouterr()
     assert captured.out == ""
     for heading in ("1. Speaking", "2. Training", "3. Exporting", "4. Recognising"):
@@ -73,8 +72,9 @@ def test_every_stage(
     def stop(*_: object) -> list[Any]:
         raise StoppedError
 
+    monkeypatch.setattr("ds2deploy.demo.run.export_onnx", stop)
     with pytest.raises(StoppedError):
-        run_demo(tmp_path, stop, splits=splits, overrides=overrides)
+        run_demo(tmp_path, splits=splits, overrides=overrides)
     assert losses(tmp_path) == first
 
 
@@ -86,5 +86,5 @@ def test_a_folder_of_other_work_is_left_alone(tmp_path: Path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "mine.wav").write_bytes(b"precious")
     with pytest.raises(ConfigError, match="holds files of other work"):
-        run_demo(tmp_path, export_onnx)
+        run_demo(tmp_path)
     assert (tmp_path / "audio" / "mine.wav").read_bytes() == b"precious"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ds2deploy.data.sources import DIGITS
+from ds2deploy.data.corpora.fsdd import DIGITS
 from ds2deploy.demo.synthesis import (
     TEST_VOICES,
     TRAIN_VOICES,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
-from ds2deploy.config import Recipe, load_recipe
+from ds2deploy.config import Recipe
 from ds2deploy.data.batches import LEAST_DEVIATION, global_statistics, pooled_statistics
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.export.parity.speech import speech_features
@@ -18,6 +18,7 @@ from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.model.streaming import StreamingNetwork, streaming_description, torch_session
+from ds2deploy.recipes import load_recipe
 from ds2deploy.runtimes.artifact import ModelShape, WeightsSource
 from ds2deploy.runtimes.errors import ConfigError, StreamError
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
@@ -131,7 +132,7 @@ def test_statistics_are_gathered_before_the_first_epoch_and_kept(
 
 
 def test_statistics_are_those_of_the_spectrogram(tone_manifests: Path, tone_recipe: Recipe):
-    from ds2deploy.data.manifest import read_audio
+    from ds2deploy.data.cuts import read_audio
     from ds2deploy.runtimes.features import FeatureExtractor
 
     cuts = read_manifest(tone_manifests / "train.jsonl.gz")

@@ -440,7 +440,8 @@ def test_a_few_broken_recordings_are_named_and_left_out(
     monkeypatch.setattr("ds2deploy.training.run_folder.BROKEN_SHARE", 0.05)
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests").changed("data", workers=workers)
     recipe = recipe.changed("data", batch_size=1)
-    from ds2deploy.data.manifest import audio_path, read_manifest
+    from ds2deploy.data.cuts import audio_path
+    from ds2deploy.data.manifest import read_manifest
 
     broken = [
         Path(audio_path(next(iter(read_manifest(path)))))

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
-from ds2deploy.data.manifest import audio_path, read_manifest, transcript
+from ds2deploy.data.cuts import audio_path, transcript
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.training.run_folder import RunFolder
 from ds2deploy.training.scoring import Hypothesis, count_errors, worst_first

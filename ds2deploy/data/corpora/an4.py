@@ -1,0 +1,53 @@
+"""CMU's AN4: etc/an4_train.transcription and an4_test.transcription, with .fileids beside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ds2deploy.data.corpora.transcript_list import (
+    TEST,
+    TRAIN,
+    first_file,
+    listed_utterance,
+    read_lines,
+)
+from ds2deploy.data.utterance import Utterance
+from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+
+
+def read_an4(folder: Path) -> Iterator[Utterance]:
+    """Read AN4."""
+    etc = folder / "etc"
+    there = [split for split in (TRAIN, TEST) if (etc / f"an4_{split}.transcription").is_file()]
+    if not there:
+        raise ManifestError(
+            f"{folder}: holds no etc/an4_train.transcription with an4_train.fileids; expected AN4 "
+            "as it is unpacked"
+        )
+    for split in there:
+        transcripts, ids = etc / f"an4_{split}.transcription", etc / f"an4_{split}.fileids"
+        if not ids.is_file():
+            raise MissingFileError(
+                f"{ids}: no such file, but {transcripts.name} is there; unpack the corpus again"
+            )
+        texts, paths = read_lines(transcripts), read_lines(ids)
+        if len(texts) != len(paths):
+            raise ManifestError(
+                f"{transcripts}: {len(texts)} lines, {ids.name} has {len(paths)}; unpack the "
+                "corpus again"
+            )
+        for (place, line), (_, path) in zip(texts, paths, strict=True):
+            yield _utterance(place, folder, line, path, split)
+
+
+def _utterance(place: str, folder: Path, line: str, path: str, split: str) -> Utterance:
+    """Join `<s> RUBOUT G M </s> (an253-fash-b)` and `an4_clstk/fash/an253-fash-b`."""
+    audio = first_file([folder / "wav" / f"{path}{suffix}" for suffix in (".wav", ".sph")])
+    text, _, name = line.rpartition("(")
+    name = name.rstrip(") ")
+    if name != Path(path).name:
+        error = ManifestError(f"{place}: transcript of {name!r}, but the list has {path!r}")
+        return Utterance(audio, "", error=error)
+    text = " ".join(word for word in text.split() if word not in ("<s>", "</s>"))
+    return listed_utterance(place, audio, text, Path(path).parent.name, split)

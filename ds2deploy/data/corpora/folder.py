@@ -1,0 +1,31 @@
+"""Recordings at any depth of a folder, each with its transcript in a .txt beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ds2deploy.data.corpora.transcript_list import locked_folders
+from ds2deploy.data.listing import is_file, list_files, looks_like_sound, sound_error
+from ds2deploy.data.utterance import Utterance, with_transcript
+
+
+def read_folder(folder: Path) -> Iterator[Utterance]:
+    """Read the recordings of a folder; the folder that holds a recording names its speaker.
+
+    Everything that libsndfile reads is used, whatever its name. Files that only look like sound,
+    and folders that cannot be listed, are rejected.
+    """
+    listing = list_files(folder)
+    yield from locked_folders(listing)
+    for path in filter(looks_like_sound, listing.files):
+        if (error := sound_error(path)) is not None:
+            yield Utterance(path, "", path.parent.name, error=error, unreadable=True)
+        else:
+            yield with_transcript(path, _text_beside(path), path.parent.name)
+
+
+def _text_beside(audio: Path) -> Path:
+    """Find the transcript of a recording; cameras and recorders write upper-case names."""
+    path, capitals = audio.with_suffix(".txt"), audio.with_suffix(".TXT")
+    return capitals if not is_file(path) and is_file(capitals) else path

@@ -1,0 +1,86 @@
+"""The layouts of `ds2deploy prepare --layout`.
+
+To add the layout NAME: write `read_NAME` in `NAME.py` beside this file, and give it a row in
+`LAYOUTS`. The help text, the check of `--layout` and the error messages read the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ds2deploy.runtimes.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ds2deploy.data.utterance import Utterance
+
+LHOTSE = "lhotse:"
+"""Prefix of a layout that a recipe of lhotse reads."""
+
+
+class Layout(NamedTuple):
+    """A layout of a folder of recordings.
+
+    Attributes:
+        content: contents of the folder, for help texts.
+        origin: page and license of the corpus; empty if it has no page.
+    """
+
+    content: str
+    origin: str = ""
+
+
+LAYOUTS = {
+    "folder": Layout("recordings with a .txt beside each"),
+    "librispeech": Layout("LibriSpeech", "https://www.openslr.org/12, CC BY 4.0"),
+    "commonvoice": Layout(
+        "a language of Common Voice", "https://commonvoice.mozilla.org/datasets, CC0 1.0"
+    ),
+    "tedlium": Layout("TED-LIUM", "https://www.openslr.org/51, CC BY-NC-ND 3.0"),
+    "voxforge": Layout("VoxForge", "http://www.voxforge.org, GPL 3"),
+    "an4": Layout("CMU AN4", "http://www.speech.cs.cmu.edu/databases/an4"),
+    "fsdd": Layout(
+        "Free Spoken Digit Dataset",
+        "https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0",
+    ),
+}
+
+
+def find_layout(name: str) -> Layout:
+    """Look up a layout by the value of `--layout`.
+
+    Raises:
+        ConfigError: no such layout.
+    """
+    if name.startswith(LHOTSE):
+        return Layout(f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}")
+    if name not in LAYOUTS:
+        raise ConfigError(f"--layout {name}: expected one of {', '.join(LAYOUTS)}, {LHOTSE}NAME")
+    return LAYOUTS[name]
+
+
+def read_layout(name: str, folder: Path) -> Iterator[Utterance]:
+    """Read every utterance of a folder, rejected ones with their errors.
+
+    The reader is imported here, and not with the table, which the command line needs at once.
+
+    Raises:
+        ConfigError: no such layout.
+        ManifestError, MissingFileError: the folder has another layout.
+    """
+    find_layout(name)
+    if name.startswith(LHOTSE):
+        from ds2deploy.data.corpora.lhotse_recipe import read_with_lhotse
+
+        return read_with_lhotse(name.removeprefix(LHOTSE), folder)
+    reader = getattr(import_module(f"{__package__}.{name}"), f"read_{name}")
+    utterances: Iterator[Utterance] = reader(folder)
+    return utterances
+
+
+def layout_help() -> str:
+    """Help text of `--layout`."""
+    layouts = "; ".join(f"{name}: {layout.content}" for name, layout in LAYOUTS.items())
+    return f"{layouts}; {LHOTSE}NAME: a recipe of lhotse."

@@ -1,0 +1,50 @@
+"""TED-LIUM 3: legacy/PART/stm/*.stm, with a talk in sph/ for each (release 2: PART/stm)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ds2deploy.data.corpora.transcript_list import Lines, listed_utterance, read_lists, split_of
+from ds2deploy.data.utterance import Utterance
+from ds2deploy.runtimes.errors import ManifestError
+
+# Beside `legacy` lies `data`, with the same talks again.
+PLACES = ("legacy/*/stm/*.stm", "*/stm/*.stm", "*/legacy/*/stm/*.stm", "*/*/stm/*.stm")
+
+
+def read_tedlium(folder: Path) -> Iterator[Utterance]:
+    """Read TED-LIUM."""
+    listings = next(filter(None, (sorted(folder.glob(place)) for place in PLACES)), [])
+    if not listings:
+        raise ManifestError(
+            f"{folder}: holds no stm/*.stm; expected TED-LIUM as it is unpacked, such as "
+            "legacy/train/stm/AaronHuey_2010X.stm"
+        )
+    yield from read_lists(listings, _read_talk)
+
+
+def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
+    split = split_of(listing.parts[-3])
+    audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
+    for place, line in lines:
+        fields = line.split(maxsplit=6)
+        if len(fields) < 6 or not _is_number(fields[3]) or not _is_number(fields[4]):
+            error = ManifestError(f"{place}: expected TALK CHANNEL SPEAKER START END LABEL TEXT")
+            yield Utterance(audio, "", error=error)
+            continue
+        text = _without_marks(fields[6] if len(fields) > 6 else "")
+        if text != "ignore_time_segment_in_scoring":  # marks the format, and is no utterance
+            start, end = float(fields[3]), float(fields[4])
+            yield listed_utterance(place, audio, text, fields[2], split, start, end - start)
+
+
+def _without_marks(text: str) -> str:
+    """Remove the marks of TED-LIUM: `<unk>`, `{NOISE}`, `first(2)` and `it 's`."""
+    text = re.sub(r"<[^>]*>|\{[^}]*\}|\([0-9]+\)", " ", text)
+    return " ".join(re.sub(r" '(?=\w)", "'", text).split())
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]*)?", text) is not None

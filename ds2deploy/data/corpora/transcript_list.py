@@ -1,0 +1,73 @@
+"""Lists of transcripts, in which most corpora keep them: a line for each utterance."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ds2deploy.data.listing import Listing, is_file
+from ds2deploy.data.utterance import Utterance
+from ds2deploy.runtimes.errors import ManifestError
+from ds2deploy.text_files import read_text
+
+TEST, VALID, TRAIN = "test", "valid", "train"
+
+Lines = list[tuple[str, str]]
+"""Lines of a list: the place of each, such as `a/b.txt: line 3`, and its text."""
+
+
+def read_lists(
+    listings: Sequence[Path], read: Callable[[Path, Lines], Iterator[Utterance]]
+) -> Iterator[Utterance]:
+    """Read list after list; one that cannot be opened is rejected, and does not end the rest."""
+    for listing in listings:
+        try:
+            lines = read_lines(listing)
+        except ManifestError as error:
+            yield Utterance(listing, "", error=error)
+        else:
+            yield from read(listing, lines)
+
+
+def read_lines(path: Path) -> Lines:
+    """Read the lines of a list, without empty ones.
+
+    Raises:
+        ManifestError: the list cannot be read.
+    """
+    lines = read_text(path, "a list of the corpus; unpack it again").splitlines()
+    return [(f"{path}: line {i}", line) for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+def listed_utterance(
+    place: str,
+    audio: Path,
+    text: str,
+    speaker: str = "",
+    split: str = TRAIN,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> Utterance:
+    """Make the utterance of a line; one without a transcript is rejected."""
+    text = text.strip()
+    error = None if text else ManifestError(f"{place}: no transcript of {audio}")
+    return Utterance(audio, text, speaker, split, start_s, duration_s, error)
+
+
+def locked_folders(below: Listing) -> Iterator[Utterance]:
+    """Reject the folders of a corpus that cannot be listed."""
+    for error in below.errors:
+        yield Utterance(Path(), "", error=error, unreadable=True)
+
+
+def first_file(paths: Sequence[Path]) -> Path:
+    """Choose the first path at which there is a file; the first of all if there is none."""
+    return next(filter(is_file, paths), paths[0])
+
+
+def split_of(name: str) -> str:
+    """Choose the set of a part of a corpus by its name: `dev-clean` is validation."""
+    if re.match(r"(dev|valid)", name):
+        return VALID
+    return TEST if re.match(r"(test|eval)", name) else TRAIN

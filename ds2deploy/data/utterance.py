@@ -1,0 +1,55 @@
+"""An utterance of a source: its recording, its transcript, and the error that rejects it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
+from ds2deploy.text_files import read_text
+
+
+class Utterance(NamedTuple):
+    """A recording, or a part of one, and its transcript.
+
+    Attributes:
+        audio: file of the recording.
+        text: transcript.
+        speaker: name of the speaker; empty if unknown.
+        split: set that the utterance belongs to.
+        start_s: start in the file, in seconds.
+        duration_s: duration in seconds; None for the rest of the file.
+        error: reason to reject the utterance, such as a missing transcript; None without one.
+        unreadable: True if the recording or its folder causes the error, not the transcript.
+    """
+
+    audio: Path
+    text: str
+    speaker: str = ""
+    split: str = "train"
+    start_s: float = 0.0
+    duration_s: float | None = None
+    error: Ds2Error | None = None
+    unreadable: bool = False
+
+
+def with_transcript(audio: Path, text: Path, speaker: str = "") -> Utterance:
+    """Make the utterance of a recording whose transcript is a file of its own."""
+    try:
+        return Utterance(audio, _read_transcript(text, audio), speaker)
+    except (MissingFileError, ManifestError) as error:
+        return Utterance(audio, "", speaker, error=error)
+
+
+def _read_transcript(path: Path, audio: Path) -> str:
+    expected = f"the transcript of {audio}"
+    try:
+        there = path.is_file()
+    except OSError:  # `read_text` gives the reason
+        there = True
+    if not there:
+        raise MissingFileError(f"{path}: no such file; expected {expected}")
+    text = " ".join(read_text(path, expected).split())
+    if not text:
+        raise ManifestError(f"{path}: empty; expected {expected}")
+    return text
