@@ -53,9 +53,34 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_has_help_with_an_example():
-    assert all(f"  {command} " in run("--help").stdout for command in COMMANDS)
     for command in COMMANDS:
         assert f"Example: ds2deploy {command}" in run(command, "--help").stdout
+
+
+def test_no_first_sentence_is_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("--help").stdout
+    listed = dict(line.split(None, 1) for line in text.partition("Commands:\n")[2].splitlines())
+    assert list(listed) == COMMANDS
+    assert all(sentence.endswith(".") and "..." not in sentence for sentence in listed.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("prepare", ["Arguments", "Options", "Transcripts", "Selection", "Sets", "Recipe"]),
+        ("export", ["Arguments", "Options", "Streaming", "Engines"]),
+        ("transcribe", ["Arguments", "Options", "Streaming", "Runtime"]),
+    ],
+)
+def test_options_of_long_commands_are_in_groups(command: str, groups: list[str]):
+    assert re.findall(r"^(\w+):$", run(command, "--help").stdout, re.MULTILINE) == groups
+
+
+def test_a_group_holds_its_options():
+    engines = run("export", "--help").stdout.partition("Engines:")[2]
+    assert "--workspace MIB" in engines
+    assert "--precision" not in engines
 
 
 def test_version():
@@ -160,6 +185,16 @@ def test_formats_of_transcripts(digits_onnx: Path, recording: Path, kind: str):
 def test_inspect_says_what_a_file_is(digits_checkpoint: Path, recording: Path):
     assert run_json("inspect", digits_checkpoint)["is"].startswith("checkpoint of ds2deploy")
     assert run_json("inspect", recording)["audio"] == "2.000 s, 22050 Hz, 2 channels"
+
+
+def test_inspect_skips_a_file_that_is_missing(recording: Path):
+    missing = recording.with_name("missing.wav")
+    result = run("inspect", recording, missing, recording, "--json", code=1)
+    first, second, third = json.loads(result.stdout)["files"]
+    assert first == third
+    assert second["file"] == str(missing)
+    assert str(missing) in second["error"]
+    assert result.stderr == f"ds2deploy: {second['error']}\n"
 
 
 def test_doctor_finds_what_the_tests_use():

@@ -147,10 +147,10 @@ def test_a_recording_that_may_not_be_read(
 def test_a_live_line_that_breaks_off():
     out = io.StringIO()
     display = LineDisplay(out)
-    display.break_off()
+    display.abort()
     assert out.getvalue() == LineDisplay.CLEAR, "nothing was certain"
     display.update(Update("ONE", "TW", (Span("ONE", 0, 0),), ()))
-    display.break_off()
+    display.abort()
     assert out.getvalue().endswith(f"{LineDisplay.CLEAR}ONE\n")
 
 

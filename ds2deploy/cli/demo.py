@@ -1,0 +1,36 @@
+"""`ds2deploy demo`: every step on synthetic speech."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ds2deploy.cli.options import Json, option
+from ds2deploy.heartbeat import heartbeat
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import ParityError, require
+
+
+def demo(
+    out: Annotated[Path, option("FOLDER", "Folder for all files.")] = Path("runs/demo"),
+    seed: Annotated[int, option("NUMBER", "Seed of voices, weights and batches.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Train, export, verify and transcribe synthetic speech.
+
+    Takes a few minutes.
+
+    Example: ds2deploy demo --out runs/demo
+    """
+    for module in ("espeakng_loader", "lightning", "onnx"):
+        require(module, "demo")
+    require("onnxruntime", "cpu")
+    with heartbeat("importing torch and lightning"):
+        from ds2deploy.demo.run import run_demo
+        from ds2deploy.export.artifacts import export_onnx
+
+    result = run_demo(out, export_onnx, seed)
+    if json:
+        print_json(result.summary())
+    if not result.passed:
+        raise ParityError(f"{out}: {result.failure()}")

@@ -1,0 +1,29 @@
+"""`ds2deploy doctor`: what works on this machine."""
+
+from __future__ import annotations
+
+import typer
+
+from ds2deploy.cli.options import Json
+from ds2deploy.output import print_json
+
+
+def doctor(json: Json = False) -> None:
+    """List the runtimes that work here, and fixes for the others.
+
+    Example: ds2deploy doctor
+    """
+    import msgspec
+
+    from ds2deploy.doctor import examine
+
+    findings = examine()
+    if json:
+        print_json({"findings": msgspec.to_builtins(findings)})
+        return
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "yes" if finding.works else "no "
+        typer.echo(f"{mark}  {finding.name:{width}}  {finding.detail}")
+        if finding.remedy:
+            typer.echo(f"     {'':{width}}  -> {finding.remedy}")

@@ -1,0 +1,161 @@
+"""`ds2deploy prepare`: manifests from recordings and their transcripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ds2deploy.cli.errors import complain
+from ds2deploy.cli.options import Json, Overrides, argument, flag, option
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from ds2deploy.data.preparation import Report
+
+TRANSCRIPTS, SELECTION, SETS, RECIPE = "Transcripts", "Selection", "Sets", "Recipe"
+"""Groups of the options."""
+
+LAYOUT_HELP = (
+    "Layout of SOURCE: folder (a .txt beside each recording), librispeech, commonvoice, tedlium, "
+    "voxforge, an4, fsdd, or lhotse:NAME for a recipe of lhotse."
+)
+LABELS_HELP = (
+    "Blank and characters of the model; auto takes those of the transcripts. Default: English "
+    "letters."
+)
+NORMALIZE_HELP = "Replace characters that have no label (é with e), and drop punctuation."
+LEAVE_OUT_HELP = "Skip and name utterances that cannot be used, instead of stopping."
+READ_HELP = "Read every recording to its end, to find truncated files and silence."
+SHORTEST_HELP = "Reject utterances shorter than this (seconds)."
+LONGEST_HELP = "Reject utterances longer than this (seconds). Default: no limit."
+VALID_HELP = "Share of the utterances, or of the speakers, held out for validation."
+SPLIT_BY_HELP = "What is held out; with speaker, no speaker is in both sets."
+JOIN_HELP = "Also write the held-out sets with so many recordings joined, such as 2,6."
+JOIN_TIMES_HELP = "Times that each recording is used in the joined sets."
+RECIPE_HELP = (
+    "Check against this recipe (a file or a name): its features, and its labels unless --labels "
+    "is given. Default: features of 16 kHz every 10 ms."
+)
+PREVIEW_HELP = "Write audio and pictures of this recipe's augmentation; SOURCE is then a manifest."
+
+PREVIEWED = 3
+"""Utterances of a manifest that are written before and after augmentation."""
+
+
+def prepare(
+    source: Annotated[Path, argument("SOURCE", "Folder, or manifest of deepspeech.pytorch.")],
+    out: Annotated[Path, argument("OUT", "Folder for the manifests.")],
+    layout: Annotated[str, option("NAME", LAYOUT_HELP)] = "folder",
+    labels: Annotated[str | None, option("CHARACTERS", LABELS_HELP, TRANSCRIPTS)] = None,
+    normalize: Annotated[bool, flag("--normalize", NORMALIZE_HELP, TRANSCRIPTS)] = False,
+    leave_out: Annotated[bool, flag("--leave-out", LEAVE_OUT_HELP, SELECTION)] = False,
+    read: Annotated[bool, flag("--read", READ_HELP, SELECTION)] = False,
+    shortest: Annotated[float, option("SECONDS", SHORTEST_HELP, SELECTION, min=0)] = 0.0,
+    longest: Annotated[float | None, option("SECONDS", LONGEST_HELP, SELECTION, min=0)] = None,
+    valid: Annotated[float, option("SHARE", VALID_HELP, SETS, min=0, max=0.9)] = 0.1,
+    split_by: Annotated[
+        Literal["utterance", "speaker"], option("utterance|speaker", SPLIT_BY_HELP, SETS)
+    ] = "utterance",
+    join: Annotated[str, option("MIN,MAX", JOIN_HELP, SETS)] = "1,1",
+    join_times: Annotated[int, option("COUNT", JOIN_TIMES_HELP, SETS, min=1)] = 1,
+    recipe: Annotated[str | None, option("RECIPE", RECIPE_HELP, RECIPE)] = None,
+    preview: Annotated[str | None, option("RECIPE", PREVIEW_HELP, RECIPE)] = None,
+    set_: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Make manifests from recordings and their transcripts.
+
+    A report in OUT says what is in them, and what was left out.
+
+    Example: ds2deploy prepare recordings data/mine
+
+    A corpus: ds2deploy prepare LibriSpeech data/libri --layout librispeech --leave-out
+
+    Augmentation: ds2deploy prepare data/mine/train.jsonl.gz heard --preview digits
+    """
+    require("lhotse", "train")
+    if preview is not None:
+        _preview(source, out, preview, set_ or [], json)
+        return
+    import msgspec
+
+    from ds2deploy.config import Recipe, load_recipe
+    from ds2deploy.data.preparation import PrepareOptions
+    from ds2deploy.data.preparation import prepare as prepare_manifests
+    from ds2deploy.data.screening import Screening
+    from ds2deploy.runtimes.alphabet import Alphabet
+
+    if set_ and recipe is None:
+        raise ConfigError(f"--set {set_[0]}: changes a recipe; name it with --recipe")
+    wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
+    options = PrepareOptions(
+        layout=layout,
+        valid_share=valid,
+        split_by=split_by,
+        join=_min_max(join),
+        join_times=join_times,
+        screening=Screening(
+            shortest_s=shortest,
+            longest_s=longest,
+            normalize=normalize,
+            read=read,
+            features=wanted.features,
+        ),
+        leave_out=leave_out,
+    )
+    alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
+    manifests, report = prepare_manifests(source, out, alphabet, options)
+    for error in report.left_out:
+        complain(f"left out: {error}")
+    if valid and layout == "folder" and "valid" not in manifests:
+        complain(
+            f"{out}: no utterance fell into the validation set, which a training needs; give more "
+            f"recordings, or a larger share than --valid {valid:g}"
+        )
+    if json:
+        print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
+    else:
+        _print_report(report, labels == "auto")
+
+
+def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
+    """Write audio and pictures of the first utterances of a manifest."""
+    from ds2deploy.config import load_recipe
+    from ds2deploy.data.manifest import read_manifest
+    from ds2deploy.data.preview import write_preview
+
+    parsed = load_recipe(recipe, overrides)
+    cuts = list(read_manifest(manifest).subset(first=PREVIEWED))
+    written = [str(path) for path in write_preview(cuts, parsed, out, parsed.training.seed)]
+    if json:
+        print_json({"files": written})
+    else:
+        typer.echo("\n".join(written))
+
+
+def _print_report(report: Report, with_labels: bool) -> None:
+    for made in report.sets:
+        speakers = f", {made.speakers} speaker{'s' if made.speakers > 1 else ''}"
+        speakers = speakers if made.speakers else ""
+        typer.echo(f"{made.manifest}  {made.utterances} utterances, {made.hours} h{speakers}")
+    for change in report.characters:
+        became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
+        typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
+    if report.left_out:
+        unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
+        typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out{unreadable}")
+    if with_labels:
+        typer.echo(f"labels = {report.labels!r}  (put this line at the top of the recipe)")
+
+
+def _min_max(text: str) -> tuple[int, int]:
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--join {text}: expected two whole numbers, such as 2,6") from None
+    if not 1 <= low <= high:
+        raise ConfigError(f"--join {text}: expected the smaller number first, from 1")
+    return low, high

@@ -1,0 +1,53 @@
+"""`ds2deploy train`: a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ds2deploy.cli.errors import complain
+from ds2deploy.cli.options import Json, Overrides, argument, flag
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import require
+
+
+def train(
+    recipe: Annotated[str, argument("RECIPE", "TOML file, or the name of a built-in recipe.")],
+    set_: Overrides = None,
+    resume: Annotated[bool, flag("--resume", "Resume the training from RUN/last.ckpt.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a network from a recipe.
+
+    Writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl; RUN is training.run of the recipe.
+
+    Example: ds2deploy train digits --set training.run=runs/mine
+    """
+    require("lightning", "train")
+    from ds2deploy.config import load_recipe, within_cores
+    from ds2deploy.runtimes.session import usable_cores
+
+    parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
+    from ds2deploy.training.train import is_main_process
+    from ds2deploy.training.train import train as train_network
+
+    if parsed.training.export:  # now, and not when days have been spent
+        require("onnxruntime", "cpu")
+        require("onnx", "export")
+    for change in changes if is_main_process() else []:
+        complain(change)
+    metrics = train_network(parsed, resume)
+    if not is_main_process():
+        return
+    best = str(Path(parsed.training.run) / "best.ckpt")
+    if parsed.training.export:
+        from ds2deploy.export.artifacts import export_onnx
+
+        words = parsed.data.valid if "int8" in parsed.training.export else None
+        export_onnx(Path(best), Path(parsed.training.run), parsed.training.export, words)
+    if json:
+        print_json({"checkpoint": best, **metrics})
+    else:
+        typer.echo(f"{best}  WER {100 * metrics['wer']:.2f} %  CER {100 * metrics['cer']:.2f} %")
