@@ -164,6 +164,7 @@ def test_the_scan_sees_imports_inside_functions(tmp_path):
 def test_the_command_line_and_the_exporter_do_import_it():
     # Otherwise the scan above would prove nothing.
     assert any(
-        m.startswith("ds2deploy.export") for m in imports_of(ROOT / "ds2deploy" / "cli" / "app.py")
+        m.startswith("ds2deploy.export")
+        for m in imports_of(ROOT / "ds2deploy" / "cli" / "export.py")
     )
     assert offenders("export", "ds2deploy.runtimes") != []

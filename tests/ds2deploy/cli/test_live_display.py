@@ -108,7 +108,9 @@ def test_a_broken_recording_among_others(
     files = [missing, cut, recording]
     result = transcribe("--stream", *options, streaming_onnx, *files, code=1)
     complaints = result.stderr.splitlines()
-    assert [str(path) in line for path, line in zip(files, complaints, strict=False)] == [True] * 2
+    assert [str(path) in line for path, line in zip(files[:2], complaints, strict=False)] == [
+        True
+    ] * 2
     if options:
         ends = [line for line in lines_of(result) if line["final"]]
         assert [line["audio"] for line in ends] == list(map(str, files))
