@@ -12,7 +12,11 @@ INSTALL := $(BIN)/python .ci/watch.py $(BIN)/python -m pip install --progress-ba
 # What `make test` leaves out; `make test-all` has everything.
 MARKS ?= not slow and not thorough
 
-.PHONY: demo test test-all test-gpu fuzz bench bench-check lint format wheel clean
+# One tree with export/ and runtimes/ as the subpackages that they are, for what reads sources.
+LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
+	ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
+
+.PHONY: demo test test-all test-gpu fuzz bench bench-check lint format wheel docs clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -64,12 +68,17 @@ bench: .venv/peers
 bench-check: .venv/ready
 	$(BIN)/python benchmarks/check.py
 
-# mypy finds packages by their folders, and export/ and runtimes/ are subpackages of ds2deploy.
+# The site in build/site; a warning, such as a link that leads nowhere, is an error.
+docs: .venv/ready
+	$(LINKED)
+	$(BIN)/python docs/scripts/imports.py docs/images/imports.svg
+	$(BIN)/python docs/scripts/command_line.py docs/reference/command-line.md
+	NO_COLOR=1 $(BIN)/zensical build --clean --strict
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf build/typed && mkdir -p $(TYPED)
-	@ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
+	$(LINKED)
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p ds2deploy
 
 format: .venv/ready

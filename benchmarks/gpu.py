@@ -29,7 +29,7 @@ from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, take_turns
 from ds2deploy.export.tensorrt.build import Job, build, job_profile
 from ds2deploy.export.tensorrt.options import EngineOptions
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.model.streaming import torch_session
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision

@@ -19,7 +19,9 @@ from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import synthesize
-from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
+from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, IntArray
 

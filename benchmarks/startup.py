@@ -23,7 +23,7 @@ from report import Goal, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 
 ONNX, TORCH = "transcribe model.onnx", "transcribe model.ckpt (torch)"
 SECONDS = 3.0

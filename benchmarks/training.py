@@ -39,9 +39,9 @@ from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batch, collate
 from ds2deploy.data.preparation import PrepareOptions, prepare
-from ds2deploy.model.checkpoint import build_network
 from ds2deploy.model.convolution import FourierConv2d
 from ds2deploy.model.network import DeepSpeech2, pack_sequences
+from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureExtractor

@@ -8,10 +8,10 @@ import platform
 
 import msgspec
 
+from ds2deploy.loading import BACKENDS
 from ds2deploy.runtimes.engine_description import Flavor
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
-from ds2deploy.runtimes.onnx.library import import_onnxruntime
-from ds2deploy.runtimes.onnx.obstacles import DRIVER, PROVIDERS, REMEDIES, Provider, obstacle
+from ds2deploy.runtimes.onnx.obstacles import DRIVER
 from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, examine_device, open_device
 from ds2deploy.runtimes.tensorrt.library import NAMES, import_tensorrt, install_command
 from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
@@ -37,9 +37,12 @@ def examine() -> list[Finding]:
     """Look at everything; nothing is changed."""
     return [
         Finding("Python", True, platform.python_version()),
-        *(_onnxruntime(provider) for provider in PROVIDERS),
-        _torch("cpu"),
-        _torch("cuda"),
+        *(
+            Finding(backend.title, *backend.examine())
+            for backend in BACKENDS
+            if backend.examine is not None
+        ),
+        _torch_cuda(),
         _cuda(),
         *_engines("tensorrt"),
         *_engines("rtx"),
@@ -49,27 +52,13 @@ def examine() -> list[Finding]:
     ]
 
 
-def _onnxruntime(provider: Provider) -> Finding:
-    name = f"run .onnx on onnxruntime {provider}"
-    try:
-        onnxruntime = import_onnxruntime()
-    except ImportError as error:
-        return Finding(name, False, _reason(error), REMEDIES[provider])
-    found = obstacle(onnxruntime, provider)
-    if found is not None:
-        return Finding(name, False, *found)
-    return Finding(name, True, f"ONNX Runtime {onnxruntime.__version__}")
-
-
-def _torch(device: str) -> Finding:
-    name = f"run .ckpt on torch {device}"
+def _torch_cuda() -> Finding:
+    name = "run .ckpt on torch cuda"
     try:
         import torch
     except ImportError as error:
         return Finding(name, False, _reason(error), "pip install 'ds2deploy[train]'")
     version = f"torch {torch.__version__}"
-    if device == "cpu":
-        return Finding(name, True, version)
     if not torch.cuda.is_available():
         remedy = f"{DRIVER}, and a CUDA build of torch"
         return Finding(name, False, f"{version} sees no CUDA device", remedy)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ds2deploy.loading import model_runtime
+from ds2deploy.loading import file_kind
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError, require
 from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
@@ -37,7 +37,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     if path.suffix == ENGINE_SUFFIX:
         return _engine(path)
     try:
-        model_runtime(path)
+        file_kind(path)
     except (ModelFileError, PermissionError):
         return _recording(path)
     return _checkpoint(path)
@@ -107,7 +107,7 @@ def _engine(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     require("torch", "train")
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     parameters = sum(parameter.numel() for parameter in checkpoint.network.parameters())

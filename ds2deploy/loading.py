@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
+from ds2deploy.runtimes.backends import BACKENDS as DEVICE_BACKENDS
+from ds2deploy.runtimes.backends import Backend, Examined, FileKind
 from ds2deploy.runtimes.errors import (
     ConfigError,
     MissingFileError,
@@ -17,20 +18,13 @@ from ds2deploy.runtimes.session import Session, usable_cores
 from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine_description
 
-Runtime = Literal["onnxruntime", "torch", "cuda", "tensorrt", "rtx"]
-"""What can be asked for. `cuda`, `tensorrt` and `rtx` are ONNX Runtime's providers for an ONNX
-file, and the last two the library itself for an engine."""
-
-Natural = Literal["onnxruntime", "torch", "tensorrt", "rtx"]
-"""What a file is for."""
-
 ZIP_MAGIC = b"PK\x03\x04"
 
 
 def load(
     path: str | Path,
     device: str | None = None,
-    runtime: Runtime | None = None,
+    runtime: str | None = None,
     threads: int = 0,
 ) -> Recognizer:
     """Open a model of any kind.
@@ -39,7 +33,8 @@ def load(
         path: an exported ONNX file, an engine, or a checkpoint of ds2deploy or of
             deepspeech.pytorch.
         device: `cpu`, `cuda`, `cuda:1`, ...; None takes the one that the runtime is for.
-        runtime: what must run it; None takes the one that the file is for.
+        runtime: name of the runtime that must run it, see `runtime_names`; None takes the one that
+            the file is for.
         threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
 
     Raises:
@@ -51,40 +46,48 @@ def load(
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 or more")
     path = Path(path)
-    natural = model_runtime(path)
-    chosen = _choose(path, natural, runtime)
+    kind = file_kind(path)
+    backend = _choose(path, kind, runtime)
     if device is None:
-        device = "cpu" if chosen in ("onnxruntime", "torch") else "cuda"
+        device = "cuda" if backend.needs_gpu else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
-    if device == "cpu" and chosen not in ("onnxruntime", "torch"):
+    if device == "cpu" and backend.needs_gpu:
         raise RuntimeUnavailableError(
-            f"{path}: {chosen} runs on a GPU only: --device cuda, or the ONNX file on onnxruntime"
+            f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
+            "onnxruntime"
         )
-    return Recognizer(_open(path, natural, chosen, device, min(threads, usable_cores())))
+    return Recognizer(backend.open(path, kind, device, min(threads, usable_cores())))
 
 
-def _choose(path: Path, natural: Natural, runtime: Runtime | None) -> Runtime:
+def runtime_names() -> tuple[str, ...]:
+    """Names of all runtimes, as `load` and `--runtime` take them."""
+    return tuple(backend.name for backend in BACKENDS)
+
+
+def backends_for(kind: FileKind) -> list[Backend]:
+    """The runtimes that open a kind of file; the first is the one that the kind is for."""
+    return [backend for backend in BACKENDS if kind in backend.files]
+
+
+def _choose(path: Path, kind: FileKind, runtime: str | None) -> Backend:
     """The runtime that is asked for, where it takes such a file."""
-    takes: dict[Natural, tuple[Runtime, ...]] = {
-        "onnxruntime": ("onnxruntime", "cuda", "tensorrt", "rtx"),
-        "torch": ("torch",),
-        "tensorrt": ("tensorrt",),
-        "rtx": ("rtx",),
-    }
-    if runtime is None or runtime in takes[natural]:
-        return runtime or natural
-    if runtime == "torch":
+    takes = backends_for(kind)
+    if runtime is None:
+        return takes[0]
+    if found := [backend for backend in takes if backend.name == runtime]:
+        return found[0]
+    if runtime == TORCH.name:
         remedy = "give the checkpoint for torch"
-    elif natural == "torch":
+    elif kind == "checkpoint":
         remedy = "export it first"
     else:
         remedy = f"give the ONNX file, or one that was exported for {runtime}"
-    raise RuntimeUnavailableError(f"{path}: runs on {natural}, not on {runtime}; {remedy}")
+    raise RuntimeUnavailableError(f"{path}: runs on {takes[0].name}, not on {runtime}; {remedy}")
 
 
-def model_runtime(path: Path) -> Natural:
-    """The runtime that a model file is for.
+def file_kind(path: Path) -> FileKind:
+    """The kind of a model file.
 
     Raises:
         MissingFileError: no such file.
@@ -94,30 +97,15 @@ def model_runtime(path: Path) -> Natural:
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a model (.onnx, .engine or .ckpt)")
     if path.suffix.lower() == ".onnx":
-        return "onnxruntime"
+        return "onnx"
     if path.suffix == ENGINE_SUFFIX:
         return read_engine_description(path)[1].flavor
     with path.open("rb") as file:
         if file.read(4) == ZIP_MAGIC or path.suffix.lower() in (".ckpt", ".pth", ".pt"):
-            return "torch"
+            return "checkpoint"
     raise ModelFileError(
         f"{path}: not a model; expected an .onnx artifact, an .engine or a .ckpt checkpoint"
     )
-
-
-def _open(path: Path, natural: Natural, chosen: Runtime, device: str, threads: int) -> Session:
-    """The session of a model file on its runtime."""
-    if natural == "onnxruntime":
-        from ds2deploy.runtimes.onnx.session import OnnxSession
-
-        if chosen in ("cuda", "tensorrt", "rtx"):
-            return OnnxSession(path, device, threads, provider=chosen)
-        return OnnxSession(path, device, threads)
-    if natural != "torch":
-        from ds2deploy.runtimes.tensorrt.session import TensorRtSession
-
-        return TensorRtSession(path, device)
-    return open_checkpoint(path, device, threads)
 
 
 def open_checkpoint(
@@ -144,7 +132,7 @@ def open_checkpoint(
             f"{path}: a checkpoint needs PyTorch: pip install 'ds2deploy[train]', "
             "or export it to ONNX where PyTorch is and run that here"
         ) from None
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.network import pack_sequences
     from ds2deploy.model.streaming import torch_session
 
@@ -154,3 +142,30 @@ def open_checkpoint(
     if packed:
         pack_sequences(checkpoint.network)
     return torch_session(checkpoint, device)
+
+
+def _examine_torch() -> Examined:
+    try:
+        import torch
+    except ImportError as error:
+        return Examined(False, str(error).splitlines()[0], "pip install 'ds2deploy[train]'")
+    return Examined(True, f"torch {torch.__version__}")
+
+
+def _preload_torch(kind: FileKind) -> None:
+    import ds2deploy.model.streaming  # noqa: F401
+
+
+TORCH = Backend(
+    name="torch",
+    title="run .ckpt on torch cpu",
+    files=("checkpoint",),
+    needs_gpu=False,
+    extra="train",
+    open=lambda path, kind, device, threads: open_checkpoint(path, device, threads),
+    examine=_examine_torch,
+    preload=_preload_torch,
+)
+
+BACKENDS: tuple[Backend, ...] = (*DEVICE_BACKENDS, TORCH)
+"""All runtimes: those of a device, and PyTorch."""

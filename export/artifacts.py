@@ -24,7 +24,8 @@ from ds2deploy.export.tensorrt.engines import EngineExport, export_engine
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.profiles import grid
 from ds2deploy.export.tensorrt.verified_engine import check_builder, check_network, longest_frames
-from ds2deploy.model.checkpoint import Checkpoint, load_checkpoint
+from ds2deploy.model.checkpoint import Checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import exact_session, torch_session
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, Precision
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError, ParityError

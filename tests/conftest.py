@@ -169,7 +169,7 @@ def streaming_onnx(tmp_path_factory: pytest.TempPathFactory, streaming_checkpoin
     from ds2deploy.export.artifacts import append_description
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.streaming import streaming_description
 
     loaded = load_checkpoint(streaming_checkpoint)
@@ -278,7 +278,8 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_recipe: Rec
     """A checkpoint of that network, untrained."""
     import torch
 
-    from ds2deploy.model.checkpoint import build_network, save_checkpoint
+    from ds2deploy.model.checkpoint import save_checkpoint
+    from ds2deploy.model.weights import build_network
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("small") / "small.ckpt"
@@ -294,7 +295,7 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
     from ds2deploy.export.artifacts import append_description
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
 
     loaded = load_checkpoint(small_checkpoint)
     path = tmp_path_factory.mktemp("small") / "small.onnx"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes.util
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
-from ds2deploy.loading import Natural, Runtime, load, model_runtime, open_checkpoint
+from ds2deploy.loading import backends_for, file_kind, load, open_checkpoint
+from ds2deploy.runtimes.backends import FILE_NAMES, FileKind
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.recognizer import Recognizer
 
@@ -21,15 +23,21 @@ PACKED = "torch packed"
 """The network as deepspeech.pytorch runs it, with packed sequences."""
 
 ON_TORCH = (PACKED, "torch", "torch cuda")
-ON_GPU = ("torch cuda", "cuda", "tensorrt", "rtx")
+ON_GPU = (
+    "torch cuda",
+    *(backend.name for backend in backends_for("onnx") if backend.needs_gpu),
+)
 
-TAKES: dict[Natural, tuple[str, ...]] = {
-    "onnxruntime": ("onnxruntime", "cuda", "tensorrt", "rtx"),
-    "torch": ON_TORCH,
-    "tensorrt": ("tensorrt",),
-    "rtx": ("rtx",),
+TAKES: dict[FileKind, tuple[str, ...]] = {
+    kind: ON_TORCH
+    if kind == "checkpoint"
+    else tuple(backend.name for backend in backends_for(kind))
+    for kind in FILE_NAMES
 }
 """Runtimes of each kind of file."""
+
+OPTIONAL = ("openvino",)
+"""Runtimes that are measured unasked only where they are installed."""
 
 NAMES = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 
@@ -46,13 +54,13 @@ class Case(msgspec.Struct, frozen=True):
         path: of the model.
         model: its name in tables: that of the file, or the path where two are alike.
         runtime: one of `NAMES`.
-        natural: what the file is for.
+        kind: of its file.
     """
 
     path: Path
     model: str
     runtime: str
-    natural: Natural
+    kind: FileKind
 
     def __str__(self) -> str:
         return f"{self.model} on {self.runtime}"
@@ -106,26 +114,26 @@ def make_plan(
         reference: checkpoint to compare with; None takes the first among the models.
 
     Raises:
-        MissingFileError, ModelFileError: see `model_runtime`.
+        MissingFileError, ModelFileError: see `file_kind`.
         ConfigError: numbers or runtimes that are none, or that no model takes.
     """
     batches = _numbers("--batch", batch, int, 1, MOST_BATCH)
     durations = _numbers("--seconds", seconds, float, LEAST_S, MOST_S)
     asked = _runtimes(runtimes)
     paths = list(dict.fromkeys([*models, *([] if reference is None else [reference])]))
-    naturals = {path: model_runtime(path) for path in paths}
-    if reference is not None and naturals[reference] != "torch":
+    kinds = {path: file_kind(path) for path in paths}
+    if reference is not None and kinds[reference] != "checkpoint":
         raise ConfigError(f"--reference {reference}: expected a checkpoint, the torch reference")
-    checkpoint = reference or next((path for path in paths if naturals[path] == "torch"), None)
+    checkpoint = reference or next((path for path in paths if kinds[path] == "checkpoint"), None)
     names = _short_names(paths)
     cases = []
     for path in paths:
-        chosen = _chosen(naturals[path], asked, path == checkpoint)
-        cases += [Case(path, names[path], name, naturals[path]) for name in chosen]
+        chosen = _chosen(kinds[path], asked, path == checkpoint)
+        cases += [Case(path, names[path], name, kinds[path]) for name in chosen]
     if unused := [name for name in asked if name not in {case.runtime for case in cases}]:
         raise ConfigError(
             f"--runtime {unused[0]}: none of {', '.join(map(str, paths))} runs on it; "
-            f"an .onnx takes {', '.join(TAKES['onnxruntime'])}, a checkpoint {', '.join(ON_TORCH)}"
+            f"an .onnx takes {', '.join(TAKES['onnx'])}, a checkpoint {', '.join(ON_TORCH)}"
         )
     return Plan(
         cases=tuple(cases),
@@ -149,21 +157,26 @@ def open_case(case: Case, threads: int) -> Recognizer:
         device = "cuda" if case.runtime == "torch cuda" else "cpu"
         packed = case.runtime == PACKED
         return Recognizer(open_checkpoint(case.path, device, threads, packed))
-    return load(case.path, runtime=cast(Runtime, case.runtime), threads=threads)
+    return load(case.path, runtime=case.runtime, threads=threads)
 
 
-def _chosen(natural: Natural, asked: Sequence[str], is_reference: bool) -> list[str]:
+def _chosen(kind: FileKind, asked: Sequence[str], is_reference: bool) -> list[str]:
     """The runtimes of a file; where none was asked for, those on a GPU only if there is one."""
     driver = ctypes.util.find_library("cuda") is not None
-    takes = TAKES[natural]
+    takes = TAKES[kind]
     if not asked:
-        natural_on_gpu = natural in ("tensorrt", "rtx")
-        return [name for name in takes if driver or natural_on_gpu or name not in ON_GPU]
+        engine = kind in ("tensorrt", "rtx")
+        installed = [name for name in takes if name not in OPTIONAL or _is_installed(name)]
+        return [name for name in installed if driver or engine or name not in ON_GPU]
     chosen = [name for name in takes if name in asked]
     if is_reference and not chosen:
         on_gpu = driver and any(name in ON_GPU for name in asked)
         return [PACKED, "torch cuda"] if on_gpu else [PACKED]
     return chosen
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _references(cases: list[Case], checkpoint: Path | None) -> tuple[Case, ...]:

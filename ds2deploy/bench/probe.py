@@ -8,7 +8,6 @@ brings its process down does so here.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from ds2deploy.runtimes.files import json_text, manifest_line
 
 if TYPE_CHECKING:
     from ds2deploy.bench.plan import Case
-    from ds2deploy.loading import Natural
+    from ds2deploy.runtimes.backends import FileKind
     from ds2deploy.runtimes.features import FloatArray
     from ds2deploy.runtimes.recognizer import Recognizer
 
@@ -154,17 +153,17 @@ def _measure(settings: Settings) -> Start:
     import numpy as np
 
     from ds2deploy.bench.plan import ON_GPU, Case, open_case
-    from ds2deploy.loading import model_runtime
+    from ds2deploy.loading import file_kind
     from ds2deploy.training.memory import peak_memory_mib
 
     path = Path(settings.path)
-    natural = model_runtime(path)
-    _import_libraries(natural)
+    kind = file_kind(path)
+    _import_libraries(settings.runtime, kind)
     imports_s = time.perf_counter() - started
 
     device_memory = _device_memory() if settings.runtime in ON_GPU else None
     before = device_memory() if device_memory else 0.0
-    case = Case(path, settings.model, settings.runtime, natural)
+    case = Case(path, settings.model, settings.runtime, kind)
     opening = time.perf_counter()
     with open_case(case, settings.threads) as recognizer:
         loading_s = time.perf_counter() - opening
@@ -186,23 +185,15 @@ def _measure(settings: Settings) -> Start:
         )
 
 
-def _import_libraries(natural: Natural) -> None:
+def _import_libraries(runtime: str, kind: FileKind) -> None:
     """Those of the runtime; what is missing is told when the model is opened."""
+    from ds2deploy.loading import backends_for
     from ds2deploy.runtimes.errors import RuntimeUnavailableError
-    from ds2deploy.runtimes.onnx.library import import_onnxruntime
-    from ds2deploy.runtimes.tensorrt.library import import_tensorrt
 
-    wanted: dict[str, tuple[str, ...]] = {
-        "torch": ("ds2deploy.model.streaming",),
-        "onnxruntime": ("ds2deploy.runtimes.onnx.session",),
-    }
+    takes = backends_for(kind)
+    backend = next((item for item in takes if item.name == runtime), takes[0])
     with contextlib.suppress(ImportError, RuntimeUnavailableError):
-        for module in wanted.get(natural, ("ds2deploy.runtimes.tensorrt.session",)):
-            importlib.import_module(module)
-        if natural == "onnxruntime":
-            import_onnxruntime()
-        if natural in ("tensorrt", "rtx"):
-            import_tensorrt(natural)
+        backend.preload(kind)
 
 
 def _audio(recognizer: Recognizer, samples: FloatArray, rate: int) -> FloatArray:

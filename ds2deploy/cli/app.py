@@ -74,7 +74,7 @@ def shorten_spinning() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from ds2deploy import __version__
+        from ds2deploy.version import __version__
 
         typer.echo(f"ds2deploy {__version__}")
         raise typer.Exit

@@ -15,8 +15,8 @@ from ds2deploy.runtimes.errors import ConfigError, require
 
 REFERENCE_HELP = "Checkpoint to compare with. Default: the first among the models."
 RUNTIME_HELP = (
-    "Runtime to measure: onnxruntime, cuda, tensorrt, rtx, torch, torch-packed or torch-cuda; may "
-    "be repeated. Default: those that the models are made for."
+    "Runtime to measure: onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed or "
+    "torch-cuda; may be repeated. Default: those that the models are made for."
 )
 
 

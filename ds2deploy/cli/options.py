@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from ds2deploy.runtimes.errors import ConfigError
 RUNTIME = "Runtime"
 """Title of the group of options that choose where a model runs."""
 
-RUNTIME_NAMES = "onnxruntime, torch, cuda, tensorrt or rtx"
+RUNTIME_NAMES = "onnxruntime, cuda, tensorrt, rtx, openvino or torch"
 
 STDIN = Path("-")
 """Name of standard input in the place of a recording."""
@@ -48,13 +48,11 @@ def known_runtime(name: str | None) -> Any:
     """
     if name is None:
         return None
-    from ds2deploy.loading import Runtime
+    from ds2deploy.loading import runtime_names
 
-    if name not in get_args(Runtime):
+    if name not in runtime_names():
         remedy = f"; or --device {name}" if re.fullmatch(r"cpu|cuda:\d+", name) else ""
-        raise ConfigError(
-            f"--runtime {name}: expected one of {', '.join(get_args(Runtime))}{remedy}"
-        )
+        raise ConfigError(f"--runtime {name}: expected one of {', '.join(runtime_names())}{remedy}")
     return name
 
 

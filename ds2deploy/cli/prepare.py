@@ -15,7 +15,7 @@ from ds2deploy.runtimes.errors import ConfigError, require
 if TYPE_CHECKING:
     from ds2deploy.data.preparation import Report
 
-TRANSCRIPTS, SELECTION, SETS, RECIPE = "Transcripts", "Selection", "Sets", "Recipe"
+SCREENING, SETS, RECIPE = "Screening", "Sets", "Recipe"
 """Groups of the options."""
 
 LAYOUT_HELP = (
@@ -49,12 +49,12 @@ def prepare(
     source: Annotated[Path, argument("SOURCE", "Folder, or manifest of deepspeech.pytorch.")],
     out: Annotated[Path, argument("OUT", "Folder for the manifests.")],
     layout: Annotated[str, option("NAME", LAYOUT_HELP)] = "folder",
-    labels: Annotated[str | None, option("CHARACTERS", LABELS_HELP, TRANSCRIPTS)] = None,
-    normalize: Annotated[bool, flag("--normalize", NORMALIZE_HELP, TRANSCRIPTS)] = False,
-    leave_out: Annotated[bool, flag("--leave-out", LEAVE_OUT_HELP, SELECTION)] = False,
-    read: Annotated[bool, flag("--read", READ_HELP, SELECTION)] = False,
-    shortest: Annotated[float, option("SECONDS", SHORTEST_HELP, SELECTION, min=0)] = 0.0,
-    longest: Annotated[float | None, option("SECONDS", LONGEST_HELP, SELECTION, min=0)] = None,
+    labels: Annotated[str | None, option("CHARACTERS", LABELS_HELP)] = None,
+    normalize: Annotated[bool, flag("--normalize", NORMALIZE_HELP, SCREENING)] = False,
+    leave_out: Annotated[bool, flag("--leave-out", LEAVE_OUT_HELP, SCREENING)] = False,
+    read: Annotated[bool, flag("--read", READ_HELP, SCREENING)] = False,
+    shortest: Annotated[float, option("SECONDS", SHORTEST_HELP, SCREENING, min=0)] = 0.0,
+    longest: Annotated[float | None, option("SECONDS", LONGEST_HELP, SCREENING, min=0)] = None,
     valid: Annotated[float, option("SHARE", VALID_HELP, SETS, min=0, max=0.9)] = 0.1,
     split_by: Annotated[
         Literal["utterance", "speaker"], option("utterance|speaker", SPLIT_BY_HELP, SETS)

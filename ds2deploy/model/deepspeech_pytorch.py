@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ds2deploy.config import Recipe
-from ds2deploy.model.checkpoint import Checkpoint, load_network, unwrapped
+from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.model.foreign_pickle import plain, read_foreign_checkpoint
+from ds2deploy.model.weights import load_network, unwrapped
 from ds2deploy.runtimes.artifact import WeightsSource
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError
 from ds2deploy.runtimes.files import file_sha256

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ds2deploy.config import Recipe, TrainingConfig
 from ds2deploy.data.batches import Batch, Batches, evaluation_batches, training_batches
-from ds2deploy.model.checkpoint import KEY, build_network, header, unwrapped
+from ds2deploy.model.checkpoint import KEY, header
+from ds2deploy.model.weights import build_network, unwrapped
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.decoding.greedy import greedy_text
 from ds2deploy.runtimes.errors import Ds2Error, TrainingError

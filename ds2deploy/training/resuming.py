@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ds2deploy.config import Recipe
-from ds2deploy.model.checkpoint import load_network, read_document, read_recipe
+from ds2deploy.model.checkpoint import read_document, read_recipe
+from ds2deploy.model.weights import load_network
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training.report import REPORT

@@ -22,7 +22,8 @@ from ds2deploy.data.ctc_room import check_manifest_room
 from ds2deploy.data.manifest import check_transcripts, read_manifest
 from ds2deploy.data.workers import worker_failures
 from ds2deploy.heartbeat import Heartbeat, heartbeat
-from ds2deploy.model.checkpoint import Checkpoint, load_checkpoint
+from ds2deploy.model.checkpoint import Checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.recurrent import has_bfloat16_lstm
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError, require

@@ -280,7 +280,7 @@ def _recipe() -> Any:
 
 
 def _weights() -> dict[str, Any]:
-    from ds2deploy.model.checkpoint import build_network
+    from ds2deploy.model.weights import build_network
 
     return {name: 0 * tensor for name, tensor in build_network(_recipe()).state_dict().items()}
 

@@ -18,7 +18,7 @@ from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
 from ds2deploy.export.parity.speech import speech_features, speech_waveforms
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.precision import FLOAT32
 from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import Precision

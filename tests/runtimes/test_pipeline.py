@@ -17,12 +17,22 @@ from hypothesis import strategies as st
 import ds2deploy
 from ds2deploy.runtimes import pipeline
 from ds2deploy.runtimes.alphabet import ENGLISH
-from ds2deploy.runtimes.artifact import ArtifactDescription, AudioInput, ModelShape, output_length
+from ds2deploy.runtimes.artifact import (
+    ArtifactDescription,
+    ModelShape,
+    WeightsSource,
+    output_length,
+)
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, DeviceError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.pipeline import AudioInput as Sound
-from ds2deploy.runtimes.pipeline import Prepared, QueuedRecording, Recognized, batch_of_oldest
+from ds2deploy.runtimes.pipeline import (
+    AudioInput,
+    Prepared,
+    QueuedRecording,
+    Recognized,
+    batch_of_oldest,
+)
 from ds2deploy.runtimes.recognizer import Recognizer
 
 RATE = 16_000
@@ -48,7 +58,7 @@ class MeanSession:
             labels=ENGLISH,
             features=FeatureConfig(normalize="none"),
             model=ModelShape(),
-            source=AudioInput(name="mean.ckpt", sha256="0" * 64, kind="ds2deploy"),
+            source=WeightsSource(name="mean.ckpt", sha256="0" * 64, kind="ds2deploy"),
         )
 
     def run(self, features: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +169,7 @@ def test_long_ones_among_short_ones(sounds):
 def test_a_batch_holds_the_oldest_and_no_more_than_it_may(lengths, total, size, long):
     waiting = [
         QueuedRecording(
-            7 * i, Prepared(None, frames, 1, long=Sound("", iter(())) if i in long else None)
+            7 * i, Prepared(None, frames, 1, long=AudioInput("", iter(())) if i in long else None)
         )
         for i, frames in enumerate(lengths)
     ]
@@ -235,7 +245,7 @@ def test_a_disk_that_fails_is_told_of_one_file(sounds):
         yield sounds[0]
         raise PermissionError(13, "Permission denied")
 
-    sources = [Sound("a.wav", iter([sounds[1]])), Sound("b.wav", failing())]
+    sources = [AudioInput("a.wav", iter([sounds[1]])), AudioInput("b.wav", failing())]
     good, bad = sorted(Recognizer(MeanSession()).transcribe_many(sources), key=lambda r: r.index)
     assert not isinstance(good.result, Ds2Error)
     assert str(bad.result).startswith("b.wav: cannot be read (Permission denied); ")
@@ -266,8 +276,8 @@ def test_a_defect_is_raised_and_ends_the_threads(where, sounds):
         if where == "in a recording":
             raise ZeroDivisionError
 
-    def sources() -> Iterator[Sound]:
-        yield Sound("a", pieces())
+    def sources() -> Iterator[AudioInput]:
+        yield AudioInput("a", pieces())
         if where == "in the list":
             raise ZeroDivisionError
 
@@ -284,9 +294,9 @@ class Ledger:
     def __init__(self, count: int) -> None:
         self.count, self.begun, self.done, self.most = count, 0, 0, 0
 
-    def __iter__(self) -> Iterator[Sound]:
+    def __iter__(self) -> Iterator[AudioInput]:
         for i in range(self.count):
-            yield Sound(f"{i}", self._pieces(i))
+            yield AudioInput(f"{i}", self._pieces(i))
 
     def _pieces(self, i: int) -> Iterator[np.ndarray]:
         self.begun += 1
@@ -346,9 +356,9 @@ def test_an_end_does_not_wait_for_the_rest_of_a_recording(sounds):
             time.sleep(0.001)
             yield np.zeros(16, np.float32)
 
-    def sources() -> Iterator[Sound]:
-        yield Sound("missing", failing())
-        yield Sound("endless", endless())
+    def sources() -> Iterator[AudioInput]:
+        yield AudioInput("missing", failing())
+        yield AudioInput("endless", endless())
 
     def failing() -> Iterator[np.ndarray]:
         raise AudioError("missing: no such file")

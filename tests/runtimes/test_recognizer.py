@@ -15,8 +15,8 @@ from ds2deploy.runtimes import pipeline
 from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
-    AudioInput,
     ModelShape,
+    WeightsSource,
     output_length,
 )
 from ds2deploy.runtimes.decoding.greedy import Transcript
@@ -46,7 +46,7 @@ class TuneSession:
             labels=labels,
             features=FeatureConfig(normalize=normalize),
             model=ModelShape(),
-            source=AudioInput(name="tune.ckpt", sha256="0" * 64, kind="ds2deploy"),
+            source=WeightsSource(name="tune.ckpt", sha256="0" * 64, kind="ds2deploy"),
         )
         self.batches: list[tuple[tuple[int, ...], list[int]]] = []
 

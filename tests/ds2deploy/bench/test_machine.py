@@ -68,7 +68,8 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / "nothing")
+    for module in (machine, memory):
+        monkeypatch.setattr(module, "Path", lambda path: tmp_path / "nothing")
     assert describe_machine().processor
     assert peak_memory_mib() is None
     assert resident_memory_mib() is None

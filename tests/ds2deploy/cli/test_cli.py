@@ -57,32 +57,6 @@ def test_every_command_has_help_with_an_example():
         assert f"Example: ds2deploy {command}" in run(command, "--help").stdout
 
 
-def test_no_first_sentence_is_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = run("--help").stdout
-    listed = dict(line.split(None, 1) for line in text.partition("Commands:\n")[2].splitlines())
-    assert list(listed) == COMMANDS
-    assert all(sentence.endswith(".") and "..." not in sentence for sentence in listed.values())
-
-
-@pytest.mark.parametrize(
-    ("command", "groups"),
-    [
-        ("prepare", ["Arguments", "Options", "Transcripts", "Selection", "Sets", "Recipe"]),
-        ("export", ["Arguments", "Options", "Streaming", "Engines"]),
-        ("transcribe", ["Arguments", "Options", "Streaming", "Runtime"]),
-    ],
-)
-def test_options_of_long_commands_are_in_groups(command: str, groups: list[str]):
-    assert re.findall(r"^(\w+):$", run(command, "--help").stdout, re.MULTILINE) == groups
-
-
-def test_a_group_holds_its_options():
-    engines = run("export", "--help").stdout.partition("Engines:")[2]
-    assert "--workspace MIB" in engines
-    assert "--precision" not in engines
-
-
 def test_version():
     assert re.fullmatch(r"ds2deploy \d+\.\d+\.\d+\n", run("--version").stdout)
 
@@ -133,7 +107,8 @@ def test_verify_against_another_checkpoint_fails(
 ):
     import torch
 
-    from ds2deploy.model.checkpoint import load_checkpoint, save_checkpoint
+    from ds2deploy.model.checkpoint import save_checkpoint
+    from ds2deploy.model.load import load_checkpoint
 
     loaded = load_checkpoint(digits_checkpoint)
     with torch.no_grad():
@@ -153,7 +128,9 @@ def test_verify_refuses_a_checkpoint_of_another_model(
 ):
     import msgspec
 
-    from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
+    from ds2deploy.model.checkpoint import save_checkpoint
+    from ds2deploy.model.load import load_checkpoint
+    from ds2deploy.model.weights import build_network
 
     recipe = load_checkpoint(digits_checkpoint).recipe
     for name, value in {

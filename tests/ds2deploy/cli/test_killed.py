@@ -22,7 +22,8 @@ from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.export import artifacts
 from ds2deploy.export.artifacts import export_onnx
-from ds2deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.training.run_folder import RunFolder

@@ -19,7 +19,9 @@ from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batches, SpeechDataset, training_batches
 from ds2deploy.data.epoch_plan import large_enough, plan_evaluation, plan_training, shares
 from ds2deploy.data.manifest import read_manifest, transcript
-from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
+from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.training.run_folder import RunFolder
 from ds2deploy.training.train import train

@@ -17,7 +17,7 @@ from ds2deploy.cli.app import app
 from ds2deploy.data.manifest import audio_path, read_audio, read_manifest, speaker, transcript
 from ds2deploy.data.preparation import PrepareOptions, Report, prepare
 from ds2deploy.data.screening import Screening
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import (
     AudioError,

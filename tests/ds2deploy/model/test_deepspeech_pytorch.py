@@ -15,8 +15,8 @@ import ds2deploy
 from ds2deploy.config import TrainingConfig
 from ds2deploy.data.batches import Batch
 from ds2deploy.export.artifacts import export_onnx
-from ds2deploy.model.checkpoint import load_checkpoint
 from ds2deploy.model.deepspeech_pytorch import parameter_name
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio.loading import load_audio
 from ds2deploy.runtimes.features import FeatureExtractor, pad_features

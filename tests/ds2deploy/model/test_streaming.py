@@ -14,7 +14,8 @@ from ds2deploy.config import Recipe, load_recipe
 from ds2deploy.data.batches import LEAST_DEVIATION, global_statistics, pooled_statistics
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.export.parity.speech import speech_features
-from ds2deploy.model.checkpoint import Checkpoint, load_checkpoint
+from ds2deploy.model.checkpoint import Checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.model.streaming import StreamingNetwork, streaming_description, torch_session
 from ds2deploy.runtimes.artifact import ModelShape, WeightsSource

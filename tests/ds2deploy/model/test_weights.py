@@ -24,7 +24,9 @@ from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.export.artifacts import append_description, export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.model.checkpoint import build_network, load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
+from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import DeviceError, ModelFileError, NotFiniteError, ParityError
 from ds2deploy.runtimes.onnx.session import OnnxSession, describe_artifact

@@ -22,7 +22,7 @@ import torch
 from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, prepare
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
 from ds2deploy.training.last_checkpoint import LastCheckpoint

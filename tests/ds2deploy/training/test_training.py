@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ds2deploy.config import Recipe
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ConfigError, TrainingError
 from ds2deploy.training.lightning_module import learning_rate_factor
 from ds2deploy.training.progress import TrainingProgress

@@ -13,7 +13,8 @@ from ds2deploy.config import Recipe
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.model.checkpoint import build_network, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.artifact import ModelShape
 
 CELLS = ["lstm", "gru", "rnn"]

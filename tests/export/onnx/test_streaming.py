@@ -30,7 +30,8 @@ from ds2deploy.export.parsed_network.evaluator import NetworkSession
 from ds2deploy.export.tensorrt import verified_engine as tensorrt
 from ds2deploy.export.tensorrt.build import Job, job_profile
 from ds2deploy.export.tensorrt.profiles import engine_profile
-from ds2deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import torch_session
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
 from ds2deploy.runtimes.errors import ConfigError, FeaturesError, ParityError

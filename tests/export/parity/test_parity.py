@@ -18,7 +18,7 @@ from ds2deploy.export.onnx.lowering import DeployModel, lower
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import BATCHES, FRAMES, Reference, decode_all
 from ds2deploy.export.parity.speech import speech_features, synthesize
-from ds2deploy.model.checkpoint import load_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
 from ds2deploy.runtimes.errors import ParityError

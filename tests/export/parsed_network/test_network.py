@@ -31,7 +31,8 @@ from ds2deploy.export.parsed_network.convolution import convolve
 from ds2deploy.export.parsed_network.evaluator import NetworkEvaluator, NetworkSession
 from ds2deploy.export.parsed_network.operations import _divide, _round_bfloat16
 from ds2deploy.export.parsed_network.reader import Layer, ParsedNetwork, read_network
-from ds2deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape, Precision

@@ -112,7 +112,7 @@ def test_a_library_that_does_not_load_is_named_by_all(
     """Doctor and the loading of a model say the same."""
     there.remove(missing)
     monkeypatch.setattr(onnx_session, "import_onnxruntime", lambda: onnxruntime)
-    monkeypatch.setattr(doctor, "import_onnxruntime", lambda: onnxruntime)
+    monkeypatch.setattr("ds2deploy.runtimes.onnx.library.import_onnxruntime", lambda: onnxruntime)
     with pytest.raises(RuntimeUnavailableError) as caught:
         ds2deploy.load(small_onnx, runtime=provider)
     (finding,) = (f for f in doctor.examine() if f.name == f"run .onnx on onnxruntime {provider}")

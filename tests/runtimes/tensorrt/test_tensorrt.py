@@ -1351,7 +1351,7 @@ def test_an_engine_that_takes_samples(
     from ds2deploy.export.format import ExportFormat
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
-    from ds2deploy.model.checkpoint import load_checkpoint
+    from ds2deploy.model.load import load_checkpoint
     from ds2deploy.runtimes.features import pad_waveforms
 
     loaded = load_checkpoint(streaming_checkpoint)

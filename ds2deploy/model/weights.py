@@ -1,0 +1,120 @@
+"""Weights of a file into the network: names undone, shapes and numbers checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds2deploy.config import Recipe
+from ds2deploy.model.network import DeepSpeech2
+from ds2deploy.runtimes.errors import ModelFileError
+
+COMPILED = "_orig_mod"
+"""Part that `torch.compile` puts into the names of weights, at any depth."""
+
+
+WRAPPERS = ("module", "model", "network")
+"""Prefixes that `DataParallel` and common Lightning modules put before the names of weights."""
+
+
+def build_network(recipe: Recipe) -> DeepSpeech2:
+    """The recipe's network with fresh weights."""
+    return DeepSpeech2(recipe.model, recipe.features.bins, len(recipe.labels))
+
+
+def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
+    """Build the recipe's network with the weights of a checkpoint.
+
+    The shapes are compared before memory is taken, so that a damaged file cannot ask for all of it.
+
+    Args:
+        recipe: the checkpoint's recipe.
+        weights: the checkpoint's weights, by their names.
+        path: the checkpoint's path, for errors.
+
+    Raises:
+        ModelFileError: a parameter is missing, has another shape, or holds NaN or infinity.
+    """
+    with torch.device("meta"):
+        outline = build_network(recipe)
+    fitting = _fitting_weights(outline, weights, path)
+    network = build_network(recipe)
+    network.load_state_dict(fitting)
+    _check_numbers(network, path)
+    return network
+
+
+def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
+    """The weights by the network's own names; every parameter is there, in the right shape."""
+    if not isinstance(weights, dict):
+        raise ModelFileError(f"{path}: has no weights; restore the original")
+    expected = network.state_dict()
+    fitting = unwrapped(weights, expected.__contains__, path)
+    for name, parameter in expected.items():
+        if not isinstance(fitting.get(name), torch.Tensor):
+            raise ModelFileError(
+                f"{path}: has no weights {name!r}; it does not fit its own recipe, "
+                "restore the original"
+            )
+        if fitting[name].shape != parameter.shape:
+            raise ModelFileError(
+                f"{path}: weights {name!r} are {tuple(fitting[name].shape)}, its recipe "
+                f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
+                f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
+            )
+    if surplus := sorted(map(str, fitting.keys() - expected.keys())):
+        raise ModelFileError(
+            f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
+            "restore the original"
+        )
+    return fitting
+
+
+def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
+    """Undo the names that `torch.compile`, `DataParallel` and Lightning modules give weights.
+
+    Args:
+        weights: weights by their names in a file.
+        known: whether the network has a parameter of that name.
+        path: the file's path, for the error.
+
+    Returns:
+        The weights by their names in the network; a name that is unknown in any case stays as it
+        is.
+
+    Raises:
+        ModelFileError: two weights for one parameter.
+    """
+    found: dict[str, Any] = {}
+    for name, weight in weights.items():
+        parts = [part for part in str(name).split(".") if part != COMPILED]
+        while parts and parts[0] in WRAPPERS and not known(".".join(parts)):
+            del parts[0]
+        inner = ".".join(parts)
+        inner = inner if known(inner) else str(name)
+        if inner in found:
+            raise ModelFileError(f"{path}: has two weights {inner!r}; restore the original")
+        found[inner] = weight
+    return found
+
+
+def _check_numbers(network: DeepSpeech2, path: Path) -> None:
+    """Refuse NaN and infinity, and variances below zero, whose root is NaN."""
+    for name, weight in network.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        bad = 0
+        # A sum hides neither and is quick, but may be too large by itself.
+        if not torch.isfinite(weight.sum()):
+            bad = int((~torch.isfinite(weight)).sum())
+        if name.endswith("running_var"):
+            bad += int((weight < 0).sum())
+        if bad:
+            raise ModelFileError(
+                f"{path}: weights {name!r}: {bad} of {weight.numel()} are NaN, infinite or a "
+                "variance below 0; its training diverged, or the file is damaged: take an earlier "
+                "checkpoint, or restore the original"
+            )
