@@ -109,3 +109,44 @@ def status(title: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(title) as live:
         yield lambda message: live.update(f"{title}: {message}")
+
+
+@contextmanager
+def file_progress(title: str, total: int) -> Iterator[Callable[[int, float], None]]:
+    """Show files, seconds of audio and speed on stderr: a bar on a terminal, lines elsewhere.
+
+    Args:
+        title: name of the work.
+        total: number of files.
+
+    Yields:
+        A function to call with the number of files that are done, and their seconds of audio.
+    """
+    started = time.monotonic()
+
+    def facts(audio_s: float) -> str:
+        return f"{audio_s:.0f} s of audio, {audio_s / (time.monotonic() - started + 1e-9):.3g}x"
+
+    if not sys.stderr.isatty():
+        with heartbeat(title) as lines:
+            yield lambda done, audio_s: lines.tell(f"{done} of {total} files, {facts(audio_s)}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[facts]}"),
+    )
+    # What is printed meanwhile goes above the bar where both are on the terminal; a pipe or a file
+    # gets it untouched.
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task(title, total=total, facts=facts(0))
+        yield lambda done, audio_s: bar.update(task, completed=done, facts=facts(audio_s))

@@ -93,14 +93,29 @@ def escape_control(text: str) -> str:
     return CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
 
 
-def json_for_output(document: Any, indent: bool) -> str:
-    """Encode a document for standard output; beyond ASCII where its encoding is UTF-8."""
+def print_json(document: Any, in_one_line: bool = False) -> None:
+    """Print a document on standard output; beyond ASCII where its encoding is UTF-8.
+
+    Args:
+        document: anything that msgspec encodes.
+        in_one_line: print it in one line, and at once.
+    """
     import msgspec
 
     text = json_text(document)
     if (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8":
         text = re.sub(r"[^\x00-\x7f]", lambda match: json.dumps(match.group())[1:-1], text)
-    return msgspec.json.format(text) if indent else text
+    sys.stdout.write((text if in_one_line else msgspec.json.format(text)) + "\n")
+    if in_one_line:
+        sys.stdout.flush()
+
+
+def print_line(text: str) -> None:
+    """Print a line on standard output at once, above a bar that is there.
+
+    typer.echo would find the stream below the bar, and write into it.
+    """
+    print(text, flush=True)
 
 
 def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -1,4 +1,4 @@
-"""The program `ds2deploy`: one command per file, each a call of one function of the library."""
+"""The command line: its commands, and its entry point."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import typer
 from ds2deploy.cli.bench import bench
 from ds2deploy.cli.demo import demo
 from ds2deploy.cli.doctor import doctor
-from ds2deploy.cli.errors import ErrorsInOneLine, complain
+from ds2deploy.cli.errors import BAD_INPUT, ErrorsInOneLine, complain
 from ds2deploy.cli.evaluate import evaluate
 from ds2deploy.cli.export import export
-from ds2deploy.cli.help_sections import SectionedCommand
+from ds2deploy.cli.help import GroupedCommand
 from ds2deploy.cli.inspect import inspect
 from ds2deploy.cli.prepare import prepare
 from ds2deploy.cli.train import train
@@ -27,6 +27,10 @@ from ds2deploy.cli.verify import verify
 from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
+COMMANDS = (
+    prepare, train, evaluate, export, verify, transcribe, bench, inspect, doctor, demo,
+)  # fmt: skip
+
 app = typer.Typer(
     cls=ErrorsInOneLine,
     help="Train DeepSpeech 2, export it to ONNX, run it without PyTorch, and prove they agree.",
@@ -34,6 +38,38 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for command in COMMANDS:
+    app.command(cls=GroupedCommand)(command)
+
+SPINS = "1000"
+"""Rounds of a waiting thread of libgomp, which torch computes with; some 10 microseconds.
+
+libgomp's own 300,000 are 3 ms, in which a thread that waits for one that another process has
+pushed aside keeps the core that this one needs.
+"""
+
+
+def main() -> None:
+    """Run the `ds2deploy` command."""
+    # What is half-written goes, as it does after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    shorten_spinning()  # before torch is imported
+    try:
+        open_streams()
+    except OutputError as error:
+        complain(error)
+        sys.exit(BAD_INPUT)
+    app(prog_name="ds2deploy")
+
+
+def shorten_spinning() -> None:
+    """Let threads of torch sleep soon when they wait; settings of the environment are kept.
+
+    For processes of our own, before torch is imported: libgomp reads the environment when it is
+    loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def _version(wanted: bool) -> None:
@@ -54,56 +90,11 @@ def options(
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 
-for command in (
-    prepare,
-    train,
-    evaluate,
-    export,
-    verify,
-    transcribe,
-    bench,
-    inspect,
-    doctor,
-    demo,
-):
-    app.command(cls=SectionedCommand)(command)
-
-
 def _show_warning(
     other: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any
 ) -> None:
-    """Print warnings about a recording in one line each, and other warnings as `other` does."""
+    """Print a warning about a recording as one line, and other warnings as `other` does."""
     if issubclass(category, AudioWarning):
-        complain(str(message))
+        complain(message)
     else:
         other(message, category, *rest)
-
-
-SPINS = "1000"
-"""Rounds that a waiting thread of libgomp, torch's thread pool, spins: some 10 microseconds.
-
-libgomp's own 300,000 are 3 ms, in which a thread that waits for one that another process has
-pushed aside keeps the core that this one needs.
-"""
-
-
-def shorten_spinning() -> None:
-    """Let threads of torch sleep soon when they wait; settings of the environment are kept.
-
-    For processes of our own, before torch is imported: libgomp reads the environment when it is
-    loaded.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-
-
-def main() -> None:
-    """Run the program `ds2deploy`."""
-    # What is half-written goes, as it does after an error.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    shorten_spinning()  # before torch is imported
-    try:
-        open_streams()
-    except OutputError as error:
-        sys.exit(complain(str(error)))
-    app(prog_name="ds2deploy")

@@ -1,4 +1,4 @@
-"""`ds2deploy bench`: the speed of models on this machine."""
+"""`ds2deploy bench`: speed of models on this machine."""
 
 from __future__ import annotations
 
@@ -8,45 +8,30 @@ from typing import Annotated
 import typer
 
 from ds2deploy.cli.errors import BAD_RESULT
-from ds2deploy.cli.options import Json, Threads
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import RUNTIME, Json, Threads, argument, option
 from ds2deploy.heartbeat import status
+from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ConfigError, require
+
+REFERENCE_HELP = "Checkpoint to compare with. Default: the first among the models."
+RUNTIME_HELP = (
+    "Runtime to measure: onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed or "
+    "torch-cuda; may be repeated. Default: those that the models are made for."
+)
 
 
 def bench(
-    models: Annotated[
-        list[Path],
-        typer.Argument(readable=False, metavar="MODEL...", help="Artifacts, engines, checkpoints."),
-    ],
-    batch: Annotated[str, typer.Option(help="Batch sizes, one or several.")] = "1,8",
-    seconds: Annotated[
-        str, typer.Option(help="Lengths of the utterances in seconds, one or several.")
-    ] = "1,10",
-    rounds: Annotated[int, typer.Option(min=1, help="How often everything is measured.")] = 5,
+    models: Annotated[list[Path], argument("MODEL", "Artifacts, engines, checkpoints.")],
+    batch: Annotated[str, option("COUNT,...", "Batch sizes, in utterances.")] = "1,8",
+    seconds: Annotated[str, option("SECONDS,...", "Lengths of the utterances (seconds).")] = "1,10",
+    rounds: Annotated[int, option("COUNT", "Rounds; each runs everything once.", min=1)] = 5,
+    reference: Annotated[Path | None, option("CHECKPOINT", REFERENCE_HELP)] = None,
+    plots: Annotated[Path | None, option("FOLDER", "Folder for plots, as PNG files.")] = None,
     threads: Threads = 0,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed, torch-cuda; "
-            "one or several, else what the models are for.",
-            rich_help_panel="Runtime",
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False, help="Checkpoint to compare with; else the first among the models."
-        ),
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder for plots, as PNG files.")
-    ] = None,
+    runtime: Annotated[list[str] | None, option("NAME", RUNTIME_HELP, RUNTIME)] = None,
     json: Json = False,
 ) -> None:
-    """Measure the speed of models on this machine.
-
-    Ends with advice on which runtime to use.
+    """Measure speed on this machine and recommend a runtime.
 
     Example: ds2deploy bench model.onnx best.ckpt --plots plots
     """
@@ -61,7 +46,7 @@ def bench(
         require("matplotlib", "bench")
         if plots.exists() and not plots.is_dir():
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
-        plots.mkdir(parents=True, exist_ok=True)  # what cannot be is told before minutes are spent
+        plots.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
     with status("measuring") as step:
         result = measure(plan, synthesize, step)

@@ -1,27 +1,22 @@
-"""`ds2deploy demo`: everything once, on synthetic speech."""
+"""`ds2deploy demo`: every step on synthetic speech."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from ds2deploy.cli.errors import BAD_RESULT, fail
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import Json, option
 from ds2deploy.heartbeat import heartbeat
-from ds2deploy.runtimes.errors import require
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import ParityError, require
 
 
 def demo(
-    out: Annotated[Path, typer.Option(readable=False, help="Folder for all files.")] = Path(
-        "runs/demo"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of voices, weights and batches.")] = 0,
+    out: Annotated[Path, option("FOLDER", "Folder for all files.")] = Path("runs/demo"),
+    seed: Annotated[int, option("NUMBER", "Seed of voices, weights and batches.", min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Train, export, verify and transcribe on synthetic speech.
+    """Train, export, verify and transcribe synthetic speech.
 
     Takes a few minutes.
 
@@ -37,4 +32,4 @@ def demo(
     if json:
         print_json(result.summary())
     if not result.passed:
-        fail(f"{out}: {result.failure()}", BAD_RESULT)
+        raise ParityError(f"{out}: {result.failure()}")

@@ -1,17 +1,15 @@
-"""`ds2deploy doctor`: the runtimes of this machine."""
+"""`ds2deploy doctor`: what works on this machine."""
 
 from __future__ import annotations
 
 import typer
 
 from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.output import print_json
 
 
 def doctor(json: Json = False) -> None:
-    """Check which runtimes work on this machine.
-
-    A runtime that does not work is listed with the command that repairs it.
+    """List the runtimes that work here, and fixes for the others.
 
     Example: ds2deploy doctor
     """

@@ -26,6 +26,14 @@ USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 class ErrorsInOneLine(TyperGroup):
     """Turns the errors that a person can act on into one line and an exit code."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters; every flag has a value, where typer would load pydantic for None."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.default is None:
+                parameter.default = False
+        return parameters
+
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         """Run the command, and end the process."""
         options["standalone_mode"] = False
@@ -35,69 +43,34 @@ class ErrorsInOneLine(TyperGroup):
         except BrokenPipeError:  # whoever reads has seen enough
             code = BAD_RESULT
         except typer.Abort:
-            code = complain("aborted", BAD_RESULT)
+            complain("aborted")
+            code = BAD_RESULT
         except USAGE_ERROR as error:
             code = _usage(error)
         except (Ds2Error, OSError) as error:
-            code = _explained(error)
+            complain(error_text(error))
+            code = _exit_code(error)
         raise SystemExit(code)
 
 
-def complain(message: str, code: int = BAD_INPUT) -> int:
-    """Print what is wrong in one line on standard error.
+def complain(message: object) -> None:
+    """Print what is wrong in one line on standard error."""
+    print_error(f"ds2deploy: {in_one_line(str(message))}")
 
-    Returns:
-        The exit code.
+
+def error_text(error: Ds2Error | OSError) -> str:
+    """Turn an error into a message with the file and the remedy.
+
+    Raises:
+        OSError: the error itself, where the system gives no reason: a fault of a program.
     """
-    print_error(f"ds2deploy: {in_one_line(message)}")
-    return code
-
-
-def complain_of(error: Ds2Error | OSError) -> str:
-    """Print an error of one file among several.
-
-    Returns:
-        Its message.
-    """
-    message = error_text(error) if isinstance(error, Ds2Error) else _os_error_text(error)
-    complain(message)
-    return message
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Print what is wrong, and end with an exit code."""
-    raise typer.Exit(complain(message, code))
-
-
-def exit_where_broken(broken: int, count: int) -> None:
-    """End with what so many broken recordings of all of them mean; return where none is."""
-    if broken:
-        raise typer.Exit(BAD_INPUT if broken == count else BAD_RESULT)
-
-
-def error_text(error: Exception) -> str:
-    """The message of an error; torch puts a traceback before that of a data loader's process."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
-
-
-def _explained(error: Ds2Error | OSError) -> int:
-    """Print an error that is no wrong call; gives the exit code."""
-    if isinstance(error, (ParityError, TrainingError)):
-        return complain(str(error), BAD_RESULT)
-    if isinstance(error, StoppedError):
-        return complain(str(error), 128 + error.signal)
     if isinstance(error, Ds2Error):
-        return complain(error_text(error))
+        text = str(error)
+        if "Original Traceback" in text:  # torch puts it before the error of a loading process
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        return text
     if error.strerror is None:
         raise error
-    return complain(_os_error_text(error))
-
-
-def _os_error_text(error: OSError) -> str:
-    """Message of the system, with the file and the remedy."""
     remedy = ""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         remedy = "; expected a folder, not a file"
@@ -106,15 +79,28 @@ def _os_error_text(error: OSError) -> str:
     return f"{error.filename or 'writing'}: {error.strerror}{remedy}"
 
 
+def exit_if_failed(failed: int, total: int) -> None:
+    """End with exit code 1 where some of several files failed, and 2 where all did."""
+    if failed:
+        raise typer.Exit(BAD_INPUT if failed == total else BAD_RESULT)
+
+
+def _exit_code(error: Ds2Error | OSError) -> int:
+    if isinstance(error, StoppedError):
+        return 128 + error.signal
+    return BAD_RESULT if isinstance(error, (ParityError, TrainingError)) else BAD_INPUT
+
+
 def _usage(error: Any) -> int:
     """Print a wrong call in one line; the help where there was no call at all."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return int(error.exit_code)
     command = error.ctx.command_path if error.ctx is not None else "ds2deploy"
-    message = in_one_line(error.format_message()).rstrip(".")
+    message = in_one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
     option = getattr(error, "option_name", "")
     if option.startswith("-") and not option.startswith("--"):
         message += " (a file whose name begins with a dash is given as ./-name)"
     name = command.partition(" ")[2]
-    return complain(f"{name}{': ' if name else ''}{message}; see {command} --help")
+    complain(f"{name}{': ' if name else ''}{message}; see {command} --help")
+    return BAD_INPUT

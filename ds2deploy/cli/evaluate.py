@@ -1,4 +1,4 @@
-"""`ds2deploy evaluate`: the error rates of a model."""
+"""`ds2deploy evaluate`: error rates of a model on a manifest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ds2deploy.cli.errors import BAD_RESULT, complain
-from ds2deploy.cli.options import Device, Json, RuntimeName, Threads, runtime_name
-from ds2deploy.cli.printing import print_json, progress
-from ds2deploy.output import escape_control
+from ds2deploy.cli.options import Device, Json, RuntimeName, Threads, argument, flag, known_runtime
+from ds2deploy.heartbeat import file_progress
+from ds2deploy.output import escape_control, print_json
 from ds2deploy.runtimes.errors import require
 
 if TYPE_CHECKING:
@@ -18,20 +18,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(readable=False, help="Artifact or checkpoint.")],
-    manifest: Annotated[Path, typer.Argument(readable=False, help="Utterances with transcripts.")],
+    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
+    manifest: Annotated[Path, argument("MANIFEST", "Utterances with transcripts.")],
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
-    errors: Annotated[bool, typer.Option("--errors", help="List the utterances that differ.")] = (
-        False
-    ),
+    errors: Annotated[bool, flag("--errors", "List the utterances with errors.")] = False,
     json: Json = False,
 ) -> None:
     """Measure the word and character error rate of a model.
 
-    Broken recordings, and transcripts that the model cannot write, are named and left out; then
-    the exit code is 1, or 2 if nothing is left.
+    Broken recordings and transcripts with characters outside the labels are named and skipped.
+    The exit code is then 1, or 2 where nothing is left.
 
     Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
     """
@@ -45,8 +43,8 @@ def evaluate(
 
     cuts, unusable = read_usable(manifest)
     with (
-        load(model, device, runtime_name(runtime), threads) as recognizer,
-        progress(f"evaluating {model.name}", len(cuts)) as advance,
+        load(model, device, known_runtime(runtime), threads) as recognizer,
+        file_progress(f"evaluating {model.name}", len(cuts)) as advance,
     ):
         result = evaluate_model(recognizer, cuts, str(manifest), advance, unusable)
     for broken in result.failed:
@@ -61,7 +59,7 @@ def evaluate(
 
 
 def _print_scores(result: Evaluation, errors: bool) -> None:
-    """Print the scores in one line, after the utterances that differ if `errors` is set."""
+    """Print the error rates; before them, where wanted, the utterances with errors."""
     for item in result.hypotheses if errors else ():
         if item.reference != item.hypothesis:
             typer.echo(

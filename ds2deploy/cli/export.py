@@ -8,128 +8,65 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import Json, argument, flag, option
 from ds2deploy.heartbeat import status
+from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ConfigError, require
 
-EXPORT_SOURCE = (
+T = TypeVar("T")
+
+STREAMING, ENGINES = "Streaming", "Engines"
+"""Groups of the options."""
+
+SOURCE_HELP = (
     "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
 )
+PRECISION_HELP = "Precisions of the artifacts: fp32, fp16, bf16, int8. Default: fp32."
+WAVEFORM_HELP = "Put the feature extractor into the graph: it takes samples."
+AUDIO_HELP = "Manifest of real speech for the parity check. Default: synthetic speech."
+STREAMING_HELP = "Export a model that takes blocks of streams instead of whole utterances."
+BLOCK_MS_HELP = "Length of a block (milliseconds). Default: 320."
+STATISTICS_HELP = "Speech whose statistics normalise a model that was trained per utterance."
+TRT_HELP = "Build TensorRT engines for the GPU of this machine."
+RTX_HELP = "Build TensorRT-RTX engines; needs no GPU."
+BATCH_HELP = "Batch sizes of the profile, in utterances or streams. Default: 1,4,16."
+SECONDS_HELP = "Audio lengths of the profile (seconds). Default: 0.5,5,30."
+PROFILE_FROM_HELP = "Take the lengths of --seconds from this manifest."
+WORKSPACE_HELP = "Limit of an engine's scratch memory (MiB). Default: TensorRT's own."
+LEVEL_HELP = "0 builds fast, 5 runs fast. Default: TensorRT's own."
+TIMING_CACHE_HELP = "With --trt: file that makes the next build faster."
+OTHER_GPUS_HELP = (
+    "With --trt: other GPUs that the engine runs on: none, ampere_plus or "
+    "same_compute_capability. Default: none."
+)
+TARGETS_HELP = "With --rtx: compute capabilities, such as 8.6,8.9,12.0. Default: Ampere and later."
 
 
 def export(
-    source: Annotated[
-        Path, typer.Argument(readable=False, metavar="CHECKPOINT", help=EXPORT_SOURCE)
-    ],
-    out: Annotated[Path, typer.Option(readable=False, help="Folder for the artifacts.")],
-    onnx: Annotated[
-        bool, typer.Option("--onnx/--no-onnx", help="Write the ONNX files too (the default).")
-    ] = True,
-    trt: Annotated[
-        bool,
-        typer.Option(
-            "--trt",
-            help="Build TensorRT engines for the GPU of this machine.",
-            rich_help_panel="Engines",
-        ),
-    ] = False,
-    rtx: Annotated[
-        bool,
-        typer.Option(
-            "--rtx", help="Build TensorRT-RTX engines; needs no GPU.", rich_help_panel="Engines"
-        ),
-    ] = False,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32 (default), fp16, bf16, int8, or several: fp32,int8.")
-    ] = None,
-    streaming: Annotated[
-        bool,
-        typer.Option(
-            "--streaming",
-            help="Export a model that takes blocks of streams instead of whole utterances.",
-            rich_help_panel="Streaming",
-        ),
-    ] = False,
-    block_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="Length of a block (milliseconds); default 320.", rich_help_panel="Streaming"
-        ),
-    ] = None,
-    waveform: Annotated[
-        bool,
-        typer.Option(
-            "--waveform", help="Put the feature extractor into the graph: the input is samples."
-        ),
-    ] = False,
-    statistics_from: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False,
-            help="Speech whose statistics normalise a model trained per utterance.",
-            rich_help_panel="Streaming",
-        ),
-    ] = None,
-    audio: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Manifest of real speech for the parity check."),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            help="Minimum, optimum and maximum batch (utterances, or streams), default 1,4,16.",
-            rich_help_panel="Engines",
-        ),
-    ] = None,
-    seconds: Annotated[
-        str | None,
-        typer.Option(
-            help="Minimum, optimum and maximum length of the audio (seconds), default 0.5,5,30.",
-            rich_help_panel="Engines",
-        ),
-    ] = None,
-    profile_from: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False,
-            help="Manifest whose durations give --seconds.",
-            rich_help_panel="Engines",
-        ),
-    ] = None,
-    workspace: Annotated[
-        int | None,
-        typer.Option(help="Limit of the scratch memory (MiB).", rich_help_panel="Engines"),
-    ] = None,
-    optimization_level: Annotated[
-        int | None,
-        typer.Option(help="From 0, fast to build, to 5, fast to run.", rich_help_panel="Engines"),
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False,
-            help="--trt: file that makes the next build faster.",
-            rich_help_panel="Engines",
-        ),
-    ] = None,
-    hardware_compatibility: Annotated[
-        str | None,
-        typer.Option(
-            help="--trt: none, ampere_plus or same_compute_capability.", rich_help_panel="Engines"
-        ),
-    ] = None,
-    targets: Annotated[
-        str | None,
-        typer.Option(
-            help="--rtx: compute capabilities, such as 8.6,8.9,12.0.", rich_help_panel="Engines"
-        ),
-    ] = None,
+    source: Annotated[Path, argument("CHECKPOINT", SOURCE_HELP)],
+    out: Annotated[Path, option("FOLDER", "Folder for the artifacts.")],
+    precision: Annotated[str | None, option("NAME,...", PRECISION_HELP)] = None,
+    onnx: Annotated[bool, flag("--onnx/--no-onnx", "Write the ONNX files too.")] = True,
+    waveform: Annotated[bool, flag("--waveform", WAVEFORM_HELP)] = False,
+    audio: Annotated[Path | None, option("MANIFEST", AUDIO_HELP)] = None,
+    streaming: Annotated[bool, flag("--streaming", STREAMING_HELP, STREAMING)] = False,
+    block_ms: Annotated[float | None, option("MS", BLOCK_MS_HELP, STREAMING)] = None,
+    statistics_from: Annotated[Path | None, option("PATH", STATISTICS_HELP, STREAMING)] = None,
+    trt: Annotated[bool, flag("--trt", TRT_HELP, ENGINES)] = False,
+    rtx: Annotated[bool, flag("--rtx", RTX_HELP, ENGINES)] = False,
+    batch: Annotated[str | None, option("MIN,OPT,MAX", BATCH_HELP, ENGINES)] = None,
+    seconds: Annotated[str | None, option("MIN,OPT,MAX", SECONDS_HELP, ENGINES)] = None,
+    profile_from: Annotated[Path | None, option("MANIFEST", PROFILE_FROM_HELP, ENGINES)] = None,
+    workspace: Annotated[int | None, option("MIB", WORKSPACE_HELP, ENGINES)] = None,
+    optimization_level: Annotated[int | None, option("0-5", LEVEL_HELP, ENGINES)] = None,
+    timing_cache: Annotated[Path | None, option("FILE", TIMING_CACHE_HELP, ENGINES)] = None,
+    hardware_compatibility: Annotated[str | None, option("NAME", OTHER_GPUS_HELP, ENGINES)] = None,
+    targets: Annotated[str | None, option("X.Y,...", TARGETS_HELP, ENGINES)] = None,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint to ONNX files and TensorRT engines.
+    """Export a checkpoint to verified ONNX files and engines.
 
-    Only files that pass the parity check are written.
+    Only what passes the parity check is written.
 
     Example: ds2deploy export runs/mine/best.ckpt --out deploy --precision fp32,fp16
 
@@ -146,8 +83,8 @@ def export(
     engines = engine_options(
         trt=trt,
         rtx=rtx,
-        batch=None if batch is None else _numbers("--batch", batch, int),
-        seconds=None if seconds is None else _numbers("--seconds", seconds, float),
+        batch=None if batch is None else _min_opt_max("--batch", batch, int),
+        seconds=None if seconds is None else _min_opt_max("--seconds", seconds, float),
         profile_from=profile_from,
         workspace_mb=workspace,
         optimization_level=optimization_level,
@@ -159,25 +96,24 @@ def export(
         raise ConfigError("--no-onnx: nothing would be written; add --trt or --rtx")
     if source.suffix == ".engine":
         raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
+    exported: list[Any]
     with status(f"exporting {source}") as step:
         if source.suffix.lower() == ".onnx":
+            _refuse_for_onnx(
+                source,
+                {
+                    "--precision": precision is not None,
+                    "--audio": audio is not None,
+                    "--no-onnx": not onnx,
+                    "--streaming": streaming,
+                    "--block-ms": block_ms is not None,
+                    "--waveform": waveform,
+                    "--statistics-from": statistics_from is not None,
+                },
+            )
             from ds2deploy.export.tensorrt.engines import export_engines
 
-            given = {
-                "--precision": precision is not None,
-                "--audio": audio is not None,
-                "--no-onnx": not onnx,
-                "--streaming": streaming,
-                "--block-ms": block_ms is not None,
-                "--waveform": waveform,
-                "--statistics-from": statistics_from is not None,
-            }
-            if named := [option for option, is_given in given.items() if is_given]:
-                raise ConfigError(
-                    f"{source}: {', '.join(named)}: for checkpoints; an engine of an ONNX file has "
-                    "its precision, and takes what that takes"
-                )
-            exported: list[Any] = [*export_engines(source, out, engines, step)]
+            exported = export_engines(source, out, engines, step)
         else:
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
@@ -190,15 +126,21 @@ def export(
                 statistics_from=None if statistics_from is None else str(statistics_from),
             )
             precisions = _precisions("fp32" if precision is None else precision)
-            exported = [
-                *export_checkpoint(source, out, precisions, audio, step, engines, onnx, form)
-            ]
+            exported = export_checkpoint(source, out, precisions, audio, step, engines, onnx, form)
     if json:
         print_json({"artifacts": msgspec.to_builtins(exported)})
-        return
-    for item in exported:
-        for line in artifact_lines(item):
-            typer.echo(line)
+    else:
+        for item in exported:
+            typer.echo("\n".join(artifact_lines(item)))
+
+
+def _refuse_for_onnx(source: Path, given: dict[str, bool]) -> None:
+    """Raise a ConfigError that names the options that an ONNX file excludes."""
+    if named := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"{source}: {', '.join(named)}: for checkpoints; an engine of an ONNX file has its "
+            "precision and its inputs: leave them out, or give the checkpoint"
+        )
 
 
 def _precisions(text: str) -> list[Any]:
@@ -211,10 +153,7 @@ def _precisions(text: str) -> list[Any]:
     return list(dict.fromkeys(chosen))
 
 
-T = TypeVar("T")
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
+def _min_opt_max(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:

@@ -7,43 +7,38 @@ from typing import Annotated, Any
 
 import typer
 
-from ds2deploy.cli.errors import BAD_RESULT, complain, complain_of, exit_where_broken
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
-from ds2deploy.output import escape_control
+from ds2deploy.cli.errors import BAD_RESULT, complain, error_text, exit_if_failed
+from ds2deploy.cli.options import Json, argument
+from ds2deploy.output import escape_control, print_json
 from ds2deploy.runtimes.errors import Ds2Error
 
 
 def inspect(
     files: Annotated[
-        list[Path],
-        typer.Argument(
-            readable=False,
-            metavar="FILE...",
-            help="Checkpoints, artifacts, manifests or recordings.",
-        ),
+        list[Path], argument("FILE", "Checkpoints, artifacts, manifests or recordings.")
     ],
     json: Json = False,
 ) -> None:
-    """Describe checkpoints, artifacts, manifests and recordings.
+    """Describe models, manifests and recordings.
 
-    Of several files, unreadable ones are named on stderr and the others are described; then the
-    exit code is 1, or 2 if no file could be read. With --json, several files are a list.
+    Of several files, one that cannot be read is named on stderr and skipped. The exit code is
+    then 1, or 2 where none can be read. With --json, several files are a list.
 
     Example: ds2deploy inspect deploy/model.onnx
     """
     from ds2deploy.inspection import inspect_file
 
     documents: list[dict[str, Any]] = []
-    broken, partly = 0, False
+    failed, partly = 0, False
     for file in files:
         try:
             facts = inspect_file(file)
         except (Ds2Error, OSError) as error:
-            if len(files) == 1 or (isinstance(error, OSError) and error.strerror is None):
+            if len(files) == 1:
                 raise
-            broken += 1
-            documents.append({"file": str(file), "error": complain_of(error)})
+            failed += 1
+            documents.append({"file": str(file), "error": error_text(error)})
+            complain(documents[-1]["error"])
             continue
         for fault in facts["details"].get("left_out", ()):
             complain(fault)
@@ -53,13 +48,13 @@ def inspect(
             _print_facts(facts, first=len(documents) == 1)
     if json:
         print_json({"files": documents} if len(files) > 1 else documents[0])
-    exit_where_broken(broken, len(files))
+    exit_if_failed(failed, len(files))
     if partly:
         raise typer.Exit(BAD_RESULT)
 
 
 def _print_facts(facts: dict[str, Any], first: bool) -> None:
-    """Print one line per fact, after an empty line if the file is not the first."""
+    """Print one line for each fact; an empty line before those of the next file."""
     if not first:
         typer.echo()
     named = {name: value for name, value in facts.items() if name != "details"}

@@ -1,15 +1,17 @@
-"""Recognition that is watched: partial results on a terminal, in a pipe, or as lines of JSON."""
+"""Partial results of live recognition: on a terminal, in a pipe, or as lines of JSON."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import msgspec
 
+from ds2deploy.output import escape_control, print_json
 from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.decoding.greedy_stream import Update
@@ -19,20 +21,35 @@ from ds2deploy.runtimes.pipeline import AudioInput, readable
 from ds2deploy.runtimes.recognizer import Recognizer
 
 PIECE_S = 0.1
-"""Of a recording at a time: so that partial results come as they would from a microphone."""
+"""Length of the pieces of a recording: partial results come as they would from a microphone."""
 
 
 class Display(Protocol):
-    """Shows what a stream comes to."""
+    """Display of the partial results of a stream."""
 
     def update(self, update: Update) -> None:
-        """Something may be new."""
+        """Show the words that are new, and the tail that may still change."""
 
     def finish(self, transcript: Transcript) -> None:
-        """The utterance is over."""
+        """Show the rest of the utterance, and end it."""
 
-    def break_off(self) -> None:
-        """Recognition ends before the utterance does; what was certain stands."""
+    def abort(self) -> None:
+        """End early, after an error; words that were shown stay."""
+
+
+def make_display(path: Path, json: bool, several: bool) -> Display:
+    """Choose the display of one recording for what standard output is.
+
+    Args:
+        path: recording, for its name.
+        json: print JSON.
+        several: whether the command has other recordings; the name then begins the line.
+    """
+    if json:
+        return JsonDisplay(str(path))
+    prefix = f"{escape_control(str(path))}\t" if several else ""
+    kind = LineDisplay if sys.stdout.isatty() else WordDisplay
+    return kind(sys.stdout, prefix)
 
 
 def follow(
@@ -42,21 +59,21 @@ def follow(
     display: Display,
     name: str = "stream",
 ) -> Transcript:
-    """Recognise audio as it comes.
+    """Recognise audio as it comes, and display partial results.
 
     An interrupt (Ctrl-C) while it waits for audio ends the utterance, and what was said up to
     there is recognised.
 
     Args:
-        recognizer: of a model that can stream.
+        recognizer: recognizer of a model that can stream.
         pieces: (samples,) or (samples, channels) float32, of any size.
-        sample_rate: of them, in Hz.
-        display: is told of everything that is new.
-        name: of the recording, for errors.
+        sample_rate: sample rate of the pieces, in Hz.
+        display: display to update after every piece.
+        name: name of the recording, for errors.
 
     Raises:
         StreamError: the model, or the artifact, is one of whole utterances.
-        AudioError, MissingFileError: of the audio.
+        AudioError, MissingFileError: the audio cannot be read.
     """
     with recognizer.stream(sample_rate, name) as stream:
         try:
@@ -65,14 +82,14 @@ def follow(
                     display.update(stream.accept(piece))
             transcript = stream.finish()
         except Ds2Error:
-            display.break_off()
+            display.abort()
             raise
     display.finish(transcript)
     return transcript
 
 
 def recording_pieces(path: Path, sample_rate: int) -> Iterator[FloatArray]:
-    """A recording in small pieces: (samples,) float32 at the rate."""
+    """Read a recording in small pieces: (samples,) float32 at the sample rate (Hz)."""
     size = int(PIECE_S * sample_rate)
     for block in readable(AudioInput(str(path), read_blocks(path, sample_rate))):
         for start in range(0, len(block), size):
@@ -95,7 +112,7 @@ class WordDisplay:
         self._out.write("\n" if self._written else f"{self._prefix}\n")
         self._out.flush()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """See `Display`."""
         if self._written:
             self._out.write("\n")
@@ -134,7 +151,7 @@ class LineDisplay:
         self._out.write(f"{self.CLEAR}{self._line}\n")
         self._out.flush()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """See `Display`."""
         self._out.write(f"{self.CLEAR}{self._line}\n" if self._written else self.CLEAR)
         self._out.flush()
@@ -154,19 +171,22 @@ class LineDisplay:
 class JsonDisplay:
     """One JSON object a line: words that are new and the tail; at the end the whole transcript."""
 
-    def __init__(self, write: Callable[[Any], None], audio: str) -> None:
-        self._write, self._audio, self._tail = write, audio, ""
+    def __init__(self, audio: str) -> None:
+        self._audio, self._tail = audio, ""
 
     def update(self, update: Update) -> None:
         """See `Display`."""
         if update.words or update.tail != self._tail:
             self._tail = update.tail
             words = msgspec.to_builtins(update.words)
-            self._write({"audio": self._audio, "final": False, "words": words, "tail": update.tail})
+            self._print(final=False, words=words, tail=update.tail)
 
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""
-        self._write({"audio": self._audio, "final": True, **msgspec.to_builtins(transcript)})
+        self._print(final=True, **msgspec.to_builtins(transcript))
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """See `Display`."""
+
+    def _print(self, **facts: object) -> None:
+        print_json({"audio": self._audio, **facts}, in_one_line=True)

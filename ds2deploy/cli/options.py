@@ -1,8 +1,9 @@
-"""Options that several commands share, and their parsing."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,23 +11,55 @@ import typer
 from ds2deploy.cli.errors import complain
 from ds2deploy.runtimes.errors import ConfigError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda or cuda:1; by default the one of the runtime.", rich_help_panel="Runtime"
-    ),
-]
-RuntimeName = Annotated[
-    str | None,
-    typer.Option(
-        help="onnxruntime, cuda, tensorrt, rtx, openvino or torch; by default the one of the file.",
-        rich_help_panel="Runtime",
-    ),
-]
+RUNTIME = "Runtime"
+"""Title of the group of options that choose where a model runs."""
+
+RUNTIME_NAMES = "onnxruntime, cuda, tensorrt, rtx, openvino or torch"
+
+STDIN = Path("-")
+"""Name of standard input in the place of a recording."""
 
 
-def _at_most_cores(threads: int) -> int:
+def argument(metavar: str, text: str) -> Any:
+    """Describe an argument: its name in the usage, and its help.
+
+    A file that cannot be read is reported by the library, with the remedy.
+    """
+    return typer.Argument(metavar=metavar, readable=False, help=text)
+
+
+def option(metavar: str, text: str, group: str | None = None, **settings: Any) -> Any:
+    """Describe an option with a value: what stands for the value, its help, and its group."""
+    return typer.Option(
+        metavar=metavar, readable=False, help=text, rich_help_panel=group, **settings
+    )
+
+
+def flag(name: str, text: str, group: str | None = None) -> Any:
+    """Describe an option without a value."""
+    return typer.Option(name, help=text, rich_help_panel=group)
+
+
+def known_runtime(name: str | None) -> Any:
+    """Check the name of a runtime.
+
+    Raises:
+        ConfigError: no such runtime; names those that there are.
+    """
+    if name is None:
+        return None
+    from ds2deploy.loading import runtime_names
+
+    if name not in runtime_names():
+        remedy = f"; or --device {name}" if re.fullmatch(r"cpu|cuda:\d+", name) else ""
+        raise ConfigError(f"--runtime {name}: expected one of {', '.join(runtime_names())}{remedy}")
+    return name
+
+
+def at_most_cores(threads: int) -> int:
+    """Bound a number of threads by the cores of this process, with a line where it is lower."""
+    if not threads:
+        return 0
     from ds2deploy.runtimes.session import usable_cores
 
     cores = usable_cores()
@@ -35,22 +68,34 @@ def _at_most_cores(threads: int) -> int:
     return min(threads, cores)
 
 
-Threads = Annotated[
-    int,
+Json = Annotated[bool, flag("--json", "Print one JSON document on stdout.")]
+Overrides = Annotated[
+    list[str] | None,
     typer.Option(
-        min=0,
-        callback=_at_most_cores,
-        help="CPU threads, at most one per core; 0 lets the runtime choose.",
-        rich_help_panel="Runtime",
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override a value of the recipe; may be repeated.",
     ),
 ]
-
-
-def runtime_name(name: str | None) -> Any:
-    """Check the name given with --runtime; None stays None."""
-    from ds2deploy.loading import runtime_names
-
-    if name is not None and name not in runtime_names():
-        remedy = f"; or --device {name}" if re.fullmatch(r"cpu|cuda:\d+", name) else ""
-        raise ConfigError(f"--runtime {name}: expected one of {', '.join(runtime_names())}{remedy}")
-    return name
+Device = Annotated[
+    str | None,
+    option("NAME", "Device to run on: cpu, cuda or cuda:1. Default: the runtime's own.", RUNTIME),
+]
+RuntimeName = Annotated[
+    str | None,
+    option(
+        "NAME",
+        f"Runtime to use: {RUNTIME_NAMES}. Default: the one that the file is made for.",
+        RUNTIME,
+    ),
+]
+Threads = Annotated[
+    int,
+    option(
+        "COUNT",
+        "CPU threads, at most one per core; 0 lets the runtime choose.",
+        RUNTIME,
+        min=0,
+        callback=at_most_cores,
+    ),
+]

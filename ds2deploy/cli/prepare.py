@@ -1,124 +1,71 @@
-"""`ds2deploy prepare`: recordings to manifests."""
+"""`ds2deploy prepare`: manifests from recordings and their transcripts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ds2deploy.cli.errors import complain
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import Json, Overrides, argument, flag, option
 from ds2deploy.data.corpora.registry import layout_help
+from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from ds2deploy.data.preparation import Report
 
+SCREENING, SETS, RECIPE = "Screening", "Sets", "Recipe"
+"""Groups of the options."""
+
+LABELS_HELP = (
+    "Blank and characters of the model; auto takes those of the transcripts. Default: English "
+    "letters."
+)
+NORMALIZE_HELP = "Replace characters that have no label (é with e), and drop punctuation."
+LEAVE_OUT_HELP = "Skip and name utterances that cannot be used, instead of stopping."
+READ_HELP = "Read every recording to its end, to find truncated files and silence."
+SHORTEST_HELP = "Reject utterances shorter than this (seconds)."
+LONGEST_HELP = "Reject utterances longer than this (seconds). Default: no limit."
+VALID_HELP = "Share of the utterances, or of the speakers, held out for validation."
+SPLIT_BY_HELP = "What is held out; with speaker, no speaker is in both sets."
+JOIN_HELP = "Also write the held-out sets with so many recordings joined, such as 2,6."
+JOIN_TIMES_HELP = "Times that each recording is used in the joined sets."
+RECIPE_HELP = (
+    "Check against this recipe (a file or a name): its features, and its labels unless --labels "
+    "is given. Default: features of 16 kHz every 10 ms."
+)
+PREVIEW_HELP = "Write audio and pictures of this recipe's augmentation; SOURCE is then a manifest."
+
+PREVIEWED = 3
+"""Utterances of a manifest that are written before and after augmentation."""
+
 
 def prepare(
-    source: Annotated[
-        Path, typer.Argument(readable=False, help="Folder, or manifest of deepspeech.pytorch.")
-    ],
-    out: Annotated[Path, typer.Argument(readable=False, help="Folder for the manifests.")],
-    layout: Annotated[str, typer.Option(help=layout_help())] = "folder",
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Blank and characters; English letters by default; auto: those of the transcripts."
-        ),
-    ] = None,
-    normalize: Annotated[
-        bool,
-        typer.Option(
-            "--normalize",
-            help="Replace or drop characters that have no label; the report lists them.",
-            rich_help_panel="Screening",
-        ),
-    ] = False,
-    leave_out: Annotated[
-        bool,
-        typer.Option(
-            "--leave-out",
-            help="Leave unusable utterances out and name each, instead of stopping.",
-            rich_help_panel="Screening",
-        ),
-    ] = False,
-    read: Annotated[
-        bool,
-        typer.Option(
-            "--read",
-            help="Read all audio, to find truncated files and silence.",
-            rich_help_panel="Screening",
-        ),
-    ] = False,
-    shortest: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Drop utterances shorter than this (seconds).", rich_help_panel="Screening"
-        ),
-    ] = 0.0,
-    longest: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Drop utterances longer than this (seconds).", rich_help_panel="Screening"
-        ),
-    ] = None,
-    valid: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=0.9,
-            help="Share held out for validation.",
-            rich_help_panel="Sets",
-        ),
-    ] = 0.1,
+    source: Annotated[Path, argument("SOURCE", "Folder, or manifest of deepspeech.pytorch.")],
+    out: Annotated[Path, argument("OUT", "Folder for the manifests.")],
+    layout: Annotated[str, option("NAME", layout_help())] = "folder",
+    labels: Annotated[str | None, option("CHARACTERS", LABELS_HELP)] = None,
+    normalize: Annotated[bool, flag("--normalize", NORMALIZE_HELP, SCREENING)] = False,
+    leave_out: Annotated[bool, flag("--leave-out", LEAVE_OUT_HELP, SCREENING)] = False,
+    read: Annotated[bool, flag("--read", READ_HELP, SCREENING)] = False,
+    shortest: Annotated[float, option("SECONDS", SHORTEST_HELP, SCREENING, min=0)] = 0.0,
+    longest: Annotated[float | None, option("SECONDS", LONGEST_HELP, SCREENING, min=0)] = None,
+    valid: Annotated[float, option("SHARE", VALID_HELP, SETS, min=0, max=0.9)] = 0.1,
     split_by: Annotated[
-        str,
-        typer.Option(
-            help="utterance, or speaker: no speaker is in both sets.", rich_help_panel="Sets"
-        ),
+        Literal["utterance", "speaker"], option("utterance|speaker", SPLIT_BY_HELP, SETS)
     ] = "utterance",
-    join: Annotated[
-        str,
-        typer.Option(
-            help="Also write the held-out sets with MIN,MAX recordings joined, such as 2,6.",
-            rich_help_panel="Sets",
-        ),
-    ] = "1,1",
-    join_times: Annotated[
-        int,
-        typer.Option(min=1, help="How often --join uses each recording.", rich_help_panel="Sets"),
-    ] = 1,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="Screen for this recipe, a file or a name: its features, and its labels unless "
-            "--labels says others. Default: features of 16 kHz every 10 ms.",
-            rich_help_panel="Recipe",
-        ),
-    ] = None,
-    preview: Annotated[
-        str | None,
-        typer.Option(
-            help="Write audio and pictures of this recipe's augmentation; SOURCE is a manifest.",
-            rich_help_panel="Recipe",
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change the recipe of --recipe or --preview: section.key=value; may be repeated.",
-            rich_help_panel="Recipe",
-        ),
-    ] = None,
+    join: Annotated[str, option("MIN,MAX", JOIN_HELP, SETS)] = "1,1",
+    join_times: Annotated[int, option("COUNT", JOIN_TIMES_HELP, SETS, min=1)] = 1,
+    recipe: Annotated[str | None, option("RECIPE", RECIPE_HELP, RECIPE)] = None,
+    preview: Annotated[str | None, option("RECIPE", PREVIEW_HELP, RECIPE)] = None,
+    set_: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Make manifests from recordings with transcripts.
+    """Make manifests from recordings and their transcripts.
 
-    Also prints a report: sets, hours, speakers, and everything that was left out.
+    A report in OUT says what is in them, and what was left out.
 
     Example: ds2deploy prepare recordings data/mine
 
@@ -139,25 +86,22 @@ def prepare(
     from ds2deploy.recipes import load_recipe
     from ds2deploy.runtimes.alphabet import Alphabet
 
-    if split_by not in ("utterance", "speaker"):
-        raise ConfigError(f"--split-by {split_by}: expected utterance or speaker")
     if set_ and recipe is None:
         raise ConfigError(f"--set {set_[0]}: changes a recipe; name it with --recipe")
     wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
-    screening = Screening(
-        shortest_s=shortest,
-        longest_s=longest,
-        normalize=normalize,
-        read=read,
-        features=wanted.features,
-    )
     options = PrepareOptions(
         layout=layout,
         valid_share=valid,
-        split_by=split_by,  # type: ignore[arg-type]
-        join=_pair(join),
+        split_by=split_by,
+        join=_min_max(join),
         join_times=join_times,
-        screening=screening,
+        screening=Screening(
+            shortest_s=shortest,
+            longest_s=longest,
+            normalize=normalize,
+            read=read,
+            features=wanted.features,
+        ),
         leave_out=leave_out,
     )
     alphabet = None if labels == "auto" else Alphabet(labels or wanted.labels)
@@ -172,11 +116,7 @@ def prepare(
     if json:
         print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
     else:
-        _print_preparation(report, labels == "auto")
-
-
-PREVIEWED = 3
-"""Number of utterances that a preview writes, each before and after augmentation."""
+        _print_report(report, labels == "auto")
 
 
 def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
@@ -190,12 +130,11 @@ def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json:
     written = [str(path) for path in write_preview(cuts, parsed, out, parsed.training.seed)]
     if json:
         print_json({"files": written})
-    for path in [] if json else written:
-        typer.echo(path)
+    else:
+        typer.echo("\n".join(written))
 
 
-def _print_preparation(report: Report, labels: bool) -> None:
-    """Print the manifests, the changed characters and the number of utterances left out."""
+def _print_report(report: Report, with_labels: bool) -> None:
     for made in report.sets:
         speakers = f", {made.speakers} speaker{'s' if made.speakers > 1 else ''}"
         speakers = speakers if made.speakers else ""
@@ -206,11 +145,11 @@ def _print_preparation(report: Report, labels: bool) -> None:
     if report.left_out:
         unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
         typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out{unreadable}")
-    if labels:
+    if with_labels:
         typer.echo(f"labels = {report.labels!r}  (put this line at the top of the recipe)")
 
 
-def _pair(text: str) -> tuple[int, int]:
+def _min_max(text: str) -> tuple[int, int]:
     try:
         low, high = (int(part) for part in text.split(","))
     except ValueError:

@@ -8,23 +8,20 @@ from typing import Annotated
 import typer
 
 from ds2deploy.cli.errors import complain
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import Json, Overrides, argument, flag
+from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import require
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="TOML file, or the name of a built-in recipe.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change the recipe: section.key=value; may be repeated."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from RUN/last.ckpt.")] = False,
+    recipe: Annotated[str, argument("RECIPE", "TOML file, or the name of a built-in recipe.")],
+    set_: Overrides = None,
+    resume: Annotated[bool, flag("--resume", "Resume the training from RUN/last.ckpt.")] = False,
     json: Json = False,
 ) -> None:
-    """Train a network as a recipe says.
+    """Train a network from a recipe.
 
-    Writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl.
+    Writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl; RUN is training.run of the recipe.
 
     Example: ds2deploy train digits --set training.run=runs/mine
     """

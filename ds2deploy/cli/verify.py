@@ -7,35 +7,25 @@ from typing import Annotated
 
 import typer
 
-from ds2deploy.cli.errors import BAD_RESULT, fail
-from ds2deploy.cli.options import Json
-from ds2deploy.cli.printing import print_json
+from ds2deploy.cli.options import Json, argument, flag, option
 from ds2deploy.heartbeat import status
-from ds2deploy.runtimes.errors import require
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import ParityError, require
+
+AUDIO_HELP = "Manifest of real speech for the check. Default: synthetic speech."
+NETWORK_HELP = "Check the network as TensorRT parses the file, on the CPU."
 
 
 def verify(
-    artifact: Annotated[
-        Path, typer.Argument(readable=False, help="ONNX file or engine that ds2deploy exported.")
-    ],
-    checkpoint: Annotated[
-        Path, typer.Argument(readable=False, help="Checkpoint that the artifact was exported from.")
-    ],
-    audio: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Manifest of real speech; by default synthetic speech."),
-    ] = None,
-    network: Annotated[
-        bool,
-        typer.Option(
-            "--network", help="Check the network that TensorRT parses from the file, on the CPU."
-        ),
-    ] = False,
+    artifact: Annotated[Path, argument("ARTIFACT", "ONNX file or engine of ds2deploy.")],
+    checkpoint: Annotated[Path, argument("CHECKPOINT", "Checkpoint that it was exported from.")],
+    audio: Annotated[Path | None, option("MANIFEST", AUDIO_HELP)] = None,
+    network: Annotated[bool, flag("--network", NETWORK_HELP)] = False,
     json: Json = False,
 ) -> None:
     """Compare an artifact with its checkpoint.
 
-    The exit code is 1 if they disagree.
+    The exit code is 1 where they disagree.
 
     Example: ds2deploy verify deploy/model.onnx runs/mine/best.ckpt
     """
@@ -54,7 +44,6 @@ def verify(
         for line in report_lines(report):
             typer.echo(line)
     if not report.passed:
-        fail(
-            f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}",
-            BAD_RESULT,
+        raise ParityError(
+            f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}"
         )

@@ -1,4 +1,7 @@
-"""A bad input: exit code 2, one line that names the file and the remedy, nothing written."""
+"""A bad input: exit code 2, one line that names the file and the remedy, nothing written.
+
+Every damage goes through one command, and every command that reads such a file gets one damage.
+"""
 
 from __future__ import annotations
 
@@ -116,60 +119,62 @@ RECORDINGS: dict[str, tuple[str, bytes | object, str]] = {
     "truncated Vorbis": ("a.ogg", half(sound(LONG, "OGG", "VORBIS")), "truncated, its end"),
     "truncated Opus": ("a.opus", half(sound(LONG, "OGG", "OPUS")), "truncated, its end"),
 }
-HEADERS_TELL = ("0 samples", "1 sample", "text", "an image", "a truncated header")
-"""What reading a header, and not the whole recording, is enough to see."""
-
-recordings = pytest.mark.parametrize("case", RECORDINGS)
 
 
-@recordings
+@pytest.mark.parametrize("case", RECORDINGS)
 def test_transcribe_refuses_a_recording(
     case: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     name, content, words = RECORDINGS[case]
     path = put(tmp_path / name, content)
-    for arguments in ((path,), (path, "--json"), (path, "--format", "srt")):
-        line = refused("transcribe", models.onnx, *arguments)
-        assert str(path) in line
-        assert words in line
+    line = refused("transcribe", models.onnx, path)
+    assert str(path) in line
+    assert words in line
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in RECORDINGS if case not in ("missing", "a folder")]
-)
+@pytest.mark.parametrize("options", [("--json",), ("--format", "srt"), ("--stream",)])
+def test_no_format_begins_for_a_bad_recording(
+    options: tuple[str, ...], refused: Callable[..., str], streaming_onnx: Path, tmp_path: Path
+) -> None:
+    path = put(tmp_path / "a.wav", RECORDINGS["NaN"][1])
+    assert str(path) in refused("transcribe", streaming_onnx, path, *options)
+
+
+@pytest.mark.parametrize("case", ["NaN", "text", "truncated WAV", "truncated Opus"])
 def test_inspect_refuses_a_recording(
     case: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    name, content, words = RECORDINGS[case]
+    name, content, _ = RECORDINGS[case]
     path = put(tmp_path / name, content)
     line = refused("inspect", path)
     assert str(path) in line
-    assert words in line or "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio" in line
+    assert "expected" in line if case == "text" else "copy" in line or "repair" in line
 
 
-@recordings
-def test_evaluate_and_export_refuse_a_recording_of_the_manifest(
-    case: str, refused: Callable[..., str], models: Models, tmp_path: Path
+@pytest.mark.parametrize(
+    ("case", "command"),
+    [
+        ("missing", "evaluate"), ("truncated WAV", "evaluate"), ("truncated FLAC", "export"),
+        ("NaN", "verify"),
+    ],
+)  # fmt: skip
+def test_commands_refuse_a_recording_of_the_manifest(
+    case: str, command: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     name, content, words = RECORDINGS[case]
     path = tmp_path / name
     alone = cut_manifest(tmp_path, [(path, "TWO")]).rename(tmp_path / "alone.jsonl.gz")
-    good = put(tmp_path / "good.wav", sound(SPEECH))
-    manifest = cut_manifest(tmp_path, [(good, "ONE"), (path, "TWO")])
     path.unlink()
     put(path, content)
     # Of several, `evaluate` leaves a broken one out: see test_many_files.py.
-    calls: list[tuple[object, ...]] = [("evaluate", models.onnx, alone)]
-    if case in ("missing", "NaN", "truncated WAV"):
-        calls += [
-            ("evaluate", models.checkpoint, alone),
-            ("export", models.checkpoint, "--out", ".", "--audio", manifest),
-            ("verify", models.onnx, models.checkpoint, "--audio", manifest),
-        ]
-    for call in calls:
-        line = refused(*call)
-        assert str(path) in line
-        assert words in line or "no such file" in line
+    calls = {
+        "evaluate": ("evaluate", models.onnx, alone),
+        "export": ("export", models.checkpoint, "--out", ".", "--audio", alone),
+        "verify": ("verify", models.onnx, models.checkpoint, "--audio", alone),
+    }
+    line = refused(*calls[command])
+    assert str(path) in line
+    assert words in line
 
 
 def test_export_makes_no_folder_when_the_audio_is_bad(
@@ -182,7 +187,7 @@ def test_export_makes_no_folder_when_the_audio_is_bad(
     )
 
 
-@pytest.mark.parametrize("case", HEADERS_TELL)
+@pytest.mark.parametrize("case", ["0 samples", "text"])
 def test_prepare_refuses_a_recording(
     case: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -385,55 +390,66 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
         "its recipe is damaged",
     ),
 }  # fmt: skip
-CHECKPOINTS = [case for case, (name, _, _) in MODELS.items() if not name.endswith(".onnx")]
-ARTIFACTS = [case for case in MODELS if case not in CHECKPOINTS]
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_transcribe_evaluate_and_inspect_refuse_a_model(
+def test_transcribe_refuses_a_model(
     case: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     name, make, words = MODELS[case]
+    path = put(tmp_path / name, make(models))
+    line = refused("transcribe", path, put(tmp_path / "a.wav", sound(SPEECH)))
+    assert str(path) in line
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing", "a folder", "an image named .onnx", "a truncated ONNX",
+        "a description of fewer labels", "a truncated checkpoint", "another project's checkpoint",
+        "a checkpoint of another size",
+    ],
+)  # fmt: skip
+def test_inspect_refuses_a_model(
+    case: str, refused: Callable[..., str], models: Models, tmp_path: Path
+) -> None:
+    name, make, _ = MODELS[case]
+    path = put(tmp_path / name, make(models))
+    assert str(path) in refused("inspect", path)
+
+
+@pytest.mark.parametrize(
+    ("case", "command"),
+    [
+        ("a truncated checkpoint", "evaluate"),
+        ("missing checkpoint", "export"),
+        ("a recording", "export"),
+        ("a checkpoint of another size", "export"),
+        ("a truncated ONNX", "export"),
+        ("an ONNX named .ckpt", "verify the checkpoint"),
+        ("another project's checkpoint", "verify the checkpoint"),
+        ("missing", "verify"),
+        ("another project's ONNX", "verify"),
+        ("a description that is a list", "verify"),
+        ("a description of other features", "verify"),
+    ],
+)
+def test_commands_refuse_a_model(
+    case: str, command: str, refused: Callable[..., str], models: Models, tmp_path: Path
+) -> None:
+    name, make, _ = MODELS[case]
     path = put(tmp_path / name, make(models))
     audio = put(tmp_path / "a.wav", sound(SPEECH))
-    calls: list[tuple[object, ...]] = [
-        ("transcribe", path, audio),
-        ("evaluate", path, cut_manifest(tmp_path, [(audio, "ONE")])),
-    ]
-    for call in calls:
-        line = refused(*call)
-        assert str(path) in line
-        assert words in line
-    if case not in ("text", "a recording"):
-        assert str(path) in refused("inspect", path)
-
-
-@pytest.mark.parametrize("case", CHECKPOINTS)
-def test_export_and_verify_refuse_a_checkpoint(
-    case: str, refused: Callable[..., str], models: Models, tmp_path: Path
-) -> None:
-    name, make, words = MODELS[case]
-    path = put(tmp_path / name, make(models))
-    for call in (
-        ("export", path, "--out", "deploy", "--precision", "fp32,fp16"),
-        ("verify", models.onnx, path),
-    ):
-        line = refused(*call)
-        assert str(path) in line
-        assert words in line or "not a checkpoint" in line
-
-
-@pytest.mark.parametrize("case", ARTIFACTS)
-def test_verify_and_export_refuse_an_artifact(
-    case: str, refused: Callable[..., str], models: Models, tmp_path: Path
-) -> None:
-    name, make, words = MODELS[case]
-    path = put(tmp_path / name, make(models))
-    line = refused("verify", path, models.checkpoint)
-    assert str(path) in line
-    assert words in line or "no such file; expected an ONNX artifact" in line
-    if case != "a checkpoint named .onnx":
-        assert str(path) in refused("export", path, "--out", "deploy")
+    calls: dict[str, tuple[object, ...]] = {
+        "evaluate": ("evaluate", path, cut_manifest(tmp_path, [(audio, "ONE")])),
+        "export": ("export", path, "--out", "deploy", "--precision", "fp32,fp16"),
+        "verify the checkpoint": ("verify", models.onnx, path),
+        "verify": ("verify", path, models.checkpoint),
+    }
+    if path.suffix == ".onnx":
+        calls["export"] = ("export", path, "--out", "deploy", "--rtx")
+    assert str(path) in refused(*calls[command])
 
 
 def test_export_refuses_an_artifact_of_its_own(refused: Callable[..., str], models: Models) -> None:
@@ -548,12 +564,18 @@ def test_an_utterance_whose_audio_is_missing(
     first, second = (put(tmp_path / name, sound(SPEECH)) for name in ("a.wav", "b.wav"))
     manifest = make(tmp_path, [(first, "ONE"), (second, "TWO")])
     second.unlink()
-    # `evaluate` and `inspect` go on without it: see test_many_files.py.
-    calls = [c for c in readers(models, training, manifest) if c[0] not in ("evaluate", "inspect")]
-    if make is not cut_manifest:
-        calls.append(("prepare", manifest, "data"))
+    if make is cut_manifest:
+        # `evaluate` and `inspect` go on without it: see test_many_files.py.
+        calls = [c for c in readers(models, training, manifest) if c[0] in ("verify", "train")]
+    else:
+        calls = [
+            ("prepare", manifest, "data"),
+            ("export", models.checkpoint, "--out", "deploy", "--audio", manifest),
+        ]
     for call in calls:
-        assert f"{second}: no such file, but {manifest} lists it" in refused(*call)
+        line = refused(*call)
+        assert str(second) in line
+        assert str(manifest) in line
 
 
 GOOD_LINE = b'{"id": "x", "start": 0, "duration": 1, "channel": 0, "type": "MonoCut"}\n'
@@ -597,29 +619,35 @@ MANIFESTS: dict[str, tuple[str, bytes | object, str]] = {
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
-def test_a_damaged_or_empty_manifest(
-    case: str,
-    refused: Callable[..., str],
-    models: Models,
-    training: list[object],
-    tmp_path: Path,
+def test_evaluate_refuses_a_manifest(
+    case: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     name, content, words = MANIFESTS[case]
     manifest = put(tmp_path / name, content)
+    line = refused("evaluate", models.onnx, manifest)
+    assert str(manifest) in line
+    assert words in line
+
+
+def test_every_reader_refuses_a_damaged_manifest(
+    refused: Callable[..., str], models: Models, training: list[object], tmp_path: Path
+) -> None:
+    manifest = put(tmp_path / "m.jsonl", GOOD_LINE[:40])
     for call in readers(models, training, manifest):
         line = refused(*call)
         assert str(manifest) in line
-        assert words in line or call[0] == "inspect"
+        assert "ds2deploy prepare" in line
 
 
-@pytest.mark.parametrize("case", [case for case in MANIFESTS if case != "a folder"])
+@pytest.mark.parametrize(
+    "case", ["missing", "an unfinished line", "an image as JSON", "an empty CSV"]
+)
 def test_prepare_refuses_a_damaged_or_empty_manifest(
     case: str, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     name, content, _ = MANIFESTS[case]
     manifest = put(tmp_path / name, content)
-    line = refused("prepare", manifest, "data")
-    assert str(manifest) in line
+    assert str(manifest) in refused("prepare", manifest, "data")
 
 
 def test_prepare_refuses_a_folder_without_recordings(
@@ -652,18 +680,14 @@ def test_a_transcript_with_characters_that_have_no_label(
         tmp_path, [(put(tmp_path / "a.wav", sound(SPEECH)), "ONE"), (audio, "Caf\u00e9 24")]
     )
     # `evaluate` goes on without it: see test_many_files.py.
-    calls: list[tuple[object, ...]] = [
-        (*training, "--set", f"data.train={manifest}"),
-        (*training, "--set", f"data.valid={manifest}"),
-    ]
-    if make is not cut_manifest:
-        calls.append(("prepare", manifest, "data"))
+    calls: list[tuple[object, ...]] = [("prepare", manifest, "data")]
+    if make is cut_manifest:
+        calls = [(*training, "--set", f"data.{name}={manifest}") for name in ("train", "valid")]
     for call in calls:
         line = refused(*call)
-        assert (
-            f"{audio}: no label for '2', '4', '\u00c9' in 'Caf\u00e9 24'; correct the transcript"
-            in line
-        )
+        assert f"{audio}: " in line
+        assert "'2', '4', '\u00c9'" in line
+        assert "correct the transcript" in line
 
 
 def test_prepare_refuses_a_transcript_with_characters_that_have_no_label(
@@ -678,37 +702,47 @@ def test_prepare_refuses_a_transcript_with_characters_that_have_no_label(
     assert f"{folder / 'b.wav'}: no label for '6' in 'route 66'; correct the transcript" in line
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (MISSING, "no such file; expected the transcript of"),
-        (FOLDER, "no such file; expected the transcript of"),
-        (b"", "empty; expected the transcript of"),
-        (b" \n\t\n", "empty; expected the transcript of"),
-        (b"caf\xe9", "not UTF-8 text; expected the transcript of"),
-    ],
-    ids=["missing", "a folder", "empty", "blank", "Latin-1"],
-)
-def test_a_bad_transcript_file(
-    content: bytes | object,
-    words: str,
+TRANSCRIPTS: dict[str, tuple[bytes | object, str]] = {
+    "missing": (MISSING, "no such file"),
+    "a folder": (FOLDER, "no such file"),
+    "empty": (b"", "empty"),
+    "blank": (b" \n\t\n", "empty"),
+    "Latin-1": (b"caf\xe9", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", TRANSCRIPTS)
+def test_prepare_refuses_a_transcript_file(
+    case: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    content, words = TRANSCRIPTS[case]
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    audio = put(folder / "a.wav", sound(SPEECH))
+    text = put(folder / "a.txt", content)
+    line = refused("prepare", folder, "data")
+    assert f"{text}: {words}" in line
+    assert f"the transcript of {audio}" in line
+
+
+@pytest.mark.parametrize("make", [json_manifest, csv_manifest])
+def test_every_reader_refuses_a_transcript_file(
+    make: Callable[..., Path],
     refused: Callable[..., str],
     models: Models,
     training: list[object],
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "recordings"
-    folder.mkdir()
-    audio = put(folder / "a.wav", sound(SPEECH))
-    for make in (json_manifest, csv_manifest):
-        manifest = make(tmp_path, [(audio, "A")])
-        (tmp_path / "a.txt").unlink()
-        text = put(tmp_path / "a.txt", content)
-        for call in (*readers(models, training, manifest), ("prepare", manifest, "data")):
-            assert f"{text}: {words} {audio}" in refused(*call)
-        text.rmdir() if content is FOLDER else text.unlink(missing_ok=True)
-    text = put(folder / "a.txt", content)
-    assert f"{text}: {words} {audio}" in refused("prepare", folder, "data")
+    audio = put(tmp_path / "a.wav", sound(SPEECH))
+    manifest = make(tmp_path, [(audio, "A")])
+    text = put(tmp_path / "a.txt", b"")
+    calls = [("prepare", manifest, "data"), ("inspect", manifest)]
+    if make is json_manifest:
+        calls = readers(models, training, manifest)
+    for call in calls:
+        line = refused(*call)
+        assert str(text) in line
+        assert str(audio) in line
 
 
 DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -723,18 +757,15 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cut(
-    damage: str,
-    refused: Callable[..., str],
-    models: Models,
-    training: list[object],
-    tmp_path: Path,
+    damage: str, refused: Callable[..., str], models: Models, tmp_path: Path
 ) -> None:
     path = cut_manifest(tmp_path, [(put(tmp_path / "a.wav", sound(SPEECH)), "ONE")])
     cut = json.loads(gzip.decompress(path.read_bytes()))
     DAMAGES[damage](cut)
     manifest = put(tmp_path / "m.jsonl", json.dumps(cut).encode() + b"\n")
-    for call in readers(models, training, manifest):
-        assert f"{manifest}: not a lhotse cut manifest, or damaged (" in refused(*call)
+    line = refused("evaluate", models.onnx, manifest)
+    assert str(manifest) in line
+    assert "ds2deploy prepare" in line
 
 
 @pytest.mark.parametrize("text", [None, "", "  "])
@@ -753,7 +784,8 @@ def test_a_cut_without_a_transcript(
     else:
         cut["supervisions"][0]["text"] = text
     manifest = put(tmp_path / "m.jsonl", json.dumps(cut).encode() + b"\n")
-    for call in readers(models, training, manifest):
+    calls = readers(models, training, manifest) if text is None else [("inspect", manifest)]
+    for call in calls:
         assert f"{manifest}: {audio} has no transcript" in refused(*call)
 
 
@@ -963,6 +995,8 @@ def test_export_refuses_an_option(
     [
         (("--layout", "tree"), "--layout tree: expected one of folder, librispeech"),
         (("--labels", "_AA"), "expected the blank and then every character once"),
+        (("--split-by", "word"), "'utterance', 'speaker'"),
+        (("--set", "model.hidden=8"), "--recipe"),
         (("--join", "2"), "--join 2: expected two whole numbers, such as 2,6"),
         (("--join", "6,2"), "--join 6,2: expected the smaller number first"),
     ],
@@ -989,15 +1023,21 @@ def test_transcribe_refuses_a_format(
 ) -> None:
     audio = put(tmp_path / "a.wav", sound(SPEECH))
     line = refused("transcribe", models.onnx, audio, "--format", "pdf")
-    assert "--format pdf: expected text, json, srt, vtt" in line
+    assert "'--format'" in line
+    assert all(f"'{name}'" in line for name in ("pdf", "text", "json", "srt", "vtt"))
     line = refused("transcribe", models.onnx, audio, audio, "--format", "srt")
-    assert "--format srt: subtitles are of one recording, 2 given" in line
-    assert "one at a time" in line
+    assert "--format srt: " in line
+    assert "--format json" in line
 
 
-@pytest.mark.parametrize("command", ["transcribe", "evaluate"])
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx"])
-@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:x", "", "cuda"])
+@pytest.mark.parametrize(
+    ("device", "kind", "command"),
+    [
+        ("tpu", "onnx", "transcribe"), ("cuda:x", "onnx", "transcribe"), ("", "onnx", "transcribe"),
+        ("cuda", "onnx", "transcribe"), ("cuda", "checkpoint", "transcribe"),
+        ("mps", "checkpoint", "evaluate"),
+    ],
+)  # fmt: skip
 def test_a_device_that_is_not_there(
     device: str,
     kind: str,
@@ -1014,7 +1054,8 @@ def test_a_device_that_is_not_there(
     line = refused(command, model, given, "--device", device)
     assert model.name in line
     if device != "cuda":
-        assert f"device {device!r} is not one of cpu, cuda" in line
+        assert f"{device!r}" in line
+        assert "cpu, cuda" in line
 
 
 def test_train_refuses_a_gpu_that_is_not_there(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -50,7 +51,7 @@ def test_commands_are_listed_in_order_and_uncut_at_80_columns():
 
 def test_long_commands_group_their_options():
     export = sections_of("export")
-    assert list(export) == ["Arguments", "Options", "Engines", "Streaming"]
+    assert list(export) == ["Arguments", "Options", "Streaming", "Engines"]
     assert {"--out", "--precision", "--help"} <= export["Options"]
     assert {"--trt", "--targets"} <= export["Engines"]
     assert export["Streaming"] == {"--streaming", "--block-ms", "--statistics-from"}
@@ -62,10 +63,30 @@ def test_a_short_command_has_no_empty_section():
     assert list(sections_of("doctor")) == ["Options"]
 
 
-def complete(words: str) -> list[str]:
-    """The proposals for the last of some words, as bash asks for them."""
+HEAVY = {"numpy", "torch", "onnxruntime", "lhotse", "lightning", "onnx"}
+
+PROGRAM = f"""
+import atexit, sys
+from ds2deploy.cli.app import main
+atexit.register(lambda: print(*({HEAVY} & sys.modules.keys()), end="", file=sys.stderr))
+main()
+"""
+
+
+def test_help_of_commands_loads_neither_numpy_nor_what_checks_types():
+    code = PROGRAM.replace("main()\n", "sys.argv = ['ds2deploy', 'transcribe', '--help']; main()\n")
+    code = code.replace("'numpy'", "'pydantic', 'rich', 'numpy'")
     done = subprocess.run(
-        [sys.executable, "-m", "ds2deploy"],
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert "--window SECONDS" in done.stdout
+    assert done.stderr == ""
+
+
+def complete(words: str) -> list[str]:
+    """The proposals for the last of some words, as bash asks for them; nothing heavy is loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
         check=True,
@@ -86,11 +107,24 @@ def complete(words: str) -> list[str]:
         ("ds2deploy ", COMMANDS),
         ("ds2deploy e", ["evaluate", "export"]),
         ("ds2deploy export --st", ["--streaming", "--statistics-from"]),
+        ("ds2deploy transcribe --format s", ["srt"]),
     ],
 )
 def test_completion_proposes_commands_and_options(words: str, expected: list[str]):
     assert complete(words) == expected
 
 
-def test_completion_can_be_installed():
+def test_completion_can_be_installed(tmp_path: Path):
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+    }
+    subprocess.run(
+        [sys.executable, "-m", "ds2deploy", "--install-completion", "bash"],
+        env=environment, capture_output=True, check=True, timeout=600,
+    )  # fmt: skip
+    script = tmp_path / ".bash_completions" / "ds2deploy.sh"
+    assert "_DS2DEPLOY_COMPLETE=complete_bash" in script.read_text()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
     assert "--install-completion" in help_of()

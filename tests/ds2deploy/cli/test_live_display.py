@@ -108,7 +108,9 @@ def test_a_broken_recording_among_others(
     files = [missing, cut, recording]
     result = transcribe("--stream", *options, streaming_onnx, *files, code=1)
     complaints = result.stderr.splitlines()
-    assert [str(path) in line for path, line in zip(files, complaints, strict=False)] == [True] * 2
+    assert [str(path) in line for path, line in zip(files[:2], complaints, strict=False)] == [
+        True
+    ] * 2
     if options:
         ends = [line for line in lines_of(result) if line["final"]]
         assert [line["audio"] for line in ends] == list(map(str, files))
@@ -147,10 +149,10 @@ def test_a_recording_that_may_not_be_read(
 def test_a_live_line_that_breaks_off():
     out = io.StringIO()
     display = LineDisplay(out)
-    display.break_off()
+    display.abort()
     assert out.getvalue() == LineDisplay.CLEAR, "nothing was certain"
     display.update(Update("ONE", "TW", (Span("ONE", 0, 0),), ()))
-    display.break_off()
+    display.abort()
     assert out.getvalue().endswith(f"{LineDisplay.CLEAR}ONE\n")
 
 

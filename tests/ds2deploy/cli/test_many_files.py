@@ -16,7 +16,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 import ds2deploy
-from ds2deploy.cli import transcribe
+from ds2deploy.cli import transcribe as command
 from ds2deploy.cli.app import app
 from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -74,9 +74,10 @@ def test_transcribe_leaves_out_what_is_broken(small_onnx: Path, good: list[Path]
     result = run("transcribe", small_onnx, *good[:2], broken, missing, *good[2:])
     assert result.exit_code == 1
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == list(map(str, good))
-    unreadable, lost = result.stderr.splitlines()
+    unreadable, lost, total = result.stderr.splitlines()
     assert unreadable.startswith(f"ds2deploy: {broken}: not audio that can be read")
     assert lost == f"ds2deploy: {missing}: no such file; expected an audio file"
+    assert "6 of 8 recordings" in total
 
 
 def test_transcribe_tells_a_program_what_is_broken(
@@ -85,7 +86,7 @@ def test_transcribe_tells_a_program_what_is_broken(
     result = run("transcribe", small_onnx, broken, *good, "--json")
     assert result.exit_code == 1
     bad, *others = json.loads(result.stdout)["transcripts"]
-    assert bad == {"audio": str(broken), "error": result.stderr.strip().split(": ", 1)[1]}
+    assert bad == {"audio": str(broken), "error": result.stderr.splitlines()[0].split(": ", 1)[1]}
     assert [item["audio"] for item in others] == list(map(str, good))
     assert all("text" in item and "error" not in item for item in others)
 
@@ -94,7 +95,7 @@ def test_transcribe_tells_a_program_what_is_broken(
 def test_transcribe_fails_where_all_are_broken(options, small_onnx: Path, broken: Path):
     result = run("transcribe", small_onnx, broken, broken.with_name("missing.wav"), *options)
     assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 2
+    assert len(result.stderr.splitlines()) == 3
     if not options:
         assert result.stdout == ""
 
@@ -105,8 +106,8 @@ def test_texts_are_printed_before_the_last_is_done(
     """As early as the order allows: a program behind a pipe need not wait for the end."""
     monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 1.0)
     events: list[str] = []
-    show = transcribe.print_line
-    monkeypatch.setattr(transcribe, "print_line", lambda line: (events.append("text"), show(line)))
+    show = command.print_line
+    monkeypatch.setattr(command, "print_line", lambda line: (events.append("text"), show(line)))
     from ds2deploy.runtimes.onnx.session import OnnxSession
 
     compute = OnnxSession.compute

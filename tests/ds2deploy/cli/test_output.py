@@ -126,7 +126,7 @@ def test_a_name_with_a_line_break_stays_in_its_line(small_onnx: Path, recording:
     assert result.exit_code == 1
     (line,) = result.stdout.splitlines()
     assert line.split("\t")[0].endswith(r"a\n\x1b[31mb.wav")
-    assert len(result.stderr.splitlines()) == 1
+    assert len(result.stderr.splitlines()) == 2  # the broken one, and the total
 
 
 def test_json_of_any_name_can_be_parsed():
