@@ -68,8 +68,13 @@ bench: .venv/peers
 bench-check: .venv/ready
 	$(BIN)/python benchmarks/check.py
 
+# Apart, so that what builds the site cannot hinder `make demo` and `make test`.
+.venv/docs: .venv/ready
+	$(INSTALL) --editable '.[all-cpu,docs]'
+	@touch $@
+
 # The site in build/site; a warning, such as a link that leads nowhere, is an error.
-docs: .venv/ready
+docs: .venv/docs
 	$(LINKED)
 	$(BIN)/python docs/scripts/imports.py docs/images/imports.svg
 	$(BIN)/python docs/scripts/command_line.py docs/reference/command-line.md
