@@ -31,7 +31,8 @@ from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.recognizer import BATCH_SIZE, Recognizer
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.streaming.recordings import BATCH_SIZE
 
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SPEED_GOAL = 2.0

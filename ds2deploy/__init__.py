@@ -17,9 +17,11 @@ from ds2deploy.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ds2deploy.loading import load as load
-    from ds2deploy.runtimes.decoding.greedy import Span as Span
-    from ds2deploy.runtimes.decoding.greedy import Transcript as Transcript
-    from ds2deploy.runtimes.decoding.greedy_stream import Update as Update
+    from ds2deploy.runtimes.decoding.decoder import Decoder as Decoder
+    from ds2deploy.runtimes.decoding.greedy import GreedyDecoder as GreedyDecoder
+    from ds2deploy.runtimes.decoding.transcript import Span as Span
+    from ds2deploy.runtimes.decoding.transcript import Transcript as Transcript
+    from ds2deploy.runtimes.decoding.transcript import Update as Update
     from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
     from ds2deploy.runtimes.errors import AudioError as AudioError
     from ds2deploy.runtimes.errors import BackPressureError as BackPressureError
@@ -56,14 +58,16 @@ _ERRORS = (
     "TrainingError",
 )
 _HOMES = {
+    "Decoder": "ds2deploy.runtimes.decoding.decoder",
+    "GreedyDecoder": "ds2deploy.runtimes.decoding.greedy",
     "load": "ds2deploy.loading",
     "Recognizer": "ds2deploy.runtimes.recognizer",
-    "Span": "ds2deploy.runtimes.decoding.greedy",
+    "Span": "ds2deploy.runtimes.decoding.transcript",
     "PooledStream": "ds2deploy.runtimes.streaming.pool",
     "Stream": "ds2deploy.runtimes.streaming.stream",
     "StreamPool": "ds2deploy.runtimes.streaming.pool",
-    "Transcript": "ds2deploy.runtimes.decoding.greedy",
-    "Update": "ds2deploy.runtimes.decoding.greedy_stream",
+    "Transcript": "ds2deploy.runtimes.decoding.transcript",
+    "Update": "ds2deploy.runtimes.decoding.transcript",
     **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ds2deploy.runtimes.backends import BACKENDS as DEVICE_BACKENDS
 from ds2deploy.runtimes.backends import Backend, Examined, FileKind
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.errors import (
     ConfigError,
     MissingFileError,
@@ -26,6 +27,7 @@ def load(
     device: str | None = None,
     runtime: str | None = None,
     threads: int = 0,
+    decoder: MakeDecoder | None = None,
 ) -> Recognizer:
     """Open a model of any kind.
 
@@ -36,6 +38,7 @@ def load(
         runtime: name of the runtime that must run it, see `runtime_names`; None takes the one that
             the file is for.
         threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
+        decoder: makes the decoder for the model's labels, see `Decoder`; greedy by default.
 
     Raises:
         MissingFileError: no such file.
@@ -57,7 +60,7 @@ def load(
             f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
             "onnxruntime"
         )
-    return Recognizer(backend.open(path, kind, device, min(threads, usable_cores())))
+    return Recognizer(backend.open(path, kind, device, min(threads, usable_cores())), decoder)
 
 
 def runtime_names() -> tuple[str, ...]:

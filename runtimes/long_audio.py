@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ds2deploy.runtimes.alphabet import BLANK, Alphabet
+from ds2deploy.runtimes.alphabet import BLANK
 from ds2deploy.runtimes.artifact import TIME_STRIDE
-from ds2deploy.runtimes.decoding.greedy import Transcript
-from ds2deploy.runtimes.decoding.greedy_stream import StreamDecoder
+from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
 from ds2deploy.runtimes.session import Session, prepare_sound
 
@@ -64,6 +64,7 @@ class WindowShape:
 def transcribe_windows(
     session: Session,
     extract: FeatureExtractor,
+    decoder: Decoder,
     pieces: Iterable[FloatArray],
     shape: WindowShape,
 ) -> Transcript:
@@ -74,18 +75,18 @@ def transcribe_windows(
     Args:
         session: of a model of whole utterances.
         extract: the model's feature extractor.
+        decoder: the model's decoder.
         pieces: the recording at the model's rate, in pieces of any size.
         shape: of the windows.
     """
     config = session.description.features
-    alphabet = Alphabet(session.description.labels)
-    joined = _Joined(StreamDecoder(alphabet, session.description.frame_s), shape)
+    joined = _Joined(decoder, shape)
     samples = 0
     for window, last in shape.cut(pieces):
         samples += len(window) if last else shape.hop
         log_probs, lengths = session.run(*prepare_sound(session, extract.of_long_audio, [window]))
         joined.add(log_probs[0, : lengths[0]], last)
-    return joined.decoder.finish(samples / config.sample_rate)
+    return decoder.finish(joined.state, samples / config.sample_rate)
 
 
 class _Joined:
@@ -96,8 +97,8 @@ class _Joined:
     neither lost nor doubled.
     """
 
-    def __init__(self, decoder: StreamDecoder, shape: WindowShape) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, shape: WindowShape) -> None:
+        self._decoder, self.state = decoder, decoder.start()
         self._hop = shape.hop // shape.per_frame
         self._shared: FloatArray | None = None
 
@@ -109,6 +110,9 @@ class _Joined:
             low, high = count // 4, max(count // 4 + 1, count - count // 4)
             blank = self._shared[low:high, BLANK] + log_probs[low:high, BLANK]
             first = low + int(blank.argmax())
-            self.decoder.take(self._shared[:first])
-        self.decoder.take(log_probs[first:] if last else log_probs[first : self._hop])
+            self._take(self._shared[:first])
+        self._take(log_probs[first:] if last else log_probs[first : self._hop])
         self._shared = None if last else log_probs[self._hop :].copy()
+
+    def _take(self, log_probs: FloatArray) -> None:
+        self._decoder.advance([self.state], [log_probs])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ds2deploy.runtimes.decoding.greedy import Transcript
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.session import Closing, Session

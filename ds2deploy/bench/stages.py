@@ -10,7 +10,9 @@ import msgspec
 from ds2deploy.bench.plan import ON_TORCH, Case
 from ds2deploy.bench.timing import Latency, Ratio, latency, ratio, take_turns
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding.greedy import Transcript, decode_batch
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder, decode_batch
+from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
 from ds2deploy.runtimes.session import Session, prepare_sound
 
@@ -72,16 +74,22 @@ class StagedRun:
     Args:
         session: the model on its runtime.
         waveforms: each (samples,) float32 at the model's rate.
+        make: makes the decoder.
 
     Attributes:
         seconds: of every run, in the order of `STAGES`.
     """
 
-    def __init__(self, session: Session, waveforms: Sequence[FloatArray]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        waveforms: Sequence[FloatArray],
+        make: MakeDecoder = GreedyDecoder,
+    ) -> None:
         self.session, self.waveforms = session, waveforms
         self.seconds: list[tuple[float, float, float]] = []
         self._extract = FeatureExtractor(session.description.features)
-        self._alphabet = Alphabet(session.description.labels)
+        self._decoder = make(Alphabet(session.description.labels), session.description.frame_s)
 
     def __call__(self) -> list[Transcript]:
         """Run once; gives what was recognised."""
@@ -93,9 +101,7 @@ class StagedRun:
         computed = time.perf_counter()
         rate = description.features.sample_rate
         durations_s = [len(waveform) / rate for waveform in self.waveforms]
-        transcripts = decode_batch(
-            log_probs, output_lengths, durations_s, self._alphabet, description.frame_s
-        )
+        transcripts = decode_batch(self._decoder, log_probs, output_lengths, durations_s)
         decoded = time.perf_counter()
         self.seconds.append((extracted - started, computed - extracted, decoded - computed))
         return transcripts

@@ -13,8 +13,7 @@ import msgspec
 
 from ds2deploy.output import escape_control, print_json
 from ds2deploy.runtimes.audio.loading import read_blocks
-from ds2deploy.runtimes.decoding.greedy import Transcript
-from ds2deploy.runtimes.decoding.greedy_stream import Update
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.pipeline import AudioInput, readable

@@ -27,7 +27,7 @@ from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, Ds2E
 
 if TYPE_CHECKING:
     from ds2deploy.runtimes.audio.pcm import PcmStream
-    from ds2deploy.runtimes.decoding.greedy import Transcript
+    from ds2deploy.runtimes.decoding.transcript import Transcript
     from ds2deploy.runtimes.recognizer import Recognizer
 
 STREAMING = "Streaming"

@@ -1,48 +1,26 @@
-"""Greedy CTC decoding, with the time of every character and word."""
+"""Greedy CTC decoding, with the time of every character and word.
+
+What a stream has read never changes, but its last word may grow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
-from ds2deploy.runtimes.features import FloatArray, IntArray
-
-
-class Span(msgspec.Struct, frozen=True):
-    """A character or a word and when it was spoken.
-
-    Attributes:
-        text: the character or word.
-        start: in seconds from the beginning of the audio.
-        end: in seconds.
-    """
-
-    text: str
-    start: float
-    end: float
-
-
-class Transcript(msgspec.Struct, frozen=True):
-    """What was recognised in one utterance.
-
-    Attributes:
-        text: the words.
-        words: each word with its time.
-        chars: each character, spaces included, with its time.
-        score: mean log-probability of the best label of each frame; 0 is certain.
-        duration: of the audio, in seconds.
-    """
-
-    text: str
-    words: tuple[Span, ...]
-    chars: tuple[Span, ...]
-    score: float
-    duration: float
+from ds2deploy.runtimes.decoding.transcript import (
+    Span,
+    Transcript,
+    Update,
+    make_transcript,
+    words_of,
+)
+from ds2deploy.runtimes.features import FloatArray
 
 
 def greedy_labels(log_probs: npt.NDArray[np.floating[Any]]) -> list[tuple[int, int, int]]:
@@ -54,112 +32,109 @@ def greedy_labels(log_probs: npt.NDArray[np.floating[Any]]) -> list[tuple[int, i
     Returns:
         (label, first frame, last frame) of every label that remains.
     """
-    best = log_probs.argmax(axis=1)
-    edges = np.flatnonzero(np.diff(best)) + 1
-    starts = [0, *edges.tolist()]
-    ends = [*(edges - 1).tolist(), len(best) - 1]
-    return [
-        (int(best[start]), start, end)
-        for start, end in zip(starts, ends, strict=True)
-        if best[start] != BLANK
-    ]
+    return [run for run in _runs(log_probs.argmax(axis=1)) if run[0] != BLANK]
 
 
 def greedy_text(log_probs: npt.NDArray[np.floating[Any]], alphabet: Alphabet) -> str:
-    """The words alone, without leading, trailing or repeated spaces.
+    """Decode the words alone, without leading, trailing or repeated spaces.
 
     Args:
         log_probs: (time, labels) float32 or float64, valid frames only.
-        alphabet: the model's labels.
+        alphabet: labels of the model.
     """
     return " ".join(alphabet.decode(label for label, _, _ in greedy_labels(log_probs)).split())
 
 
-def decode_greedy(
-    log_probs: FloatArray, alphabet: Alphabet, frame_s: float, duration_s: float
-) -> Transcript:
-    """Decode one utterance.
+@dataclass
+class GreedyState:
+    """One utterance as far as it was read.
+
+    Attributes:
+        frames: frames so far.
+        score: sum of the log-probabilities of the best labels.
+        last: best label of the last frame.
+        labels: (label, first frame, last frame) of every character.
+        word_start: index of the first character after the last space.
+        stable: words before it.
+        new: those of them that no update has told yet.
+    """
+
+    frames: int = 0
+    score: float = 0.0
+    last: int = BLANK
+    labels: list[tuple[int, int, int]] = field(default_factory=list)
+    word_start: int = 0
+    stable: str = ""
+    new: list[Span] = field(default_factory=list)
+
+
+class GreedyDecoder:
+    """Takes the best label of every frame; see `Decoder` for its methods.
 
     Args:
-        log_probs: (time, labels) float32, valid frames only.
-        alphabet: the model's labels.
-        frame_s: seconds from one output frame to the next.
-        duration_s: of the utterance; no time goes past it.
-
-    Returns:
-        The transcript. Leading, trailing and repeated spaces are not part of its text.
-    """
-    score = float(log_probs.max(axis=1).mean())
-    return make_transcript(greedy_labels(log_probs), alphabet, frame_s, duration_s, score)
-
-
-def decode_batch(
-    log_probs: FloatArray,
-    output_lengths: IntArray,
-    durations_s: Sequence[float],
-    alphabet: Alphabet,
-    frame_s: float,
-) -> list[Transcript]:
-    """Decode what a session gives for a batch.
-
-    Args:
-        log_probs: (batch, time, labels) float32, meaningless past output_lengths.
-        output_lengths: (batch,) int64.
-        durations_s: of each utterance.
-        alphabet: the model's labels.
+        alphabet: labels of the model.
         frame_s: seconds from one output frame to the next.
     """
-    return [
-        decode_greedy(rows[:length], alphabet, frame_s, duration_s)
-        for rows, length, duration_s in zip(log_probs, output_lengths, durations_s, strict=True)
-    ]
 
+    def __init__(self, alphabet: Alphabet, frame_s: float) -> None:
+        self._alphabet, self._frame_s = alphabet, frame_s
 
-Labels = Sequence[tuple[int, int, int]]
-"""(label, first frame, last frame), without blanks and repeats."""
+    def start(self) -> GreedyState:
+        """See `Decoder`."""
+        return GreedyState()
 
+    def advance(self, states: Sequence[GreedyState], blocks: Sequence[FloatArray]) -> None:
+        """See `Decoder`."""
+        for state, block in zip(states, blocks, strict=True):
+            if len(block):
+                self._read(state, block)
 
-def make_transcript(
-    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float, score: float
-) -> Transcript:
-    """The transcript of a collapsed path; the arguments are those of `decode_greedy`."""
-    chars = _chars(labels, alphabet, frame_s, duration_s)
-    words = _words(chars)
-    return Transcript(
-        text=" ".join(word.text for word in words),
-        words=tuple(words),
-        chars=tuple(chars),
-        score=score,
-        duration=round(duration_s, 3),
-    )
-
-
-def words_of(
-    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float
-) -> tuple[Span, ...]:
-    """The words of a part of a collapsed path."""
-    return tuple(_words(_chars(labels, alphabet, frame_s, duration_s)))
-
-
-def _chars(labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float) -> list[Span]:
-    return [
-        Span(
-            alphabet.labels[label],
-            round(min(first * frame_s, duration_s), 3),
-            round(min((last + 1) * frame_s, duration_s), 3),
+    def update(self, state: GreedyState, duration_s: float = float("inf")) -> Update:
+        """See `Decoder`; the tail is the last word as far as it was heard."""
+        new, state.new = tuple(state.new), []
+        tail = self._words(state.labels[state.word_start :], duration_s)
+        return Update(
+            stable=state.stable,
+            tail=" ".join(word.text for word in tail),
+            words=new,
+            tail_words=tail,
         )
-        for label, first, last in labels
-    ]
+
+    def finish(self, state: GreedyState, duration_s: float) -> Transcript:
+        """See `Decoder`; the score is the mean log-probability of the best labels."""
+        score = state.score / state.frames if state.frames else 0.0
+        return make_transcript(state.labels, self._alphabet, self._frame_s, duration_s, score)
+
+    def _read(self, state: GreedyState, block: FloatArray) -> None:
+        best = block.argmax(axis=1)
+        state.score += float(block.max(axis=1).sum(dtype=np.float64))
+        for label, first, last in _runs(best, state.frames):
+            if label == BLANK:
+                continue
+            if first == state.frames and label == state.last:  # goes on from the block before
+                state.labels[-1] = (label, state.labels[-1][1], last)
+                continue
+            state.labels.append((label, first, last))
+            if self._alphabet.labels[label] == " ":
+                self._close_word(state)
+        state.last = int(best[-1])
+        state.frames += len(block)
+
+    def _close_word(self, state: GreedyState) -> None:
+        words = self._words(state.labels[state.word_start :], float("inf"))
+        state.new += words
+        state.stable = " ".join([state.stable, *(word.text for word in words)]).lstrip()
+        state.word_start = len(state.labels)
+
+    def _words(self, labels: list[tuple[int, int, int]], duration_s: float) -> tuple[Span, ...]:
+        return words_of(labels, self._alphabet, self._frame_s, duration_s)
 
 
-def _words(chars: list[Span]) -> list[Span]:
-    words: list[Span] = []
-    letters: list[Span] = []
-    for char in [*chars, Span(" ", 0.0, 0.0)]:
-        if char.text != " ":
-            letters.append(char)
-        elif letters:
-            text = "".join(letter.text for letter in letters)
-            words.append(Span(text, letters[0].start, letters[-1].end))
-            letters = []
-    return words
+def _runs(best: npt.NDArray[np.intp], frame: int = 0) -> list[tuple[int, int, int]]:
+    """(label, first frame, last frame) of every run of one label; the first frame has a number."""
+    edges = np.flatnonzero(np.diff(best)) + 1
+    starts = np.concatenate([[0], edges])
+    ends = np.concatenate([edges, [len(best)]]) - 1
+    return list(
+        zip(best[starts].tolist(), (starts + frame).tolist(), (ends + frame).tolist(), strict=True)
+    )

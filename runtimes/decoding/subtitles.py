@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from ds2deploy.runtimes.decoding.greedy import Span, Transcript
+from ds2deploy.runtimes.decoding.transcript import Span, Transcript
 
 Format = Literal["text", "json", "srt", "vtt"]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio.loading import as_samples
-from ds2deploy.runtimes.decoding.greedy import Transcript
-from ds2deploy.runtimes.decoding.greedy_stream import Update
+from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.runtimes.session import Closing, Session
@@ -129,6 +129,7 @@ class StreamPool(Closing):
     Args:
         session: of a streaming model.
         extract: the model's feature extractor.
+        decoder: the model's decoder.
         streams: that may be open at the same time.
         backlog_s: seconds of audio that may wait in a stream.
         batch: streams that are run at a time, at most.
@@ -146,6 +147,7 @@ class StreamPool(Closing):
         self,
         session: Session,
         extract: FeatureExtractor,
+        decoder: Decoder,
         streams: int = STREAMS,
         backlog_s: float = BACKLOG_S,
         batch: int = BATCH,
@@ -159,7 +161,7 @@ class StreamPool(Closing):
                 f"{backlog_s:g} s; expected at least 1, 1 and two blocks, {2 * self.block_s:g} s"
             )
         self.streams, self.backlog_s = streams, backlog_s
-        self._session, self._extract = session, extract
+        self._session, self._extract, self._decoder = session, extract, decoder
         self._batch = batch if session.profile is None else min(batch, session.profile.batch[2])
         # A stream is kept alive here only until it ends: one that is forgotten frees its place.
         self._living: dict[int, weakref.ref[PooledStream]] = {}
@@ -187,7 +189,9 @@ class StreamPool(Closing):
             AudioError: a rate that is none.
             StreamError: the pool is closed.
         """
-        channel = Channel(self._session, self._extract, sample_rate, f"stream {name}".rstrip())
+        channel = Channel(
+            self._session, self._extract, self._decoder, sample_rate, f"stream {name}".rstrip()
+        )
         with self._lock:
             self._check_open()
             self._sweep()

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding.greedy import Transcript
-from ds2deploy.runtimes.decoding.greedy_stream import StreamDecoder, Update
+from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.runtimes.session import Closing, Session
@@ -22,13 +21,15 @@ class Channel:
     Args:
         session: of a streaming model.
         extract: the model's feature extractor.
+        decoder: the model's decoder.
         sample_rate: of the audio, in Hz.
         name: of the stream, for errors.
 
     Attributes:
         audio: what waits.
         state: where it stands in the network.
-        decoder: what was read.
+        decoder: the same.
+        decoding: what the decoder read.
 
     Raises:
         AudioError: a rate that is none.
@@ -38,6 +39,7 @@ class Channel:
         self,
         session: Session,
         extract: FeatureExtractor,
+        decoder: Decoder,
         sample_rate: float,
         name: str = "stream",
     ) -> None:
@@ -45,7 +47,7 @@ class Channel:
         config = description.features
         self.audio = StreamAudio(description, extract, sample_rate, name)
         self.state = StreamState(description, self.audio.first_frame)
-        self.decoder = StreamDecoder(Alphabet(description.labels), description.frame_s)
+        self.decoder, self.decoding = decoder, decoder.start()
         self._rate = config.sample_rate
         self._samples = description.input == "waveform"
         self._frames = config.frames
@@ -75,24 +77,28 @@ class Channel:
 
     def update(self) -> Update:
         """What is new since the last update."""
-        return self.decoder.update(self.duration_s)
+        return self.decoder.update(self.decoding, self.duration_s)
 
     def finish(self) -> Transcript:
         """The whole utterance, when it is done."""
-        return self.decoder.finish(self.duration_s)
+        return self.decoder.finish(self.decoding, self.duration_s)
 
 
 def run_channels(session: Session, channels: Sequence[Channel]) -> None:
     """Run one block of each of these channels, which are ready, in one batch.
+
+    Args:
+        session: of a streaming model.
+        channels: at least one, all with the same decoder.
 
     Raises:
         DeviceError: the session failed; the channels are as they were.
     """
     blocks = [channel.audio.block() for channel in channels]
     results = step(session, [channel.state for channel in channels], blocks)
-    for channel, log_probs in zip(channels, results, strict=True):
+    for channel in channels:
         channel.audio.drop()
-        channel.decoder.take(log_probs)
+    channels[0].decoder.advance([channel.decoding for channel in channels], results)
 
 
 class Stream(Closing):
@@ -103,6 +109,7 @@ class Stream(Closing):
     Args:
         session: of a streaming model.
         extract: the model's feature extractor.
+        decoder: the model's decoder.
         sample_rate: of the audio, in Hz.
         name: for errors.
     """
@@ -111,11 +118,12 @@ class Stream(Closing):
         self,
         session: Session,
         extract: FeatureExtractor,
+        decoder: Decoder,
         sample_rate: float,
         name: str = "stream",
     ) -> None:
         self._session = session
-        self._channel: Channel | None = Channel(session, extract, sample_rate, name)
+        self._channel: Channel | None = Channel(session, extract, decoder, sample_rate, name)
 
     def accept(self, samples: npt.ArrayLike) -> Update:
         """Take more audio and run all blocks that are full.

@@ -23,6 +23,7 @@ from ds2deploy.runtimes.artifact import (
     WeightsSource,
     output_length,
 )
+from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import LOCAL_S, FeatureConfig, FeatureExtractor
@@ -105,7 +106,8 @@ def test_joined_windows_say_what_the_whole_says(jitter: bool, seconds: float, wi
     whole = Recognizer(LocalSession(spikes=jitter)).transcribe(audio, RATE, window_s=600)
     session = LocalSession(jitter, spikes=jitter)
     shape = WindowShape(CONFIG, window_s)
-    found = transcribe_windows(session, extract, np.array_split(audio, 7), shape)
+    decoder = GreedyDecoder(Alphabet(session.description.labels), session.description.frame_s)
+    found = transcribe_windows(session, extract, decoder, np.array_split(audio, 7), shape)
     # At the very end a letter that is heard late may be cut off.
     if jitter:
         assert found.text in (whole.text, whole.text[:-1])

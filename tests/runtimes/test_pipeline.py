@@ -129,7 +129,7 @@ def test_spoken_digits_say_the_same_as_one_by_one(digits_onnx: Path, spoken_digi
 @pytest.mark.parametrize("window_s", [0.5, 4.0, 600.0])
 def test_the_order_is_the_inputs_whatever_the_window(sounds, window_s, monkeypatch):
     alone = [Recognizer(MeanSession()).transcribe(sound, RATE) for sound in sounds]
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", window_s)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", window_s)
     assert Recognizer(MeanSession()).transcribe(sounds, RATE) == alone
     found = list(Recognizer(MeanSession()).transcribe_many(iter(sounds), RATE))
     assert sorted(item.index for item in found) == list(range(len(sounds)))
@@ -138,7 +138,7 @@ def test_the_order_is_the_inputs_whatever_the_window(sounds, window_s, monkeypat
 
 
 def test_batches_do_not_depend_on_which_thread_was_faster(sounds, monkeypatch):
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 10.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 10.0)
     made = []
     for threads, pause_s in ((1, 0.0), (2, 0.005), (4, 0.0)):
         session = MeanSession(pause_s=pause_s)
@@ -308,8 +308,8 @@ class Ledger:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_memory_does_not_grow_with_the_list(threads, monkeypatch):
     """A window of 20 s, 10 s beyond it, and what each thread has just begun."""
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 20.0)
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.AHEAD_S", 10.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 20.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.AHEAD_S", 10.0)
     monkeypatch.setattr(pipeline, "CPU_FRAMES", 510)
     ledger = Ledger(150)
     recognizer = Recognizer(MeanSession(pause_s=0.01))
@@ -323,7 +323,7 @@ def test_memory_does_not_grow_with_the_list(threads, monkeypatch):
 
 
 def test_the_next_are_prepared_while_the_network_runs(monkeypatch, wait_until):
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 2.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 2.0)
     ledger = Ledger(20)
 
     class Watching(MeanSession):
@@ -336,7 +336,7 @@ def test_the_next_are_prepared_while_the_network_runs(monkeypatch, wait_until):
 
 @pytest.mark.parametrize("after", [0, 1, 7])
 def test_a_generator_abandoned_midway_leaves_no_threads(after, monkeypatch):
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 10.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 10.0)
     ledger = Ledger(1_000_000)
     with closing(Recognizer(MeanSession()).transcribe_many(ledger)) as found:
         for _ in range(after):

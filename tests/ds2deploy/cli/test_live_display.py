@@ -25,8 +25,7 @@ from ds2deploy.cli import live_display as live
 from ds2deploy.cli.app import app
 from ds2deploy.cli.live_display import LineDisplay
 from ds2deploy.export.parity.speech import synthesize
-from ds2deploy.runtimes.decoding.greedy import Span, Transcript
-from ds2deploy.runtimes.decoding.greedy_stream import Update
+from ds2deploy.runtimes.decoding.transcript import Span, Transcript, Update
 
 RATE = 16_000
 COMMAND = [sys.executable, "-c", "from ds2deploy.cli.app import main; main()"]

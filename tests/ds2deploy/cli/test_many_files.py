@@ -104,7 +104,7 @@ def test_texts_are_printed_before_the_last_is_done(
     small_onnx: Path, good: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
     """As early as the order allows: a program behind a pipe need not wait for the end."""
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.WINDOW_S", 1.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 1.0)
     events: list[str] = []
     show = command.print_line
     monkeypatch.setattr(command, "print_line", lambda line: (events.append("text"), show(line)))

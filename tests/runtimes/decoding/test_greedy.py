@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.alphabet import BLANK, ENGLISH, Alphabet
-from ds2deploy.runtimes.decoding.greedy import decode_greedy, greedy_labels, greedy_text
+from ds2deploy.runtimes.decoding.decoder import decode_batch
+from ds2deploy.runtimes.decoding.greedy import GreedyDecoder, greedy_labels, greedy_text
+from ds2deploy.runtimes.decoding.transcript import Transcript
 
 FRAME_S = 0.02
 SPACE = ENGLISH.index(" ")
@@ -26,9 +28,14 @@ def log_probs_of(path: list[int], best: float = 0.9) -> np.ndarray:
     return frames
 
 
+def decode_greedy(log_probs: np.ndarray, duration_s: float) -> Transcript:
+    decoder = GreedyDecoder(Alphabet(), FRAME_S)
+    return decode_batch(decoder, log_probs[None], np.array([len(log_probs)]), [duration_s])[0]
+
+
 def decode(path: list[int], duration_s: float | None = None):
     duration = len(path) * FRAME_S if duration_s is None else duration_s
-    return decode_greedy(log_probs_of(path), Alphabet(), FRAME_S, duration)
+    return decode_greedy(log_probs_of(path), duration)
 
 
 def naive(path: list[int]) -> list[tuple[int, int, int]]:
@@ -146,13 +153,13 @@ def test_nothing_said_is_an_empty_transcript(path):
 def test_the_score_is_the_mean_of_the_best_log_probabilities(path, best):
     frames = log_probs_of(path, best)
     frames[0] = log_probs_of(path, 0.4)[0]
-    transcript = decode_greedy(frames, Alphabet(), FRAME_S, 1.0)
+    transcript = decode_greedy(frames, 1.0)
     expected = (np.log(best) * (len(path) - 1) + np.log(0.4)) / len(path)
     assert transcript.score == pytest.approx(expected, abs=1e-5)
     assert isinstance(transcript.score, float)
 
 
 def test_a_certain_path_scores_zero():
-    assert decode_greedy(log_probs_of([2, 0, 3], 1 - 1e-9), Alphabet(), FRAME_S, 1.0).score == (
+    assert decode_greedy(log_probs_of([2, 0, 3], 1 - 1e-9), 1.0).score == (
         pytest.approx(0, abs=1e-6)
     )

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds2deploy.runtimes.decoding.greedy import Span, Transcript
 from ds2deploy.runtimes.decoding.subtitles import (
     LONGEST_CUE_S,
     LONGEST_PAUSE_S,
@@ -18,6 +17,7 @@ from ds2deploy.runtimes.decoding.subtitles import (
     to_srt,
     to_vtt,
 )
+from ds2deploy.runtimes.decoding.transcript import Span, Transcript
 
 
 def transcript_of(words: list[Span]) -> Transcript:

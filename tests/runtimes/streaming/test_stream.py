@@ -20,7 +20,7 @@ from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import streaming_description, torch_session
-from ds2deploy.runtimes.decoding.greedy import Transcript
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import AudioError, DeviceError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, pad_features
 from ds2deploy.runtimes.onnx.session import OnnxSession
@@ -206,8 +206,8 @@ def test_transcribe_takes_recordings_through_the_same_streams(recognizer: Recogn
 def test_a_checkpoint_that_can_stream_needs_no_windows(checkpoint, whole, monkeypatch):
     """What is too long to be taken whole goes through it as a stream, exactly."""
     expected = whole(SPEECH[0])[1]
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.LONGEST_S", 1.0)
-    monkeypatch.setattr("ds2deploy.runtimes.recognizer.transcribe_windows", None)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.LONGEST_S", 1.0)
+    monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.transcribe_windows", None)
     found = Recognizer(torch_session(checkpoint)).transcribe([SPEECH[0], SPEECH[1][:8000]], RATE)
     assert found[0].chars == expected.chars
     assert found[1].chars == whole(SPEECH[1][:8000])[1].chars

@@ -1,0 +1,74 @@
+"""The seam between the network and its text: what every decoder can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
+from ds2deploy.runtimes.features import FloatArray, IntArray
+
+
+class Decoder(Protocol):
+    """Reads log-probabilities as text.
+
+    One decoder serves all utterances and streams of a model. What belongs to one of them is in the
+    state that `start` makes, so that several threads may use a decoder, each with its own states.
+    A whole utterance is a stream of one block: both give the same text.
+    """
+
+    def start(self) -> Any:
+        """Make the state of a new utterance."""
+
+    def advance(self, states: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
+        """Read more frames of some utterances, all in one call.
+
+        Args:
+            states: states of the utterances.
+            blocks: for each, (frames, labels) float32 log-probabilities; there may be no frames.
+        """
+
+    def update(self, state: Any, duration_s: float = float("inf")) -> Update:
+        """Report what is new since the last update.
+
+        Args:
+            state: state of the utterance.
+            duration_s: duration of the utterance if it has ended; no time goes past it.
+        """
+
+    def finish(self, state: Any, duration_s: float) -> Transcript:
+        """Give the transcript of the whole utterance.
+
+        Args:
+            state: state of the utterance.
+            duration_s: duration of the utterance; no time goes past it.
+        """
+
+
+MakeDecoder = Callable[[Alphabet, float], Decoder]
+"""Makes a decoder for a model of these labels, and of so many seconds from one output frame to the
+next: a class such as `GreedyDecoder`, for instance."""
+
+
+def decode_batch(
+    decoder: Decoder,
+    log_probs: FloatArray,
+    output_lengths: IntArray,
+    durations_s: Sequence[float],
+) -> list[Transcript]:
+    """Decode a batch of whole utterances.
+
+    Args:
+        decoder: decoder of the model.
+        log_probs: (batch, time, labels) float32, meaningless past output_lengths.
+        output_lengths: (batch,) int64.
+        durations_s: duration of each utterance.
+    """
+    states = [decoder.start() for _ in durations_s]
+    blocks = [rows[:length] for rows, length in zip(log_probs, output_lengths, strict=True)]
+    decoder.advance(states, blocks)
+    return [
+        decoder.finish(state, duration_s)
+        for state, duration_s in zip(states, durations_s, strict=True)
+    ]
