@@ -18,8 +18,12 @@ class Decoder(Protocol):
     A whole utterance is a stream of one block: both give the same text.
     """
 
-    def start(self) -> Any:
-        """Make the state of a new utterance."""
+    def start(self, live: bool = False) -> Any:
+        """Make the state of a new utterance.
+
+        Args:
+            live: somebody waits for its words, which may become final before all of it is heard.
+        """
 
     def advance(self, states: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
         """Read more frames of some utterances, all in one call.

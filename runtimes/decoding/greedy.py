@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
 from ds2deploy.runtimes.decoding.transcript import (
-    Span,
     Transcript,
     Update,
+    Word,
     make_transcript,
     words_of,
 )
@@ -32,7 +32,7 @@ def greedy_labels(log_probs: npt.NDArray[np.floating[Any]]) -> list[tuple[int, i
     Returns:
         (label, first frame, last frame) of every label that remains.
     """
-    return [run for run in _runs(log_probs.argmax(axis=1)) if run[0] != BLANK]
+    return [run for run in _runs(log_probs.argmax(axis=1))[0] if run[0] != BLANK]
 
 
 def greedy_text(log_probs: npt.NDArray[np.floating[Any]], alphabet: Alphabet) -> str:
@@ -54,6 +54,7 @@ class GreedyState:
         score: sum of the log-probabilities of the best labels.
         last: best label of the last frame.
         labels: (label, first frame, last frame) of every character.
+        confidence: highest probability of each of those labels.
         word_start: index of the first character after the last space.
         stable: words before it.
         new: those of them that no update has told yet.
@@ -63,9 +64,10 @@ class GreedyState:
     score: float = 0.0
     last: int = BLANK
     labels: list[tuple[int, int, int]] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
     word_start: int = 0
     stable: str = ""
-    new: list[Span] = field(default_factory=list)
+    new: list[Word] = field(default_factory=list)
 
 
 class GreedyDecoder:
@@ -79,7 +81,7 @@ class GreedyDecoder:
     def __init__(self, alphabet: Alphabet, frame_s: float) -> None:
         self._alphabet, self._frame_s = alphabet, frame_s
 
-    def start(self) -> GreedyState:
+    def start(self, live: bool = False) -> GreedyState:
         """See `Decoder`."""
         return GreedyState()
 
@@ -92,7 +94,7 @@ class GreedyDecoder:
     def update(self, state: GreedyState, duration_s: float = float("inf")) -> Update:
         """See `Decoder`; the tail is the last word as far as it was heard."""
         new, state.new = tuple(state.new), []
-        tail = self._words(state.labels[state.word_start :], duration_s)
+        tail = self._last_words(state, duration_s)
         return Update(
             stable=state.stable,
             tail=" ".join(word.text for word in tail),
@@ -103,38 +105,53 @@ class GreedyDecoder:
     def finish(self, state: GreedyState, duration_s: float) -> Transcript:
         """See `Decoder`; the score is the mean log-probability of the best labels."""
         score = state.score / state.frames if state.frames else 0.0
-        return make_transcript(state.labels, self._alphabet, self._frame_s, duration_s, score)
+        return make_transcript(
+            state.labels, self._alphabet, self._frame_s, duration_s, score, state.confidence
+        )
 
     def _read(self, state: GreedyState, block: FloatArray) -> None:
-        best = block.argmax(axis=1)
+        best, probabilities = block.argmax(axis=1), np.exp(block.max(axis=1))
         state.score += float(block.max(axis=1).sum(dtype=np.float64))
-        for label, first, last in _runs(best, state.frames):
+        runs, starts = _runs(best, state.frames)
+        peaks = np.maximum.reduceat(probabilities, starts).tolist()
+        for (label, first, last), peak in zip(runs, peaks, strict=True):
             if label == BLANK:
                 continue
             if first == state.frames and label == state.last:  # goes on from the block before
                 state.labels[-1] = (label, state.labels[-1][1], last)
+                state.confidence[-1] = max(state.confidence[-1], peak)
                 continue
             state.labels.append((label, first, last))
+            state.confidence.append(peak)
             if self._alphabet.labels[label] == " ":
                 self._close_word(state)
         state.last = int(best[-1])
         state.frames += len(block)
 
     def _close_word(self, state: GreedyState) -> None:
-        words = self._words(state.labels[state.word_start :], float("inf"))
+        words = self._last_words(state, float("inf"))
         state.new += words
         state.stable = " ".join([state.stable, *(word.text for word in words)]).lstrip()
         state.word_start = len(state.labels)
 
-    def _words(self, labels: list[tuple[int, int, int]], duration_s: float) -> tuple[Span, ...]:
-        return words_of(labels, self._alphabet, self._frame_s, duration_s)
+    def _last_words(self, state: GreedyState, duration_s: float) -> tuple[Word, ...]:
+        """The words that no space ended yet."""
+        start = state.word_start
+        labels, confidence = state.labels[start:], state.confidence[start:]
+        return words_of(labels, self._alphabet, self._frame_s, duration_s, confidence)
 
 
-def _runs(best: npt.NDArray[np.intp], frame: int = 0) -> list[tuple[int, int, int]]:
-    """(label, first frame, last frame) of every run of one label; the first frame has a number."""
-    edges = np.flatnonzero(np.diff(best)) + 1
-    starts = np.concatenate([[0], edges])
-    ends = np.concatenate([edges, [len(best)]]) - 1
-    return list(
-        zip(best[starts].tolist(), (starts + frame).tolist(), (ends + frame).tolist(), strict=True)
-    )
+def _runs(
+    best: npt.NDArray[np.intp], frame: int = 0
+) -> tuple[list[tuple[int, int, int]], npt.NDArray[np.intp]]:
+    """(label, first frame, last frame) of every run of one label, and where each begins.
+
+    Args:
+        best: (time,) at least one.
+        frame: number of the first frame.
+    """
+    starts = np.flatnonzero(np.concatenate([[True], best[1:] != best[:-1]]))
+    ends = np.append(starts[1:], len(best)) - 1
+    labels = best[starts].tolist()
+    first, last = (starts + frame).tolist(), (ends + frame).tolist()
+    return list(zip(labels, first, last, strict=True)), starts

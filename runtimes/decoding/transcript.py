@@ -23,6 +23,31 @@ class Span(msgspec.Struct, frozen=True):
     end: float
 
 
+class Word(Span, frozen=True):
+    """A word, when it was spoken, and how sure the decoder is.
+
+    Attributes:
+        confidence: from 0 to 1. Of greedy decoding, the lowest probability of a letter; of a beam
+            search, the share of its hypotheses that have the word there.
+    """
+
+    confidence: float = 1.0
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """One of the best texts of a beam search.
+
+    Attributes:
+        text: the words.
+        score: natural logarithm, of the network, the language model and the hot words.
+        confidence: share of the search's hypotheses that have this text.
+    """
+
+    text: str
+    score: float
+    confidence: float
+
+
 class Transcript(msgspec.Struct, frozen=True):
     """What was recognised in one utterance.
 
@@ -30,15 +55,22 @@ class Transcript(msgspec.Struct, frozen=True):
         text: the words.
         words: each word with its time.
         chars: each character, spaces included, with its time.
-        score: mean log-probability of the best label of each frame; 0 is certain.
+        score: mean log-probability of the best label of each frame, 0 is certain; of a beam search,
+            its score divided by the frames.
         duration: of the audio, in seconds.
+        confidence: from 0 to 1, of the whole text; see `Word`.
+        alternatives: the best texts, this one first, where more than one was asked for.
+        hot_words: those of the hot words that stand in the text.
     """
 
     text: str
-    words: tuple[Span, ...]
+    words: tuple[Word, ...]
     chars: tuple[Span, ...]
     score: float
     duration: float
+    confidence: float = 1.0
+    alternatives: tuple[Alternative, ...] = ()
+    hot_words: tuple[str, ...] = ()
 
 
 class Update(msgspec.Struct, frozen=True):
@@ -53,8 +85,8 @@ class Update(msgspec.Struct, frozen=True):
 
     stable: str
     tail: str
-    words: tuple[Span, ...]
-    tail_words: tuple[Span, ...]
+    words: tuple[Word, ...]
+    tail_words: tuple[Word, ...]
 
     @property
     def text(self) -> str:
@@ -67,7 +99,12 @@ Labels = Sequence[tuple[int, int, int]]
 
 
 def make_transcript(
-    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float, score: float
+    labels: Labels,
+    alphabet: Alphabet,
+    frame_s: float,
+    duration_s: float,
+    score: float,
+    confidence: Sequence[float] | None = None,
 ) -> Transcript:
     """Make a transcript of labels and their frames.
 
@@ -77,26 +114,33 @@ def make_transcript(
         frame_s: seconds from one output frame to the next.
         duration_s: duration of the utterance; no time goes past it.
         score: score of the transcript.
+        confidence: confidence of each label; a word has the least of its letters', and the
+            transcript the least of its words'.
 
     Returns:
         The transcript. Leading, trailing and repeated spaces are not part of its text.
     """
     chars = _chars(labels, alphabet, frame_s, duration_s)
-    words = _words(chars)
+    words = _words(chars, confidence)
     return Transcript(
         text=" ".join(word.text for word in words),
         words=tuple(words),
         chars=tuple(chars),
         score=score,
         duration=round(duration_s, 3),
+        confidence=min((word.confidence for word in words), default=1.0),
     )
 
 
 def words_of(
-    labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float
-) -> tuple[Span, ...]:
+    labels: Labels,
+    alphabet: Alphabet,
+    frame_s: float,
+    duration_s: float,
+    confidence: Sequence[float] | None = None,
+) -> tuple[Word, ...]:
     """Join labels to words; the arguments are those of `make_transcript`."""
-    return tuple(_words(_chars(labels, alphabet, frame_s, duration_s)))
+    return tuple(_words(_chars(labels, alphabet, frame_s, duration_s), confidence))
 
 
 def _chars(labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float) -> list[Span]:
@@ -110,14 +154,14 @@ def _chars(labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float
     ]
 
 
-def _words(chars: list[Span]) -> list[Span]:
-    words: list[Span] = []
-    letters: list[Span] = []
-    for char in [*chars, Span(" ", 0.0, 0.0)]:
-        if char.text != " ":
-            letters.append(char)
-        elif letters:
-            text = "".join(letter.text for letter in letters)
-            words.append(Span(text, letters[0].start, letters[-1].end))
-            letters = []
+def _words(chars: Sequence[Span], confidence: Sequence[float] | None) -> list[Word]:
+    words: list[Word] = []
+    start = 0
+    for i in range(len(chars) + 1):
+        if i == len(chars) or chars[i].text == " ":
+            if letters := chars[start:i]:
+                text = "".join(letter.text for letter in letters)
+                sure = 1.0 if confidence is None else round(min(confidence[start:i]), 4)
+                words.append(Word(text, letters[0].start, letters[-1].end, sure))
+            start = i + 1
     return words

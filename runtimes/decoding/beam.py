@@ -1,0 +1,170 @@
+"""Beam search behind the `Decoder` protocol: transcripts, n-best texts, confidence, live streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.alignment import align
+from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState
+from ds2deploy.runtimes.decoding.beam_search import Floats, History, Limits, Search
+from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
+from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
+from ds2deploy.runtimes.decoding.scorers import Scorer
+from ds2deploy.runtimes.decoding.transcript import (
+    Alternative,
+    Span,
+    Transcript,
+    Update,
+    make_transcript,
+    words_of,
+)
+from ds2deploy.runtimes.errors import NotFiniteError
+from ds2deploy.runtimes.features import FloatArray
+
+
+class BeamDecoder:
+    """Searches for the best text, with what is known beside the network; see `Decoder`.
+
+    Args:
+        alphabet: labels of the model.
+        frame_s: seconds from one output frame to the next.
+        limits: what the search keeps.
+        scorers: language model, lexicon, closed list.
+        hot_words: hot words of utterances that have none of their own.
+        nbest: texts in a transcript, the best included.
+        commit_s: seconds after which the best text of a stream is final; None waits for its end.
+        confidence_scale: factor of scores before they become probabilities.
+    """
+
+    def __init__(
+        self,
+        alphabet: Alphabet,
+        frame_s: float,
+        limits: Limits,
+        scorers: Sequence[Scorer] = (),
+        hot_words: HotWords | None = None,
+        nbest: int = 1,
+        commit_s: float | None = 1.0,
+        confidence_scale: float = 1.0,
+    ) -> None:
+        self._alphabet, self._frame_s = alphabet, frame_s
+        self._space = alphabet.labels.find(" ")
+        self._limits, self._scorers, self._hot_words = limits, tuple(scorers), hot_words
+        self._nbest, self._scale = nbest, confidence_scale
+        self._commit = None if commit_s is None else max(1, round(commit_s / frame_s))
+
+    def start(self, live: bool = False, hot_words: HotWords | None = None) -> BeamState:
+        """See `Decoder`.
+
+        Args:
+            live: commit the best text after `commit_s`.
+            hot_words: hot words of this utterance; the decoder's by default.
+        """
+        words = hot_words or self._hot_words
+        beam = self._search([None]).begin()
+        beam.states[:, -1] = 0 if words is None else words.start
+        return BeamState(beam, History.root(), self._commit if live else None, words)
+
+    def set_hot_words(self, state: BeamState, hot_words: HotWords | None) -> None:
+        """Give an utterance other hot words, from its next frame on."""
+        beam = state.beam
+        if state.hot_words is not None:
+            beam.bonus = beam.bonus - state.hot_words.leave[beam.states[:, -1]]
+        if hot_words is not None:
+            begins = (beam.last == self._space) | (beam.node == 0)
+            beam.states[:, -1] = np.where(begins, hot_words.start, hot_words.lost)
+        state.hot_words = hot_words
+
+    def advance(self, states: Sequence[BeamState], blocks: Sequence[FloatArray]) -> None:
+        """See `Decoder`.
+
+        Raises:
+            NotFiniteError: log-probabilities that are not numbers.
+        """
+        some = [i for i in range(len(states)) if len(blocks[i])]
+        if not some:
+            return
+        if any(np.isnan(blocks[i]).any() for i in some):
+            raise NotFiniteError("the model computes log-probabilities that are not numbers")
+        # Longest first: an utterance that ends leaves the others in their places.
+        some.sort(key=lambda i: -len(blocks[i]))
+        chosen = [states[i] for i in some]
+        search = self._search([state.hot_words for state in chosen])
+        Batch(search, chosen, [blocks[i] for i in some], self._space, self._scale).run()
+
+    def update(self, state: BeamState, duration_s: float = float("inf")) -> Update:
+        """See `Decoder`; the tail is what is not committed yet of the best hypothesis."""
+        new: tuple[Span, ...] = ()
+        if state.told < len(state.labels):
+            new = self._words(state.labels[state.told :], duration_s)
+            state.told = len(state.labels)
+            state.stable = " ".join([state.stable, *(word.text for word in new)]).lstrip()
+        best = int(state.beam.score.argmax())
+        path = [*state.committed, *state.history.path(int(state.beam.node[best]))]
+        tail = self._words([(label, frame, frame) for label, frame in path], duration_s)
+        return Update(state.stable, " ".join(word.text for word in tail), new, tail)
+
+    def finish(self, state: BeamState, duration_s: float) -> Transcript:
+        """See `Decoder`; the score is that of the search, divided by the frames."""
+        search = self._search([state.hot_words])
+        scores = search.end(state.beam, np.zeros(len(state.beam), np.int64))
+        order = np.argsort(-scores, kind="stable")
+        order = order[np.isfinite(scores[order])]
+        if not len(order):  # nothing that a closed list has
+            return make_transcript([], self._alphabet, self._frame_s, duration_s, 0.0)
+        scores = scores[order]
+        paths = [state.history.path(int(node)) for node in state.beam.node[order]]
+        shares = posteriors(scores, self._scale)
+        text = [label for label, _ in (*state.committed, *paths[0])]
+        labels = [*state.labels]
+        if text:
+            labels += align(np.concatenate(state.held), text, state.held_from)
+        confidence = [
+            *state.confidence,
+            *state.committed_confidence,
+            *label_confidence(paths, shares, self._space),
+        ]
+        alternatives = self._alternatives(state, paths, scores, shares)
+        found = make_transcript(
+            labels,
+            self._alphabet,
+            self._frame_s,
+            duration_s,
+            scores[0] / max(state.frames, 1),
+            confidence,
+        )
+        committed = min([*state.confidence, *state.committed_confidence], default=1.0)
+        return msgspec.structs.replace(
+            found,
+            confidence=min(committed, alternatives[0].confidence),
+            alternatives=tuple(alternatives[: self._nbest]) if self._nbest > 1 else (),
+            hot_words=state.hot_words.found(found.text) if state.hot_words else (),
+        )
+
+    def _alternatives(
+        self, state: BeamState, paths: Sequence[Path], scores: Floats, shares: Floats
+    ) -> list[Alternative]:
+        """Texts of the hypotheses, the best first; one text may be spelled with other spaces."""
+        begun = [label for label, _, _ in state.labels] + [label for label, _ in state.committed]
+        found: dict[str, Alternative] = {}
+        for path, score, share in zip(paths, scores.tolist(), shares.tolist(), strict=True):
+            spelled = self._alphabet.decode([*begun, *(label for label, _ in path)])
+            text = " ".join(spelled.split())
+            if (known := found.get(text)) is not None:
+                score, share = known.score, known.confidence + share
+            found[text] = Alternative(text, score, min(share, 1.0))
+        return list(found.values())
+
+    def _words(
+        self, labels: Sequence[tuple[int, int, int]], duration_s: float
+    ) -> tuple[Span, ...]:
+        return words_of(labels, self._alphabet, self._frame_s, duration_s)
+
+    def _search(self, hot_words: Sequence[HotWords | None]) -> Search:
+        """A search with the hot words of these utterances; their column is always there."""
+        scorers = [*self._scorers, HotWordScorer(hot_words)]
+        return Search(self._limits, scorers, len(self._alphabet))

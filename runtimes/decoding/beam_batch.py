@@ -1,0 +1,186 @@
+"""A block of frames through the beams of many utterances, and what is committed on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ds2deploy.runtimes.decoding.alignment import align
+from ds2deploy.runtimes.decoding.beam_search import Beam, History, Ints, Search, join
+from ds2deploy.runtimes.decoding.confidence import posteriors
+from ds2deploy.runtimes.decoding.hot_words import HotWords
+from ds2deploy.runtimes.features import FloatArray
+
+COMMIT_EVERY = 10
+"""Frames from one look at what can be committed to the next: a fifth of a second at 20 ms a frame.
+They are counted from the beginning of the stream, so that its blocks make no difference."""
+
+
+@dataclass
+class BeamState:
+    """One utterance as far as it was read.
+
+    Attributes:
+        beam: hypotheses; the last column of their states is that of the hot words.
+        history: their labels, without those that are committed.
+        commit: frames after which the best text is committed; None where it never is.
+        hot_words: hot words of this utterance.
+        frames: frames so far.
+        held: log-probabilities of the frames that are not aligned yet.
+        held_from: number of the first of those frames.
+        committed: (label, frame of its emission) of what is committed and not aligned yet.
+        committed_confidence: of each of those.
+        labels: (label, first frame, last frame) of what is aligned: whole words.
+        confidence: of each of those labels.
+        told: how many of those labels an update has told.
+        stable: words that updates have told.
+    """
+
+    beam: Beam
+    history: History
+    commit: int | None
+    hot_words: HotWords | None
+    frames: int = 0
+    held: list[FloatArray] = field(default_factory=list)
+    held_from: int = 0
+    committed: list[tuple[int, int]] = field(default_factory=list)
+    committed_confidence: list[float] = field(default_factory=list)
+    labels: list[tuple[int, int, int]] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    told: int = 0
+    stable: str = ""
+
+
+class Batch:
+    """One call of a search for several utterances, the longest first.
+
+    Args:
+        search: with the scorers of these utterances.
+        states: of the utterances.
+        blocks: (frames, labels) float32 of each, none empty, the longest first.
+        space: label between words; -1 where there is none.
+        scale: factor of scores before they become probabilities.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        states: Sequence[BeamState],
+        blocks: Sequence[FloatArray],
+        space: int,
+        scale: float,
+    ) -> None:
+        self._search, self._states, self._blocks = search, states, blocks
+        self._space, self._scale = space, scale
+        self._lengths = np.array([len(block) for block in blocks])
+        self._log_probs = np.zeros((len(blocks), self._lengths[0], blocks[0].shape[1]))
+        for rows, block in zip(self._log_probs, blocks, strict=True):
+            rows[: len(block)] = block
+        self._history, offsets = History.joined([state.history for state in states])
+        self._old_roots, self._roots = offsets, offsets.copy()
+        self._first = np.array([state.frames for state in states])
+        sizes = [len(state.beam) for state in states]
+        self._utterances = np.repeat(np.arange(len(states)), sizes)
+        self._beam = join([state.beam for state in states])
+        self._beam.node = self._beam.node + np.repeat(offsets, sizes)
+        # What is committed of each utterance: (node, share of hypotheses that had it, last frame).
+        self._commits: list[list[tuple[int, float, int]]] = [[] for _ in states]
+        never = np.iinfo(np.int64).max
+        self._delay = np.array([never if s.commit is None else s.commit for s in states])
+
+    def run(self) -> None:
+        """Read all frames and leave the states behind them."""
+        wanted = self._search.extending(self._log_probs)
+        busy = wanted.any(axis=2)
+        ended: list[tuple[Beam, Ints]] = []
+        count = len(self._states)
+        for t in range(self._log_probs.shape[1]):
+            while self._lengths[count - 1] == t:
+                count -= 1
+                rest = np.flatnonzero(self._utterances == count)
+                ended.append((self._beam.take(rest), self._utterances[rest]))
+                others = slice(0, rest[0])
+                self._beam, self._utterances = self._beam.take(others), self._utterances[others]
+            log_probs = self._log_probs[:count, t]
+            if busy[:count, t].any():
+                self._beam, self._utterances = self._search.frame(
+                    self._beam,
+                    self._utterances,
+                    log_probs,
+                    wanted[:count, t],
+                    self._history,
+                    self._first[:count] + t,
+                )
+            else:
+                self._beam = self._search.quiet_frame(self._beam, self._utterances, log_probs)
+            due = (self._first[:count] + t + 1) % COMMIT_EVERY == 0
+            due &= self._delay[:count] < self._first[:count] + t + 1
+            if due.any():
+                self._commit(np.flatnonzero(due), self._first[:count] + t - self._delay[:count])
+        self._leave(ended)
+
+    def _commit(self, due: Ints, limits: Ints) -> None:
+        """Make what the best hypotheses said up to a frame final; drop those that differ."""
+        rows = np.flatnonzero(np.isin(self._utterances, due))
+        owners = self._utterances[rows]
+        ancestors = self._history.ancestors(self._beam.node[rows], limits[owners])
+        score = self._beam.score[rows]
+        keep = np.ones(len(self._utterances), bool)
+        for utterance in due.tolist():
+            mine = np.flatnonzero(owners == utterance)
+            node = ancestors[mine[int(score[mine].argmax())]]
+            same = ancestors[mine] == node
+            keep[rows[mine[~same]]] = False
+            if node != self._roots[utterance]:
+                share = float(posteriors(score[mine], self._scale)[same].sum())
+                self._commits[utterance].append((int(node), share, int(limits[utterance])))
+                self._roots[utterance] = node
+        if not keep.all():
+            self._beam, self._utterances = self._beam.take(keep), self._utterances[keep]
+
+    def _leave(self, ended: list[tuple[Beam, Ints]]) -> None:
+        """Give every state its hypotheses, its part of the history, and what was committed."""
+        parts = [(self._beam, self._utterances), *reversed(ended)]
+        beam = join([part for part, _ in parts])
+        owners = np.concatenate([part for _, part in parts])
+        before = self._committed_paths()
+        trees, beam.node = self._history.split(beam.node, owners, self._roots)
+        starts = np.searchsorted(owners, np.arange(len(self._states) + 1))
+        for i, state in enumerate(self._states):
+            state.held.append(self._blocks[i])
+            state.beam = beam.take(slice(starts[i], starts[i + 1]))
+            state.history = trees[i]
+            state.frames += int(self._lengths[i])
+            for path, share, limit in before[i]:
+                state.committed += path
+                state.committed_confidence += [share] * len(path)
+                _align_words(state, limit, self._space)
+
+    def _committed_paths(self) -> list[list[tuple[list[tuple[int, int]], float, int]]]:
+        """(labels with frames, share, last frame) of every commit of each utterance."""
+        found = []
+        for commits, root in zip(self._commits, self._old_roots.tolist(), strict=True):
+            paths = []
+            for node, share, limit in commits:
+                paths.append((self._history.path(node, root), share, limit))
+                root = node
+            found.append(paths)
+        return found
+
+
+def _align_words(state: BeamState, limit: int, space: int) -> None:
+    """Give the committed words their times, up to the last space, and forget their frames."""
+    labels = [label for label, _ in state.committed]
+    count = len(labels) - labels[::-1].index(space) if space in labels else 0
+    if not count:
+        return
+    held = np.concatenate(state.held)
+    spans = align(held[: limit + 1 - state.held_from], labels, state.held_from)[:count]
+    state.labels += spans
+    state.confidence += state.committed_confidence[:count]
+    del state.committed[:count], state.committed_confidence[:count]
+    first = spans[-1][2] + 1
+    state.held = [held[first - state.held_from :]]
+    state.held_from = first

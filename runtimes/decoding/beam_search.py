@@ -1,0 +1,366 @@
+"""CTC prefix beam search in numpy, over the beams of many utterances at a time.
+
+A hypothesis is a text without blanks and repeats; its probability is the sum over all paths that
+collapse to it (Graves, 2012; Hannun et al., 2014). Each numpy call takes the hypotheses of all
+utterances together, so that 64 streams cost little more than a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.alphabet import BLANK
+from ds2deploy.runtimes.decoding.scorers import Scorer
+from ds2deploy.runtimes.features import FloatArray
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+SLACK = 10.0
+"""Nats that scorers may add to an extension for which it is not dropped before they are asked."""
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(29)
+
+
+class Limits(NamedTuple):
+    """What a search keeps.
+
+    Attributes:
+        beam: hypotheses of an utterance.
+        labels: labels of a frame that extend hypotheses, the blank apart.
+        log_prob: least log-probability of such a label.
+        threshold: nats that a hypothesis may be behind the best.
+    """
+
+    beam: int
+    labels: int
+    log_prob: float
+    threshold: float
+
+
+@dataclass
+class Beam:
+    """Hypotheses, (n,) or (n, columns) arrays.
+
+    Attributes:
+        hash: uint64 of the text.
+        last: last label; the blank for the empty text.
+        blank: log-probability of the paths that end with the blank.
+        label: log-probability of those that end with the last label.
+        bonus: what the scorers have added.
+        states: states of the scorers, side by side.
+        node: place in the history.
+    """
+
+    hash: npt.NDArray[np.uint64]
+    last: Ints
+    blank: Floats
+    label: Floats
+    bonus: Floats
+    states: Ints
+    node: Ints
+
+    def __len__(self) -> int:
+        return len(self.hash)
+
+    @property
+    def score(self) -> Floats:
+        """Log-probability and bonus."""
+        return np.logaddexp(self.blank, self.label) + self.bonus
+
+    def take(self, index: npt.NDArray[Any] | slice) -> Beam:
+        """Give these hypotheses, in this order."""
+        return Beam(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def join(beams: Sequence[Beam]) -> Beam:
+    """Put beams one after the other."""
+    if len(beams) == 1:
+        return replace(beams[0])
+    return Beam(
+        *(np.concatenate([getattr(beam, field.name) for beam in beams]) for field in fields(Beam))
+    )
+
+
+class History:
+    """Labels of all hypotheses as a tree; hypotheses that begin alike share nodes.
+
+    Attributes:
+        parent: (size,) node before; -1 of a root.
+        label: (size,)
+        frame: (size,) in which the label was added.
+        size: nodes.
+    """
+
+    def __init__(self, parent: Ints, label: Ints, frame: Ints) -> None:
+        self.parent, self.label, self.frame = parent, label, frame
+        self.size = len(parent)
+
+    @classmethod
+    def root(cls) -> History:
+        """A tree of one node, of no text."""
+        return cls(np.array([-1]), np.array([BLANK]), np.array([-1]))
+
+    @classmethod
+    def joined(cls, trees: Sequence[History]) -> tuple[History, Ints]:
+        """Put trees side by side; also where each begins."""
+        offsets = np.cumsum([0, *(tree.size for tree in trees)])
+        parents = [
+            np.where(tree.parent[: tree.size] < 0, -1, tree.parent[: tree.size] + offset)
+            for tree, offset in zip(trees, offsets[:-1], strict=True)
+        ]
+        labels = [tree.label[: tree.size] for tree in trees]
+        frames = [tree.frame[: tree.size] for tree in trees]
+        whole = cls(np.concatenate(parents), np.concatenate(labels), np.concatenate(frames))
+        return whole, offsets[:-1]
+
+    def add(self, parent: Ints, label: Ints, frame: Ints) -> Ints:
+        """Add nodes; gives their numbers."""
+        first, self.size = self.size, self.size + len(parent)
+        if self.size > len(self.parent):
+            room = max(2 * len(self.parent), self.size, 256)
+            for name in ("parent", "label", "frame"):
+                grown = np.empty(room, np.int64)
+                grown[:first] = getattr(self, name)[:first]
+                setattr(self, name, grown)
+        self.parent[first : self.size] = parent
+        self.label[first : self.size] = label
+        self.frame[first : self.size] = frame
+        return np.arange(first, self.size)
+
+    def path(self, node: int, root: int = 0) -> list[tuple[int, int]]:
+        """(label, frame) of the labels of a hypothesis, from a root on."""
+        found: list[tuple[int, int]] = []
+        while node != root:
+            found.append((int(self.label[node]), int(self.frame[node])))
+            node = int(self.parent[node])
+        return found[::-1]
+
+    def ancestors(self, nodes: Ints, frames: Ints) -> Ints:
+        """Last node up to a frame, on the way to each of these nodes; a root where there is none."""
+        nodes = nodes.copy()
+        late = np.flatnonzero(self.frame[nodes] > frames)
+        while len(late):
+            nodes[late] = self.parent[nodes[late]]
+            late = late[self.frame[nodes[late]] > frames[late]]
+        return nodes
+
+    def split(self, nodes: Ints, owners: Ints, roots: Ints) -> tuple[list[History], Ints]:
+        """Give each utterance a tree of its own, of what its hypotheses still need.
+
+        Args:
+            nodes: nodes of all hypotheses.
+            owners: index of each one's utterance.
+            roots: node that becomes the root, for each utterance; all of its nodes are after it.
+
+        Returns:
+            The trees, and the nodes' numbers in them.
+        """
+        owner = np.full(self.size, -1)
+        owner[roots] = np.arange(len(roots))
+        front = np.flatnonzero(owner[nodes] < 0)
+        front, of = nodes[front], owners[front]
+        while len(front):
+            owner[front] = of
+            front = self.parent[front]
+            new = owner[front] < 0
+            front, of = front[new], of[new]
+        kept = np.flatnonzero(owner >= 0)
+        kept = kept[np.argsort(owner[kept], kind="stable")]
+        starts = np.searchsorted(owner[kept], np.arange(len(roots) + 1))
+        number = np.empty(self.size, np.int64)
+        number[kept] = np.arange(len(kept)) - starts[owner[kept]]
+        trees = []
+        for first, last in zip(starts[:-1], starts[1:], strict=True):
+            own = kept[first:last]
+            parent = number[self.parent[own]]
+            parent[0] = -1
+            trees.append(History(parent, self.label[own], self.frame[own]))
+        return trees, number[nodes]
+
+
+class Search:
+    """Extends beams frame by frame.
+
+    Args:
+        limits: what is kept.
+        scorers: what is known beside the network.
+        labels: size of the alphabet.
+    """
+
+    def __init__(self, limits: Limits, scorers: Sequence[Scorer], labels: int) -> None:
+        self._limits, self._scorers = limits, tuple(scorers)
+        widths = [len(scorer.start) for scorer in scorers]
+        ends = np.cumsum(widths).tolist()
+        self._columns = [
+            slice(end - width, end) for end, width in zip(ends, widths, strict=True)
+        ]
+        random = np.random.default_rng(1)
+        self._salt = random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
+
+    def begin(self) -> Beam:
+        """Make the beam of an utterance: the empty text."""
+        start = [column for scorer in self._scorers for column in scorer.start]
+        return Beam(
+            hash=np.ones(1, np.uint64),
+            last=np.array([BLANK]),
+            blank=np.zeros(1),
+            label=np.full(1, -np.inf),
+            bonus=np.zeros(1),
+            states=np.array([start], np.int64).reshape(1, len(start)),
+            node=np.zeros(1, np.int64),
+        )
+
+    def frame(
+        self,
+        beam: Beam,
+        utterances: Ints,
+        log_probs: Floats,
+        wanted: npt.NDArray[np.bool_],
+        history: History,
+        frames: Ints,
+    ) -> tuple[Beam, Ints]:
+        """Read one frame of all utterances.
+
+        Args:
+            beam: hypotheses, grouped by utterance; every utterance has one.
+            utterances: (n,) index of each one's utterance.
+            log_probs: (utterances, labels) float64.
+            wanted: (utterances, labels) labels that extend hypotheses, see `extending`.
+            history: nodes of the hypotheses; new ones are added.
+            frames: (utterances,) numbers of the frame.
+
+        Returns:
+            The hypotheses after it, and their utterances.
+        """
+        total = np.logaddexp(beam.blank, beam.label)
+        blank = total + log_probs[utterances, BLANK]
+        label = beam.label + log_probs[utterances, beam.last]
+        at, labels = np.nonzero(wanted[utterances])
+        if len(at) == 0:
+            return replace(beam, blank=blank, label=label), utterances
+        starts = _starts(utterances)
+        stay = np.logaddexp(blank, label) + beam.bonus
+        floor = np.maximum.reduceat(stay, starts) - self._limits.threshold
+        repeats = labels == beam.last[at]
+        path = np.where(repeats, beam.blank[at], total[at]) + log_probs[utterances[at], labels]
+        likely = path + beam.bonus[at] > floor[utterances[at]] - SLACK
+        at, labels, path = at[likely], labels[likely], path[likely]
+        states, gains = self._score(beam.states[at], labels, utterances[at])
+        if not np.isfinite(gains).all():
+            allowed = np.flatnonzero(gains > -np.inf)
+            at, labels, path = at[allowed], labels[allowed], path[allowed]
+            states, gains = states[allowed], gains[allowed]
+        if len(at) == 0:
+            return replace(beam, blank=blank, label=label), utterances
+        hashes = self._extend(beam.hash[at], labels)
+        new = self._merge(beam, utterances, hashes, utterances[at], path, label)
+        stay = np.logaddexp(blank, label) + beam.bonus
+        score = np.concatenate([stay, path[new] + beam.bonus[at[new]] + gains[new]])
+        at, labels, path = at[new], labels[new], path[new]
+        owners = np.concatenate([utterances, utterances[at]])
+        kept = self._best(score, owners, len(starts))
+        old, added = kept[kept < len(beam)], kept[kept >= len(beam)] - len(beam)
+        nodes = history.add(beam.node[at[added]], labels[added], frames[utterances[at[added]]])
+        node = np.empty(len(kept), np.int64)
+        node[kept < len(beam)] = beam.node[old]
+        node[kept >= len(beam)] = nodes
+        return Beam(
+            hash=np.concatenate([beam.hash, hashes[new]])[kept],
+            last=np.concatenate([beam.last, labels])[kept],
+            blank=np.concatenate([blank, np.full(len(at), -np.inf)])[kept],
+            label=np.concatenate([label, path])[kept],
+            bonus=np.concatenate([beam.bonus, beam.bonus[at] + gains[new]])[kept],
+            states=np.concatenate([beam.states, states[new]])[kept],
+            node=node,
+        ), owners[kept]
+
+    def quiet_frame(self, beam: Beam, utterances: Ints, log_probs: Floats) -> Beam:
+        """Read a frame in which no label extends anything; see `frame`."""
+        return replace(
+            beam,
+            blank=np.logaddexp(beam.blank, beam.label) + log_probs[utterances, BLANK],
+            label=beam.label + log_probs[utterances, beam.last],
+        )
+
+    def extending(self, log_probs: Floats) -> npt.NDArray[np.bool_]:
+        """Choose the labels that extend hypotheses: the most likely ones of every frame.
+
+        Args:
+            log_probs: (..., labels)
+        """
+        wanted = log_probs > self._limits.log_prob
+        most = self._limits.labels
+        others = log_probs[..., 1:]
+        if others.shape[-1] > most:
+            wanted[..., 1:] &= others >= np.partition(others, -most, axis=-1)[..., -most, None]
+        wanted[..., BLANK] = False
+        return wanted
+
+    def end(self, beam: Beam, utterances: Ints) -> Floats:
+        """Score hypotheses as whole utterances.
+
+        Returns:
+            (n,); -inf of what cannot end here, such as half a word of a closed lexicon.
+        """
+        score = beam.score
+        for scorer, columns in zip(self._scorers, self._columns, strict=True):
+            score = score + scorer.end(beam.states[:, columns], utterances)
+        return score
+
+    def _score(self, states: Ints, labels: Ints, utterances: Ints) -> tuple[Ints, Floats]:
+        gains = np.zeros(len(labels))
+        following = np.empty_like(states)
+        for scorer, columns in zip(self._scorers, self._columns, strict=True):
+            following[:, columns], gain = scorer.step(states[:, columns], labels, utterances)
+            gains += gain
+        return following, gains
+
+    def _extend(
+        self, hashes: npt.NDArray[np.uint64], labels: Ints
+    ) -> npt.NDArray[np.uint64]:
+        mixed = (hashes ^ self._salt[labels]) * _ODD
+        mixed ^= mixed >> _SHIFT
+        return mixed
+
+    @staticmethod
+    def _merge(
+        beam: Beam,
+        utterances: Ints,
+        hashes: npt.NDArray[np.uint64],
+        owners: Ints,
+        path: Floats,
+        label: Floats,
+    ) -> Ints:
+        """Give extensions that are in the beam already to those hypotheses; index of the others."""
+        # Hypotheses of two utterances may have one text.
+        known = beam.hash ^ (utterances.astype(np.uint64) * _ODD)
+        wanted = hashes ^ (owners.astype(np.uint64) * _ODD)
+        order = np.argsort(known)
+        at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
+        same = known[at] == wanted
+        if same.any():
+            label[at[same]] = np.logaddexp(label[at[same]], path[same])
+        return np.flatnonzero(~same)
+
+    def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
+        """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
+        best = np.full(utterances, -np.inf)
+        np.maximum.at(best, owners, score)
+        near = np.flatnonzero(score > best[owners] - self._limits.threshold)
+        order = near[np.lexsort((-score[near], owners[near]))]
+        starts = _starts(owners[order])
+        sizes = np.diff(np.append(starts, len(order)))
+        rank = np.arange(len(order)) - np.repeat(starts, sizes)
+        return order[rank < self._limits.beam]
+
+
+def _starts(groups: Ints) -> Ints:
+    """Where each group begins, of numbers that are grouped."""
+    return np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
