@@ -18,22 +18,21 @@ Stages follow one another, so the network takes at least their sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from ds2deploy.runtimes.artifact import (
-    CONV_FRAMES,
-    CONV_MAPS,
-    ModelShape,
-    conv_bins,
-    half,
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.geometry import (
+    CONV1,
+    CONV2,
+    conv1_bins,
+    conv2_bins,
+    conv_features,
     output_length,
 )
-
-CONV1_BINS, CONV2_BINS = 41, 21
-"""Frequency bins that the two kernels see at a time."""
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 FLOAT_BYTES = 4
@@ -108,15 +107,15 @@ def network_stages(
     """
     time = output_length(frames)
     rows = batch * time
-    first, second = half(bins), conv_bins(bins)
-    kernel1 = CONV_MAPS * CONV1_BINS * CONV_FRAMES
-    kernel2 = CONV_MAPS * CONV_MAPS * CONV2_BINS * CONV_FRAMES
-    inner = rows * CONV_MAPS * first
+    first, second = conv1_bins(bins), conv2_bins(bins)
+    kernel1 = CONV1.maps * math.prod(CONV1.kernel)
+    kernel2 = CONV1.maps * CONV2.maps * math.prod(CONV2.kernel)
+    inner = rows * CONV1.maps * first
     found = [
         _product("conv1", rows * first, kernel1, batch * bins * frames, inner),
-        _product("conv2", rows * second, kernel2, inner, rows * CONV_MAPS * second, precision),
+        _product("conv2", rows * second, kernel2, inner, rows * conv_features(bins), precision),
     ]
-    inputs = CONV_MAPS * second
+    inputs = conv_features(bins)
     for number in range(1, shape.layers + 1):
         found += _recurrent(f"rnn{number}", shape, inputs, batch, time, precision)
         inputs = shape.hidden

@@ -36,8 +36,9 @@ from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import ratio, take_turns
-from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
+from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import conv_features, output_length
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.session import usable_cores
 
@@ -185,7 +186,7 @@ def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dic
     wanted: dict[str, tuple[int, int, int]] = {}
     for batch in BATCHES:
         wanted[f"recurrent step, batch {batch}"] = (batch, shape.hidden, units)
-        inputs = CONV_MAPS * conv_bins(FeatureConfig().bins)
+        inputs = conv_features(FeatureConfig().bins)
         wanted[f"input product, batch {batch}"] = (batch * rows, inputs, units)
     found: dict[str, dict[str, float]] = {}
     for name, sides in wanted.items():

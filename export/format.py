@@ -10,8 +10,8 @@ from ds2deploy.data.batches import pooled_statistics
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.runtimes.artifact import ArtifactDescription, Blocks, Input, Precision
+from ds2deploy.runtimes.blocks import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.errors import ConfigError
-from ds2deploy.runtimes.geometry import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.tensors import with_tensors
 
 

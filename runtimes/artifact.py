@@ -1,6 +1,7 @@
 """What an artifact says of itself: one JSON document, inside the ONNX file or beside the engine.
 
-The model's shape is declared here, once, for exporter and runtimes alike; its tensors in `tensors`.
+The model's shape is declared here, once, for exporter and runtimes alike; its convolutions in
+`geometry`, its tensors in `tensors`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
+from ds2deploy.runtimes.geometry import TIME_STRIDE
 
 FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
@@ -21,24 +23,12 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["offline", "streaming"]
 Input = Literal["features", "waveform"]
 
-CONV_MAPS = 32
-"""Feature maps of both convolutions."""
-
-CONV_FRAMES = 11
-"""Frames that both convolutions see at a time."""
-
-CONV_PADDING = CONV_FRAMES // 2
-"""Frames on either side of the one in the middle."""
-
 MOST_UNITS, MOST_LAYERS = 65_536, 100
 """Largest layer, and most layers. A damaged file may ask for more than the memory holds."""
 
-TIME_STRIDE = 2
-"""Input frames per output frame: the step of the first convolution."""
-
 
 class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The dimensions of a DeepSpeech 2 network; the convolutions are fixed.
+    """The dimensions of a DeepSpeech 2 network; those of its convolutions are in `geometry`.
 
     Attributes:
         rnn: kind of the recurrent layers.
@@ -68,20 +58,10 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"model.norm_eps = {self.norm_eps}: expected between 0 and 1")
 
-
-def conv_bins(bins: int) -> int:
-    """Frequency bins after the two convolutions: 41 of 161."""
-    return half(half(bins))
-
-
-def output_length(frames: int) -> int:
-    """Output frames of so many input frames: one for every two, the last half one included."""
-    return (frames - 1) // TIME_STRIDE + 1
-
-
-def half(bins: int) -> int:
-    """Frequency bins after one convolution."""
-    return (bins - 1) // 2 + 1
+    @property
+    def lookahead_delay(self) -> int:
+        """Frames by which the lookahead is behind, and that it keeps from before a block."""
+        return 0 if self.bidirectional else self.lookahead - 1
 
 
 class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ds2deploy.runtimes.alphabet import BLANK, Alphabet
-from ds2deploy.runtimes.artifact import TIME_STRIDE
 from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.decoding.greedy_stream import StreamDecoder
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
+from ds2deploy.runtimes.geometry import TIME_STRIDE
 from ds2deploy.runtimes.session import Session, prepare_sound
 
 CONTEXT_S = 5.0

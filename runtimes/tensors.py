@@ -13,17 +13,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.artifact import (
-    CONV_FRAMES,
-    CONV_MAPS,
-    TIME_STRIDE,
-    ArtifactDescription,
-    half,
-    output_length,
-)
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.geometry import lookahead_history, window_history
+from ds2deploy.runtimes.geometry import (
+    CONV1,
+    CONV2,
+    TIME_STRIDE,
+    conv1_bins,
+    output_length,
+    window_history,
+)
 
 FEATURES = "features"
 WAVEFORM = "waveform"
@@ -142,13 +142,13 @@ def _states(description: ArtifactDescription, prefix: str) -> tuple[Tensor, ...]
     shapes: dict[str, tuple[int, ...]] = {}
     if description.input == "waveform":
         shapes[WAVEFORM] = (window_history(features),)
-    shapes[FEATURES] = (1, features.bins, CONV_FRAMES - TIME_STRIDE)
-    shapes["conv1"] = (CONV_MAPS, half(features.bins), CONV_FRAMES - 1)
+    shapes[FEATURES] = (1, features.bins, CONV1.history)
+    shapes["conv1"] = (CONV1.maps, conv1_bins(features.bins), CONV2.history)
     shapes["rnn"] = (model.layers, model.hidden)
     if model.rnn == "lstm":
         shapes["cell"] = shapes["rnn"]
-    if lookahead_history(model):
-        shapes["lookahead"] = (model.hidden, lookahead_history(model))
+    if model.lookahead_delay:
+        shapes["lookahead"] = (model.hidden, model.lookahead_delay)
     return tuple(
         Tensor(prefix + name, "float32", (BATCH, *shape)) for name, shape in shapes.items()
     )

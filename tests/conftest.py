@@ -222,8 +222,8 @@ def describe() -> Callable[..., ArtifactDescription]:
     """Describes the artifact of a network."""
     from ds2deploy.runtimes.alphabet import ENGLISH
     from ds2deploy.runtimes.artifact import ArtifactDescription, WeightsSource
+    from ds2deploy.runtimes.blocks import make_blocks
     from ds2deploy.runtimes.features import FeatureConfig
-    from ds2deploy.runtimes.geometry import make_blocks
     from ds2deploy.runtimes.tensors import with_tensors
 
     def make(

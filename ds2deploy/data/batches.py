@@ -27,7 +27,6 @@ from ds2deploy.data.epoch_plan import (
 )
 from ds2deploy.data.workers import load
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import FILE_ERRORS, ConfigError, NoiseError
 from ds2deploy.runtimes.features import (
     SMALLEST_DEVIATION,
@@ -35,6 +34,7 @@ from ds2deploy.runtimes.features import (
     FloatArray,
     pad_features,
 )
+from ds2deploy.runtimes.geometry import output_length
 
 LEAST_DEVIATION = 0.5
 """Least standard deviation of a bin, as a share of the root mean square over all bins."""

@@ -22,14 +22,9 @@ from ds2deploy.model.network import (
     over_frames,
 )
 from ds2deploy.model.session import TorchSession
-from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, Input
-from ds2deploy.runtimes.geometry import (
-    BLOCK_MS,
-    CONV1_DELAY,
-    CONV2_DELAY,
-    make_blocks,
-    nearest_block_ms,
-)
+from ds2deploy.runtimes.artifact import ArtifactDescription, Input
+from ds2deploy.runtimes.blocks import BLOCK_MS, make_blocks, nearest_block_ms
+from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, output_length
 from ds2deploy.runtimes.tensors import STATE, with_tensors
 
 
@@ -66,8 +61,8 @@ class StreamingNetwork(nn.Module):
         """
         state = dict(zip(self._states, states, strict=True))
         frames = features.shape[3]
-        start = torch.div(position, TIME_STRIDE, rounding_mode="floor")
-        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        start = position // TIME_STRIDE
+        output_lengths = output_length(lengths)
         valid = _inside(position, frames, lengths)
         x = features.masked_fill(~valid[:, None, None], 0.0)
         for layers, name, delay in (

@@ -13,8 +13,8 @@ import numpy as np
 from onnx import TensorProto
 
 from ds2deploy.export.onnx.graph_builder import GraphBuilder
-from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription
-from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, window_delay
+from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, window_delay
 from ds2deploy.runtimes.tensors import (
     LENGTHS,
     NEXT,

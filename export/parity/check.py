@@ -30,10 +30,11 @@ from ds2deploy.export.parity.reference import (
     lengths_of,
 )
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import Precision, output_length
+from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.decoding.greedy import greedy_text
 from ds2deploy.runtimes.errors import NotFiniteError
 from ds2deploy.runtimes.features import FloatArray, IntArray, pad_sounds
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.streaming.state import run_in_blocks
 

@@ -21,11 +21,11 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    output_length,
 )
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, DeviceError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.runtimes.pipeline import (
     AudioInput,
     Prepared,

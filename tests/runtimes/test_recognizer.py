@@ -17,12 +17,12 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    output_length,
 )
 from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.runtimes.recognizer import Recognizer, batches
 
 RATE = 16_000

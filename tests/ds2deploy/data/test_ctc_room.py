@@ -25,8 +25,8 @@ from ds2deploy.data.cuts import make_cut
 from ds2deploy.data.epoch_plan import ProcessBatch
 from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.run_folder import BROKEN, RunFolder
 from ds2deploy.training.train import train

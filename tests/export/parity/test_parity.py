@@ -20,9 +20,10 @@ from ds2deploy.export.parity.reference import BATCHES, FRAMES, Reference, decode
 from ds2deploy.export.parity.speech import speech_features, synthesize
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
-from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import output_length
 
 
 def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):

@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.blocks import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
-from ds2deploy.runtimes.geometry import (
-    make_blocks,
-    nearest_block_ms,
-    window_delay,
-    window_history,
-)
+from ds2deploy.runtimes.geometry import window_delay, window_history
 from ds2deploy.runtimes.streaming.audio_blocks import SampleQueue, StreamAudio
 
 SHAPE = ModelShape(hidden=8, layers=1, bidirectional=False, lookahead=3)
