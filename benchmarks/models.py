@@ -58,10 +58,10 @@ def write_onnx(checkpoint: Path, folder: Path, precision: Precision = "fp32") ->
     The comparison takes minutes, and says nothing of speed.
     """
     loaded = load_checkpoint(checkpoint)
-    form = ExportFormat()
-    description = form.describe(loaded, precision)
+    export_format = ExportFormat()
+    description = export_format.describe(loaded, precision)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{checkpoint.stem}.{artifact_name(form, precision)}"
+    path = folder / f"{checkpoint.stem}.{artifact_name(export_format, precision)}"
     deploy = lower(loaded.network, columns=precision != "int8")
     onnx.save(build_graph(deploy, description), path)
     append_description(path, description)

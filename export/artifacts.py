@@ -71,7 +71,7 @@ def export_onnx(
     precisions: Sequence[Precision] = ("fp32",),
     audio: str | Path | None = None,
     progress: Progress = lambda message: None,
-    form: ExportFormat = WHOLE_FEATURES,
+    export_format: ExportFormat = WHOLE_FEATURES,
 ) -> list[Exported]:
     """Export a checkpoint to ONNX, verified, with dynamic batch and time.
 
@@ -82,7 +82,7 @@ def export_onnx(
         audio: manifest of real speech for the parity check; synthetic speech without one, but not
             for int8.
         progress: told what is being done.
-        form: what the artifacts take.
+        export_format: input of the artifacts.
 
     Returns:
         What was written, in the order of `precisions`.
@@ -92,7 +92,9 @@ def export_onnx(
         MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
         ConfigError: a precision that ONNX Runtime cannot compute, or int8 without audio.
     """
-    exported = export_checkpoint(checkpoint, out, precisions, audio, progress, form=form)
+    exported = export_checkpoint(
+        checkpoint, out, precisions, audio, progress, export_format=export_format
+    )
     return [item for item in exported if isinstance(item, Exported)]
 
 
@@ -104,7 +106,7 @@ def export_checkpoint(
     progress: Progress = lambda message: None,
     engines: Sequence[EngineOptions] = (),
     keep_onnx: bool = True,
-    form: ExportFormat = WHOLE_FEATURES,
+    export_format: ExportFormat = WHOLE_FEATURES,
 ) -> list[Exported | EngineExport]:
     """Export a checkpoint to ONNX and to TensorRT engines, each verified.
 
@@ -116,7 +118,7 @@ def export_checkpoint(
         progress: told what is being done.
         engines: what to build of every precision.
         keep_onnx: whether the ONNX files, of which the engines are built, are written too.
-        form: what the artifacts take.
+        export_format: input of the artifacts.
 
     Returns:
         What was written: of each precision the ONNX file, then its engines.
@@ -138,34 +140,34 @@ def export_checkpoint(
     for options in engines:
         check_builder(options)
     loaded = load_checkpoint(checkpoint)
-    blocks = form.blocks(loaded, str(checkpoint))
+    blocks = export_format.blocks(loaded, str(checkpoint))
     if "int8" in precisions:
         _check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
     cuts = None if audio is None else (Path(audio).name, read_manifest(audio))
     profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
-    progress("gathering statistics" if form.statistics_from else "reading")
-    loaded = form.prepare(loaded)
+    progress("gathering statistics" if export_format.statistics_from else "reading")
+    loaded = export_format.prepare(loaded)
     reference = Reference(
         torch_session(loaded),
         cuts,
         longest_frames(profiles),
-        sound="waveform" if form.waveform else "features",
+        sound="waveform" if export_format.waveform else "features",
         exact=exact_session(loaded),
     )
     exported: list[Exported | EngineExport] = []
     with ExitStack() as stack:
         files = stack.enter_context(WholeFiles())  # all take their names at its end, or none does
         for precision in precisions:
-            path = out / artifact_name(form, precision)
+            path = out / artifact_name(export_format, precision)
             if keep_onnx:
                 temporary = files.add(path)
             else:
                 folder = tempfile.TemporaryDirectory(prefix="ds2deploy-")
                 temporary = Path(stack.enter_context(folder)) / path.name
             library = import_tensorrt(engines[0].flavor) if precision == "bf16" else None
-            described = form.describe(loaded, precision, blocks)
+            described = export_format.describe(loaded, precision, blocks)
             written = _write(loaded, described, temporary, reference, progress, library)
             if keep_onnx:
                 exported.append(msgspec.structs.replace(written, path=str(path)))
@@ -177,7 +179,7 @@ def export_checkpoint(
                     options,
                     reference,
                     path,
-                    _command(checkpoint, out, precision, audio, keep_onnx, form),
+                    _command(checkpoint, out, precision, audio, keep_onnx, export_format),
                     files,
                     lambda what, name=precision: progress(f"{name}: {what}"),  # type: ignore[misc]
                     written.report if options is engines[0] and library is not None else None,
@@ -206,11 +208,11 @@ def _command(
     precision: Precision,
     audio: str | Path | None,
     keep_onnx: bool,
-    form: ExportFormat,
+    export_format: ExportFormat,
 ) -> str:
     words = ["ds2deploy", "export", str(checkpoint), "--out", str(out), "--precision", precision]
     words += [] if audio is None else ["--audio", str(audio)]
-    return shlex.join(words + form.command() + ([] if keep_onnx else ["--no-onnx"]))
+    return shlex.join(words + export_format.command() + ([] if keep_onnx else ["--no-onnx"]))
 
 
 def verify_artifact(

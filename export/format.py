@@ -73,7 +73,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         return make_blocks(checkpoint.recipe.model, features, kind, block_ms)
 
     def prepare(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with features that suit the form, which `blocks` has accepted.
+        """Give a checkpoint the features that the format needs; `blocks` has accepted it.
 
         Raises:
             MissingFileError, ManifestError, AudioError: of the manifest for statistics.
@@ -115,7 +115,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def command(self) -> list[str]:
-        """The form as it is written on the command line."""
+        """The options of the command line that ask for this format."""
         words = ["--streaming"] if self.streaming else []
         words += ["--waveform"] if self.waveform else []
         words += [] if self.block_ms is None else ["--block-ms", f"{self.block_ms:g}"]
@@ -123,10 +123,10 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         return words + ([] if given is None else ["--statistics-from", given])
 
 
-def artifact_name(form: ExportFormat, precision: Precision) -> str:
+def artifact_name(export_format: ExportFormat, precision: Precision) -> str:
     """`model.onnx`, `model.fp16.onnx`, `model.streaming.waveform.fp16.onnx`."""
     parts = ["model"]
-    parts += ["streaming"] if form.streaming else []
-    parts += ["waveform"] if form.waveform else []
+    parts += ["streaming"] if export_format.streaming else []
+    parts += ["waveform"] if export_format.waveform else []
     parts += [] if precision == "fp32" else [precision]
     return ".".join([*parts, "onnx"])

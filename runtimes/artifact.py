@@ -135,8 +135,8 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         outputs: tensor names.
         source: the checkpoint.
         blocks: of a streaming artifact; None for an offline one.
-        statistics_from: manifest whose speech gave the statistics that stand in `features` in the
-            place of the checkpoint's normalisation per utterance; None where nothing was replaced.
+        statistics_from: manifest whose speech gave the statistics that replace, in `features`, the
+            checkpoint's normalisation per utterance; None where nothing was replaced.
         parity: the report of the check that the artifact passed.
         created_by: name and version of the exporter.
         engine: of a TensorRT engine, what it was built with; None for an ONNX file.

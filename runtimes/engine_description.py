@@ -20,9 +20,9 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The optimisation profile: shapes that an engine takes.
 
     Attributes:
-        batch: utterances at least, usually, at most.
-        frames: feature frames of the longest utterance, at least, usually, at most. What is
-            shorter is padded by the runtime.
+        batch: minimum, optimum and maximum number of utterances or streams.
+        frames: minimum, optimum and maximum number of feature frames of the longest utterance.
+            Shorter ones are padded by the runtime.
     """
 
     batch: tuple[int, int, int]
@@ -30,8 +30,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def seconds(self, features: FeatureConfig) -> tuple[float, float, float]:
         """The frames as durations."""
-        low, usual, high = (seconds_of_frames(count, features) for count in self.frames)
-        return low, usual, high
+        shortest, optimum, longest = (seconds_of_frames(count, features) for count in self.frames)
+        return shortest, optimum, longest
 
 
 def frames_of(duration_s: float, features: FeatureConfig) -> int:

@@ -40,7 +40,7 @@ SAMPLES = "samples"
 OUTPUT_TIME = "output_time"
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Of an input: at least, usually, at most."""
+"""Minimum, optimum and maximum shape of an input."""
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of their tensors."""
@@ -92,14 +92,14 @@ def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
 
 
 def profile_shapes(tensor: Tensor, profile: Profile, features: FeatureConfig) -> Shapes:
-    """The shapes of an input that an engine takes: at least, usually, at most."""
-    low, usual, high = (
+    """Minimum, optimum and maximum shape of an input of an engine."""
+    smallest, optimum, largest = (
         tensor.shape(
             **{BATCH: batch, TIME: frames, SAMPLES: samples_of(frames, features), OUTPUT_TIME: 0}
         )
         for batch, frames in zip(profile.batch, profile.frames, strict=True)
     )
-    return low, usual, high
+    return smallest, optimum, largest
 
 
 def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict[str, int]:

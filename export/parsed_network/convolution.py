@@ -90,7 +90,7 @@ def _shifted(
     dilation: tuple[int, int],
 ) -> Array:
     picks = [
-        slice(place * apart, place * apart + (count - 1) * step + 1, step)
-        for place, count, step, apart in zip(start, size, stride, dilation, strict=True)
+        slice(first * apart, first * apart + (count - 1) * step + 1, step)
+        for first, count, step, apart in zip(start, size, stride, dilation, strict=True)
     ]
     return x[:, picks[0], picks[1]]

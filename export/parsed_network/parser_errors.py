@@ -48,11 +48,11 @@ def part_of_model(name: str, operator: str) -> str:
 
 def _type_conflict(types: tuple[str, ...], operator: str) -> str:
     precision = next((PRECISIONS[name] for name in types if name in PRECISIONS), "this precision")
-    choices = {"bf16": "--precision fp16 or fp32", "fp16": "--precision fp32"}
+    remedies = {"bf16": "--precision fp16 or fp32", "fp16": "--precision fp32"}
     also = "" if operator != "GRU" else ", or train an LSTM"
     return (
         f"it does not take {operator} in {precision}, where its own constants are "
-        f"{' and '.join(sorted(set(types)))}: choose {choices.get(precision, 'another')}{also}"
+        f"{' and '.join(sorted(set(types)))}: choose {remedies.get(precision, 'another')}{also}"
     )
 
 

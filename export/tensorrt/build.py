@@ -22,6 +22,7 @@ import msgspec
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
+from ds2deploy.runtimes.errors import one_line
 from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.tensors import Shapes, input_tensors, profile_shapes
 from ds2deploy.training.memory import peak_memory_bytes
@@ -34,7 +35,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         flavor: of the library.
         onnx: path of the network.
         engine: path to write to.
-        profile: minimum, usual and maximum shape of every input.
+        profile: minimum, optimum and maximum shape of every input.
         workspace_mb: limit of scratch memory, in 2^20 bytes.
         optimization_level: 0 to 5.
         timing_cache: path of a file that is read, where it is, and written.
@@ -92,8 +93,7 @@ def main() -> None:
     try:
         say(Event(built=build(job, lambda phase: say(Event(phase=phase)))))
     except Exception as error:  # whatever it is, the parent reports it
-        text = " ".join(str(error).split())[:500] or type(error).__name__
-        say(Event(error=text, os_error=isinstance(error, OSError)))
+        say(Event(error=one_line(error, 500), os_error=isinstance(error, OSError)))
         sys.exit(1)
 
 
@@ -122,14 +122,9 @@ def build(job: Job, progress: Callable[[str], None]) -> tuple[float, float, floa
     Path(job.engine).write_bytes(memoryview(engine))
     if job.timing_cache is not None:
         _save_timing_cache(Path(job.timing_cache), config)
-    return parsed - started, built - parsed, _peak_mb(), network.num_layers
-
-
-def _peak_mb() -> float:
-    """Largest resident memory of this process, in 10^6 bytes."""
     peak = peak_memory_bytes()
-    assert peak is not None  # TensorRT is for Linux, which tells
-    return peak / 1e6
+    assert peak is not None  # it is known on Linux, which TensorRT is for
+    return parsed - started, built - parsed, peak / 1e6, network.num_layers
 
 
 def _prepare_polygraphy(flavor: Flavor) -> TensorRt:
@@ -210,7 +205,3 @@ def _save_timing_cache(path: Path, config: Any) -> None:
 
     with whole_file(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-
-
-if __name__ == "__main__":
-    main()

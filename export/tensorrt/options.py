@@ -30,9 +30,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         flavor: of the library.
-        batch: utterances at least, usually, at most.
-        seconds: of the longest utterance of a batch, at least, usually, at most; None is the
-            default, and what a streaming model has.
+        batch: minimum, optimum and maximum number of utterances or streams.
+        seconds: minimum, optimum and maximum duration of the longest utterance of a batch; None
+            is the default, and what a streaming model has.
         workspace_mb: limit of its scratch memory, in 2^20 bytes; None is TensorRT's own.
         optimization_level: of the builder, from 0 (builds fast) to 5 (runs fast); None is its own.
         timing_cache: file that remembers which kernels were fast; TensorRT only.
@@ -195,7 +195,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
     """Compute capabilities, as `8.6,8.9`.
 
     Raises:
-        ConfigError: not numbers of the form 8.9.
+        ConfigError: not numbers such as 8.9.
     """
     targets = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for target in targets:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from ds2deploy.runtimes.engine_description import Flavor
-from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.errors import RuntimeUnavailableError, one_line
 
 NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
@@ -67,11 +67,11 @@ def import_tensorrt(flavor: Flavor) -> TensorRt:
             reason = f"no module {error.name}" if error.name else str(error)
             continue
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = one_line(error, 160)
             break
         return _new_enough(TensorRt(flavor, version, module))
     raise RuntimeUnavailableError(
-        f"{NAMES[flavor]} does not import ({reason[:160]}): {install_command(flavor)}"
+        f"{NAMES[flavor]} does not import ({reason}): {install_command(flavor)}"
     )
 
 

@@ -30,8 +30,3 @@ def make_log(library: TensorRt) -> Any:
             return f" ({' '.join(last.split())[:200]})" if last else ""
 
     return Log()
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text, for the middle of a message."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

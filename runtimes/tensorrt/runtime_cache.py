@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ds2deploy.runtimes.errors import DeviceError
+from ds2deploy.runtimes.errors import DeviceError, one_line
 from ds2deploy.runtimes.files import whole_file
-from ds2deploy.runtimes.tensorrt.log import one_line
 
 LOG = logging.getLogger("ds2deploy")
 

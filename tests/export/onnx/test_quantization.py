@@ -251,8 +251,8 @@ def test_words_of_real_speech(
     """At most 0.2 % of the words of the digit test strings differ from PyTorch's."""
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     checkpoint = streaming_checkpoint if streaming else digits_checkpoint
-    form = ExportFormat(streaming=streaming)
-    [exported] = export_onnx(checkpoint, tmp_path, ["int8"], strings, form=form)
+    export_format = ExportFormat(streaming=streaming)
+    [exported] = export_onnx(checkpoint, tmp_path, ["int8"], strings, export_format=export_format)
     assert Path(exported.path).name == (
         "model.streaming.int8.onnx" if streaming else "model.int8.onnx"
     )

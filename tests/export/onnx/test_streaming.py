@@ -250,8 +250,10 @@ def exported(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     """Streaming artifacts of it, of features and samples, fp32 and fp16; each was verified."""
     out = tmp_path_factory.mktemp("streaming")
     for waveform in (False, True):
-        form = ExportFormat(streaming=True, waveform=waveform)
-        for item in export_onnx(streaming_checkpoint, out, ["fp32", "fp16"], form=form):
+        export_format = ExportFormat(streaming=True, waveform=waveform)
+        for item in export_onnx(
+            streaming_checkpoint, out, ["fp32", "fp16"], export_format=export_format
+        ):
             assert item.report.passed
             assert {(case.batch, case.frames) for case in item.report.cases} == {
                 (batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)
@@ -331,7 +333,7 @@ def test_waveform_graphs_on_trained_models(
     """Against numpy's extractor and the graph of features: 1e-3, the same text, ragged batches."""
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     for checkpoint in (digits_checkpoint, streaming_checkpoint):
-        (ours,) = export_onnx(checkpoint, tmp_path, form=ExportFormat(waveform=True))
+        (ours,) = export_onnx(checkpoint, tmp_path, export_format=ExportFormat(waveform=True))
         (theirs,) = export_onnx(checkpoint, tmp_path)
         assert ours.report.max_difference <= 1e-3
         assert all(case.same_text for case in ours.report.cases)
@@ -374,9 +376,13 @@ def test_words_of_real_speech(
         PrepareOptions(layout="fsdd", join=(2, 6), join_times=3),
     )
     strings = tmp_path / "test-joined.jsonl.gz"
-    form = ExportFormat(streaming=True)
+    export_format = ExportFormat(streaming=True)
     fp32, fp16 = export_onnx(
-        streaming_checkpoint, tmp_path / "out", ["fp32", "fp16"], strings, form=form
+        streaming_checkpoint,
+        tmp_path / "out",
+        ["fp32", "fp16"],
+        strings,
+        export_format=export_format,
     )
     assert fp32.report.words is not None
     assert fp32.report.words.words > 500
@@ -448,7 +454,9 @@ def test_damage_is_noticed_and_nothing_is_written(
     monkeypatch.setattr(artifacts, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     with pytest.raises(ParityError, match="does not compute what the checkpoint computes"):
-        export_onnx(streaming_checkpoint, tmp_path / "out", form=ExportFormat(streaming=True))
+        export_onnx(
+            streaming_checkpoint, tmp_path / "out", export_format=ExportFormat(streaming=True)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -529,8 +537,10 @@ def test_statistics_are_not_asked_of_a_model_that_has_its_own(
 
 
 def test_a_form_on_the_command_line():
-    form = ExportFormat(streaming=True, waveform=True, block_ms=40, statistics_from="a b.jsonl")
-    assert form.command() == [
+    export_format = ExportFormat(
+        streaming=True, waveform=True, block_ms=40, statistics_from="a b.jsonl"
+    )
+    assert export_format.command() == [
         "--streaming", "--waveform", "--block-ms", "40", "--statistics-from", "a b.jsonl",
     ]  # fmt: skip
     assert ExportFormat().command() == []

@@ -124,7 +124,7 @@ def test_an_rnn_that_amplifies_rounding_is_exported(
     path = tmp_path / "rnn.ckpt"
     save_checkpoint(path, network, checkpoint_of(network).recipe, {})
     [exported] = export_onnx(path, tmp_path / "out")
-    [waveform] = export_onnx(path, tmp_path / "out", form=ExportFormat(waveform=True))
+    [waveform] = export_onnx(path, tmp_path / "out", export_format=ExportFormat(waveform=True))
     assert waveform.report.passed
     report = exported.report
     assert report.passed

@@ -387,7 +387,7 @@ def test_a_build_that_fails_leaves_nothing(
         ("--targets 8.6", "--targets: is for engines; add --trt or --rtx"),
         ("--rtx --batch 4,1,2", "--batch 4,1,2: expected the smallest first and the largest last"),
         ("--rtx --batch 0,1,2", "--batch 0,1,2: expected the smallest first and the largest last"),
-        ("--rtx --batch 1,2", "--batch 1,2: expected three numbers, at least, usually and at most"),
+        ("--rtx --batch 1,2", "--batch 1,2: expected three numbers, MIN,OPT,MAX"),
         ("--rtx --batch a,b,c", "--batch a,b,c: expected three numbers"),
         ("--rtx --seconds 5", "--seconds 5: expected three numbers"),
         ("--rtx --seconds 1,nan,2", "--seconds 1,nan,2: expected the smallest first"),

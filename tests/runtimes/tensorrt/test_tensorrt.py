@@ -543,7 +543,7 @@ def test_memory_that_runs_out_says_how_much_was_wanted(engine, reference, machin
             f"({8 * 17 * 400 * 4} bytes wanted)"
         )
         assert machine.last_error == ERRORS.cudaSuccess  # nobody takes it for an error of theirs
-        assert machine.left() == {"engine": 1, "runtime": 1}  # that lane is gone
+        assert machine.left() == {"engine": 1, "runtime": 1}  # that context is gone
         batch = make_batch([40])
         assert_same(session.run(*batch), reference.run(*batch))
     assert clean(machine)
@@ -624,7 +624,7 @@ def cycle(path: Path, expected: list[Any], machine: Any) -> int:
             message = str(path)
         assert "\n" not in message
         assert str(path) in message
-        # Whatever happened, the session answers, with another lane if need be.
+        # Whatever happened, the session answers, with another context if need be.
         batch, results = expected[-1]
         assert_same(session.run(*batch), results)
     return right
@@ -673,7 +673,7 @@ def test_a_fault_at_every_call(kind, fault, small_onnx, reference, tmp_path, mon
 
 
 def test_a_fault_of_two_calls_in_a_row(small_onnx, reference, tmp_path, monkeypatch):
-    """While one lane is freed after an error, the next call fails as well."""
+    """While one context is freed after an error, the next call fails as well."""
     batch = make_batch([30])
     machine = standin.Machine()
     path = write_engine(small_onnx, tmp_path, machine)
@@ -789,7 +789,7 @@ def test_as_many_run_at_once_as_there_are_contexts(engine, machine, monkeypatch)
             thread.start()
         assert blockade.waiting.acquire(timeout=PATIENCE_S)
         assert blockade.waiting.acquire(timeout=PATIENCE_S)
-        assert not blockade.waiting.acquire(timeout=0.2)  # the third waits for a lane
+        assert not blockade.waiting.acquire(timeout=0.2)  # the third waits for a context
         assert machine.live["context"] == 2
         blockade.open.set()
         for thread in threads:
@@ -946,7 +946,7 @@ def test_after_a_failed_capture_graphs_that_are_there_are_not_replayed(engine, r
     with TensorRtSession(engine, contexts=1) as session:
         for _ in range(3):
             session.run(*make_batch([30]))
-        session._graphs.give_up("in another lane")
+        session._graphs.give_up("in another context")
         batch = make_batch([30])
         assert_same(session.run(*batch), reference.run(*batch))
         assert machine.calls.count("cudaGraphLaunch") == 1
@@ -972,8 +972,8 @@ def test_another_lane_allocates_while_one_captures(engine, reference, machine, m
         session.run(*make_batch([30]))
         record, done = ExecutionContext._queue, []
 
-        def queue_with_a_neighbour(lane: Any) -> None:
-            record(lane)
+        def queue_with_a_neighbour(context: Any) -> None:
+            record(context)
             if any(stream.captured is not None for stream in machine.streams.values()) and not done:
                 done.append(True)
                 thread = threading.Thread(target=session.run, args=make_batch([200] * 4))
