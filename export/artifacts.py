@@ -18,8 +18,9 @@ from ds2deploy.data.manifest import read_manifest
 from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.export.parity.check import ParityReport, check_parity
+from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt.engines import EngineExport, export_engine
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.profiles import grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ds2deploy.export.parity.check import ParityReport
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt.engines import EngineExport
 
 if TYPE_CHECKING:  # it needs torch, which a device that builds its engine has not

@@ -15,7 +15,8 @@ from ds2deploy.export.onnx.front_end import features_of_waveform
 from ds2deploy.export.onnx.graph_builder import GraphBuilder, recurrent_operator
 from ds2deploy.export.onnx.lowering import GATE_COLUMNS, DeployModel
 from ds2deploy.export.onnx.quantization import quantized_convolution, quantized_layers
-from ds2deploy.export.onnx.time_axis import StreamBlocks, TimeAxis, WholeUtterances
+from ds2deploy.export.onnx.stream_blocks import StreamBlocks
+from ds2deploy.export.onnx.time_axis import TimeAxis, WholeUtterances
 from ds2deploy.model.network import LARGEST_ACTIVATION
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.geometry import TIME_STRIDE, conv_features

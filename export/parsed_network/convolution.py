@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ds2deploy.export.parsed_network.layers import Array
 
 
 def convolve(x: Array | None, attributes: dict[str, Any]) -> Array:

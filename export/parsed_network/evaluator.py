@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ds2deploy.export.parsed_network.layers import Array, Layer, Operation, ParsedNetwork
 from ds2deploy.export.parsed_network.loops import find_loops, in_order
-from ds2deploy.export.parsed_network.operations import Array, Operation, operation, rounder
-from ds2deploy.export.parsed_network.reader import Layer, ParsedNetwork, read_network
+from ds2deploy.export.parsed_network.operations import operation
+from ds2deploy.export.parsed_network.reader import read_network
+from ds2deploy.export.parsed_network.rounding import rounder
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FloatArray, IntArray

@@ -14,15 +14,16 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ds2deploy.export.parsed_network.operations import (
+from ds2deploy.export.parsed_network.layers import (
     Array,
     Inputs,
+    Layer,
     Operation,
-    operation,
-    rounder,
+    ParsedNetwork,
     unknown,
 )
-from ds2deploy.export.parsed_network.reader import Layer, ParsedNetwork
+from ds2deploy.export.parsed_network.operations import operation
+from ds2deploy.export.parsed_network.rounding import rounder
 
 KINDS = ("CONCATENATE", "REVERSE")
 """Of loop outputs that gather what every step gives."""

@@ -1,60 +1,27 @@
 """Reads the network that TensorRT's parser made of an ONNX file into plain data.
 
 Everything that touches TensorRT's `INetworkDefinition` is here; what comes out is Python and
-numpy, so that it can be computed without TensorRT (`network_evaluator`).
+numpy, so that it can be computed without TensorRT (`evaluator`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ds2deploy.export.parsed_network.layers import (
+    Layer,
+    ParsedNetwork,
+)
 from ds2deploy.export.parsed_network.parser_errors import explain_parser_errors
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 
 Weights = npt.NDArray[Any]
-
-
-class Layer(NamedTuple):
-    """One layer as TensorRT holds it.
-
-    Attributes:
-        kind: name of its `LayerType`.
-        name: as the parser gave it: the ONNX node's where one stands behind it.
-        inputs: tensors; None for an optional one that is not there.
-        outputs: tensors.
-        attributes: what else it computes with.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[str | None, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-
-
-class ParsedNetwork(NamedTuple):
-    """A network, as plain data.
-
-    Attributes:
-        title: name and version of the parser's library.
-        inputs: tensors.
-        outputs: tensors.
-        layers: in the order of the network, which is not that of computation.
-        dtypes: of every tensor, the name of its `DataType`.
-    """
-
-    title: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    layers: tuple[Layer, ...]
-    dtypes: dict[str, str]
-
 
 # Attributes by kind of layer: the class that has them, and their names.
 LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {

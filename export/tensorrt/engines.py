@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from ds2deploy.export.parity.check import ParityReport
 from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import (
     check_builder,

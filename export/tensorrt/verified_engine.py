@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from ds2deploy.export.parity.check import ParityReport, check_parity
+from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import FRAMES, Reference
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.parsed_network.evaluator import NetworkSession
 from ds2deploy.export.tensorrt.build import Event, Job, job_profile
 from ds2deploy.export.tensorrt.options import RTX_DEFAULT, EngineOptions

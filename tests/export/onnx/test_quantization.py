@@ -23,7 +23,7 @@ from ds2deploy.export.onnx import graph, quantization
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.onnx.quantization import column_scale, quantize
-from ds2deploy.export.parity.check import TOLERANCES, Tolerance
+from ds2deploy.export.parity.report import TOLERANCES, Tolerance
 from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet

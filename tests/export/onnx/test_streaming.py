@@ -23,8 +23,9 @@ from ds2deploy.export.artifacts import append_description, export_onnx, verify_a
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.export.parity.check import TOLERANCES, check_parity
+from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import TOLERANCES
 from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.export.parsed_network.evaluator import NetworkSession
 from ds2deploy.export.tensorrt import verified_engine as tensorrt

@@ -25,15 +25,15 @@ from ds2deploy.export.artifacts import append_description, export_onnx
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import DeployModel, lower
-from ds2deploy.export.parity.check import (
+from ds2deploy.export.parity.check import check_parity
+from ds2deploy.export.parity.reference import FRAMES, Reference
+from ds2deploy.export.parity.report import (
     MOST,
     PYTORCH_TIMES,
     TOLERANCES,
     ParityReport,
-    check_parity,
     tolerance_for,
 )
-from ds2deploy.export.parity.reference import FRAMES, Reference
 from ds2deploy.export.parity.speech import speech_features
 from ds2deploy.export.tensorrt.engines import _pytorch_difference
 from ds2deploy.model.checkpoint import Checkpoint, save_checkpoint

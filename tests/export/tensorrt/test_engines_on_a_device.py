@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 import ds2deploy
 from ds2deploy.cli.app import app
-from ds2deploy.export.parity.check import ParityReport
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt import verified_engine as tensorrt
 from ds2deploy.export.tensorrt.build import Job
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine
