@@ -14,11 +14,11 @@ import onnx
 import torch
 
 from ds2deploy.config import Recipe
-from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network

@@ -37,6 +37,11 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         if self.block_ms is not None and not self.streaming:
             raise ConfigError("--block-ms: is for streams; add --streaming")
 
+    @property
+    def input(self) -> Input:
+        """Kind of the first input: features or samples."""
+        return "waveform" if self.waveform else "features"
+
     def blocks(self, checkpoint: Checkpoint, name: str) -> Blocks | None:
         """The blocks of its artifacts; None of offline ones.
 
@@ -68,9 +73,8 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
                 "the whole utterance, which a stream does not have; --statistics-from MANIFEST "
                 "replaces them by those of the recordings there"
             )
-        kind: Input = "waveform" if self.waveform else "features"
         block_ms = nearest_block_ms(features) if self.block_ms is None else self.block_ms
-        return make_blocks(checkpoint.recipe.model, features, kind, block_ms)
+        return make_blocks(checkpoint.recipe.model, features, self.input, block_ms)
 
     def prepare(self, checkpoint: Checkpoint) -> Checkpoint:
         """Give a checkpoint the features that the format needs; `blocks` has accepted it.
@@ -108,7 +112,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
                 checkpoint.description(),
                 precision=precision,
                 kind="offline" if blocks is None else "streaming",
-                input="waveform" if self.waveform else "features",
+                input=self.input,
                 blocks=blocks,
                 statistics_from=None if given is None else Path(given).name,
             )

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ds2deploy.export.parity.check import check_parity
+from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.parsed_network.layers import Array, Layer, Operation, ParsedNetwork
 from ds2deploy.export.parsed_network.loops import find_loops, in_order
 from ds2deploy.export.parsed_network.operations import operation
@@ -104,6 +107,28 @@ class NetworkSession:
 
     def close(self) -> None:
         """Nothing here needs to be freed by hand."""
+
+
+def check_network(
+    onnx: Path,
+    description: ArtifactDescription,
+    library: TensorRt,
+    reference: Reference,
+    progress: Callable[[str], None] = lambda message: None,
+) -> ParityReport:
+    """Compare the network that TensorRT parsed, computed on the CPU, with the reference.
+
+    Returns:
+        The report; whether a disagreement is an error is the caller's decision.
+
+    Raises:
+        ModelFileError: the parser refuses the file, or a layer is not known here.
+    """
+    progress(f"{library.title} parses the network")
+    session = NetworkSession(onnx, library, description)
+    return check_parity(
+        session, reference, lambda what: progress(f"comparing the parsed network, {what}")
+    )
 
 
 class _Step(NamedTuple):

@@ -160,7 +160,7 @@ def _function(function: Callable[..., Any]) -> Callable[[Layer], Operation]:
 
 ELEMENTWISE: dict[str, Callable[[Array, Array], Any]] = {
     "SUM": np.add, "SUB": np.subtract, "PROD": np.multiply, "DIV": divide,
-    "MAX": np.maximum, "MIN": np.minimum, "FLOOR_DIV": np.floordivide, "POW": np.power,
+    "MAX": np.maximum, "MIN": np.minimum, "FLOOR_DIV": np.floor_divide, "POW": np.power,
     "AND": np.logical_and, "OR": np.logical_or, "XOR": np.logical_xor,
     "EQUAL": np.equal, "GREATER": np.greater, "LESS": np.less,
 }  # fmt: skip

@@ -20,7 +20,7 @@ import torch
 
 from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest, write_manifest
-from ds2deploy.export import artifacts
+from ds2deploy.export import verified_onnx
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
@@ -50,7 +50,7 @@ def final_names(folder: Path) -> set[str]:
     "place",
     [
         "import onnx; onnx.checker.check_model = hold",
-        "import ds2deploy.export.artifacts as module; module.check_parity = hold",
+        "import ds2deploy.export.verified_onnx as module; module.check_parity = hold",
         "hold_name('model.onnx')",
     ],
 )
@@ -235,8 +235,8 @@ def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             return {"passed": True}
 
     calls: list[None] = []
-    monkeypatch.setattr(artifacts, "check_parity", lambda *_: Passed())
-    work = getattr(artifacts, step)
+    monkeypatch.setattr(verified_onnx, "check_parity", lambda *_: Passed())
+    work = getattr(verified_onnx, step)
 
     def once(*arguments: Any) -> Any:
         calls.append(None)
@@ -244,7 +244,7 @@ def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             raise Killed
         return work(*arguments)
 
-    monkeypatch.setattr(artifacts, step, once)
+    monkeypatch.setattr(verified_onnx, step, once)
 
 
 def test_a_last_checkpoint_that_is_half_written(
@@ -325,7 +325,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
     happens: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A description without a graph must never be called verified."""
-    check = artifacts.check_parity
+    check = verified_onnx.check_parity
 
     def disturb(*arguments: Any) -> Any:
         report = check(*arguments)
@@ -337,7 +337,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
             os.truncate(temporary, size // 2 if happens == "cut" else size + 1)
         return report
 
-    monkeypatch.setattr(artifacts, "check_parity", disturb)
+    monkeypatch.setattr(verified_onnx, "check_parity", disturb)
     with pytest.raises(ModelFileError, match="another process writes into"):
         export_onnx(small_checkpoint, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -346,7 +346,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
 def test_a_description_is_never_appended_to_nothing(small_onnx: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(ModelFileError, match=re.escape(f"{path}: is gone")):
-        artifacts.append_description(path, OnnxSession(small_onnx).description)
+        verified_onnx.append_description(path, OnnxSession(small_onnx).description)
     assert not path.exists()
 
 
@@ -377,7 +377,7 @@ def test_a_polite_end_leaves_nothing(
     """SIGTERM, as a scheduler or systemd sends it."""
     out = tmp_path / "out"
     out.mkdir()
-    place = "import ds2deploy.export.artifacts as module; module.check_parity = hold"
+    place = "import ds2deploy.export.verified_onnx as module; module.check_parity = hold"
     with hold_command(place, "export", small_checkpoint, "--out", out) as held:
         held.process.terminate()
         assert held.process.wait(PATIENCE_S) == 128 + signal.SIGTERM

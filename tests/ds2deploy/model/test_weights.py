@@ -21,9 +21,10 @@ import ds2deploy
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
 from ds2deploy.data.preparation import PrepareOptions, prepare
-from ds2deploy.export.artifacts import append_description, export_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network

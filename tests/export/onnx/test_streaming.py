@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import ds2deploy
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
-from ds2deploy.export import artifacts
-from ds2deploy.export.artifacts import append_description, export_onnx, verify_artifact
+from ds2deploy.export import verified_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
@@ -28,9 +28,11 @@ from ds2deploy.export.parity.reference import Reference
 from ds2deploy.export.parity.report import TOLERANCES
 from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.export.parsed_network.evaluator import NetworkSession
-from ds2deploy.export.tensorrt import verified_engine as tensorrt
+from ds2deploy.export.tensorrt import build_process
 from ds2deploy.export.tensorrt.build import Job, job_profile
 from ds2deploy.export.tensorrt.profiles import engine_profile
+from ds2deploy.export.verification import verify_artifact
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import torch_session
@@ -97,11 +99,15 @@ def assert_near(found: tuple[Any, Any], expected: list[np.ndarray], tolerance: f
 
 # Every kind, in ONNX Runtime --------------------------------------------------------------------
 
-KINDS = list(itertools.product(("lstm", "gru", "rnn"), (1, 7), ("features", "waveform")))
+KINDS = [
+    *itertools.product(("lstm", "gru", "rnn"), (1, 7), ("features", "waveform"), ("fp32",)),
+    ("lstm", 7, "waveform", "fp16"),
+    ("gru", 7, "features", "fp16"),
+    ("rnn", 1, "waveform", "fp16"),
+]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(("cell", "lookahead", "sound"), KINDS)
+@pytest.mark.parametrize(("cell", "lookahead", "sound", "precision"), KINDS)
 def test_every_kind_in_blocks(
     cell: str,
     lookahead: int,
@@ -207,9 +213,15 @@ def test_tensors_of_a_streaming_artifact(lively_network, describe, tmp_path: Pat
 # As TensorRT parses it --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sound", ["features", "waveform"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("cell", "precision", "sound"),
+    [
+        ("lstm", "fp32", "features"),
+        ("lstm", "fp16", "waveform"),
+        ("gru", "fp32", "waveform"),
+        ("gru", "fp16", "features"),
+    ],
+)
 def test_tensorrt_parses_computes_and_builds(
     cell: str,
     precision: Precision,
@@ -238,7 +250,7 @@ def test_tensorrt_parses_computes_and_builds(
             engine=str(tmp_path / "x.engine"),
             profile=job_profile(profile, description),
         )
-        *_, layers = tensorrt._run_build(job, lambda phase: None)
+        *_, layers = build_process.run_build(job, lambda phase: None)
         assert layers > 200
         assert (tmp_path / "x.engine").stat().st_size > 500_000
 
@@ -452,7 +464,7 @@ def test_damage_is_noticed_and_nothing_is_written(
         damage(model)
         return model
 
-    monkeypatch.setattr(artifacts, "build_graph", build)
+    monkeypatch.setattr(verified_onnx, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     with pytest.raises(ParityError, match="does not compute what the checkpoint computes"):
         export_onnx(
@@ -537,7 +549,7 @@ def test_statistics_are_not_asked_of_a_model_that_has_its_own(
     assert "its features do not wait for the end of an utterance" in result.stderr
 
 
-def test_a_form_on_the_command_line():
+def test_an_export_format_on_the_command_line():
     export_format = ExportFormat(
         streaming=True, waveform=True, block_ms=40, statistics_from="a b.jsonl"
     )

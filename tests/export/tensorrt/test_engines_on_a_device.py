@@ -72,7 +72,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]]
             Path(job.engine).write_bytes(standin.make_blob(model.SerializeToString(), profile))
             return 0.1, 0.2, 300.0, 99
 
-        monkeypatch.setattr(tensorrt, "_run_build", build)
+        monkeypatch.setattr(tensorrt, "run_build", build)
 
     install(lambda model: None)
     return install
