@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ds2deploy.export.parsed_network import shapes
 from ds2deploy.export.parsed_network.convolution import convolve
 from ds2deploy.export.parsed_network.layers import (
     Array,
@@ -21,6 +20,7 @@ from ds2deploy.export.parsed_network.layers import (
     Operation,
     unknown,
 )
+from ds2deploy.export.parsed_network.shapes import SHAPE_OPERATIONS
 
 
 def operation(layer: Layer) -> Operation:
@@ -177,22 +177,16 @@ REDUCE: dict[str, Callable[..., Any]] = {
 OPERATIONS: dict[str, Callable[[Layer], Operation]] = {
     "ACTIVATION": _activation,
     "CAST": _function(lambda x: x),
-    "CONCATENATION": shapes.concatenation,
     "CONSTANT": _constant,
     "CONVOLUTION": _convolution,
     "ELEMENTWISE": _elementwise,
-    "FILL": shapes.fill,
-    "GATHER": shapes.gather,
     "IDENTITY": _function(lambda x: x),
     "MATRIX_MULTIPLY": _matrix_multiply,
     "REDUCE": _reduce,
     "SCALE": _scale,
     "SELECT": _function(np.where),
     "SHAPE": _function(np.shape),
-    "SHUFFLE": shapes.shuffle,
-    "SLICE": shapes.slice,
     "SOFTMAX": _softmax,
-    "SQUEEZE": shapes.squeeze,
     "UNARY": _unary,
-    "UNSQUEEZE": _function(lambda x, axes: np.expand_dims(x, shapes.axes_of(axes))),
+    **SHAPE_OPERATIONS,
 }

@@ -80,7 +80,7 @@ class TensorRtParse:
         flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self.network = self._builder.create_network(flag)
         self._parser = trt.OnnxParser(self.network, self._logger)
-        if not self._parser.parse_from_file(str(path)):
+        if not self._parser.parse(path.read_bytes()):  # a name need not be UTF-8
             raise ModelFileError(explain_parser_errors(path, self._parser, library))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ds2deploy.export.parsed_network.layers import (
@@ -13,13 +15,13 @@ from ds2deploy.export.parsed_network.layers import (
 )
 
 
-def concatenation(layer: Layer) -> Operation:
+def _concatenation(layer: Layer) -> Operation:
     """Join tensors along an axis."""
     axis = layer.attributes["axis"]
     return lambda inputs: np.concatenate([x for x in inputs if x is not None], axis)
 
 
-def shuffle(layer: Layer) -> Operation:
+def _shuffle(layer: Layer) -> Operation:
     """Transpose, reshape, transpose; the new shape may be an input, or left as it is."""
     zero_keeps = layer.attributes["zero_is_placeholder"]
 
@@ -38,7 +40,7 @@ def shuffle(layer: Layer) -> Operation:
     return shuffle
 
 
-def slice(layer: Layer) -> Operation:
+def _slice(layer: Layer) -> Operation:
     """Start, size and stride per axis, each an attribute or an input; a stride of 0 repeats.
 
     They are those of the axes that are named, or of all.
@@ -72,14 +74,14 @@ def slice(layer: Layer) -> Operation:
     return cut
 
 
-def gather(layer: Layer) -> Operation:
+def _gather(layer: Layer) -> Operation:
     """Take slices by their indices."""
     if layer.attributes["mode"] != "DEFAULT" or layer.attributes["num_elementwise_dims"]:
         raise unknown(layer, "mode")
     return lambda inputs: np.take(inputs[0], inputs[1], axis=layer.attributes["axis"])
 
 
-def fill(layer: Layer) -> Operation:
+def _fill(layer: Layer) -> Operation:
     """Fill a vector with numbers at equal distances."""
     if layer.attributes["operation"] != "LINSPACE" or len(layer.inputs) != 3:
         raise unknown(layer, "operation")
@@ -93,16 +95,31 @@ def fill(layer: Layer) -> Operation:
     return fill
 
 
-def axes_of(x: Array | None) -> tuple[int, ...]:
+def _axes(x: Array | None) -> tuple[int, ...]:
     """Axes of an input that names them; none where it is not there."""
     return () if x is None else tuple(int(axis) for axis in np.atleast_1d(x))
 
 
-def squeeze(layer: Layer) -> Operation:
+def _squeeze(layer: Layer) -> Operation:
     """Remove axes of one element."""
 
     def squeeze(inputs: Inputs) -> Array:
-        axes = axes_of(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
+        axes = _axes(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
         return np.asarray(np.squeeze(inputs[0], axis=axes))
 
     return squeeze
+
+
+def _unsqueeze(layer: Layer) -> Operation:
+    return lambda inputs: np.expand_dims(inputs[0], _axes(inputs[1]))
+
+
+SHAPE_OPERATIONS: dict[str, Callable[[Layer], Operation]] = {
+    "CONCATENATION": _concatenation,
+    "FILL": _fill,
+    "GATHER": _gather,
+    "SHUFFLE": _shuffle,
+    "SLICE": _slice,
+    "SQUEEZE": _squeeze,
+    "UNSQUEEZE": _unsqueeze,
+}

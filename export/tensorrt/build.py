@@ -10,6 +10,7 @@ ends when its standard input does: when the process that started it is gone.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ import msgspec
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
 from ds2deploy.runtimes.errors import one_line
+from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.tensors import Shapes, input_tensors, profile_shapes
 from ds2deploy.training.memory import peak_memory_bytes
@@ -85,10 +87,10 @@ def main() -> None:
     os.dup2(2, 1)
 
     def say(event: Event) -> None:
-        events.write(msgspec.json.encode(event).decode() + "\n")
+        events.write(json_text(event) + "\n")
         events.flush()
 
-    job = msgspec.json.decode(sys.stdin.readline(), type=Job)
+    job = msgspec.convert(json.loads(sys.stdin.readline()), Job)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         say(Event(built=build(job, lambda phase: say(Event(phase=phase)))))
@@ -106,11 +108,14 @@ def build(job: Job, progress: Callable[[str], None]) -> tuple[float, float, floa
     """Build in this process; see `Event.built`."""
     library = _prepare_polygraphy(job.flavor)
     from polygraphy.backend.trt import Profile as PolygraphyProfile
-    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_bytes
 
     started = time.perf_counter()
     progress("parsing")
-    builder, network, parser = network_from_onnx_path(job.onnx, strongly_typed=True)
+    # Bytes, not a path: TensorRT takes no names that are not UTF-8.
+    builder, network, parser = network_from_onnx_bytes(
+        Path(job.onnx).read_bytes(), strongly_typed=True
+    )
     parsed = time.perf_counter()
     profile = PolygraphyProfile()
     for name, shapes in job.profile.items():
@@ -201,7 +206,5 @@ def _load_timing_cache(job: Job, config: Any) -> None:
 
 
 def _save_timing_cache(path: Path, config: Any) -> None:
-    from ds2deploy.runtimes.files import whole_file
-
     with whole_file(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def run_build(job: Job, progress: Progress) -> tuple[float, float, float, int]:
         last = Event()
         try:
             with suppress(BrokenPipeError):  # it died at once; its messages tell why
-                process.stdin.write(msgspec.json.encode(job).decode() + "\n")
+                process.stdin.write(json.dumps(msgspec.to_builtins(job)) + "\n")  # ASCII, any name
                 process.stdin.flush()
             for line in process.stdout:
                 last = msgspec.json.decode(line, type=Event)

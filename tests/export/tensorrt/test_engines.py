@@ -479,6 +479,27 @@ def test_a_folder_in_the_way_is_found_before_the_work(
 
 
 @pytest.mark.usefixtures("rtx")
+def test_a_folder_whose_name_is_not_utf8(small_checkpoint: Path, tmp_path: Path):
+    """Checkpoint, ONNX file and engine, exported, built from the ONNX file, and described."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    checkpoint = folder / os.fsdecode(b"mod\xe8le.ckpt")
+    checkpoint.write_bytes(small_checkpoint.read_bytes())
+    out = folder / "out"
+    result = run(
+        "export", checkpoint, "--rtx", "--precision", "fp32,bf16", "--out", out, *SMALL, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    result = run("export", out / "model.onnx", "--rtx", "--out", folder / "again", *SMALL, "--json")
+    assert result.exit_code == 0, result.stderr
+    for path in (out / "model.rtx.engine", folder / "again" / "model.rtx.engine"):
+        _, engine, blob = read_engine(path)
+        assert len(blob) == engine.size
+        assert "caf\\xe9" in engine.rebuild
+    assert run("inspect", out / "model.rtx.engine", "--json").exit_code == 0
+
+
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("parity", [None, {"passed": False}, {}])
 def test_an_onnx_file_that_was_not_verified(parity: Any, small_onnx: Path, tmp_path: Path):
     """What an engine is compared with must have been compared with its checkpoint."""

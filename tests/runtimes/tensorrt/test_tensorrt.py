@@ -10,6 +10,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -162,6 +163,17 @@ def test_results_are_those_of_onnx_runtime(
         for _ in range(4):  # uncaptured, captured, and two replays
             assert_same(session.run(features, valid), reference.run(features, valid))
     assert clean(machine)
+
+
+def test_an_engine_in_a_folder_whose_name_is_not_utf8(small_onnx, reference, tmp_path, rtx_machine):
+    """Its description, the engine and what TensorRT-RTX compiled are beside one another there."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_engine(small_onnx, folder, rtx_machine)
+    batch = make_batch([100])
+    with TensorRtSession(path) as session:
+        assert_same(session.run(*batch), reference.run(*batch))
+    assert sorted(item.suffix for item in folder.iterdir()) == [".cache", ".engine", ".json"]
 
 
 def test_a_trained_model_gives_the_same_as_onnx_runtime(digits_onnx, tmp_path, machine):
