@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from ds2deploy.export.format import ExportFormat, artifact_name
+from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
@@ -28,8 +29,6 @@ from ds2deploy.runtimes.errors import ConfigError, MissingFileError
 from ds2deploy.runtimes.files import WholeFiles
 from ds2deploy.runtimes.tensorrt.library import import_tensorrt
 
-Progress = Callable[[str], None]
-
 WHOLE_FEATURES = ExportFormat()
 
 
@@ -44,9 +43,9 @@ def export_onnx(
     """Export a checkpoint to ONNX, verified, with dynamic batch and time.
 
     Args:
-        checkpoint: of ds2deploy or of deepspeech.pytorch.
+        checkpoint: file of ds2deploy or of deepspeech.pytorch.
         out: folder for `model.onnx` (fp32) and `model.fp16.onnx`.
-        precisions: of the artifacts; those of one call stand or fall together.
+        precisions: one artifact each; all of one call are written, or none.
         audio: manifest of real speech for the parity check; synthetic speech without one, but not
             for int8.
         progress: told what is being done.
@@ -79,9 +78,9 @@ def export_checkpoint(
     """Export a checkpoint to ONNX and to TensorRT engines, each verified.
 
     Args:
-        checkpoint: of ds2deploy or of deepspeech.pytorch.
+        checkpoint: file of ds2deploy or of deepspeech.pytorch.
         out: folder for the artifacts.
-        precisions: of the artifacts; those of one call stand or fall together.
+        precisions: one artifact each; all of one call are written, or none.
         audio: manifest of real speech for the parity checks; synthetic speech without one.
         progress: told what is being done.
         engines: what to build of every precision.

@@ -1,4 +1,4 @@
-"""What an artifact takes: whole utterances or blocks, features or samples."""
+"""Format of an export: whole utterances or blocks, features or samples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ds2deploy.runtimes.tensors import with_tensors
 
 
 class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is exported to take.
+    """Format that a checkpoint is exported to.
 
     Attributes:
         streaming: blocks of streams, instead of whole utterances.
         waveform: samples, instead of features.
-        block_ms: of sound in a block; None is 320 ms, or what is nearest to it.
+        block_ms: duration of sound in a block; None is 320 ms, or what is nearest to it.
         statistics_from: manifest of speech for the statistics of a model that normalises whole
             utterances, which a stream does not have; None leaves the model's features.
     """
@@ -46,8 +46,8 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         """The blocks of its artifacts; None of offline ones.
 
         Args:
-            checkpoint: to export.
-            name: of its file, for errors.
+            checkpoint: the checkpoint to export.
+            name: name of its file, for errors.
 
         Raises:
             ConfigError: a model that cannot stream, or not without statistics, or not in such
@@ -102,9 +102,9 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         """The artifact's description, but for the parity report.
 
         Args:
-            checkpoint: from `prepare`.
-            precision: of the artifact.
-            blocks: of a streaming one.
+            checkpoint: the result of `prepare`.
+            precision: number format of the artifact.
+            blocks: layout of its blocks; None for an offline artifact.
         """
         given = self.statistics_from
         return with_tensors(

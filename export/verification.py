@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import lhotse
 import msgspec
 
 from ds2deploy.export.parity.check import check_parity
-from ds2deploy.export.parity.report import ParityReport
+from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.evaluator import check_network
 from ds2deploy.export.tensorrt.options import refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.profiles import grid
@@ -22,8 +21,6 @@ from ds2deploy.runtimes.onnx.session import OnnxSession, describe_artifact
 from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine_description
 from ds2deploy.runtimes.tensorrt.library import TensorRt
-
-Progress = Callable[[str], None]
 
 
 def verify_artifact(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import lhotse
@@ -16,7 +15,7 @@ from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
-from ds2deploy.export.parity.report import ParityReport
+from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.evaluator import check_network
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.model.streaming import exact_session, torch_session
@@ -26,17 +25,15 @@ from ds2deploy.runtimes.files import FOREIGN_BYTE, file_sha256
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 
-Progress = Callable[[str], None]
-
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="onnx"):
     """An ONNX file that was written.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         size: in bytes.
-        sha256: of the file.
-        precision: of weights and activations.
+        sha256: SHA-256 of the file.
+        precision: number format of weights and activations.
         nodes: in the graph.
         build_s: seconds to fold, write and check the graph.
         verify_s: seconds of the parity check.

@@ -36,8 +36,8 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     """Write the deployed network.
 
     Args:
-        deploy: from `lower`; for int8 without columns.
-        description: of the artifact: what goes in, whole utterances or blocks, precision of
+        deploy: network from `lower`; for int8 without columns.
+        description: metadata of the artifact: input, whole utterances or blocks, precision of
             weights and activations; inputs, outputs, feature extractor, output layer and
             log-softmax are float32 in every precision.
 

@@ -27,7 +27,7 @@ class StreamBlocks:
 
     Args:
         g: the graph.
-        description: of the artifact, with its blocks.
+        description: metadata of the artifact, with its blocks.
     """
 
     def __init__(self, g: GraphBuilder, description: ArtifactDescription) -> None:
@@ -153,7 +153,7 @@ class StreamBlocks:
         return g.node("Transpose", name, x, perm=[1, 0, 2])
 
     def _inside(self, name: str, start: str, count: int, delay: int, lengths: str) -> str:
-        """Whether the frames from start (batch, 1) - delay on are from 0 to their length."""
+        """Mask of the frames, from start (batch, 1) - delay on, that are from 0 to their length."""
         g = self._g
         index = g.node("Add", f"{name}/index", start, self._range(count, -delay))
         column = g.node("Unsqueeze", f"{name}/lengths", lengths, g.integers(1))

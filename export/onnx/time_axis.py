@@ -22,14 +22,14 @@ RECURRENT = {"lstm": ("rnn", "cell"), "gru": ("rnn",), "rnn": ("rnn",)}
 
 
 class TimeAxis(Protocol):
-    """How the graph takes time."""
+    """Time in the graph: what stands beside the frames at hand, and which of them count."""
 
     def valid_samples(self, x: str) -> str:
-        """Whether a sample of x (batch, samples) is part of its utterance: (batch, samples)."""
+        """Mask of the samples of x (batch, samples) that belong to their utterance."""
         ...
 
     def valid_features(self, x: str, lengths: str) -> str:
-        """Whether a frame of x (batch, 1, bins, time) is part of its utterance: (batch, time)."""
+        """Mask (batch, time) of the frames of x (batch, 1, bins, time) in their utterance."""
         ...
 
     def valid_frames(self, layer: int, x: str, lengths: str) -> str:
@@ -42,9 +42,9 @@ class TimeAxis(Protocol):
         """X with what a layer needs to see beside it.
 
         Args:
-            name: of the state.
+            name: name of the state.
             x: frames at hand.
-            axis: of time.
+            axis: axis of time.
             before: zeros in front of an utterance that its first frame sees.
             after: zeros behind an utterance that its last frame sees.
 
@@ -54,7 +54,7 @@ class TimeAxis(Protocol):
         ...
 
     def initial_states(self, layer: int, x: str) -> list[str]:
-        """What a recurrent layer of x (time, ...) begins with: (directions, batch, hidden) each."""
+        """States before a recurrent layer of x (time, ...), (directions, batch, hidden) each."""
         ...
 
     def final_states(self, layer: int) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class WholeUtterances:
 
     Args:
         g: the graph.
-        description: of the artifact.
+        description: metadata of the artifact.
     """
 
     def __init__(self, g: GraphBuilder, description: ArtifactDescription) -> None:

@@ -14,7 +14,7 @@ artifact that is as good as PyTorch. So an fp32 artifact may be up to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from ds2deploy.export.parity.reference import (
 from ds2deploy.export.parity.report import (
     CaseResult,
     ParityReport,
+    Progress,
     Tolerance,
     WordsResult,
     tolerance_for,
@@ -47,7 +48,7 @@ from ds2deploy.runtimes.streaming.state import run_in_blocks
 def check_parity(
     artifact: Session,
     reference: Reference,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda message: None,
     shapes: Iterable[tuple[int, int]] | None = None,
 ) -> ParityReport:
     """Compare an artifact with what it was made from.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from ds2deploy.runtimes.artifact import Precision
+
+Progress = Callable[[str], None]
+"""Called with a few words on what is being done."""
 
 PYTORCH_TIMES = 4.0
 """Largest ratio of an fp32 artifact's distance from float64 to that of PyTorch's own float32."""
@@ -17,7 +21,7 @@ computes chance, and a check of it would pass anything."""
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """What an artifact may differ by.
+    """Largest differences that an artifact may have.
 
     Attributes:
         log_probs: largest difference of a log-probability above `reference.FLOOR`.
@@ -67,8 +71,8 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         batch: utterances.
-        frames: of the longest one.
-        lengths: of each, in frames.
+        frames: length of the longest one.
+        lengths: length of each, in frames.
         max_difference: largest difference of log-probabilities above `reference.FLOOR` from the
             reference, on valid frames.
         pytorch_difference: the same difference for PyTorch's own float32; None where it is not
@@ -93,8 +97,8 @@ class WordsResult(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         utterances: compared.
-        words: that the checkpoint recognises in them.
-        different: of those, substituted, deleted or inserted by the artifact.
+        words: number of words that the checkpoint recognises in them.
+        different: words that the artifact substitutes, deletes or inserts.
         passed: within tolerance.
     """
 
@@ -108,15 +112,15 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was compared.
 
     Attributes:
-        runtime: that ran the artifact.
-        precision: of the artifact.
+        runtime: name of the runtime that ran the artifact.
+        precision: number format of the artifact.
         reference: runtime that computed the truth, such as `torch cpu float64`.
         speech: what went in: `synthetic`, or the manifest's name.
         tolerance: the one that was applied; for fp32 it depends on `pytorch_difference`.
         cases: the shape grid.
         words: on real audio; None without a manifest.
         passed: all of it.
-        latency_ms: of a streaming artifact, how long a frame waits at most before it is read,
+        latency_ms: longest time that a frame of a streaming artifact waits before it is read,
             without the time that computing takes, and what for; None of an offline one.
         same_checkpoint: whether the checkpoint is the file that the artifact was exported from.
         pytorch_difference: largest distance of PyTorch's own float32 from float64, on the same
@@ -147,7 +151,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         return plain
 
     def failure(self) -> str:
-        """What is over tolerance, in a line."""
+        """Explain in one line what is over tolerance."""
         changed = "the checkpoint is not the file that it was exported from, export it again; "
         return ("" if self.same_checkpoint else changed) + self._disagreement()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
-from ds2deploy.export.parity.report import ParityReport
+from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.layers import Array, Layer, Operation, ParsedNetwork
 from ds2deploy.export.parsed_network.loops import find_loops, in_order
 from ds2deploy.export.parsed_network.operations import operation
@@ -34,7 +34,7 @@ class NetworkEvaluator:
     """A parsed network that can be computed.
 
     Args:
-        network: from `read_network`.
+        network: a network from `read_network`.
 
     Raises:
         ModelFileError: it holds a layer that is not known here; names it.
@@ -79,7 +79,7 @@ class NetworkSession:
     Args:
         path: the artifact.
         library: whose parser reads it.
-        description: of the artifact.
+        description: metadata of the artifact.
 
     Raises:
         ModelFileError: the parser refuses the file, or a layer is not known here.
@@ -114,7 +114,7 @@ def check_network(
     description: ArtifactDescription,
     library: TensorRt,
     reference: Reference,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Progress = lambda message: None,
 ) -> ParityReport:
     """Compare the network that TensorRT parsed, computed on the CPU, with the reference.
 

@@ -43,7 +43,7 @@ class ParsedNetwork(NamedTuple):
         inputs: tensors.
         outputs: tensors.
         layers: in the order of the network, which is not that of computation.
-        dtypes: of every tensor, the name of its `DataType`.
+        dtypes: name of the `DataType` of every tensor.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What each kind of TensorRT layer computes, in numpy.
+"""Operations of TensorRT's kinds of layers, in numpy.
 
 Semantics are those of NVIDIA's documentation of the operators; values of floating point are
 computed in float32 and rounded to the layer's own type afterwards (`rounding`); layers that

@@ -65,7 +65,7 @@ class TensorRtParse:
     """A parsed ONNX file: the network, and what must live as long as it.
 
     Args:
-        path: of the ONNX file.
+        path: path of the ONNX file.
         library: TensorRT or TensorRT-RTX.
 
     Raises:
@@ -201,5 +201,5 @@ def _stored_weights(path: Path) -> dict[str, Weights]:
 
 
 def _quiet_logger(trt: Any) -> Any:
-    """What the parser has to say comes through its errors."""
+    """Make a logger that prints almost nothing: the parser's messages come through its errors."""
     return trt.Logger(trt.Logger.INTERNAL_ERROR)

@@ -31,10 +31,10 @@ from ds2deploy.training.memory import peak_memory_bytes
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to build.
+    """Order for one engine.
 
     Attributes:
-        flavor: of the library.
+        flavor: TensorRT or TensorRT-RTX.
         onnx: path of the network.
         engine: path to write to.
         profile: minimum, optimum and maximum shape of every input.
@@ -57,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What the process says.
+    """Message of the process.
 
     Attributes:
         phase: what TensorRT is doing now.

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build import Event, Job, job_profile
 from ds2deploy.export.tensorrt.options import (
     EngineOptions,
@@ -29,8 +29,6 @@ from ds2deploy.runtimes.errors import (
 )
 from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
 from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
-
-Progress = Callable[[str], None]
 
 
 def check_builder(options: EngineOptions) -> TensorRt:

@@ -7,10 +7,11 @@ Runtime and TensorRT alone.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
@@ -18,8 +19,6 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
 from ds2deploy.runtimes.files import WholeFiles
 from ds2deploy.runtimes.onnx.session import OnnxSession, describe_artifact
-
-Progress = Callable[[str], None]
 
 
 def export_engines(

@@ -26,15 +26,15 @@ RTX_DEFAULT = tuple(capability for capability in RTX_CAPABILITIES if capability 
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to build an engine.
+    """Options of an engine.
 
     Attributes:
-        flavor: of the library.
+        flavor: TensorRT or TensorRT-RTX.
         batch: minimum, optimum and maximum number of utterances or streams.
         seconds: minimum, optimum and maximum duration of the longest utterance of a batch; None
             is the default, and what a streaming model has.
         workspace_mb: limit of its scratch memory, in 2^20 bytes; None is TensorRT's own.
-        optimization_level: of the builder, from 0 (builds fast) to 5 (runs fast); None is its own.
+        optimization_level: 0 (builds fast) to 5 (runs fast); None is the builder's own.
         timing_cache: file that remembers which kernels were fast; TensorRT only.
         hardware_compatibility: other GPUs that it should run on; TensorRT only.
         targets: compute capabilities to compile for; RTX only, empty for its default.
@@ -138,7 +138,7 @@ def engine_options(
 
     Raises:
         ConfigError: an option that none of them takes, or a value that is not one.
-        ManifestError: of `profile_from`.
+        ManifestError: `profile_from` is damaged.
     """
     if seconds is not None and profile_from is not None:
         raise ConfigError("--seconds and --profile-from: both say how long audio is; give one")

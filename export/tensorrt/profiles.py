@@ -13,7 +13,7 @@ from ds2deploy.runtimes.features import FeatureConfig
 
 BATCH = (1, 4, 16)
 SECONDS = (0.5, 5.0, 30.0)
-"""What a profile is without other wishes: commands and sentences, some at a time."""
+"""Default profile: commands and sentences, some at a time."""
 
 LARGEST = {"--batch": 4096, "--seconds": 3600}
 """More is a slip of the hand: an hour has 360,000 frames."""
@@ -32,10 +32,10 @@ def engine_profile(
     """A profile of so many utterances of so many seconds, or of so many streams.
 
     Args:
-        features: of the model.
+        features: feature settings of the model.
         batch: minimum, optimum and maximum number of utterances or streams.
         seconds: minimum, optimum and maximum duration of the longest utterance of a batch.
-        blocks: of a streaming model, all of one size.
+        blocks: blocks of a streaming model; None for an offline one.
     """
     if blocks is not None:
         return Profile(batch=(batch[0], batch[1], batch[2]), frames=(blocks.frames,) * 3)
@@ -47,7 +47,7 @@ def seconds_of(durations_s: Sequence[float]) -> tuple[float, float, float]:
     """Minimum, median and maximum of real durations, rounded outwards to 0.1 s.
 
     Args:
-        durations_s: of at least one utterance, in seconds.
+        durations_s: durations of at least one utterance, in seconds.
     """
     shortest = max(0.1, math.floor(min(durations_s) * 10) / 10)
     longest = math.ceil(max(durations_s) * 10 - 1e-9) / 10

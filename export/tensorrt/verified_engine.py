@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import FRAMES, Reference
-from ds2deploy.export.parity.report import ParityReport
+from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.evaluator import check_network
 from ds2deploy.export.tensorrt.build_process import make_job, run_build
 from ds2deploy.export.tensorrt.options import (
@@ -44,8 +44,6 @@ from ds2deploy.runtimes.tensorrt.cuda import NO_DRIVER, NoDeviceError, examine_d
 from ds2deploy.runtimes.tensorrt.engine_file import description_path, sealed
 from ds2deploy.runtimes.tensorrt.library import import_tensorrt
 
-Progress = Callable[[str], None]
-
 NOT_RUN = "engine built, not run: {reason}; the parsed network was verified on the CPU"
 
 
@@ -53,18 +51,18 @@ class EngineExport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     """An engine that was written.
 
     Attributes:
-        path: of the engine; its description is beside it.
+        path: path of the engine; its description is beside it.
         size: in bytes.
-        sha256: of the engine.
-        precision: of weights and activations.
-        flavor: of the library that built it.
-        version: of that library.
-        compute_capabilities: of the GPUs that it is for.
+        sha256: SHA-256 of the engine.
+        precision: number format of weights and activations.
+        flavor: library that built it.
+        version: version of that library.
+        compute_capabilities: compute capabilities of the GPUs that it is for.
         profile: the shapes that it takes.
         verification: in a line, what has been run.
         build: what it took.
         network: report of the parsed network on the CPU.
-        report: of the engine on the GPU; None where it was not run.
+        report: parity report of the engine on the GPU; None where it was not run.
     """
 
     path: str
@@ -251,7 +249,7 @@ def _describe(
 
 
 def _why_not_run(engine: EngineDescription) -> str:
-    """What keeps an engine from running here; empty where nothing does."""
+    """Reason why an engine cannot run here; empty where it can."""
     try:
         device = open_device()
     except NoDeviceError as error:

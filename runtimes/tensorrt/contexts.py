@@ -25,7 +25,7 @@ from ds2deploy.runtimes.tensors import (
 LOG = logging.getLogger("ds2deploy")
 
 Shape = tuple[int, int]
-"""What an execution context is prepared for: utterances, and frames or samples of each."""
+"""Input shape of an execution context: utterances, and frames or samples of each."""
 
 
 class ExecutionContext:
@@ -37,7 +37,7 @@ class ExecutionContext:
     next is replayed; another shape drops it.
 
     Attributes:
-        shape: that the context is prepared for; None for none.
+        shape: input shape that the context is prepared for; None for none.
         spent: whether a capture failed; the state of the context is unknown after that.
     """
 

@@ -202,7 +202,7 @@ def open_device(device: str = "cuda") -> Device:
 
 
 def examine_device(device: str = "cuda") -> tuple[bool, str, str]:
-    """Whether CUDA works here, which GPU it is or why not, and the remedy; never raises."""
+    """Tell if CUDA works here, on which GPU or why not, and the remedy; never raises."""
     try:
         found = open_device(device)
     except NoDeviceError as error:
@@ -221,7 +221,7 @@ def _import_runtime() -> Any:
 
 
 def _driver_remedy(runtime: Any) -> str:
-    """What gives CUDA a GPU, by the versions of driver and bindings (12060 is 12.6)."""
+    """Remedy for a missing GPU, by the versions of driver and bindings (12060 is 12.6)."""
     versions = []
     for function in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"):
         try:

@@ -35,8 +35,8 @@ class TensorRt(NamedTuple):
     """One of the two libraries, imported.
 
     Attributes:
-        flavor: which of the two.
-        version: such as `10.3.0`.
+        flavor: TensorRT or TensorRT-RTX.
+        version: release, such as `10.3.0`.
         module: its Python API.
     """
 
@@ -93,7 +93,7 @@ def any_tensorrt() -> TensorRt:
 
 
 def install_command(flavor: Flavor) -> str:
-    """What brings the library to this machine."""
+    """Command that installs the library on this machine."""
     import platform
 
     if flavor == "tensorrt" and platform.machine() == "aarch64":

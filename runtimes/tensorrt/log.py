@@ -1,4 +1,4 @@
-"""What TensorRT says, kept for the messages of errors instead of printed."""
+"""A logger that keeps TensorRT's errors for messages instead of printing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiled for this GPU, kept beside the engine."""
+"""Cache of TensorRT-RTX's compiled kernels, beside the engine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CACHE_SUFFIX = ".cache"
 
 
 class RuntimeCache:
-    """What TensorRT-RTX compiles for this GPU, kept so that the next start need not.
+    """Kernels that TensorRT-RTX compiled for this GPU, kept for the next start.
 
     Attributes:
-        config: to make execution contexts with.
+        config: configuration for new execution contexts.
     """
 
     def __init__(self, config: Any, path: Path) -> None:

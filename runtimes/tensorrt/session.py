@@ -41,7 +41,7 @@ class TensorRtSession(Closing):
     """Runs an engine; from several threads, if you like.
 
     Args:
-        path: of the engine; its description lies beside it.
+        path: path of the engine; its description lies beside it.
         device: `cuda`, `cuda:1`, ...
         contexts: threads that may run at the same time, at most; each takes device memory, and
             is made when it is first needed. Further threads wait for one another.
@@ -49,7 +49,7 @@ class TensorRtSession(Closing):
         keep_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
 
     Attributes:
-        description: of the model.
+        description: metadata of the model.
         runtime: `tensorrt cuda` or `tensorrt-rtx cuda`.
         profile: the shapes that the engine takes. What is smaller is padded, exactly.
 
