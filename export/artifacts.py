@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,25 +39,7 @@ def export_onnx(
     progress: Progress = lambda message: None,
     export_format: ExportFormat = WHOLE_FEATURES,
 ) -> list[Exported]:
-    """Export a checkpoint to ONNX, verified, with dynamic batch and time.
-
-    Args:
-        checkpoint: file of ds2deploy or of deepspeech.pytorch.
-        out: folder for `model.onnx` (fp32) and `model.fp16.onnx`.
-        precisions: one artifact each; all of one call are written, or none.
-        audio: manifest of real speech for the parity check; synthetic speech without one, but not
-            for int8.
-        progress: told what is being done.
-        export_format: input of the artifacts.
-
-    Returns:
-        What was written, in the order of `precisions`.
-
-    Raises:
-        ParityError: an artifact differs from the checkpoint; none is written.
-        MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
-        ConfigError: a precision that ONNX Runtime cannot compute, or int8 without audio.
-    """
+    """Export a checkpoint to verified ONNX files alone; see `export_checkpoint`."""
     exported = export_checkpoint(
         checkpoint, out, precisions, audio, progress, export_format=export_format
     )
@@ -122,7 +103,10 @@ def export_checkpoint(
             if keep_onnx:
                 exported.append(msgspec.structs.replace(written, path=str(path)))
             command = _command(checkpoint, out, precision, audio, keep_onnx, export_format)
-            say = partial(_say, progress, precision)
+
+            def say(what: str, name: str = precision) -> None:
+                progress(f"{name}: {what}")
+
             parsed = written.report if library is not None else None  # of the first library alone
             for options in engines:
                 exported.append(
@@ -145,10 +129,6 @@ def _check_request(
         )
     for options in engines:
         check_builder(options)
-
-
-def _say(progress: Progress, precision: Precision, what: str) -> None:
-    progress(f"{precision}: {what}")
 
 
 def _command(

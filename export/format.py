@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -87,14 +88,8 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         cuts = read_manifest(Path(self.statistics_from))
         mean, deviation = pooled_statistics(cuts, checkpoint.recipe)
         bins = checkpoint.recipe.features.bins
-        features = msgspec.structs.replace(
-            checkpoint.recipe.features,
-            normalize="global",
-            mean=(mean,) * bins,
-            deviation=(deviation,) * bins,
-        )
-        recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
-        return msgspec.structs.replace(checkpoint, recipe=recipe)
+        statistics = {"mean": (mean,) * bins, "deviation": (deviation,) * bins}
+        return with_features(checkpoint, normalize="global", **statistics)
 
     def describe(
         self, checkpoint: Checkpoint, precision: Precision, blocks: Blocks | None = None
@@ -125,6 +120,13 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         words += [] if self.block_ms is None else ["--block-ms", f"{self.block_ms:g}"]
         given = self.statistics_from
         return words + ([] if given is None else ["--statistics-from", given])
+
+
+def with_features(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+    """Change some settings of a checkpoint's features."""
+    features = msgspec.structs.replace(checkpoint.recipe.features, **changes)
+    recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
+    return msgspec.structs.replace(checkpoint, recipe=recipe)
 
 
 def artifact_name(export_format: ExportFormat, precision: Precision) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import lhotse
 import msgspec
 
+from ds2deploy.export.format import with_features
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.evaluator import check_network
@@ -60,7 +61,10 @@ def verify_artifact(
         check_int8(description.model.rnn, audio, str(path))
     loaded = load_checkpoint(checkpoint)
     if description.statistics_from and loaded.recipe.features.normalize == "utterance":
-        loaded = _with_features(loaded, description)  # compare with the model so normalised
+        given = description.features  # compare with the model so normalised
+        loaded = with_features(
+            loaded, normalize=given.normalize, mean=given.mean, deviation=given.deviation
+        )
     for name in ("labels", "features", "model"):
         if getattr(description, name) != getattr(loaded.recipe, name):
             raise ModelFileError(
@@ -79,17 +83,6 @@ def verify_artifact(
             report = check_parity(OnnxSession(path), reference, progress)
     same = description.source.sha256 == loaded.source.sha256
     return msgspec.structs.replace(report, same_checkpoint=same)
-
-
-def _with_features(checkpoint: Checkpoint, description: ArtifactDescription) -> Checkpoint:
-    """The checkpoint with the statistics that the artifact was exported with."""
-    statistics = {"normalize", "mean", "deviation"}
-    given = msgspec.structs.asdict(description.features)
-    features = msgspec.structs.replace(
-        checkpoint.recipe.features, **{name: given[name] for name in statistics}
-    )
-    recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
-    return msgspec.structs.replace(checkpoint, recipe=recipe)
 
 
 def _verify_engine(
