@@ -63,7 +63,7 @@ def export_checkpoint(
         out: folder for the artifacts.
         precisions: one artifact each; all of one call are written, or none.
         audio: manifest of real speech for the parity checks; synthetic speech without one.
-        progress: told what is being done.
+        progress: called with what is being done.
         engines: what to build of every precision.
         keep_onnx: whether the ONNX files, of which the engines are built, are written too.
         export_format: input of the artifacts.

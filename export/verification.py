@@ -37,7 +37,7 @@ def verify_artifact(
         artifact: an ONNX file or an engine that ds2deploy exported.
         checkpoint: what it should compute.
         audio: manifest of real speech; synthetic speech without one.
-        progress: told what is being done.
+        progress: called with what is being done.
         network: the library whose parser reads the ONNX file: what it makes of it is computed on
             the CPU, instead of the file in ONNX Runtime.
 

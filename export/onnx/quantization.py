@@ -55,7 +55,7 @@ float32: 2 and 3 (offline and streaming model); with 0, 7 and 11 (all weights up
 
 
 DEVIATIONS = 10.0
-"""Above its mean, a map's largest value that is told from larger ones."""
+"""Largest distance from a map's mean, in standard deviations, that is not clipped."""
 
 
 class QuantizedMatrix(NamedTuple):

@@ -57,7 +57,7 @@ def check_parity(
         artifact: a session on the written file, or on what a compiler made of it.
         reference: what it should compute, and the speech to compute it on: real speech if it was
             given a manifest, whose words are then compared too.
-        progress: told what is being compared.
+        progress: called with what is being compared.
         shapes: batches and frames; all of `BATCHES` and `FRAMES` by default.
 
     Returns:

@@ -65,7 +65,7 @@ def distance(exact: Exact, found: FloatArray) -> float:
 
 
 class Reference:
-    """A trusted model and its answers.
+    """A trusted model and its log-probabilities.
 
     Args:
         session: computes in float32 what artifacts should compute.
@@ -129,13 +129,13 @@ class Reference:
 
     def log_probs(self, index: int, frames: int) -> Exact:
         """(time', labels) float64 of that utterance, computed alone and without padding."""
-        return self._answer(index, frames)[0]
+        return self._computed(index, frames)[0]
 
     def pytorch_difference(self, index: int, frames: int) -> float | None:
         """Distance of PyTorch's float32 from `log_probs`; None where it is not known."""
-        return self._answer(index, frames)[1]
+        return self._computed(index, frames)[1]
 
-    def _answer(self, index: int, frames: int) -> tuple[Exact, float | None]:
+    def _computed(self, index: int, frames: int) -> tuple[Exact, float | None]:
         key = (index % len(self._speech), frames)
         if key not in self._known:
             batch = pad_sounds([self._given(self.utterance(*key))])

@@ -69,7 +69,7 @@ class TensorRtParse:
         library: TensorRT or TensorRT-RTX.
 
     Raises:
-        ModelFileError: the parser refuses the file; says which part of the model and why.
+        ModelFileError: the parser refuses the file; names the part of the model and the reason.
     """
 
     def __init__(self, path: Path, library: TensorRt) -> None:

@@ -179,15 +179,15 @@ def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
-            self.said = 0.0
+            self.reported = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
             progress(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if time.monotonic() - self.said > 0.1:
-                self.said = time.monotonic()
+            if time.monotonic() - self.reported > 0.1:
+                self.reported = time.monotonic()
                 progress(f"{phase_name}, {step + 1} of {self.steps.get(phase_name, step + 1)}")
             return True
 

@@ -36,7 +36,7 @@ def export_engines(
         artifact: an ONNX file that ds2deploy exported.
         out: folder for the engines.
         engines: what to build.
-        progress: told what is being done.
+        progress: called with what is being done.
 
     Raises:
         ParityError: an engine differs from the artifact; none is written.

@@ -1,4 +1,4 @@
-"""All that an engine's builder is told, checked before anything is built."""
+"""Options of an engine's builder, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         if blocks is not None and self.seconds is not None:
             raise ConfigError(
                 "--seconds, --profile-from: a stream has no length, and its blocks are all alike; "
-                "--batch says how many streams are run at a time"
+                "--batch is the number of streams that run at a time"
             )
         return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 
@@ -208,7 +208,7 @@ def refuse_what_no_parser_takes(model: ModelShape, precision: Precision, checkpo
     """Combinations that TensorRT refuses, before anything is built.
 
     Raises:
-        ConfigError: says why, and what to choose.
+        ConfigError: such a combination; with the reason, and what to choose.
     """
     if precision == "int8":
         raise ConfigError(

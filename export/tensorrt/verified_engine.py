@@ -101,7 +101,7 @@ def export_engine(
     progress: Progress,
     network: ParityReport | None = None,
 ) -> EngineExport:
-    """Build one engine, and the description beside it; `check_builder` tells beforehand if it can.
+    """Build one engine, and the description beside it; `check_builder` comes first.
 
     Args:
         onnx: the verified file to build it of.
@@ -110,7 +110,7 @@ def export_engine(
         final: name of the ONNX file, of which the engine's is made, in the folder for both.
         command: command line of the export, without the engine's options.
         files: files of the export; the engine and its description take their names with them.
-        progress: told what is being done.
+        progress: called with what is being done.
         network: report of the parsed network, where it was compared already.
 
     Raises:

@@ -181,7 +181,7 @@ def open_device(device: str = "cuda") -> Device:
     """Find a GPU: `cuda` for the first one, `cuda:1`, ...
 
     Raises:
-        NoDeviceError: no such device, or none at all; says why, and the remedy.
+        NoDeviceError: no such device, or none at all; with the reason and the remedy.
     """
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):

@@ -79,7 +79,7 @@ def any_tensorrt() -> TensorRt:
     """Whichever of the two is there, TensorRT first.
 
     Raises:
-        RuntimeUnavailableError: neither is; says what brings one.
+        RuntimeUnavailableError: neither is; names the command that installs one.
     """
     for flavor in NAMES:
         try:

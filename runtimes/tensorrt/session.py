@@ -118,8 +118,8 @@ class TensorRtSession(Closing):
             with pool.borrow(shape) as context:
                 return context.run(tensors, shape)
         except RuntimeError as error:  # DeviceError is one; so is what TensorRT's binding raises
-            said = self._log.take()
-            raise DeviceError(f"{self._path}: {one_line(error)}{said}") from None
+            logged = self._log.take()
+            raise DeviceError(f"{self._path}: {one_line(error)}{logged}") from None
 
     def streaming(self) -> Session | None:
         """Itself, where it takes blocks."""
@@ -184,12 +184,12 @@ class TensorRtSession(Closing):
             for tensor in tensors
         }
         if found != expected:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{name} ({mode.name.lower()}, {kind.name.lower()})"
                 for name, (mode, kind) in found.items()
             )
             raise ModelFileError(
-                f"{self._path}: its tensors are {told}, not {', '.join(expected)} "
+                f"{self._path}: its tensors are {listed}, not {', '.join(expected)} "
                 f"of its description: {rebuild}"
             )
 
