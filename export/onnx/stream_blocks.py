@@ -9,14 +9,7 @@ from ds2deploy.export.onnx.graph_builder import GraphBuilder
 from ds2deploy.export.onnx.time_axis import RECURRENT
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, window_delay
-from ds2deploy.runtimes.tensors import (
-    LENGTHS,
-    NEXT,
-    POSITION,
-    STATE,
-    WAVEFORM,
-    input_tensors,
-)
+from ds2deploy.runtimes.tensors import LENGTHS, NEXT, POSITION, STATE, WAVEFORM, input_tensors
 
 
 class StreamBlocks:

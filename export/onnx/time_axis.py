@@ -13,9 +13,7 @@ from onnx import TensorProto
 
 from ds2deploy.export.onnx.graph_builder import GraphBuilder
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.tensors import (
-    LENGTHS,
-)
+from ds2deploy.runtimes.tensors import LENGTHS
 
 RECURRENT = {"lstm": ("rnn", "cell"), "gru": ("rnn",), "rnn": ("rnn",)}
 """States of the recurrent operators, in the order of their inputs and outputs."""

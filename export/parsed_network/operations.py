@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 
 from ds2deploy.export.parsed_network.convolution import convolve
-from ds2deploy.export.parsed_network.layers import (
-    Array,
-    Inputs,
-    Layer,
-    Operation,
-    unknown,
-)
+from ds2deploy.export.parsed_network.layers import Array, Inputs, Layer, Operation, unknown
 from ds2deploy.export.parsed_network.shapes import SHAPE_OPERATIONS
 
 

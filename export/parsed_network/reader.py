@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.export.parsed_network.layers import (
-    Layer,
-    ParsedNetwork,
-)
+from ds2deploy.export.parsed_network.layers import Layer, ParsedNetwork
 from ds2deploy.export.parsed_network.parser_errors import explain_parser_errors
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt

@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ds2deploy.export.parsed_network.layers import (
-    Array,
-    Layer,
-)
+from ds2deploy.export.parsed_network.layers import Array, Layer
 from ds2deploy.runtimes.errors import ModelFileError
 
 # Kinds that hand on values as they are: what was rounded once stays so.

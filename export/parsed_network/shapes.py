@@ -6,13 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ds2deploy.export.parsed_network.layers import (
-    Array,
-    Inputs,
-    Layer,
-    Operation,
-    unknown,
-)
+from ds2deploy.export.parsed_network.layers import Array, Inputs, Layer, Operation, unknown
 
 
 def _concatenation(layer: Layer) -> Operation:

@@ -14,19 +14,10 @@ import msgspec
 
 from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build import Event, Job, job_profile
-from ds2deploy.export.tensorrt.options import (
-    EngineOptions,
-)
+from ds2deploy.export.tensorrt.options import EngineOptions
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.engine_description import (
-    Profile,
-)
-from ds2deploy.runtimes.errors import (
-    ConfigError,
-    ModelFileError,
-    RuntimeUnavailableError,
-    require,
-)
+from ds2deploy.runtimes.engine_description import Profile
+from ds2deploy.runtimes.errors import ConfigError, ModelFileError, RuntimeUnavailableError, require
 from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
 from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 

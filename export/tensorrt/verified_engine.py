@@ -19,10 +19,7 @@ from ds2deploy.export.parity.reference import FRAMES, Reference
 from ds2deploy.export.parity.report import ParityReport, Progress
 from ds2deploy.export.parsed_network.evaluator import check_network
 from ds2deploy.export.tensorrt.build_process import make_job, run_build
-from ds2deploy.export.tensorrt.options import (
-    RTX_DEFAULT,
-    EngineOptions,
-)
+from ds2deploy.export.tensorrt.options import RTX_DEFAULT, EngineOptions
 from ds2deploy.export.tensorrt.profiles import grid
 from ds2deploy.runtimes.artifact import ArtifactDescription, Precision
 from ds2deploy.runtimes.engine_description import (
@@ -33,10 +30,7 @@ from ds2deploy.runtimes.engine_description import (
     runs_on,
     seconds_of_frames,
 )
-from ds2deploy.runtimes.errors import (
-    ConfigError,
-    ParityError,
-)
+from ds2deploy.runtimes.errors import ConfigError, ParityError
 from ds2deploy.runtimes.files import WholeFiles, file_sha256
 from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.session import beyond_profile
@@ -163,8 +157,8 @@ def export_engine(
             layers=layers,
         ),
     )
-    described = msgspec.structs.replace(description, parity=None, engine=facts)
-    facts, report = _check_engine(engine, described, facts, reference, progress)
+    description = msgspec.structs.replace(description, parity=None)
+    facts, report = _check_engine(engine, description, facts, reference, progress)
     return EngineExport(
         path=str(path),
         size=facts.size,

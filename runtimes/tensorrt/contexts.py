@@ -14,13 +14,7 @@ import numpy as np
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import DeviceError, one_line
 from ds2deploy.runtimes.tensorrt import cuda
-from ds2deploy.runtimes.tensors import (
-    LENGTHS,
-    Tensors,
-    input_tensors,
-    named_sizes,
-    output_tensors,
-)
+from ds2deploy.runtimes.tensors import LENGTHS, Tensors, input_tensors, named_sizes, output_tensors
 
 LOG = logging.getLogger("ds2deploy")
 
