@@ -480,3 +480,43 @@ def test_one_number_that_pretends_to_be_many(foreign: Callable[..., Path]):
     with pytest.raises(ModelFileError, match=r"fc\.0\.module\.1\.weight") as raised:
         load_checkpoint(path)
     assert str(raised.value).startswith(f"{path}: ")
+
+
+class Disguised(torch.Tensor):
+    """Pickled as a tensor whose method is a number."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        tensor = self.as_subclass(torch.Tensor)
+        rebuild, args = tensor.__reduce_ex__(protocol)
+        return torch._tensor._rebuild_from_type_v2, (rebuild, torch.Tensor, args, {"is_complex": 1})
+
+
+ODD_WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "complex64": lambda ones: ones.to(torch.complex64),
+    "not in the file": lambda ones: ones.to("meta"),
+    "qint8": lambda ones: torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_WEIGHTS)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_another_kind_are_refused(
+    kind: str, foreign: Callable[..., Path], small_checkpoint: Path, tmp_path: Path
+):
+    odd = ODD_WEIGHTS[kind](torch.ones(5, 8))
+    ours = edit(
+        small_checkpoint,
+        tmp_path / "ours.ckpt",
+        lambda document: document["state_dict"].update({"output.weight": odd}),
+    )
+    for path in (foreign(**{"fc.0.module.1.weight": odd}), ours):
+        with pytest.raises(ModelFileError, match=kind) as raised:
+            load_checkpoint(path)
+        assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_attributes_that_a_pickle_sets_on_weights_are_dropped(foreign: Callable[..., Path]):
+    disguised = torch.ones(5, 8).as_subclass(Disguised)
+    checkpoint = load_checkpoint(foreign(**{"fc.0.module.1.weight": disguised}))
+    assert checkpoint.network.output.weight.eq(1).all()
