@@ -37,8 +37,9 @@ import startup
 import throughput
 import torch
 import training
-from models import DIGITS, MEDIUM, TINY, recipe_of, speech, write_onnx
+from models import DIGITS, MEDIUM, TINY, network_run, recipe_of, speech, write_onnx
 from report import RESULTS, markdown_table, progress
+from scipy.stats import t as student
 
 import ds2deploy
 from ds2deploy.bench.machine import Machine, describe_machine
@@ -50,18 +51,11 @@ from ds2deploy.training.memory import keep_freed_memory
 
 RATIOS = RESULTS / "ratios.json"
 
-STUDENT = {
-    2: 318.3,
-    3: 22.33,
-    4: 10.21,
-    5: 7.173,
-    6: 5.893,
-    7: 5.208,
-    8: 4.785,
-    9: 4.501,
-    10: 4.297,
-}
-"""The 99.9 % quantile of Student's distribution, by the number of runs."""
+CONFIDENCE = 0.999
+"""Quantile of Student's distribution that a margin is made with."""
+
+RUNS = range(2, 11)
+"""Numbers of runs to calibrate with."""
 
 LEAST_MARGIN = 0.1
 """Of the ratio."""
@@ -143,7 +137,7 @@ def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, floa
         return found
     names = (latency.PACKED, latency.FP32, latency.INT8)
     for batch in (1, sizes.batch):
-        cases = {n: latency.run_case(models.sessions[n], batch, sizes.seconds) for n in names}
+        cases = {n: network_run(models.sessions[n], batch, sizes.seconds) for n in names}
         took = take_turns(cases, sizes.rounds, progress=progress)
         for name in names[1:]:
             against = ratio(took[latency.PACKED], took[name])
@@ -215,7 +209,8 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
         middle, count = statistics.median(values), len(values)
         below = sum(min(0, value - middle) ** 2 for value in values)
         deviation = math.sqrt(2 * below / (count - 1))
-        margin = max(STUDENT[count] * deviation * math.sqrt(1 + 1 / count), LEAST_MARGIN * middle)
+        quantile = float(student.ppf(CONFIDENCE, count - 1))
+        margin = max(quantile * deviation * math.sqrt(1 + 1 / count), LEAST_MARGIN * middle)
         guards[name] = Guard(round(middle, 3), round(margin, 3), [round(v, 3) for v in values])
     return guards
 
@@ -292,7 +287,7 @@ def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> di
 def main(words: Sequence[str] | None = None) -> int:
     """Compare, or calibrate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=sorted(STUDENT))
+    parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=RUNS)
     parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of committed ratios")
     parser.add_argument("--quick", action="store_true", help="sizes of a test")
     options = parser.parse_args(words)

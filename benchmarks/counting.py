@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.artifact import (
     CONV_FRAMES,
     CONV_MAPS,
@@ -31,6 +32,7 @@ from ds2deploy.runtimes.artifact import (
     half,
     output_length,
 )
+from ds2deploy.runtimes.features import FeatureConfig
 
 CONV1_BINS, CONV2_BINS = 41, 21
 """Frequency bins that the two kernels see at a time."""
@@ -125,6 +127,15 @@ def network_stages(
         found.append(_product("lookahead", rows, weights, rows * inputs, rows * inputs))
     weights = shape.hidden * labels
     return [*found, _product("output", rows, weights, rows * inputs, rows * labels)]
+
+
+def stages_of_speech(
+    shape: ModelShape, batch: int, seconds: float, precision: str = "fp32"
+) -> list[Stage]:
+    """Count a run on utterances of that many seconds, with the default features and labels."""
+    features = FeatureConfig()
+    frames = features.frames(int(seconds * features.sample_rate))
+    return network_stages(shape, features.bins, len(ENGLISH), batch, frames, precision)
 
 
 def _product(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from models import LARGE, TINY, make_checkpoint, network_run, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
@@ -234,13 +234,12 @@ def run_in_turns(
     for batch in sizes.batches:
         cases: dict[str, Callable[[], object]] = {}
         for name, session in sessions.items():
-            sound = speech_batch(session.description.features, batch, sizes.seconds)
+            cases[name] = network_run(session, batch, sizes.seconds)
             try:
-                session.run(*sound)
+                cases[name]()
             except (Ds2Error, RuntimeError) as error:
                 failures[f"{name}, batch {batch}"] = first_line(error)
-                continue
-            cases[name] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
+                del cases[name]
         found = take_turns(cases, sizes.rounds, warm_up=WARM_UP) if cases else {}
         took |= {(name, batch): seconds for name, seconds in found.items()}
     return took

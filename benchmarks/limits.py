@@ -17,9 +17,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from counting import GATES, Rates, Stage, least_time, least_times, network_stages, what_binds
-from latency import FP32, INT8, spread
-from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from counting import GATES, Rates, Stage, least_time, least_times, stages_of_speech, what_binds
+from latency import FP32, INT8
+from models import (
+    LARGE,
+    TINY,
+    make_checkpoint,
+    network_run,
+    open_network,
+    shape_name,
+    write_onnx,
+)
 from probes import (
     MIB,
     Probe,
@@ -31,6 +39,7 @@ from probes import (
     probe_seconds,
     rates,
     read_probe,
+    run_probes,
 )
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
@@ -38,12 +47,10 @@ from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import ratio, take_turns
 from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.session import usable_cores
 
 BATCHES = (1, 8)
 SHARE_GOAL = 50.0
-LABELS = 29
 
 
 def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False) -> Result:
@@ -63,14 +70,12 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         checkpoint = make_checkpoint(shape, Path(folder))
         for name, precision in ((FP32, "fp32"), (INT8, "int8")):
-            session = OnnxSession(write_onnx(checkpoint, Path(folder), precision))  # type: ignore[arg-type]
+            path = write_onnx(checkpoint, Path(folder), precision)  # type: ignore[arg-type]
+            session = open_network(path, "onnxruntime")
             for batch in BATCHES:
                 case = f"{name}, batch {batch}"
-                sound = speech_batch(features, batch, seconds)
-                cases[case] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
-                stages[case] = network_stages(
-                    shape, features.bins, LABELS, batch, frames, precision
-                )
+                cases[case] = network_run(session, batch, seconds)
+                stages[case] = stages_of_speech(shape, batch, seconds, precision)
         every = take_turns(among(probes, cases), rounds, progress=progress)
     took = {case: every[case] for case in cases} | probe_seconds(probes, every)
     best = rates(probes, took)
@@ -159,7 +164,7 @@ def share_table(
                 f"{operations / 1e9:.0f}",
                 f"{seconds[len(seconds) // 2]:.3f}",
                 f"{least_time(found, best):.3f}",
-                f"{share.median:.0%} {spread(share)}",
+                f"{share.median:.0%} {share.spread}",
             ]
         )
     columns = ["", "Gop", "measured (s)", "least (s)", "share of the floor's speed"]
@@ -190,7 +195,7 @@ def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dic
     found: dict[str, dict[str, float]] = {}
     for name, sides in wanted.items():
         probes = multiply_probes(*sides)
-        took = take_turns({n: probe.call for n, probe in probes.items()}, 3 if quick else 7)
+        took = run_probes(probes, 3 if quick else 7)
         title = f"{name}: ({sides[0]}, {sides[1]}) x ({sides[1]}, {sides[2]})"
         found[title] = {n: probe.amount / min(took[n]) for n, probe in probes.items()}
     return found
@@ -218,10 +223,10 @@ def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
     sizes = [1, 16] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256]
     found: dict[str, list[tuple[float, float]]] = {}
     for threads in sorted({1, usable_cores()}):
-        probes = {size: read_probe(size * MIB, threads) for size in sizes}
-        took = take_turns({str(size): probe.call for size, probe in probes.items()}, 3)
+        probes = {str(size): read_probe(size * MIB, threads) for size in sizes}
+        took = run_probes(probes, 3)
         found[f"{threads} thread{'s' if threads > 1 else ''}"] = [
-            (float(size), probes[size].amount / min(took[str(size)]) / 1e9) for size in sizes
+            (float(size), probe.amount / min(took[size]) / 1e9) for size, probe in probes.items()
         ]
     return found
 

@@ -16,6 +16,7 @@ import torch
 from counting import Rates, Stage, least_time
 from onnx import TensorProto, helper, numpy_helper
 
+from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
 from ds2deploy.runtimes.session import usable_cores
 
@@ -167,6 +168,11 @@ def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
     return Probe("read", size, float(size) * times, call)
 
 
+def run_probes(probes: Mapping[str, Probe], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every probe in rounds of probes alone."""
+    return take_turns({name: probe.call for name, probe in probes.items()}, rounds)
+
+
 def among(
     probes: Mapping[str, Probe], cases: Mapping[str, Callable[[], object]]
 ) -> dict[str, Callable[[], object]]:
@@ -186,8 +192,8 @@ def probe_seconds(
     """The least seconds of every probe in each round, whatever its places in it."""
     found: dict[str, list[float]] = {}
     for name in probes:
-        places = [values for case, values in took.items() if case.rpartition(" [")[0] == name]
-        found[name] = [min(values) for values in zip(*places, strict=True)]
+        repeats = [values for case, values in took.items() if case.rpartition(" [")[0] == name]
+        found[name] = [min(values) for values in zip(*repeats, strict=True)]
     return found
 
 

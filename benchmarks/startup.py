@@ -116,7 +116,7 @@ def measure(rounds: int, quick: bool = False) -> Result:
             name="against the same through torch",
             wanted=RATIO_GOAL,
             measured=faster.median,
-            detail=f"({faster.low:.2f} to {faster.high:.2f})",
+            detail=faster.spread,
         ),
     ]
     return Result(

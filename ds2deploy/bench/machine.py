@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from ds2deploy.runtimes.session import usable_cores
 
@@ -57,13 +57,14 @@ def describe_machine() -> Machine:
     about = _cpuinfo()
     flags = about.get("flags", about.get("Features", "")).split()
     family = about.get("cpu family"), about.get("model")
-    name = about.get("model name") or _board() or platform.processor() or platform.machine()
+    name = about.get("model name") or _device_tree_model()
+    name = name or platform.processor() or platform.machine()
     if None not in family:
         name += f" (family {family[0]}, model {family[1]})"
     return Machine(
         processor=name,
         cores=usable_cores(),
-        memory_gib=round(_memory_bytes() / 2**30, 1),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -82,8 +83,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _board() -> str:
-    """What an embedded machine says that it is, such as `NVIDIA Jetson Orin Nano`."""
+def _device_tree_model() -> str:
+    """Name of an embedded machine, such as `NVIDIA Jetson Orin Nano`; empty on others."""
     try:
         return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
     except (OSError, UnicodeDecodeError):
@@ -98,13 +99,6 @@ def _gpus() -> tuple[str, ...]:
         pairs = (line.partition(":") for line in lines)
         found += [value.strip() for key, _, value in pairs if key.strip() == "Model"]
     return tuple(found)
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def _version(name: str) -> str | None:

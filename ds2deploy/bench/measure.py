@@ -1,7 +1,7 @@
 """How fast models are on this machine, stage by stage, and compared with a reference.
 
-How each starts is measured in a process of its own (`benchmark_probe`). Then all are open at the
-same time, and take turns at every batch and duration (`benchmark_stages`, `timing`).
+How each starts is measured in a process of its own (`probe`). Then all are open at the
+same time, and take turns at every batch and duration (`stages`, `timing`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: its name.
-        runtime: see `benchmark_plan.NAMES`.
+        runtime: see `plan.NAMES`.
         batch: utterances at a time; None where the runtime does not run at all.
         audio_s: seconds of each, likewise.
         reason: why.
@@ -83,7 +83,7 @@ def measure(
     """Measure everything in a plan that runs here.
 
     Args:
-        plan: see `benchmark_plan.make_plan`.
+        plan: see `plan.make_plan`.
         speak: gives speech.
         progress: told what is being done.
 

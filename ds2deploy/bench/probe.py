@@ -43,7 +43,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: its name.
-        runtime: see `benchmark_plan.NAMES`.
+        runtime: see `plan.NAMES`.
         session: what it runs on, such as `onnxruntime cpu`.
         audio_s: seconds of the utterance: the longest of the benchmark, or the most of an engine.
         imports_s: seconds for importing the libraries, numpy included.
@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         path: of the model.
         model: its name.
-        runtime: see `benchmark_plan.NAMES`.
+        runtime: see `plan.NAMES`.
         threads: of the CPU; 0 leaves the runtime's choice.
         audio: a .npy file, (samples,) float32.
         audio_rate: of it, in Hz.

@@ -24,7 +24,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: its name.
-        runtime: see `benchmark_plan.NAMES`.
+        runtime: see `plan.NAMES`.
         batch: utterances at a time.
         audio_s: seconds of each.
         total: from samples to text.

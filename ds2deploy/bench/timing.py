@@ -46,8 +46,13 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
 
+    @property
+    def spread(self) -> str:
+        """Middle half of the rounds, such as `(1.90 to 2.10)`."""
+        return f"({self.low:.2f} to {self.high:.2f})"
+
     def __str__(self) -> str:
-        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f}x {self.spread}"
 
 
 def take_turns(
