@@ -10,12 +10,12 @@ processor can do, so there is a set for each combination of instructions and cor
 machine only what does not depend on it is compared.
 
 **The margin** below the median of n runs is that of a prediction interval, t * s * sqrt(1 + 1/n),
-with t from Student's distribution and s the deviation of the lower half of the runs, as if the
-upper half mirrored it: what slows the reference alone for a while lifts a ratio, and says nothing
-of how low one may fall. What is too low is measured once more before it counts. Of five runs of a
-bell curve and two more, both of those two are too low once or twice in a thousand times. A margin
-is never less than `LEAST_MARGIN` of the ratio, for runs that follow one another see less of a
-machine's moods than runs on different days.
+with t from Student's distribution and s the standard deviation of the lower half of the runs, as if
+the upper half mirrored it: a load that slows the reference alone lifts a ratio, and does not show
+how low one may fall. A ratio that is too low is measured once more before it counts. Of five
+normally distributed runs and two more, both of those two are too low once or twice in a thousand times. A
+margin is never less than `LEAST_MARGIN` of the ratio, because runs that follow one another differ
+less than runs on different days.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ RUNS = range(2, 11)
 """Numbers of runs to calibrate with."""
 
 LEAST_MARGIN = 0.1
-"""Of the ratio."""
+"""Smallest margin, as a fraction of the ratio."""
 
 WIDE_MARGIN = 0.5
-"""Of the ratio: a guard that only sees more than half of the speed go is told to be one."""
+"""Margin, as a fraction of the ratio, above which calibrating warns: such a guard sees little."""
 
 THREADS = 1
 
@@ -84,7 +84,7 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def least(self) -> float:
-        """What passes."""
+        """Smallest ratio that passes."""
         return self.ratio - self.margin
 
 
@@ -96,7 +96,7 @@ class GuardSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sizes(NamedTuple):
-    """Of a measurement: the network, seconds of audio, batch, files, rounds."""
+    """Sizes of a measurement: network, seconds of audio, batch, files, rounds."""
 
     shape: ModelShape
     seconds: float
@@ -109,7 +109,7 @@ FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.2, 4, 4, 1)
 
 
 def kind_of(machine: Machine) -> str:
-    """What ratios depend on: `avx2, 2 cores`."""
+    """Name the properties that ratios depend on: `avx2, 2 cores`."""
     return f"{'+'.join(machine.instructions) or machine.system}, {machine.cores} cores"
 
 
@@ -278,7 +278,7 @@ def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
 
 
 def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> dict[str, float]:
-    """What is committed too; a new ratio says that it has to be."""
+    """Return the ratios that are committed too; report the others."""
     for name in measured.keys() - guards.keys():
         progress(f"{name}: not committed yet, calibrate again")
     return {name: value for name, value in measured.items() if name in guards}

@@ -1,4 +1,4 @@
-"""What a DeepSpeech 2 network has to do: operations and bytes, stage by stage, and the least time.
+"""Operations and bytes of a DeepSpeech 2 network, stage by stage, and the least time for them.
 
 **Operations.** A product of (m, k) with (k, n) is 2 m k n of them, a multiplication and an addition
 each; a convolution is counted the same way, its zero padding included. Gates, batch norms (which
@@ -61,7 +61,7 @@ class Stage(NamedTuple):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast the machine is at best.
+    """Best rates of a machine.
 
     Attributes:
         multiply: operations a second, by precision.
@@ -141,7 +141,7 @@ def stages_of_speech(
 def _product(
     name: str, times: float, weights: float, read: float, written: float, precision: str = "fp32"
 ) -> Stage:
-    """Every weight is used so many times; numbers that are read and written, not bytes."""
+    """Count a product that uses every weight so many times; `read` and `written` are numbers."""
     of_weights = WEIGHT_BYTES[precision] * weights
     size = of_weights + FLOAT_BYTES * (read + written)
     return Stage(name, precision, 2.0 * times * weights, size, of_weights)
@@ -189,7 +189,7 @@ def least_time(stages: Sequence[Stage], rates: Rates) -> float:
 
 
 def what_binds(stages: Sequence[Stage], rates: Rates) -> str:
-    """In words, where the least time goes and which limit it is."""
+    """Explain in words where the least time goes and which limit it is."""
     parts: dict[str, float] = {}
     for stage, seconds, binds in least_times(stages, rates):
         kind = stage.name.rpartition(" ")[2] if stage.name.startswith("rnn") else "convolutions"

@@ -24,11 +24,11 @@ from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatAr
 OURS, LIBROSA, TORCH = "ds2deploy", "librosa.stft, log1p", "torch.stft, log1p"
 TIME_GOAL = 1.5
 TOLERANCE = 1e-4
-"""Of the largest difference from librosa before normalisation, where values reach 5."""
+"""Largest difference from librosa before normalisation, where values reach 5."""
 
 
 def spectrograms(config: FeatureConfig, samples: FloatArray) -> dict[str, Callable[[], Any]]:
-    """Every way to (bins, time) float32 features; librosa's only where it is installed."""
+    """List every way to (bins, time) float32 features; librosa only where it is installed."""
     extract = FeatureExtractor(config)
     options: dict[str, Any] = {
         "n_fft": config.n_fft,

@@ -1,4 +1,4 @@
-"""Every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
+"""Time every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
 
     python benchmarks/gpu.py [--precisions fp32,fp16] [--quick] [--json] [--out DIR]
 
@@ -53,7 +53,7 @@ torch.compile compiles."""
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, seconds of audio, batches, rounds."""
+    """Sizes of a run: network, seconds of audio, batches, rounds."""
 
     shape: ModelShape
     seconds: float
@@ -79,7 +79,7 @@ class Way(NamedTuple):
 
 
 def quiet(_: str) -> None:
-    """Told what the builder does."""
+    """Ignore the progress of the builder."""
 
 
 def build_alone(job: Job) -> tuple[float, float, float, int]:
@@ -154,7 +154,7 @@ def ways(
     artifacts: dict[Precision, Path],
     engines: dict[tuple[Flavor, Precision], Engine],
 ) -> Iterator[Way]:
-    """Every way to run the network on a device."""
+    """List every way to run the network on a device."""
     loaded = load_checkpoint(checkpoint)
     yield Way(f"torch {device} fp32", lambda: torch_session(load_checkpoint(checkpoint), device))
     if device != "cpu":
@@ -246,12 +246,12 @@ def run_in_turns(
 
 
 def first_line(error: Exception) -> str:
-    """Of its message."""
+    """First line of the message of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def device_name(device: str) -> str:
-    """Of the GPU."""
+    """Name of the GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else device
 
 

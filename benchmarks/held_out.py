@@ -1,4 +1,4 @@
-"""What augmentation is worth to a voice that training never heard.
+"""Value of augmentation for a speaker who is not in the training set.
 
     python benchmarks/held_out.py FOLDER [--runs DIR] [--jobs 2] [--quick] [--json] [--out DIR]
 
@@ -48,7 +48,7 @@ WORDS = (2, 6)
 """Fewest and most recordings in a test string; each recording is in one."""
 
 SAMPLE_RATE = 8000
-"""In Hz, of the recordings."""
+"""Sample rate of the recordings (Hz)."""
 
 AUGMENT = AugmentConfig(
     speed=(0.92, 1.08),
@@ -68,7 +68,7 @@ WAYS = (PLAIN, AUGMENTED)
 
 
 class Sizes(NamedTuple):
-    """Of the trainings: epochs (None for the recipe's), hidden units, recordings of a set."""
+    """Sizes of the trainings: epochs (None for the recipe's), hidden units, recordings of a set."""
 
     epochs: int | None = None
     hidden: int | None = None
@@ -175,7 +175,7 @@ def run_case(case: Case) -> Score:
 
 
 def check_begun(last: Path, recipe: Recipe) -> None:
-    """What lies there must be of the same training.
+    """Refuse a run folder that holds another training.
 
     Raises:
         ConfigError: it is not.
@@ -187,7 +187,7 @@ def check_begun(last: Path, recipe: Recipe) -> None:
 
 
 def is_finished(folder: RunFolder, epochs: int) -> bool:
-    """Whether a training has reached its end."""
+    """Check that a training has reached its end."""
     return any(line["kind"] == "valid" and line["epoch"] == epochs for line in folder.metrics())
 
 

@@ -1,4 +1,4 @@
-"""How long a batch of speech takes, in torch and in ONNX Runtime, and how that grows.
+"""Latency of a batch of speech in torch and in ONNX Runtime, and its growth.
 
     python benchmarks/latency.py [--quick] [--json] [--out DIR]
 
@@ -46,7 +46,9 @@ GROWTH_GOAL = 1.25
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, seconds and batches to compare, rounds; how far cost is followed."""
+    """Sizes of a run: network, seconds and batches to compare, rounds; lengths and batches of the
+    growth, and its rounds.
+    """
 
     shape: ModelShape
     seconds: float
@@ -124,7 +126,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 def speed_goals(
     sizes: Sizes, probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
 ) -> list[Goal]:
-    """Each artifact against packed torch, and what the floor would allow."""
+    """Compare each artifact with packed torch, and with the best that the floor allows."""
     small, large = sizes.batches
     wanted = {(FP32, small): 1.1, (FP32, large): 2.2, (INT8, small): 3.0, (INT8, large): 6.0}
     goals = []

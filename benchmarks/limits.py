@@ -1,4 +1,4 @@
-"""What the machine allows at best, and the share of it that ONNX Runtime reaches.
+"""Limits of the machine, and the fraction of them that ONNX Runtime reaches.
 
     python benchmarks/limits.py [--quick] [--json] [--out DIR]
 
@@ -115,7 +115,7 @@ def share_goals(
     took: Mapping[str, Sequence[float]],
     stages: Mapping[str, Sequence[Stage]],
 ) -> list[Goal]:
-    """In fp32 at the larger batch half of the floor's speed is wanted."""
+    """Ask for half of the floor's speed in fp32 at the larger batch."""
     case = f"{FP32}, batch {BATCHES[-1]}"
     share = ratio(floors(probes, took, stages[case]), took[case])
     return [
@@ -172,7 +172,7 @@ def share_table(
 
 
 def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
-    """Every stage's least time, and what binds it."""
+    """Least time of every stage, and the limit that binds it."""
     cases = list(stages)
     columns = ["stage (least ms, what binds)", *cases]
     found = [least_times(stages[case], best) for case in cases]

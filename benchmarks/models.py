@@ -1,4 +1,4 @@
-"""What the benchmarks run: networks of random weights, which are as fast as trained ones.
+"""Networks of the benchmarks, with random weights, which are as fast as trained ones.
 
 Their output layer is enlarged, so that they answer speech with labels that differ from frame to
 frame, as a trained network does; else every text would be the same, or empty.
@@ -105,7 +105,7 @@ def network_run(session: Session, batch: int, seconds: float) -> Callable[[], ob
 
 
 def shape_name(shape: ModelShape) -> str:
-    """In words: `5 x BiLSTM-1024`."""
+    """Name a shape: `5 x BiLSTM-1024`."""
     kind = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[shape.rnn]
     return f"{shape.layers} x {'Bi' if shape.bidirectional else ''}{kind}-{shape.hidden}"
 

@@ -1,4 +1,4 @@
-"""What the machine can do at best: products in each precision, and reading from cache and memory.
+"""Measure the machine at its best: products in each precision, reading from cache and memory.
 
 A probe is one call that does a known amount. It takes its turn among the cases of a benchmark, so
 that what slows the machine for a while slows both, and a share of the least time stays true.
@@ -22,7 +22,7 @@ from ds2deploy.runtimes.session import usable_cores
 
 MIB = 1 << 20
 SIDE = 2048
-"""Of the square matrices: large enough that nothing but arithmetic takes time."""
+"""Side of the square matrices: large enough that nothing but arithmetic takes time."""
 
 SIZES = (MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
 """Bytes that are read again and again. 4 and 16 MiB are the recurrent weights of one direction of
@@ -31,11 +31,11 @@ an LSTM of 1024 units in int8 and in fp32; the last is beyond any cache."""
 TINY_SIDE, TINY_SIZES = 128, (MIB, 16 * MIB)
 
 LOW_SIDE = 512
-"""Of square matrices in bf16: a processor without instructions for it takes a hundred times as long
-as in fp32."""
+"""Side of square matrices in bf16: a processor without instructions for it takes a hundred times as
+long as in fp32."""
 
 READERS = ("numpy", "torch")
-"""Who reads; which is the faster depends on the size and on the machine."""
+"""Libraries that read; which is the faster depends on the size and on the machine."""
 
 LEAST_READ = 128 * MIB
 """Bytes of a call, so that starting it takes no part of the time."""
@@ -58,7 +58,7 @@ class Probe(NamedTuple):
 
 
 def machine_probes(quick: bool = False) -> dict[str, Probe]:
-    """Everything that `rates` needs for fp32 and int8.
+    """Make every probe that `rates` needs for fp32 and int8.
 
     Of fp32 three libraries multiply, since no single one is the fastest everywhere.
 
@@ -176,9 +176,7 @@ def run_probes(probes: Mapping[str, Probe], rounds: int) -> dict[str, list[float
 def among(
     probes: Mapping[str, Probe], cases: Mapping[str, Callable[[], object]]
 ) -> dict[str, Callable[[], object]]:
-    """Every probe before each of the cases: a single one, of milliseconds, says too little of a
-    round.
-    """
+    """Put every probe before each of the cases: one probe a round, of milliseconds, is too few."""
     mixed: dict[str, Callable[[], object]] = {}
     for number, (case, call) in enumerate(cases.items()):
         mixed |= {f"{name} [{number}]": probe.call for name, probe in probes.items()}
@@ -200,7 +198,7 @@ def probe_seconds(
 def rates(
     probes: Mapping[str, Probe], seconds: Mapping[str, Sequence[float]], round_: int | None = None
 ) -> Rates:
-    """What the probes say of the machine: the best of all libraries.
+    """Compute the rates of the machine from probes: the best of all libraries.
 
     Args:
         probes: from `machine_probes`.

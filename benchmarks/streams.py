@@ -1,4 +1,4 @@
-"""How many streams a machine serves: `StreamPool` with many speakers at random offsets.
+"""Number of streams that a machine serves: `StreamPool` with speakers at random offsets.
 
     python benchmarks/streams.py MODEL [--streams 64] [--seconds 10] [--threads 1] [--json]
 

@@ -37,11 +37,11 @@ SPEED_GOAL = 2.0
 SAMPLE_RATE = 16_000
 
 BY_COMMAND = "the first, through the command"
-"""Of the models; its times include the start of each process."""
+"""Name of a model whose times include the start of each process."""
 
 
 class Passes(NamedTuple):
-    """Of the files through one model: seconds of either way, and how many texts were the same."""
+    """Pass of the files through one model: seconds of either way, and number of equal texts."""
 
     alone_s: float
     together_s: float

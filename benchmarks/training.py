@@ -65,8 +65,8 @@ WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT",
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, utterances in a batch, seconds of the shortest and the longest, rounds
-    in turns, and steps of the real training.
+    """Sizes of a run: network, batch, seconds of the shortest and longest utterance, rounds, and
+    steps of the real training.
     """
 
     shape: ModelShape
@@ -207,7 +207,7 @@ class Clock(lightning.Callback):
         self._last = now
 
     def busy_share(self) -> float:
-        """Of the time between the first batch's arrival and the end, that of the steps."""
+        """Fraction of the time from the first batch to the end that the steps took."""
         waited = sum(self.waited[1:])
         return sum(self.busy) / (sum(self.busy) + waited)
 
@@ -427,7 +427,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 
 
 def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:
-    """Of the table."""
+    """Make a row of the table of steps."""
     found, against = latency(took[name]), ratio(took[name], took[OURS])
     times = [f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}"]
     return [name, *times, str(against)]

@@ -181,7 +181,7 @@ class RecurrentLayer(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Each unit's weighted sum over the frames to come (Wang et al., 2016), then Hardtanh.
+    """Weighted sum of each unit over the frames to come (Wang et al., 2016), then Hardtanh.
 
     Args:
         units: of a frame.

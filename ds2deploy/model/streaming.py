@@ -139,7 +139,7 @@ def streaming_description(
 
 
 def _inside(start: Tensor, count: int, lengths: Tensor) -> Tensor:
-    """Whether the frames from start (batch, 1) on are from 0 to their length: (batch, count)."""
+    """Mask of frames between 0 and their length, from start (batch, 1) on: (batch, count)."""
     index = start + torch.arange(count, device=start.device)
     return (index >= 0) & (index < lengths[:, None])
 

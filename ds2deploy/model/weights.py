@@ -1,4 +1,4 @@
-"""Weights of a file into the network: names undone, shapes and numbers checked."""
+"""Load the weights of a file into a network: restore names, check shapes and numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRAPPERS = ("module", "model", "network")
 
 
 def build_network(recipe: Recipe) -> DeepSpeech2:
-    """The recipe's network with fresh weights."""
+    """Build the recipe's network with fresh weights."""
     return DeepSpeech2(recipe.model, recipe.features.bins, len(recipe.labels))
 
 
@@ -48,7 +48,7 @@ def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
 
 
 def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
-    """The weights by the network's own names; every parameter is there, in the right shape."""
+    """Return the weights by the network's own names, every parameter in the right shape."""
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
