@@ -13,9 +13,9 @@ machine only what does not depend on it is compared.
 with t from Student's distribution and s the standard deviation of the lower half of the runs, as if
 the upper half mirrored it: a load that slows the reference alone lifts a ratio, and does not show
 how low one may fall. A ratio that is too low is measured once more before it counts. Of five
-normally distributed runs and two more, both of those two are too low once or twice in a thousand times. A
-margin is never less than `LEAST_MARGIN` of the ratio, because runs that follow one another differ
-less than runs on different days.
+normally distributed runs and two more, both of those two are too low once or twice in a thousand
+times. A margin is never less than `LEAST_MARGIN` of the ratio, because runs that follow one another
+differ less than runs on different days.
 """
 
 from __future__ import annotations

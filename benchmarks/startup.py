@@ -50,7 +50,7 @@ from ds2deploy.training.memory import peak_memory_mib
 atexit.register(lambda: print("peak", peak_memory_mib(), file=sys.stderr))
 """
 """Code before the command, which prints its own peak at its end. The peak of a child that the
-system gives to its parent includes memory of the parent, from before the child started a program."""
+system gives to its parent includes memory of the parent, from before the program was started."""
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
