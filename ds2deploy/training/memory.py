@@ -78,4 +78,5 @@ def peak_memory_mib() -> float | None:
 
 def resident_memory_mib() -> float:
     """Memory that this process has resident now, in MiB."""
-    return round(psutil.Process().memory_info().rss / 2**20, 1)
+    resident: int = psutil.Process().memory_info().rss
+    return round(resident / 2**20, 1)
