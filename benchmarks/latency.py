@@ -26,7 +26,7 @@ from models import (
     shape_name,
     write_onnx,
 )
-from probes import Probe, among, floors, machine_probes, probe_seconds
+from probes import Probe, floors, machine_probes, take_turns_with
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
@@ -86,8 +86,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     """Compare the runtimes, then follow the cost of the two artifacts.
 
     Args:
-        sizes: of the run.
-        quick: whether the machine's rates are taken at the sizes of a test too.
+        sizes: sizes of the run.
+        quick: True takes the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         models = open_models(sizes.shape, Path(folder))
@@ -96,8 +96,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         for batch in sizes.batches:
             for name, session in models.sessions.items():
                 cases[f"{name} x {batch}"] = network_run(session, batch, sizes.seconds)
-        every = take_turns(among(probes, cases), sizes.rounds, progress=progress)
-        took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+        took = take_turns_with(probes, cases, sizes.rounds, progress)
         growth = measure_growth(models, sizes)
     goals = speed_goals(sizes, probes, took)
     percent = 100 * models.sizes[INT8] / models.sizes[FP32]

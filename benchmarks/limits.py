@@ -31,20 +31,19 @@ from models import (
 from probes import (
     MIB,
     Probe,
-    among,
     bf16_probe,
     floors,
     machine_probes,
     multiply_probes,
-    probe_seconds,
     rates,
     read_probe,
     run_probes,
+    take_turns_with,
 )
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.bench.timing import ratio, take_turns
+from ds2deploy.bench.timing import Ratio, ratio
 from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.session import usable_cores
@@ -54,13 +53,13 @@ SHARE_GOAL = 50.0
 
 
 def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False) -> Result:
-    """The machine's rates, the network's least time, and the share reached.
+    """Measure the machine's rates, the network's least time, and the share of its speed reached.
 
     Args:
-        shape: of the network.
-        seconds: of audio of each utterance.
-        rounds: in turns.
-        quick: whether rates are taken at the sizes of a test.
+        shape: shape of the network.
+        seconds: seconds of audio in each utterance.
+        rounds: number of rounds in turns.
+        quick: True takes the rates at the sizes of a test.
     """
     features = FeatureConfig()
     probes = machine_probes(quick) | {"bf16 torch": bf16_probe(quick)}
@@ -76,9 +75,10 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
                 case = f"{name}, batch {batch}"
                 cases[case] = network_run(session, batch, seconds)
                 stages[case] = stages_of_speech(shape, batch, seconds, precision)
-        every = take_turns(among(probes, cases), rounds, progress=progress)
-    took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+        took = take_turns_with(probes, cases, rounds, progress)
     best = rates(probes, took)
+    least = {case: floors(probes, took, found) for case, found in stages.items()}
+    shares = {case: ratio(least[case], took[case]) for case in stages}
     shapes = measure_shapes(shape, frames, quick)
     bandwidth = measure_bandwidth(quick)
     return Result(
@@ -86,10 +86,10 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
         title=f"Limits of the machine: {shape_name(shape)}, {seconds:g} s of audio",
         machine=describe_machine(),
         quick=quick,
-        goals=share_goals(probes, took, stages),
+        goals=share_goals(shares),
         tables=[
             rate_table(probes, took),
-            share_table(probes, took, stages, best),
+            share_table(shares, took, stages, best),
             stage_table(stages, best),
             shape_table(shapes, best),
         ],
@@ -105,24 +105,19 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
                 case: sum(s.operations for s in found) for case, found in stages.items()
             },
             "least_s": {case: least_time(found, best) for case, found in stages.items()},
-            "floors_s": {case: floors(probes, took, found) for case, found in stages.items()},
+            "floors_s": least,
         },
     )
 
 
-def share_goals(
-    probes: Mapping[str, Probe],
-    took: Mapping[str, Sequence[float]],
-    stages: Mapping[str, Sequence[Stage]],
-) -> list[Goal]:
+def share_goals(shares: Mapping[str, Ratio]) -> list[Goal]:
     """Ask for half of the floor's speed in fp32 at the larger batch."""
     case = f"{FP32}, batch {BATCHES[-1]}"
-    share = ratio(floors(probes, took, stages[case]), took[case])
     return [
         Goal(
             name=f"{case}: share of the floor's speed",
             wanted=SHARE_GOAL,
-            measured=100 * share.median,
+            measured=100 * shares[case].median,
             unit="%",
         )
     ]
@@ -147,7 +142,7 @@ def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]])
 
 
 def share_table(
-    probes: Mapping[str, Probe],
+    shares: Mapping[str, Ratio],
     took: Mapping[str, Sequence[float]],
     stages: Mapping[str, Sequence[Stage]],
     best: Rates,
@@ -155,7 +150,6 @@ def share_table(
     """Measured, least, and their ratio."""
     rows = []
     for case, found in stages.items():
-        share = ratio(floors(probes, took, found), took[case])
         seconds = sorted(took[case])
         operations = sum(stage.operations for stage in found)
         rows.append(
@@ -164,7 +158,7 @@ def share_table(
                 f"{operations / 1e9:.0f}",
                 f"{seconds[len(seconds) // 2]:.3f}",
                 f"{least_time(found, best):.3f}",
-                f"{share.median:.0%} {share.spread}",
+                f"{shares[case].median:.0%} {shares[case].spread}",
             ]
         )
     columns = ["", "Gop", "measured (s)", "least (s)", "share of the floor's speed"]

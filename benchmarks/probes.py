@@ -173,24 +173,33 @@ def run_probes(probes: Mapping[str, Probe], rounds: int) -> dict[str, list[float
     return take_turns({name: probe.call for name, probe in probes.items()}, rounds)
 
 
-def among(
-    probes: Mapping[str, Probe], cases: Mapping[str, Callable[[], object]]
-) -> dict[str, Callable[[], object]]:
-    """Put every probe before each of the cases: one probe a round, of milliseconds, is too few."""
+def take_turns_with(
+    probes: Mapping[str, Probe],
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    progress: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Run cases in turns, with every probe before each of them.
+
+    One probe a round, of milliseconds, would be too few.
+
+    Args:
+        probes: probes from `machine_probes`.
+        cases: functions to measure, by name.
+        rounds: number of measured rounds.
+        progress: called with a line on the run in progress.
+
+    Returns:
+        Seconds in each round: of every case, and the least of every probe.
+    """
     mixed: dict[str, Callable[[], object]] = {}
     for number, (case, call) in enumerate(cases.items()):
         mixed |= {f"{name} [{number}]": probe.call for name, probe in probes.items()}
         mixed[case] = call
-    return mixed
-
-
-def probe_seconds(
-    probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
-) -> dict[str, list[float]]:
-    """The least seconds of every probe in each round, whatever its places in it."""
-    found: dict[str, list[float]] = {}
+    took = take_turns(mixed, rounds, progress=progress)
+    found = {case: took[case] for case in cases}
     for name in probes:
-        repeats = [values for case, values in took.items() if case.rpartition(" [")[0] == name]
+        repeats = [took[f"{name} [{number}]"] for number in range(len(cases))]
         found[name] = [min(values) for values in zip(*repeats, strict=True)]
     return found
 
@@ -201,9 +210,9 @@ def rates(
     """Compute the rates of the machine from probes: the best of all libraries.
 
     Args:
-        probes: from `machine_probes`.
-        seconds: of their runs, from `probe_seconds`.
-        round_: of which the rates are wanted; None takes each at its best.
+        probes: probes from `machine_probes`.
+        seconds: seconds of their runs, from `take_turns_with`.
+        round_: number of the round; None takes each probe at its best.
     """
     multiply: dict[str, float] = {}
     read: dict[int, float] = {}
