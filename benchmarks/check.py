@@ -74,8 +74,8 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         ratio: median of the runs.
-        margin: how much less it may be.
-        runs: that it was calibrated with.
+        margin: amount by which a run may be below it.
+        runs: ratios of the runs that it was calibrated with.
     """
 
     ratio: float
@@ -201,7 +201,7 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
     """Ratios and margins of repeated runs.
 
     Args:
-        runs: what `measure_ratios` gave, 2 to 10 times.
+        runs: 2 to 10 results of `measure_ratios`.
     """
     guards = {}
     for name in runs[0]:

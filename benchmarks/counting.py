@@ -47,9 +47,9 @@ class Stage(NamedTuple):
 
     Attributes:
         name: such as `rnn1 recurrent`.
-        precision: in which it is multiplied.
+        precision: precision of the products.
         operations: multiplications and additions.
-        bytes: that are read and written.
+        bytes: bytes that are read and written.
         working_set: bytes that are read again and again.
     """
 
@@ -81,7 +81,7 @@ class Least(NamedTuple):
     """The least time of a stage.
 
     Attributes:
-        stage: of the network.
+        stage: stage of the network.
         seconds: at least.
         binds: `arithmetic`, or `reading`.
     """
@@ -97,7 +97,7 @@ def network_stages(
     """Count a run of the network.
 
     Args:
-        shape: of the network.
+        shape: shape of the network.
         bins: frequency bins of the features.
         labels: blank included.
         batch: utterances, all as long.

@@ -58,9 +58,9 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
     """Time every way, and compare what they give.
 
     Args:
-        seconds: of audio.
-        rounds: in turns.
-        quick: whether these are sizes of a test.
+        seconds: seconds of audio.
+        rounds: number of rounds in turns.
+        quick: True for the sizes of a test.
     """
     config = FeatureConfig()
     samples = speech(config.sample_rate, seconds)

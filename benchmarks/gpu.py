@@ -184,9 +184,9 @@ def measure(
 
     Args:
         device: `cuda`; in tests `cpu`, for what is not an engine.
-        sizes: of the run.
-        precisions: of the artifacts.
-        quick: whether these are sizes of a test.
+        sizes: sizes of the run.
+        precisions: precisions of the artifacts.
+        quick: True for the sizes of a test.
     """
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name, ExitStack() as stack:

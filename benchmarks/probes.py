@@ -136,7 +136,7 @@ def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
     read 16 MiB at 75 GB/s where the maximum read 98.)
 
     Args:
-        size: of what is read, in bytes.
+        size: bytes of the working set.
         threads: 0 takes one for every core.
         library: `numpy` or `torch`.
     """

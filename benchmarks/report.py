@@ -30,13 +30,13 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """A goal, and the measurement beside it.
 
     Attributes:
-        name: what it is about.
+        name: name of the goal.
         wanted: the bound.
         measured: None where it could not be.
-        unit: of both.
-        least: whether the bound is a lower one.
+        unit: unit of the bound and of the measurement.
+        least: True for a lower bound.
         floor: best value that the machine's own floor would allow; None where nothing is known.
-        detail: of the measurement, such as its spread.
+        detail: detail of the measurement, such as its spread.
     """
 
     name: str
@@ -118,13 +118,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """All that a benchmark found.
 
     Attributes:
-        name: of the script.
-        title: what it asks.
-        machine: that it ran on.
-        quick: whether sizes were those of a test, and the figures therefore say nothing.
-        goals: with what was measured.
-        tables: for a reader.
-        plots: for a reader.
+        name: name of the script.
+        title: subject of the benchmark.
+        machine: machine that it ran on.
+        quick: True for the sizes of a test, whose figures say nothing about speed.
+        goals: goals with their measurements.
+        tables: tables for a reader.
+        plots: plots for a reader.
         notes: sentences that belong to the figures.
         data: the figures, by name, for a program.
     """

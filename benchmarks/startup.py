@@ -73,7 +73,7 @@ def measure(rounds: int, quick: bool = False) -> Result:
     """Processes in turns, then each once more for its memory.
 
     Args:
-        rounds: in turns; before them one that is not counted, but for the sizes of a test.
+        rounds: rounds in turns, after one that does not count (none for the sizes of a test).
         quick: a single run of the two commands, for a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:

@@ -59,9 +59,9 @@ def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, A
     """Serve so many streams, and compare what each said with what it says alone.
 
     Args:
-        recognizer: of a model that streams.
-        streams: how many.
-        seconds: of audio in each.
+        recognizer: recognizer of a model that streams.
+        streams: number of streams.
+        seconds: seconds of audio in each.
     """
     random = np.random.default_rng(0)
     rate = recognizer.description.features.sample_rate

@@ -68,7 +68,7 @@ def pass_through(
     """All at once between the two halves of one by one, so that a slow while hits both.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
         transcribe: gives the texts of some of them.
     """
     half = len(paths) // 2
@@ -117,10 +117,10 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
     """The large network in both precisions, and the trained model of digits.
 
     Args:
-        shape: of the large network.
-        count: of files.
-        longest_s: of a file.
-        quick: whether the machine's rates are taken at the sizes of a test.
+        shape: shape of the large network.
+        count: number of files.
+        longest_s: duration of the longest file (seconds).
+        quick: True takes the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)

@@ -170,8 +170,8 @@ def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
     `ds2deploy.model.convolution`.)
 
     Args:
-        recipe: of the network.
-        batch: of the step.
+        recipe: recipe of the network.
+        batch: batch of the step.
         rate: operations a second.
     """
     shape, bins, labels = recipe.model, recipe.features.bins, len(recipe.labels)
@@ -329,7 +329,7 @@ def elsewhere(option: str, quick: bool) -> Any:
 
     Args:
         option: command-line option that names the part.
-        quick: whether at the sizes of a test.
+        quick: True for the sizes of a test.
     """
     call = [sys.executable, __file__, option, *(["--quick"] if quick else [])]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
@@ -340,8 +340,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     """Steps in turns, gradients, the real training, the large step, the long training.
 
     Args:
-        sizes: of the run.
-        quick: whether these are sizes of a test.
+        sizes: sizes of the run.
+        quick: True for the sizes of a test.
     """
     keep_freed_memory()  # as a training does, for both
     recipe = recipe_of(sizes.shape)

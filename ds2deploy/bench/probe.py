@@ -52,7 +52,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         first_run_s: seconds from samples to text, the first time.
         warm_run_s: seconds of later runs, the median of three.
         peak_memory_mib: most memory that the process ever had resident; None where it is not known.
-        device_memory_mib: what loading and running took of a GPU's memory and kept, beside
+        device_memory_mib: GPU memory that loading and running took and kept, beside
             CUDA's own; None without a GPU, or where cuda-bindings are missing.
         sample_rate: sample rate of the model (Hz).
     """

@@ -27,14 +27,14 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         runtime: see `plan.NAMES`.
         batch: number of utterances at a time.
         audio_s: duration of each utterance (seconds).
-        total: from samples to text.
+        total: time from samples to text.
         features: the spectrograms, and padding them to a batch.
         network: a run of the session, copies to a device and back included.
-        decoding: from log-probabilities to text with times.
+        decoding: time from log-probabilities to text with times.
         rounds_s: seconds of every round, by stage and in total, for comparisons round by round.
         real_time_factor: seconds for a second of audio, from the median total.
         throughput: seconds of audio in a second: its inverse.
-        total_ratio: how many times as fast as the reference, from samples to text; None where the
+        total_ratio: speed as a multiple of the reference, from samples to text; None where the
             reference does not take this batch.
         network_ratio: the same for the network alone.
     """

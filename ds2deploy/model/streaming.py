@@ -38,7 +38,7 @@ class StreamingNetwork(nn.Module):
 
     Args:
         network: a unidirectional one.
-        description: with its blocks, of features; its inputs are this module's, in their order.
+        description: description with blocks of features; its inputs are the module's, in order.
     """
 
     def __init__(self, network: DeepSpeech2, description: ArtifactDescription) -> None:
@@ -58,7 +58,7 @@ class StreamingNetwork(nn.Module):
             lengths: (batch,) int64, frames of the whole stream, as far as they are known: what
                 stands past them is ignored.
             position: (batch, 1) int64, frame that the block begins with; even.
-            states: what the last block gave; zeros before the first.
+            states: states after the last block; zeros before the first.
 
         Returns:
             log_probs (batch, frames / 2, labels) float32, output_lengths (batch,) int64, the next
@@ -127,9 +127,9 @@ def streaming_description(
     """The description of the same model block by block.
 
     Args:
-        whole: of the model of whole utterances.
-        kind: what a block holds.
-        block_ms: of sound in a block.
+        whole: description of the model of whole utterances.
+        kind: kind of input in a block.
+        block_ms: milliseconds of sound in a block.
 
     Raises:
         ConfigError: a duration that is none of a block.

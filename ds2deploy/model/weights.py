@@ -108,7 +108,7 @@ def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path)
 
     Args:
         weights: weights by their names in a file.
-        known: whether the network has a parameter of that name.
+        known: tells whether the network has a parameter of that name.
         path: the file's path, for the error.
 
     Returns:
