@@ -105,7 +105,7 @@ def measure(
                     case: StagedRun(recognizer.session, waveforms)
                     for case, recognizer in opened.items()
                 }
-                runs, refused = _runnable(runs, batch, seconds)
+                runs, refused = runnable(runs, batch, seconds)
                 skipped += refused
                 tell = _prefixed(progress, f"batch {batch}, {seconds:g} s: ")
                 measurements += compare(runs, reference, plan.rounds, tell)
@@ -166,7 +166,7 @@ def _one_rate(starts: Mapping[Case, Start]) -> int:
     return next(iter(rates))
 
 
-def _runnable(
+def runnable(
     runs: Mapping[Case, StagedRun], batch: int, seconds: float
 ) -> tuple[dict[Case, StagedRun], list[Skipped]]:
     """Run each case once; return those that take the batch, and the others with the reason."""
