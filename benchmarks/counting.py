@@ -1,4 +1,4 @@
-"""What a DeepSpeech 2 network has to do: operations and bytes, stage by stage, and the least time.
+"""Operations and bytes of a DeepSpeech 2 network, stage by stage, and the least time for them.
 
 **Operations.** A product of (m, k) with (k, n) is 2 m k n of them, a multiplication and an addition
 each; a convolution is counted the same way, its zero padding included. Gates, batch norms (which
@@ -24,7 +24,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import (
     CONV1,
     CONV2,
@@ -44,9 +46,9 @@ class Stage(NamedTuple):
 
     Attributes:
         name: such as `rnn1 recurrent`.
-        precision: in which it is multiplied.
+        precision: precision of the products.
         operations: multiplications and additions.
-        bytes: that are read and written.
+        bytes: bytes that are read and written.
         working_set: bytes that are read again and again.
     """
 
@@ -58,7 +60,7 @@ class Stage(NamedTuple):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast the machine is at best.
+    """Best rates of a machine.
 
     Attributes:
         multiply: operations a second, by precision.
@@ -78,7 +80,7 @@ class Least(NamedTuple):
     """The least time of a stage.
 
     Attributes:
-        stage: of the network.
+        stage: stage of the network.
         seconds: at least.
         binds: `arithmetic`, or `reading`.
     """
@@ -94,7 +96,7 @@ def network_stages(
     """Count a run of the network.
 
     Args:
-        shape: of the network.
+        shape: shape of the network.
         bins: frequency bins of the features.
         labels: blank included.
         batch: utterances, all as long.
@@ -126,10 +128,19 @@ def network_stages(
     return [*found, _product("output", rows, weights, rows * inputs, rows * labels)]
 
 
+def stages_of_speech(
+    shape: ModelShape, batch: int, seconds: float, precision: str = "fp32"
+) -> list[Stage]:
+    """Count a run on utterances of that many seconds, with the default features and labels."""
+    features = FeatureConfig()
+    frames = features.frames(int(seconds * features.sample_rate))
+    return network_stages(shape, features.bins, len(ENGLISH), batch, frames, precision)
+
+
 def _product(
     name: str, times: float, weights: float, read: float, written: float, precision: str = "fp32"
 ) -> Stage:
-    """Every weight is used so many times; numbers that are read and written, not bytes."""
+    """Count a product that uses every weight so many times; `read` and `written` are numbers."""
     of_weights = WEIGHT_BYTES[precision] * weights
     size = of_weights + FLOAT_BYTES * (read + written)
     return Stage(name, precision, 2.0 * times * weights, size, of_weights)
@@ -177,7 +188,7 @@ def least_time(stages: Sequence[Stage], rates: Rates) -> float:
 
 
 def what_binds(stages: Sequence[Stage], rates: Rates) -> str:
-    """In words, where the least time goes and which limit it is."""
+    """Explain in words where the least time goes and which limit it is."""
     parts: dict[str, float] = {}
     for stage, seconds, binds in least_times(stages, rates):
         kind = stage.name.rpartition(" ")[2] if stage.name.startswith("rnn") else "convolutions"

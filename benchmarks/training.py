@@ -65,8 +65,8 @@ WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT",
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, utterances in a batch, seconds of the shortest and the longest, rounds
-    in turns, and steps of the real training.
+    """Sizes of a run: network, batch, seconds of the shortest and longest utterance, rounds, and
+    steps of the real training.
     """
 
     shape: ModelShape
@@ -170,8 +170,8 @@ def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
     `ds2deploy.model.convolution`.)
 
     Args:
-        recipe: of the network.
-        batch: of the step.
+        recipe: recipe of the network.
+        batch: batch of the step.
         rate: operations a second.
     """
     shape, bins, labels = recipe.model, recipe.features.bins, len(recipe.labels)
@@ -207,7 +207,7 @@ class Clock(lightning.Callback):
         self._last = now
 
     def busy_share(self) -> float:
-        """Of the time between the first batch's arrival and the end, that of the steps."""
+        """Fraction of the time from the first batch to the end that the steps took."""
         waited = sum(self.waited[1:])
         return sum(self.busy) / (sum(self.busy) + waited)
 
@@ -232,7 +232,7 @@ class Resident(lightning.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Look once more."""
-        self.mib.append(resident_memory_mib() or 0.0)
+        self.mib.append(resident_memory_mib())
 
 
 def growth(mib: Sequence[float], warm_up: int) -> float:
@@ -329,7 +329,7 @@ def elsewhere(option: str, quick: bool) -> Any:
 
     Args:
         option: command-line option that names the part.
-        quick: whether at the sizes of a test.
+        quick: True for the sizes of a test.
     """
     call = [sys.executable, __file__, option, *(["--quick"] if quick else [])]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
@@ -340,8 +340,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     """Steps in turns, gradients, the real training, the large step, the long training.
 
     Args:
-        sizes: of the run.
-        quick: whether these are sizes of a test.
+        sizes: sizes of the run.
+        quick: True for the sizes of a test.
     """
     keep_freed_memory()  # as a training does, for both
     recipe = recipe_of(sizes.shape)
@@ -375,7 +375,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
                 name="training step against packed sequences",
                 wanted=STEP_GOAL,
                 measured=faster.median,
-                detail=f"({faster.low:.2f} to {faster.high:.2f})",
+                detail=faster.spread,
             ),
             Goal(
                 name="largest difference of gradients, relative",
@@ -427,10 +427,10 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 
 
 def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:
-    """Of the table."""
+    """Make a row of the table of steps."""
     found, against = latency(took[name]), ratio(took[name], took[OURS])
-    shown = f"{against.median:.2f}x ({against.low:.2f} to {against.high:.2f})"
-    return [name, f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}", shown]
+    times = [f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}"]
+    return [name, *times, str(against)]
 
 
 def main() -> int:

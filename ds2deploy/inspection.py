@@ -1,4 +1,4 @@
-"""What a file is: checkpoint, artifact, engine, manifest or recording."""
+"""Identify a file: checkpoint, artifact, engine, manifest or recording."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ds2deploy.runtimes.tensorrt.library import NAMES
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
-    """Facts about a file, by their names, for a person; `details` has them for a program.
+    """Collect facts about a file by name, for a person; `details` has them for a program.
 
     Raises:
         MissingFileError: no such file.
@@ -142,7 +142,7 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
 
 
 def _streaming(description: ArtifactDescription) -> dict[str, Any]:
-    """Of a streaming artifact: its blocks, its latency, and where its statistics come from."""
+    """Blocks, latency and origin of the statistics of a streaming artifact."""
     blocks, features = description.blocks, description.features
     if blocks is None:
         return {}

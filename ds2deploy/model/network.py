@@ -87,7 +87,7 @@ class MaskedConvolutions(nn.Module):
     counts padded frames as zeros, and its shift does not leak into the next convolution.
 
     Args:
-        eps: of the batch norms.
+        eps: epsilon of the batch norms.
     """
 
     def __init__(self, eps: float) -> None:
@@ -121,10 +121,10 @@ class RecurrentLayer(nn.Module):
     Args:
         shape: kind, hidden size, directions.
         inputs: features of a frame.
-        normalize: whether there is a batch norm.
+        normalize: True adds a batch norm.
 
     Attributes:
-        packed: whether sequences are packed; None packs them where that is the faster way.
+        packed: True packs sequences; None packs them where that is the faster way.
     """
 
     packed: bool | None = None
@@ -163,10 +163,10 @@ class RecurrentLayer(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Each unit's weighted sum over the frames to come (Wang et al., 2016), then Hardtanh.
+    """Weighted sum of each unit over the frames to come (Wang et al., 2016), then Hardtanh.
 
     Args:
-        units: of a frame.
+        units: number of units of a frame.
         context: frames in the sum, the current one included.
     """
 

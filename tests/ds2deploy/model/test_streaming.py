@@ -50,8 +50,7 @@ def checkpoints(lively_network) -> dict[tuple[str, int], Checkpoint]:
     return made
 
 
-@pytest.mark.parametrize("lookahead", [1, 6])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(("cell", "lookahead"), [("lstm", 6), ("gru", 6), ("rnn", 6), ("gru", 1)])
 @settings(deadline=None, max_examples=15)
 @given(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=4),
