@@ -12,7 +12,12 @@ from typing import BinaryIO
 import soundfile
 
 from ds2deploy.runtimes.audio.checks import check_stream_rate
-from ds2deploy.runtimes.audio.foreign_formats import FRAME_PAIR, conversion, foreign_format
+from ds2deploy.runtimes.audio.formats import (
+    FRAME_PAIR,
+    content_format,
+    conversion,
+    suffix_format,
+)
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.sections import Section, find_mp3_sections, find_sections
 from ds2deploy.runtimes.audio.source import AudioFile, audio_name, open_audio_file
@@ -120,15 +125,17 @@ class Recording:
 
     def _unreadable(self, detail: str) -> NotAudioError:
         """Say that a recording cannot be decoded."""
-        if self._suffix in (".raw", ".pcm"):
+        promised = suffix_format(self.name)
+        if promised is not None and promised.kind == "headerless":
             return NotAudioError(
                 f"{self.name}: no header that says what it holds; if it is 16-bit mono, say its "
                 f"rate: ds2deploy transcribe MODEL - --rate HZ < {self.name}"
             )
         self._file.seek(0)
-        if foreign := foreign_format(self._file.read(FRAME_PAIR)):
+        found = content_format(self._file.read(FRAME_PAIR))
+        if found is not None and found.kind == "foreign":
             return NotAudioError(
-                f"{self.name}: {foreign}, which libsndfile does not read; convert it, such as: "
+                f"{self.name}: {found.name}, which libsndfile does not read; convert it, such as: "
                 f"{conversion(self.name)}"
             )
         if "resource fork" in detail:  # libsndfile's last guess
