@@ -115,9 +115,10 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
     utterances = _listed(source, options.layout)
+    labels_found = alphabet is None
     if alphabet is None:
         alphabet = Alphabet(find_labels(_usable_texts(utterances)))
-    screener = Screener(source, alphabet, options.screening)
+    screener = Screener(source, alphabet, options.screening, labels_found)
     found = list(screener.screen(utterances))
     rejected = [item for item in found if isinstance(item, RejectedUtterance)]
     screened = [item for item in found if isinstance(item, Screened)]
