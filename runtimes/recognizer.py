@@ -14,13 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio.loading import (
-    check_stream_rate,
-    convert_audio,
-    mono_pieces,
-    read_blocks,
-    resample_pieces,
-)
+from ds2deploy.runtimes.audio.checks import check_stream_rate
+from ds2deploy.runtimes.audio.loading import read_blocks
+from ds2deploy.runtimes.audio.samples import convert_audio, mono_pieces, resample_pieces
 from ds2deploy.runtimes.audio.source import AudioFile, audio_name, is_audio_file
 from ds2deploy.runtimes.decoding.greedy import Transcript, decode_batch
 from ds2deploy.runtimes.errors import (
@@ -40,19 +36,20 @@ from ds2deploy.runtimes.features import (
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.pipeline import (
     AHEAD_S,
-    THREADS,
     WINDOW_S,
-    AudioInput,
-    Preparation,
-    Prepared,
     QueuedRecording,
     Recognized,
     batch_limits,
-    readable,
     run_batches,
+)
+from ds2deploy.runtimes.preparation import (
+    THREADS,
+    AudioInput,
+    Preparation,
+    Prepared,
+    readable,
     without_frames,
 )
-from ds2deploy.runtimes.pipeline import batches as batches
 from ds2deploy.runtimes.session import Closing, Session, beyond_profile, check_batch
 from ds2deploy.runtimes.streaming.pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 from ds2deploy.runtimes.streaming.stream import Channel, Stream, run_channels

@@ -25,7 +25,7 @@ from ds2deploy.runtimes.features import (
     FloatArray,
     pad_sounds,
 )
-from ds2deploy.runtimes.recognizer import batches
+from ds2deploy.runtimes.pipeline import batches
 from ds2deploy.runtimes.session import Session
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 from ds2deploy.runtimes.audio.caf import sized_caf
 from ds2deploy.runtimes.audio.flac import file_size, find_flac_audio
-from ds2deploy.runtimes.audio.mp3 import Mp3Audio, find_mp3_audio, id3_size, is_mp3
+from ds2deploy.runtimes.audio.mp3 import Mp3Audio, find_mp3_audio, is_mp3
+from ds2deploy.runtimes.audio.mp3_frames import id3_size
 from ds2deploy.runtimes.audio.ogg import find_ogg_audio
 from ds2deploy.runtimes.audio.spliced import Span, Spliced
 from ds2deploy.runtimes.audio.wav import MPEG_FORMATS, find_wav_audio

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.audio.loading import as_samples
+from ds2deploy.runtimes.audio.checks import as_samples
 from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.decoding.greedy_stream import Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError

@@ -24,7 +24,8 @@ from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
-from ds2deploy.runtimes.recognizer import Recognizer, batches
+from ds2deploy.runtimes.pipeline import batches
+from ds2deploy.runtimes.recognizer import Recognizer
 
 RATE = 16_000
 STEP = 8
