@@ -27,8 +27,9 @@ class AudioInput(NamedTuple):
     """A recording that is about to be read.
 
     Attributes:
-        name: of it, for errors; empty for an array.
-        pieces: (samples,) float32 at the model's rate, read as they are asked for.
+        name: name of the recording, for errors; empty for an array.
+        pieces: (samples,) float32 at the model's rate, read as they are asked for, by one thread;
+            `audio.loading.read_blocks` gives those of a path, of bytes or of a file object.
     """
 
     name: str

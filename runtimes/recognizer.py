@@ -72,6 +72,10 @@ LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
 class Recognizer(Closing):
     """Recognises speech with one model; a context manager that closes the session at its end.
 
+    Several threads may call its methods at the same time, on every runtime; each gets what it would
+    get alone. What `transcribe_many` returns is for one thread at a time. After `close`, calls fail
+    on a GPU, where those under way are waited for; on a CPU nothing changes.
+
     Args:
         session: the model on its runtime.
 
