@@ -199,7 +199,7 @@ def _import_libraries(runtime: str, kind: FileKind) -> None:
 
 def _audio(recognizer: Recognizer, samples: FloatArray, rate: int) -> FloatArray:
     """The utterance at the model's rate, and not longer than an engine takes."""
-    from ds2deploy.runtimes.audio.loading import convert_audio
+    from ds2deploy.runtimes.audio.samples import convert_audio
     from ds2deploy.runtimes.tensors import samples_of
 
     features, profile = recognizer.description.features, recognizer.session.profile

@@ -17,7 +17,7 @@ from ds2deploy.runtimes.decoding.greedy import Transcript
 from ds2deploy.runtimes.decoding.greedy_stream import Update
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.pipeline import AudioInput, readable
+from ds2deploy.runtimes.preparation import AudioInput, readable
 from ds2deploy.runtimes.recognizer import Recognizer
 
 PIECE_S = 0.1

@@ -9,8 +9,10 @@ import numpy as np
 import soxr
 
 from ds2deploy.config import AugmentConfig
-from ds2deploy.data.listing import READ_SUFFIXES, list_files
-from ds2deploy.runtimes.audio.loading import convert_audio, load_part, measure_audio
+from ds2deploy.data.listing import list_files
+from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
+from ds2deploy.runtimes.audio.loading import load_part, measure_audio
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, NoiseError
 from ds2deploy.runtimes.features import FloatArray
 

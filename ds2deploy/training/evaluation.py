@@ -17,7 +17,8 @@ from ds2deploy.data.manifest_checks import Unusable
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import FILE_ERRORS, AlphabetError, Ds2Error
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.pipeline import AudioInput, Recognized
+from ds2deploy.runtimes.pipeline import Recognized
+from ds2deploy.runtimes.preparation import AudioInput
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
 

@@ -20,8 +20,12 @@ from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import Input
 from ds2deploy.runtimes.decoding.greedy import greedy_text
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_sounds
-from ds2deploy.runtimes.recognizer import batches
+from ds2deploy.runtimes.features import (
+    FeatureExtractor,
+    FloatArray,
+    pad_sounds,
+)
+from ds2deploy.runtimes.pipeline import batches
 from ds2deploy.runtimes.session import Session
 
 if TYPE_CHECKING:

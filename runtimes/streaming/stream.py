@@ -98,7 +98,9 @@ def run_channels(session: Session, channels: Sequence[Channel]) -> None:
 class Stream(Closing):
     """One stream; a context manager that lets go of what was not finished.
 
-    `Recognizer.stream` makes it. One thread at a time may use it.
+    `Recognizer.stream` makes it. One thread at a time may use it, which need not always be the
+    same; streams of one session run in several threads at the same time. Only `close` may come from
+    another thread meanwhile: the call under way ends, further calls raise StreamError.
 
     Args:
         session: of a streaming model.

@@ -73,8 +73,9 @@ def _audio(content: bytes) -> None:
 
 
 def _pcm(content: bytes) -> None:
-    from ds2deploy.runtimes.audio.loading import check_stream_rate, mono_pieces, resample_pieces
+    from ds2deploy.runtimes.audio.checks import check_stream_rate
     from ds2deploy.runtimes.audio.pcm import PcmStream
+    from ds2deploy.runtimes.audio.samples import mono_pieces, resample_pieces
 
     stream = PcmStream(io.BytesIO(content), 16_000)
     rate = stream.format.sample_rate
