@@ -155,16 +155,13 @@ def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphab
 
 
 class Batches:
-    """Batches of an epoch for one process; an iteration can begin with any of them.
-
-    Lightning keeps the state in checkpoints, and restores it when a training resumes in the middle
-    of an epoch.
+    """Batches of an epoch for one process, from the first that is left.
 
     Args:
         dataset: loader of a planned batch.
         plan: planned batches, in order.
         workers: number of processes that load; 0 loads in this one.
-        epoch: number of the epoch.
+        epoch: number of the epoch, from 0.
         fingerprint: hash of the batches of all processes, to recognise them when resuming.
     """
 
@@ -177,42 +174,35 @@ class Batches:
         fingerprint: int = 0,
     ) -> None:
         self._dataset, self._plan, self._workers = dataset, plan, workers
-        self._fingerprint = fingerprint
-        self.epoch, self._given = epoch, 0
+        self.epoch, self.fingerprint = epoch, fingerprint
+        self._done = 0
 
     def __len__(self) -> int:
         """Number of batches of the whole epoch."""
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Load the batches that are left of the epoch; all of them after the last."""
-        rest = self._plan[self._given :]
-        for batch in load(self._dataset, rest, self._workers):
-            self._given += 1
-            yield batch
-        self._given = 0
+        """Load the batches that are left."""
+        return load(self._dataset, self._plan[self._done :], self._workers)
 
-    def state_dict(self) -> dict[str, int]:
-        """Position in the epoch, for a checkpoint."""
-        return {"epoch": self.epoch, "given": self._given, "fingerprint": self._fingerprint}
+    def skip(self, done: int, fingerprint: int) -> None:
+        """Leave out batches that an earlier process has done.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume at the position of a state of the same epoch.
+        Args:
+            done: number of batches.
+            fingerprint: that of the epoch they were part of.
 
         Raises:
-            ConfigError: the state is from an epoch with other batches.
+            ConfigError: that epoch had other batches.
         """
-        if state["epoch"] != self.epoch or not state["given"] > 0:
-            return
-        if state["fingerprint"] != self._fingerprint:
+        if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
                 "batches: resume with the manifest, the [data] section, the seed and the number of "
                 "processes that it began with, or begin another training with its weights "
                 "(training.start)"
             )
-        if state["given"] < len(self._plan):
-            self._given = state["given"]
+        self._done = done
 
 
 def training_batches(

@@ -1,4 +1,4 @@
-"""A training on TensorBoard: curves, what was heard, and what the network sees."""
+"""TensorBoard's curves of a training, with recognised utterances and a spectrogram."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ PAIRS = 5
 
 
 class TensorBoardLog:
-    """Writes event files; a training that is resumed goes on in the same curves.
+    """Writes event files; a training that is resumed continues the same curves.
 
     Args:
-        folder: for them.
+        folder: folder of the event files.
+        step: last step that counts; what a killed training wrote past it is hidden.
 
     Raises:
         RuntimeUnavailableError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         require("tensorboard", "train")
-        self._folder = folder
-        self._writer: Any = None
-
-    def open(self, step: int) -> None:
-        """Begin, or go on, once; what a killed training wrote past this step is hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of the training's curves, such as `loss`."""
+        """Add points to the training's curves, such as `loss`."""
         for name, value in values.items():
             self._writer.add_scalar(f"train/{name}", value, step)
 
@@ -48,12 +43,12 @@ class TensorBoardLog:
         hypotheses: Sequence[Hypothesis],
         spectrogram: FloatArray | None,
     ) -> None:
-        """Error rates, a few utterances, and a picture.
+        """Add error rates, a few utterances, and a picture.
 
         Args:
-            step: of the training.
+            step: step of the training.
             values: points of the validation's curves, such as `wer`.
-            hypotheses: what was said and heard.
+            hypotheses: utterances with what was recognised.
             spectrogram: features of an utterance, (bins, time); None for no picture.
         """
         for name, value in values.items():
@@ -71,11 +66,10 @@ class TensorBoardLog:
         self._writer.flush()
 
     def flush(self) -> None:
-        """Write what is left; a validation may still come after the last step."""
-        if self._writer is not None:
-            self._writer.flush()
+        """Write what is left."""
+        self._writer.flush()
 
 
 def _code(text: str) -> str:
-    """As it stands: an empty hypothesis is told from none, and Markdown changes nothing."""
+    """Quote a text, so that Markdown changes nothing, and an empty one is seen."""
     return f"`{text}`" if text else "(nothing)"

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -15,9 +14,11 @@ import torch
 from rich.console import Console
 
 from ds2deploy.config import Recipe
+from ds2deploy.data.batches import Batch
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ConfigError, TrainingError
-from ds2deploy.training.lightning_module import learning_rate_factor
+from ds2deploy.training.loop import TrainingLoop
+from ds2deploy.training.optimization import learning_rate_factor
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.run_folder import RunFolder
 from ds2deploy.training.train import train
@@ -60,12 +61,15 @@ def test_resuming_equals_never_stopping(tone_recipe: Recipe, tmp_path: Path):
     class KilledError(Exception):
         pass
 
-    def die(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
-        if trainer.current_epoch == 2:
+    learn = TrainingLoop.learn
+
+    def die(self: TrainingLoop, batch: Batch) -> None:
+        learn(self, batch)
+        if self.point.epochs == 2:
             raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ds2deploy.training.progress.TrainingProgress.on_train_batch_end", die)
+        patch.setattr(TrainingLoop, "learn", die)
         with pytest.raises(KilledError):
             train(parted)
     train(parted, resume=True)
@@ -158,7 +162,7 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(
         "ds2deploy.training.train.TrainingProgress",
-        lambda beating: TrainingProgress(beating, console),
+        lambda epochs, lines: TrainingProgress(epochs, lines, console),
     )
     train(tone_recipe.changed("training", epochs=1))
     assert "training" in screen.getvalue()

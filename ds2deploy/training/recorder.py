@@ -1,0 +1,110 @@
+"""Records of a training: metrics.jsonl, broken.jsonl, best.ckpt and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ds2deploy.config import Recipe
+from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.network import DeepSpeech2
+from ds2deploy.runtimes.errors import AudioError, TrainingError
+from ds2deploy.training.hardware import is_main_process
+from ds2deploy.training.run_folder import BEST, BROKEN, BROKEN_SHARE, ResumePoint, RunFolder, score
+from ds2deploy.training.tensorboard import TensorBoardLog
+from ds2deploy.training.validation import Validation
+
+TENSORBOARD = "tensorboard"
+"""Folder of a run."""
+
+
+class RunRecorder:
+    """Writes metrics, the best checkpoint, and the names of recordings that cannot be used.
+
+    Args:
+        folder: folder of the run.
+        recipe: recipe of the training.
+        utterances: number of training and validation utterances.
+        step: last step that is recorded; a log of TensorBoard hides later ones.
+
+    Attributes:
+        failure: error that ends the training, when too many recordings cannot be used.
+    """
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, utterances: int, step: int) -> None:
+        self._folder, self._recipe, self._utterances = folder, recipe, utterances
+        self._best = score(folder.best_metrics())
+        # The time of all processes that trained one after the other.
+        elapsed_s = max((line["elapsed_s"] for line in folder.metrics()), default=0.0)
+        self._started = time.monotonic() - elapsed_s
+        self._broken = {line["error"] for line in folder.broken()}
+        self.failure: AudioError | None = None
+        self._tensorboard: TensorBoardLog | None = None
+        if recipe.training.tensorboard and is_main_process():
+            self._tensorboard = TensorBoardLog(folder.path / TENSORBOARD, step)
+
+    def note_step(self, point: ResumePoint, values: dict[str, float]) -> None:
+        """Write a line with values of a step, such as `loss`."""
+        if is_main_process():
+            self._write(point, kind="train", **values)
+            if self._tensorboard is not None:
+                self._tensorboard.add_step(point.step, values)
+
+    def note_validation(
+        self,
+        point: ResumePoint,
+        metrics: dict[str, float],
+        validation: Validation,
+        network: DeepSpeech2,
+    ) -> None:
+        """Write a line, and `best.ckpt` if this is the best validation so far.
+
+        Raises:
+            TrainingError: the loss is not a number.
+        """
+        if is_main_process():
+            self._write(point, kind="valid", **metrics)
+        if not math.isfinite(metrics["valid_loss"]):  # in all processes, which end together
+            raise TrainingError(
+                f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
+                f"{point.step}; start again with a lower training.learning_rate"
+            )
+        if not is_main_process():
+            return
+        if self._tensorboard is not None:
+            self._tensorboard.add_validation(
+                point.step, metrics, validation.hypotheses, validation.picture
+            )
+        if score(metrics) < self._best:
+            save_checkpoint(self._folder.path / BEST, network, self._recipe, metrics)
+            self._folder.write_hypotheses(validation.hypotheses)
+            self._best = score(metrics)
+
+    def note_broken(self, point: ResumePoint, errors: Sequence[str]) -> None:
+        """Name recordings that cannot be used, each once; too many are a failure."""
+        for error in errors:
+            if error in self._broken:
+                continue
+            self._broken.add(error)
+            self._folder.append({"step": point.step, "epoch": point.epoch, "error": error}, BROKEN)
+            if len(self._broken) > BROKEN_SHARE * self._utterances:
+                self.failure = AudioError(
+                    f"{error} ({len(self._broken)} of {self._utterances} recordings cannot be "
+                    f"used, {BROKEN_SHARE:.0%} may; {self._folder.path / BROKEN} names them, and "
+                    "`ds2deploy prepare --read --leave-out` leaves them out)"
+                )
+                return
+            print(f"left out: {error}", file=sys.stderr)
+
+    def flush(self) -> None:
+        """Write what TensorBoard has not got yet."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def _write(self, point: ResumePoint, **values: Any) -> None:
+        elapsed_s = round(time.monotonic() - self._started, 2)
+        line = {"epoch": point.epoch, "step": point.step, **values, "elapsed_s": elapsed_s}
+        self._folder.append(line)
