@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -36,16 +37,26 @@ class Autocast(MixedPrecision):
 def make_fabric(recipe: Recipe) -> Fabric:
     """Start the other processes of a training, if it has several; return this one's Fabric."""
     training = recipe.training
-    gpu = uses_gpu(recipe)
-    mixed = training.precision != "32-true"
+    accelerator = "cuda" if uses_gpu(recipe) else "cpu"
+    mixed: list[Any] = []
+    if training.precision != "32-true":
+        mixed = [Autocast(training.precision, accelerator)]
     fabric = Fabric(
-        accelerator="gpu" if gpu else "cpu",
+        accelerator=accelerator,
         devices=training.devices or "auto",
         num_nodes=training.nodes,
-        plugins=[Autocast(training.precision, "cuda" if gpu else "cpu")] if mixed else [],
+        plugins=mixed,
     )
     fabric.launch()
     return fabric
+
+
+def reduced(fabric: Fabric, numbers: Sequence[float], how: Literal["sum", "mean", "max"]) -> Any:
+    """Reduce a list of numbers over all processes, one by one."""
+    if fabric.world_size == 1:
+        return list(numbers)
+    tensor = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
+    return cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op=how)).tolist()
 
 
 def is_main_process() -> bool:
@@ -72,21 +83,13 @@ def check_hardware(recipe: Recipe) -> None:
                 f"{torch.cuda.device_count()} CUDA devices; 0 takes all of them"
             )
         return
-    if training.accelerator == "gpu":
-        raise RuntimeUnavailableError(
-            f'training.accelerator = "gpu": torch {torch.__version__} sees no CUDA device; '
-            "set it to cpu or auto"
-        )
-    if training.batch_norm == "synchronized":
-        raise RuntimeUnavailableError(
-            'training.batch_norm = "synchronized": torch synchronises it on CUDA devices only; '
-            "take batch, or frozen"
-        )
-    if training.precision == "16-mixed":
-        raise RuntimeUnavailableError(
-            'training.precision = "16-mixed" needs a CUDA device; on a CPU use 32-true or '
-            "bf16-mixed"
-        )
+    for name, value, reason in (
+        ("accelerator", "gpu", f"torch {torch.__version__} sees no CUDA device; use cpu or auto"),
+        ("batch_norm", "synchronized", "needs CUDA devices; on a CPU use batch or frozen"),
+        ("precision", "16-mixed", "needs a CUDA device; on a CPU use 32-true or bf16-mixed"),
+    ):
+        if getattr(training, name) == value:
+            raise RuntimeUnavailableError(f'training.{name} = "{value}": {reason}')
     if training.precision == "bf16-mixed" and is_main_process() and not has_bfloat16_lstm():
         print(
             'training.precision = "bf16-mixed": this processor computes bfloat16 step by step, '

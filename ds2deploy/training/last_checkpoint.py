@@ -16,6 +16,7 @@ from lightning.fabric import Fabric
 
 from ds2deploy.runtimes.errors import Ds2Error, StoppedError, TrainingError
 from ds2deploy.runtimes.files import whole_file
+from ds2deploy.training.hardware import reduced
 from ds2deploy.training.run_folder import disk_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -36,8 +37,7 @@ class LastCheckpoint:
         path: path of the file.
         every_s: seconds between two checkpoints within an epoch.
         fabric: processes of the training.
-        content: returns the current content of the file.
-        step: step of the file that is there.
+        content: returns the content of the file, now.
     """
 
     def __init__(
@@ -46,11 +46,10 @@ class LastCheckpoint:
         every_s: float,
         fabric: Fabric,
         content: Callable[[], dict[str, Any]],
-        step: int = 0,
     ) -> None:
         self._path, self._every_s = path, every_s
         self._fabric, self._content = fabric, content
-        self._written, self._step = time.monotonic(), step
+        self._written, self._step = time.monotonic(), content()["global_step"]
         self._stop = 0
         self._warned = False
 
@@ -59,8 +58,8 @@ class LastCheckpoint:
         """Handle signals; the handlers of before return at the end."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                before[number] = signal.signal(number, self._on_stop)
+            for stop in SIGNALS:
+                before[stop] = signal.signal(stop, self._on_stop)
             before[WARNING] = signal.signal(WARNING, self._on_warning)
         try:
             yield
@@ -81,7 +80,7 @@ class LastCheckpoint:
         """
         due = self._fabric.is_global_zero and time.monotonic() - self._written >= self._every_s
         votes = [self._stop, due or self._warned, failure is not None]
-        stop, wanted, failed = _most(self._fabric, votes)
+        stop, wanted, failed = map(int, reduced(self._fabric, votes, "max"))
         if failed:
             raise failure or TrainingError("another process cannot go on, and says why")
         if stop or (wanted and not epoch_ended):
@@ -111,19 +110,21 @@ class LastCheckpoint:
                     torch.save(content, file)
         except OSError as raised:
             error = raised
-        if any(_most(self._fabric, [error is not None])):
-            kept = f"last.ckpt is of step {self._step}"
-            if not self._path.is_file():
-                kept = "there is no last.ckpt yet"
-            raise disk_error(error or OSError("on another process"), self._path, kept) from None
+        if any(reduced(self._fabric, [error is not None], "max")):
+            error = error or OSError("on another process")
+            raise disk_error(error, self._path, self._kept()) from None
         self._written, self._step, self._warned = time.monotonic(), content["global_step"], False
 
     def _stopped(self, number: int) -> StoppedError:
-        kept = f"{self._path.name} is of step {self._step}: go on from it with --resume"
-        if not self._path.is_file():
-            kept = f"there is no {self._path.name} yet, start again"
+        remedy = ": go on from it with --resume" if self._path.is_file() else ", start again"
         name = signal.Signals(number).name
-        return StoppedError(f"{self._path.parent}: stopped by {name}; {kept}", number)
+        return StoppedError(
+            f"{self._path.parent}: stopped by {name}; {self._kept()}{remedy}", number
+        )
+
+    def _kept(self) -> str:
+        there = self._path.is_file()
+        return f"last.ckpt is of step {self._step}" if there else "there is no last.ckpt yet"
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         if self._stop:  # a second time: at once
@@ -132,11 +133,3 @@ class LastCheckpoint:
 
     def _on_warning(self, *_: Any) -> None:
         self._warned = True
-
-
-def _most(fabric: Fabric, votes: list[int] | list[bool]) -> list[int]:
-    """Find the largest vote of all processes, one by one."""
-    if fabric.world_size == 1:
-        return [int(vote) for vote in votes]
-    cast = torch.tensor([float(vote) for vote in votes], device=fabric.device)
-    return [int(vote) for vote in fabric.all_reduce(cast, reduce_op="max")]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import msgspec
-import torch
 from lhotse import CutSet
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batch, Batches, evaluation_batches, training_batches
@@ -17,20 +16,15 @@ from ds2deploy.model.checkpoint import KEY, header
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import TrainingError
-from ds2deploy.training.hardware import make_fabric, uses_gpu
+from ds2deploy.training.hardware import make_fabric, reduced, uses_gpu
 from ds2deploy.training.last_checkpoint import LastCheckpoint
 from ds2deploy.training.memory import give_back_freed_memory
-from ds2deploy.training.optimization import (
-    ctc_loss,
-    learning_rate_factor,
-    make_optimizer,
-    restore_optimizer,
-)
+from ds2deploy.training.optimization import ctc_loss, make_optimizer, make_schedule, restore
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
 from ds2deploy.training.run_folder import LAST, RunFolder
-from ds2deploy.training.validation import Validation
+from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
 """Steps in a row that `16-mixed` may skip. Each halves the scale, which begins at 2 ** 16: after so
@@ -72,28 +66,22 @@ class TrainingLoop:
         self._unvalidated = initial.unvalidated
         self._fabric = make_fabric(recipe)
         if training.batch_norm == "synchronized":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         optimizer = make_optimizer(network, training)
         self._batches = self._plan(0)
         steps_per_epoch = -(-len(self._batches) // training.accumulate)
-        self._schedule = LambdaLR(
-            optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch)
-        )
+        self._schedule = make_schedule(optimizer, recipe, steps_per_epoch)
         total = steps_per_epoch * training.epochs
         self._total_steps = min(total, training.max_steps or total)
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
         if initial.document is not None:
-            restore_optimizer(optimizer, self._schedule, initial.document, training)
+            restore(optimizer, self._schedule, initial.document, training)
             self._fabric.strategy.precision.load_state_dict(initial.document["precision"])
         self._metrics: dict[str, float] = {}
         self._skipped_steps = self._skipped_in_a_row = 0
         self._recorder = RunRecorder(folder, recipe, sum(map(len, cuts)), self.point.step)
         self._last = LastCheckpoint(
-            folder.path / LAST,
-            60 * training.checkpoint_minutes,
-            self._fabric,
-            self._content,
-            self.point.step,
+            folder.path / LAST, 60 * training.checkpoint_minutes, self._fabric, self._content
         )
 
     def run(self) -> None:
@@ -119,7 +107,11 @@ class TrainingLoop:
             self._batches = self._plan(self.point.epochs)
         if self.point.batches:
             self._batches.skip(self.point.batches, self.point.fingerprint)
-        _set_training_mode(self._network, self.recipe)
+        self._network.train()
+        if self.recipe.training.batch_norm == "frozen":
+            for part in self._network.modules():
+                if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                    part.eval()
         for batch in self._batches:
             self.learn(self._fabric.to_device(batch))
             if self.point.finishes(self.recipe):
@@ -133,7 +125,8 @@ class TrainingLoop:
         makes_step = ended or done % accumulate == 0
         with self._fabric.no_backward_sync(self._network, enabled=not makes_step):
             with self._fabric.autocast():
-                loss = ctc_loss(*self._network(batch.features, batch.lengths), batch) * batch.scale
+                log_probs, lengths = self._network(batch.features, batch.lengths)
+                loss = ctc_loss(log_probs, lengths, batch) * batch.scale
             value = float(loss.detach())
             # Of several processes one alone must not end: it makes the gradients of all no numbers.
             if not math.isfinite(value) and self._fabric.world_size == 1:
@@ -152,29 +145,22 @@ class TrainingLoop:
 
     def validate(self) -> None:
         """Measure the error rates, and keep the network if it is the best so far."""
-        validation = Validation(Alphabet(self.recipe.labels))
-        batches = evaluation_batches(
-            self._valid, self.recipe, self._fabric.global_rank, self._fabric.world_size
-        )
-        self._network.eval()
-        for done, batch in enumerate(batches, 1):
-            self.validate_batch(self._fabric.to_device(batch), validation)
-            self._progress.note_validated(self.point, done)
+        fabric, validated = self._fabric, itertools.count(1)
+
+        def after_batch(batch: Batch) -> None:
+            self._note_broken(batch)
+            self._progress.note_validated(self.point, next(validated))
             self._last.stop_if_told()
-        self._metrics = validation.finish(self._fabric)
+
+        batches = evaluation_batches(
+            self._valid, self.recipe, fabric.global_rank, fabric.world_size
+        )
+        found = validate(fabric, self._network, batches, Alphabet(self.recipe.labels), after_batch)
+        self._metrics = found.metrics
         if not uses_gpu(self.recipe):
             give_back_freed_memory()  # a validation has other shapes
-        self._recorder.note_validation(self.point, self._metrics, validation, self._network.module)
-        self._progress.note_validation(self.point, self._metrics)
-
-    @torch.inference_mode()
-    def validate_batch(self, batch: Batch, validation: Validation) -> None:
-        """Add a batch to a validation, without the recordings that cannot be used."""
-        if batch.scale:
-            with self._fabric.autocast():
-                log_probs, output_lengths = self._network(batch.features, batch.lengths)
-                validation.add(batch, log_probs, output_lengths)
-        self._note_broken(batch)
+        self._recorder.note_validation(self.point, found, self._network.module)
+        self._progress.note_validation(self.point, found.metrics)
 
     def _step(self) -> float:
         """Make a step, never along a gradient that is not a number; return the gradients' norm.
@@ -205,9 +191,8 @@ class TrainingLoop:
         training, step = self.recipe.training, self.point.step
         if step != 1 and step % training.log_every:
             return
-        losses = torch.tensor(loss, dtype=torch.float64, device=self._fabric.device)
         values = {
-            "loss": float(self._fabric.all_reduce(losses, reduce_op="mean")),
+            "loss": reduced(self._fabric, [loss], "mean")[0],
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "gradient_norm": gradient_norm,
         }
@@ -221,10 +206,8 @@ class TrainingLoop:
             raise self._recorder.failure
 
     def _plan(self, epoch: int) -> Batches:
-        fabric = self._fabric
-        return training_batches(
-            self._train, self.recipe, epoch, fabric.global_rank, fabric.world_size
-        )
+        rank, processes = self._fabric.global_rank, self._fabric.world_size
+        return training_batches(self._train, self.recipe, epoch, rank, processes)
 
     def _content(self) -> dict[str, Any]:
         """Collect everything that a checkpoint needs for resuming."""
@@ -244,12 +227,3 @@ class TrainingLoop:
             "is of a step before: go on from it with --resume and a lower training.learning_rate, "
             "or start again with a lower training.learning_rate"
         )
-
-
-def _set_training_mode(network: nn.Module, recipe: Recipe) -> None:
-    """Switch to training; batch norm uses the statistics of the network where they are frozen."""
-    network.train()
-    if recipe.training.batch_norm == "frozen":
-        for part in network.modules():
-            if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                part.eval()

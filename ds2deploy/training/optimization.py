@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ds2deploy.config import Recipe, TrainingConfig
@@ -37,29 +37,24 @@ def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def make_optimizer(network: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, training: TrainingConfig) -> Optimizer:
     """Make the recipe's optimiser; settings that it does not name are deepspeech.pytorch's."""
     parameters = network.parameters()
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), eps=1e-8)
+        return SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+    return AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), eps=1e-8)
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    document: dict[str, Any],
-    training: TrainingConfig,
+def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
+    """Make the recipe's learning rate of every step."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch))
+
+
+def restore(
+    optimizer: Optimizer, schedule: LambdaLR, document: dict[str, Any], training: TrainingConfig
 ) -> None:
-    """Restore optimiser and schedule; learning rate and weight decay are the recipe's.
-
-    Args:
-        optimizer: optimiser of the network.
-        schedule: its learning rate.
-        document: content of `last.ckpt`.
-        training: section of the recipe, which may differ from the one before.
-    """
+    """Restore both from `last.ckpt`; learning rate and weight decay are the recipe's."""
     (schedule_state,), (state,) = document["lr_schedulers"], document["optimizer_states"]
     schedule_state["base_lrs"] = [training.learning_rate for _ in schedule_state["base_lrs"]]
     for group in state["param_groups"]:

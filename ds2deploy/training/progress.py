@@ -26,11 +26,8 @@ class TrainingProgress:
         loss: moving average of the loss; not a number before the first.
     """
 
-    def __init__(
-        self, epochs: int, heartbeat: Heartbeat | None = None, console: Console | None = None
-    ) -> None:
-        self._epochs = epochs
-        self._heartbeat = heartbeat or Heartbeat("training", silent=True)
+    def __init__(self, epochs: int, heartbeat: Heartbeat, console: Console | None = None) -> None:
+        self._epochs, self._heartbeat = epochs, heartbeat
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self.loss = float("nan")

@@ -13,9 +13,13 @@ from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.errors import AudioError, TrainingError
 from ds2deploy.training.hardware import is_main_process
-from ds2deploy.training.run_folder import BEST, BROKEN, BROKEN_SHARE, ResumePoint, RunFolder, score
+from ds2deploy.training.run_folder import BEST, BROKEN, ResumePoint, RunFolder, score
 from ds2deploy.training.tensorboard import TensorBoardLog
 from ds2deploy.training.validation import Validation
+
+BROKEN_SHARE = 0.01
+"""Share of a training's recordings that may be unusable: a large corpus has some. In a small one
+the first ends the training."""
 
 TENSORBOARD = "tensorboard"
 """Folder of a run."""
@@ -53,18 +57,13 @@ class RunRecorder:
             if self._tensorboard is not None:
                 self._tensorboard.add_step(point.step, values)
 
-    def note_validation(
-        self,
-        point: ResumePoint,
-        metrics: dict[str, float],
-        validation: Validation,
-        network: DeepSpeech2,
-    ) -> None:
+    def note_validation(self, point: ResumePoint, found: Validation, network: DeepSpeech2) -> None:
         """Write a line, and `best.ckpt` if this is the best validation so far.
 
         Raises:
             TrainingError: the loss is not a number.
         """
+        metrics = found.metrics
         if is_main_process():
             self._write(point, kind="valid", **metrics)
         if not math.isfinite(metrics["valid_loss"]):  # in all processes, which end together
@@ -75,12 +74,10 @@ class RunRecorder:
         if not is_main_process():
             return
         if self._tensorboard is not None:
-            self._tensorboard.add_validation(
-                point.step, metrics, validation.hypotheses, validation.picture
-            )
+            self._tensorboard.add_validation(point.step, *found)
         if score(metrics) < self._best:
             save_checkpoint(self._folder.path / BEST, network, self._recipe, metrics)
-            self._folder.write_hypotheses(validation.hypotheses)
+            self._folder.write_hypotheses(found.hypotheses)
             self._best = score(metrics)
 
     def note_broken(self, point: ResumePoint, errors: Sequence[str]) -> None:

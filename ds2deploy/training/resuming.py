@@ -51,7 +51,11 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
     last = folder.path / LAST
     if not resume:
         if folder.holds_training():
-            raise ConfigError(_held(folder.path, last))
+            way = "go on with --resume" if last.is_file() else "begin it again with --resume"
+            raise ConfigError(
+                f"{folder.path}: holds a training; {way}, or choose another folder with "
+                "--set training.run=FOLDER"
+            )
         folder.path.mkdir(parents=True, exist_ok=True)
         return InitialState()
     if not last.is_file():
@@ -106,23 +110,13 @@ def _is_complete(folder: RunFolder, recipe: Recipe) -> bool:
     return exported >= len(training.export) and reported
 
 
-def _held(path: Path, last: Path) -> str:
-    way = "go on with --resume" if last.is_file() else "begin it again with --resume"
-    return (
-        f"{path}: holds a training; {way}, or choose another folder with --set training.run=FOLDER"
-    )
-
-
 def _no_step_left(recipe: Recipe, point: ResumePoint, last: Path) -> str:
-    training = recipe.training
-    if training.max_steps is not None and point.step >= training.max_steps:
-        return (
-            f"{last}: trained for {point.step} steps, as many as the recipe asks for; "
-            f"go on with --set training.max_steps={2 * point.step}"
-        )
+    most = recipe.training.max_steps
+    enough = most is not None and point.step >= most
+    name, done = ("max_steps", point.step) if enough else ("epochs", point.epoch)
     return (
-        f"{last}: trained for {point.epoch} epochs, as many as the recipe asks for; "
-        f"go on with --set training.epochs={2 * point.epoch}"
+        f"{last}: trained for {done} {name.removeprefix('max_')}, as many as the recipe asks for; "
+        f"go on with --set training.{name}={2 * done}"
     )
 
 

@@ -23,10 +23,6 @@ METRICS = "metrics.jsonl"
 BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
-BROKEN_SHARE = 0.01
-"""Share of a training's recordings that may be unusable: a large corpus has some. In a small one
-the first ends the training, for each counts."""
-
 
 Line = TypeVar("Line")
 
@@ -86,28 +82,28 @@ class RunFolder:
     """The folder of one training.
 
     Args:
-        path: of the folder; it is made when the training starts.
+        path: path of the folder, which is made when the training starts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def holds_training(self) -> bool:
-        """Whether something here would be lost."""
+        """Return True if the folder holds files of a training."""
         return any((self.path / name).exists() for name in (BEST, LAST, METRICS))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl, without one that a dying process left unfinished."""
+        """Read metrics.jsonl, without a line that a dying process left unfinished."""
         return self._lines(METRICS, dict[str, Any])
 
     def best_metrics(self) -> dict[str, float]:
-        """Of the validation with the lowest WER."""
+        """Find the validation with the lowest WER."""
         validations = [line for line in self.metrics() if line["kind"] == "valid"]
         best = min(validations, key=score, default={})
         return {name: best[name] for name in ("wer", "cer", "valid_loss", "epoch") if name in best}
 
     def append(self, line: dict[str, Any], name: str = METRICS) -> None:
-        """Add a line to metrics.jsonl, or to another such file: whole, whoever else adds to it."""
+        """Add a line to metrics.jsonl or broken.jsonl; other processes may add lines meanwhile."""
         path = self.path / name
         encoded = json_text(line).encode() + b"\n"
         try:
@@ -118,16 +114,15 @@ class RunFolder:
             raise disk_error(error, path) from None
 
     def write_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
-        """What the best checkpoint made of the validation utterances."""
-        with whole_file(self.path / HYPOTHESES) as temporary:
-            temporary.write_bytes(b"".join(json_text(h).encode() + b"\n" for h in hypotheses))
+        """Write the validation utterances as the best checkpoint recognised them."""
+        self._replace(HYPOTHESES, hypotheses)
 
     def hypotheses(self) -> list[Hypothesis]:
-        """The same; nothing before the first validation."""
+        """Read them; none before the first validation."""
         return self._lines(HYPOTHESES, Hypothesis)
 
     def broken(self) -> list[dict[str, Any]]:
-        """The lines of broken.jsonl: recordings that could not be read."""
+        """Read the lines of broken.jsonl: recordings that could not be read."""
         return self._lines(BROKEN, dict[str, Any])
 
     def _lines(self, name: str, kind: type[Line]) -> list[Line]:
@@ -142,27 +137,27 @@ class RunFolder:
             raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
 
     def rewind(self, step: int) -> None:
-        """Drop the lines past a step, which a resumed training will write again.
-
-        One process of several does it, before all go on.
-        """
+        """Drop the lines past a step, which a resumed training writes again."""
         if not is_main_process():
             return
         for name in (METRICS, BROKEN):
             if not (self.path / name).is_file():
                 continue
             kept = [x for x in self._lines(name, dict[str, Any]) if x["step"] <= step]
-            with whole_file(self.path / name) as temporary:
-                temporary.write_bytes(b"".join(json_text(x).encode() + b"\n" for x in kept))
+            self._replace(name, kept)
+
+    def _replace(self, name: str, lines: Sequence[Any]) -> None:
+        with whole_file(self.path / name) as temporary:
+            temporary.write_bytes(b"".join(json_text(line).encode() + b"\n" for line in lines))
 
 
 def score(metrics: dict[str, Any]) -> tuple[float, float]:
-    """Lower is better; what is not finite stands as null in metrics.jsonl."""
-    wer, loss = metrics.get("wer"), metrics.get("valid_loss")
+    """Rank a validation, the lowest first; metrics.jsonl has null for infinity and NaN."""
+    wer, loss = (metrics.get(name) for name in ("wer", "valid_loss"))
     return (float("inf") if wer is None else wer, float("inf") if loss is None else loss)
 
 
 def disk_error(error: OSError, path: Path, kept: str = "") -> OSError:
-    """The same error, with the file, the remedy, and what is left of the training."""
-    remedy = "; ".join(["make room, and go on with --resume", *([kept] if kept else [])])
+    """Add the file, the remedy, and the checkpoint that is left, to an error."""
+    remedy = f"make room, and go on with --resume{kept and '; '}{kept}"
     return OSError(error.errno, f"{error.strerror or error}; {remedy}", str(path))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds2deploy.runtimes.errors import require
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.training.scoring import Hypothesis
 
@@ -21,12 +20,9 @@ class TensorBoardLog:
         folder: folder of the event files.
         step: last step that counts; what a killed training wrote past it is hidden.
 
-    Raises:
-        RuntimeUnavailableError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        require("tensorboard", "train")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)

@@ -23,18 +23,14 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import ConfigError, require
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.session import usable_cores
-from ds2deploy.training.hardware import (
-    check_hardware,
-    is_main_process,
-    silence_lightning,
-    uses_gpu,
-)
+from ds2deploy.training.hardware import check_hardware, is_main_process, silence_lightning, uses_gpu
 from ds2deploy.training.loop import TrainingLoop
 from ds2deploy.training.memory import bound_primitive_cache, keep_freed_memory
 from ds2deploy.training.progress import TrainingProgress
+from ds2deploy.training.recorder import BROKEN_SHARE
 from ds2deploy.training.report import write_report
 from ds2deploy.training.resuming import begin, begun_features
-from ds2deploy.training.run_folder import BROKEN_SHARE, RunFolder
+from ds2deploy.training.run_folder import RunFolder
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:

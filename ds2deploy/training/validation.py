@@ -2,63 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
 
 from ds2deploy.data.batches import Batch
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.greedy import greedy_text
 from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.training.hardware import reduced
 from ds2deploy.training.optimization import ctc_loss
 from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
 
 
-class Validation:
-    """One pass over the validation utterances.
-
-    Args:
-        alphabet: labels of the network.
+class Validation(NamedTuple):
+    """Result of all processes.
 
     Attributes:
-        hypotheses: recognised utterances; after `finish`, those of all processes.
-        picture: features of the first utterance, (bins, time); None before it.
+        metrics: `wer`, `cer` and `valid_loss`.
+        hypotheses: recognised utterances.
+        picture: features of an utterance, (bins, time); None if none could be used.
     """
 
-    def __init__(self, alphabet: Alphabet) -> None:
-        self._alphabet = alphabet
-        self._counts, self._loss = ErrorCounts(), 0.0
-        self.hypotheses: list[Hypothesis] = []
-        self.picture: FloatArray | None = None
+    metrics: dict[str, float]
+    hypotheses: list[Hypothesis]
+    picture: FloatArray | None
 
-    def add(self, batch: Batch, log_probs: Tensor, output_lengths: Tensor) -> None:
-        """Count the errors of greedy decoding in a batch."""
-        self._loss += float(ctc_loss(log_probs, output_lengths, batch))
-        frames = log_probs.float().cpu().numpy()
-        texts = [
-            greedy_text(rows[:length], self._alphabet)
-            for rows, length in zip(frames, output_lengths.tolist(), strict=True)
-        ]
-        self._counts += count_errors(batch.texts, texts)
-        self.hypotheses += map(Hypothesis, batch.audio, batch.texts, texts)
-        if self.picture is None:
-            self.picture = batch.features[0, 0, :, : batch.lengths[0]].float().cpu().numpy()
 
-    def finish(self, fabric: Fabric) -> dict[str, float]:
-        """Sum over all processes: `wer`, `cer` and `valid_loss`."""
-        sums = torch.tensor(
-            [*msgspec.structs.astuple(self._counts), self._loss, len(self.hypotheses)],
-            dtype=torch.float64,
-            device=fabric.device,
-        )
-        *errors, loss, utterances = fabric.all_reduce(sums, reduce_op="sum").tolist()
-        total = ErrorCounts(*map(int, errors))
-        if fabric.world_size > 1:
-            parts: list[Any] = [None] * fabric.world_size
-            torch.distributed.all_gather_object(parts, self.hypotheses)
-            self.hypotheses = sorted(chain(*parts), key=lambda item: item.audio)
-        return {"wer": total.wer, "cer": total.cer, "valid_loss": loss / max(utterances, 1)}
+@torch.inference_mode()
+def validate(
+    fabric: Fabric,
+    network: torch.nn.Module,
+    batches: Iterable[Batch],
+    alphabet: Alphabet,
+    after_batch: Callable[[Batch], None],
+) -> Validation:
+    """Recognise this process's batches by greedy decoding, and sum over all processes."""
+    counts, total_loss, picture = ErrorCounts(), 0.0, None
+    hypotheses: list[Hypothesis] = []
+    network.eval()
+    for batch in map(fabric.to_device, batches):
+        if batch.scale:  # a recording of it could be read
+            with fabric.autocast():
+                log_probs, lengths = network(batch.features, batch.lengths)
+                total_loss += float(ctc_loss(log_probs, lengths, batch))
+            rows = zip(log_probs.float().cpu().numpy(), lengths.tolist(), strict=True)
+            texts = [greedy_text(frames[:length], alphabet) for frames, length in rows]
+            counts += count_errors(batch.texts, texts)
+            hypotheses += map(Hypothesis, batch.audio, batch.texts, texts)
+            if picture is None:
+                picture = batch.features[0, 0, :, : batch.lengths[0]].float().cpu().numpy()
+        after_batch(batch)
+    numbers = [*msgspec.structs.astuple(counts), total_loss, len(hypotheses)]
+    *errors, total_loss, utterances = reduced(fabric, numbers, "sum")
+    if fabric.world_size > 1:
+        parts: list[Any] = [None] * fabric.world_size
+        torch.distributed.all_gather_object(parts, hypotheses)
+        hypotheses = sorted(chain(*parts), key=lambda item: item.audio)
+    counts = ErrorCounts(*map(int, errors))
+    loss = total_loss / max(utterances, 1)
+    metrics = {"wer": counts.wer, "cer": counts.cer, "valid_loss": loss}
+    return Validation(metrics, hypotheses, picture)

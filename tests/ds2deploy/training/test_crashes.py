@@ -28,6 +28,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import AudioError, ConfigError, TrainingError
 from ds2deploy.training import loop
 from ds2deploy.training.loop import TrainingLoop
+from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.run_folder import BROKEN, RunFolder
 from ds2deploy.training.train import train
 
@@ -167,7 +168,9 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
     assert_same_training(tmp_path / "whole", tmp_path / "parted")
 
 
-@pytest.mark.parametrize(("hook", "validate_every"), [("validate_batch", 1), ("validate", 2)])
+@pytest.mark.parametrize(
+    ("hook", "validate_every"), [("note_validated", 1), ("note_validation", 2)]
+)
 def test_it_dies_in_every_validation(
     recipe: Recipe, hook: str, validate_every: int, tmp_path: Path
 ):
@@ -181,22 +184,15 @@ def test_it_dies_in_every_validation(
     train(whole)
     died: set[int] = set()
 
-    method = getattr(TrainingLoop, hook)
-
-    def die(self: TrainingLoop, *arguments: Any) -> None:
-        """Before the first batch of a validation, or after all of it."""
-        if hook == "validate":
-            method(self)
+    def die(*_: Any) -> None:
         done = len(validations(parted.training.run))
         if done not in died:
             died.add(done)
             raise KilledError
-        if hook != "validate":
-            method(self, *arguments)
 
     for _ in range(9):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrainingLoop, hook, die)
+            patch.setattr(TrainingProgress, hook, die)
             try:
                 train(parted, resume=bool(died))
                 break
@@ -445,7 +441,7 @@ def test_a_few_broken_recordings_are_named_and_left_out(
     recipe: Recipe, corpus: Path, workers: int, tmp_path: Path, capsys, monkeypatch
 ):
     """One in training, where it is a batch of its own, and one in validation; of forty."""
-    monkeypatch.setattr("ds2deploy.training.run_folder.BROKEN_SHARE", 0.05)
+    monkeypatch.setattr("ds2deploy.training.recorder.BROKEN_SHARE", 0.05)
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests").changed("data", workers=workers)
     recipe = recipe.changed("data", batch_size=1)
     from ds2deploy.data.cuts import audio_path
@@ -471,7 +467,7 @@ def test_a_few_broken_recordings_are_named_and_left_out(
 def test_too_many_broken_recordings_end_it(
     recipe: Recipe, corpus: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("ds2deploy.training.run_folder.BROKEN_SHARE", 0.05)
+    monkeypatch.setattr("ds2deploy.training.recorder.BROKEN_SHARE", 0.05)
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests")
     for path in sorted(corpus.glob("*.wav"))[:20]:
         path.write_bytes(b"RIFF of no use")
