@@ -199,20 +199,20 @@ class TimedLoop(TrainingLoop):
         self.busy: list[float] = []
         self.waited: list[float] = []
         self.mib: list[float] = []
-        self._last = 0.0
+        self._since = 0.0
 
     def train_epoch(self) -> None:
         """Start the clock where the first batch is asked for."""
-        self._last = time.perf_counter()
+        self._since = time.perf_counter()
         super().train_epoch()
 
     def learn(self, batch: Batch) -> None:
         """Measure what happens before a batch is there, and until it has been learnt from."""
         arrived = time.perf_counter()
-        self.waited.append(arrived - self._last)
+        self.waited.append(arrived - self._since)
         super().learn(batch)
-        self._last = time.perf_counter()
-        self.busy.append(self._last - arrived)
+        self._since = time.perf_counter()
+        self.busy.append(self._since - arrived)
         self.mib.append(resident_memory_mib() or 0.0)
 
     def busy_share(self) -> float:

@@ -37,7 +37,7 @@ from ds2deploy.runtimes.features import (
 )
 
 LEAST_DEVIATION = 0.5
-"""Least standard deviation of a bin, as a share of the root mean square over all bins."""
+"""Least standard deviation of a bin, relative to the root mean square over all bins."""
 
 
 class Batch(NamedTuple):
@@ -124,7 +124,7 @@ class SpeechDataset(Dataset[Batch]):
 
     def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
         rate = self._extract.config.sample_rate
-        # Seeded by the utterance, not by its place: the same whatever the number of workers.
+        # Seeded by the utterance, not by its position: the same whatever the number of workers.
         seed = (*self._seed, zlib.crc32(cut.id.encode()))
         random = np.random.default_rng(seed)
         samples = read_audio(cut, rate)

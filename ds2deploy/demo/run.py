@@ -1,4 +1,4 @@
-"""The whole way on synthetic speech, so that a newcomer sees it work without data."""
+"""`ds2deploy demo`: every step on synthetic speech, so that no data is needed."""
 
 from __future__ import annotations
 

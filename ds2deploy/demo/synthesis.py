@@ -54,7 +54,7 @@ class Voice:
 
     @property
     def variant(self) -> str:
-        """The speaker: what follows the plus sign; nothing for the accent's own speaker."""
+        """Name of the speaker, after the plus sign; empty for the accent's own speaker."""
         return self.name.partition("+")[2]
 
 
@@ -100,7 +100,7 @@ class SpokenString(NamedTuple):
         text: upper-case words, such as `THREE ONE NINE`.
         voice: name of the voice that spoke it.
         samples: (samples,) float32, mono, in [-1, 1].
-        sample_rate: in Hz.
+        sample_rate: sample rate, in Hz.
     """
 
     text: str
@@ -163,7 +163,7 @@ class Synthesizer:
 
 
 def _find_espeak() -> tuple[Path, Path]:
-    """Paths of espeak-ng's shared library and of its data folder."""
+    """Find espeak-ng's shared library and its data folder."""
     try:
         loader = importlib.import_module("espeakng_loader")
         return Path(loader.get_library_path()), Path(loader.get_data_path())
@@ -175,7 +175,7 @@ def _find_espeak() -> tuple[Path, Path]:
 
 @contextmanager
 def _opened(library: Path, data: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
-    """espeak-ng as it is after start, and its sample rate in Hz; unloaded afterwards."""
+    """Open espeak-ng afresh, with its sample rate in Hz; unload it afterwards."""
     with _one_at_a_time:
         _refuse_if_open(library)
         try:
@@ -198,7 +198,7 @@ def _opened(library: Path, data: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
 
 
 def _refuse_if_open(library: Path) -> None:
-    """Opening a library that is open gives the same one: state and all, and not ours to end."""
+    """Refuse a library that is open: opening it again would give the same one, with its state."""
     try:
         handle = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)._handle
     except OSError:
@@ -231,7 +231,7 @@ def _synthesize(espeak: ctypes.CDLL, text: str) -> FloatArray:
 def digit_strings(
     count: int, voices: Sequence[Voice], seed: int, lengths: tuple[int, int]
 ) -> Iterator[SpokenString]:
-    """Random digit strings, spoken at 120 to 220 words per minute, at varied pitch and level.
+    """Speak random digit strings, at 120 to 220 words per minute, at varied pitch and level.
 
     Every digit occurs as often as any other (or once more), and so does every voice; doubled
     digits included. What is said by whom depends on the arguments alone, not on espeak-ng.
@@ -270,12 +270,12 @@ def digit_strings(
 
 
 def _deal(kinds: int, total: int, random: np.random.Generator) -> IntArray:
-    """`total` numbers below `kinds`, each as often as the others (or once more), shuffled."""
+    """Shuffle `total` numbers below `kinds`, each as often as the others (or once more)."""
     return random.permutation(random.permutation(kinds)[np.arange(total) % kinds])
 
 
 def _record(speech: FloatArray, sample_rate: int, random: np.random.Generator) -> FloatArray:
-    """Speech as a quiet room records it: (samples,).
+    """Record speech in a quiet room: (samples,) float32.
 
     20 to 100 ms of room on either side, speech 20 to 32 dB below full scale, white noise
     25 to 40 dB below the speech.

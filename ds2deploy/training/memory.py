@@ -31,7 +31,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what is free at the moment, where the C library is glibc.
+    """Return free memory to the system, where the C library is glibc.
 
     `keep_freed_memory` keeps every block that was ever free. Among batches of random shapes few
     blocks fit the next tensor exactly, so the heap would grow for thousands of steps.
@@ -55,20 +55,20 @@ def bound_primitive_cache() -> None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None where nothing tells.
+    """Measure the peak of this process's resident memory, in bytes; None where it is not known.
 
-    Of this process alone: `getrusage` begins with what its parent had.
+    (`getrusage` begins with the memory of the parent.)
     """
     return _status_bytes("VmHWM")
 
 
 def peak_memory_mib() -> float | None:
-    """Result of `peak_memory_bytes`, in MiB."""
+    """Measure the peak of this process's resident memory, in MiB; None where it is not known."""
     return _mebibytes(peak_memory_bytes())
 
 
 def resident_memory_mib() -> float | None:
-    """Memory that this process has resident now, in MiB; None where it is not known."""
+    """Measure this process's resident memory, in MiB; None where it is not known."""
     return _mebibytes(_status_bytes("VmRSS"))
 
 

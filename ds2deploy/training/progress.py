@@ -15,7 +15,7 @@ from ds2deploy.training.run_folder import ResumePoint
 
 
 class TrainingProgress:
-    """Shows epoch, step, loss and the last word error rate.
+    """Display of epoch, step, loss and the last word error rate.
 
     Args:
         epochs: number of epochs of the training.

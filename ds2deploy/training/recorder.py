@@ -21,9 +21,6 @@ BROKEN_SHARE = 0.01
 """Share of a training's recordings that may be unusable: a large corpus has some. In a small one
 the first ends the training."""
 
-TENSORBOARD = "tensorboard"
-"""Folder of a run."""
-
 
 class RunRecorder:
     """Writes metrics, the best checkpoint, and the names of recordings that cannot be used.
@@ -48,7 +45,7 @@ class RunRecorder:
         self.failure: AudioError | None = None
         self._tensorboard: TensorBoardLog | None = None
         if recipe.training.tensorboard and is_main_process():
-            self._tensorboard = TensorBoardLog(folder.path / TENSORBOARD, step)
+            self._tensorboard = TensorBoardLog(folder.path / "tensorboard", step)
 
     def note_step(self, point: ResumePoint, values: dict[str, float]) -> None:
         """Write a line with values of a step, such as `loss`."""

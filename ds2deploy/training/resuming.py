@@ -16,9 +16,6 @@ from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training.report import REPORT
 from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
 
-RESUMED_KEYS = {"optimizer_states", "lr_schedulers", "precision", "position"}
-"""Parts of a last checkpoint that others lack."""
-
 
 class InitialState(NamedTuple):
     """State that a training begins with.
@@ -66,19 +63,17 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
         folder.rewind(0)  # it died before its first checkpoint
         return InitialState()
     document = read_document(last)
-    if document is None or RESUMED_KEYS - document.keys():
+    needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
+    if document is None or needed - document.keys():
         raise ConfigError(
             f"{last}: not the last checkpoint of a training by this version of ds2deploy; nothing "
             f"to resume, begin another training with its weights (--set training.start={last})"
         )
     network = _matching_network(recipe, document, last)
     point = _point(document, last)
-    due = point.finishes(recipe) or (
-        not point.batches and point.epochs % recipe.training.validate_every == 0
-    )
-    lines = folder.metrics() if due else []
-    validated = any(line["kind"] == "valid" and line["step"] == point.step for line in lines)
-    unvalidated = due and not validated
+    due = not point.batches and point.epochs % recipe.training.validate_every == 0
+    validated = {line["step"] for line in folder.metrics() if line["kind"] == "valid"}
+    unvalidated = (due or point.finishes(recipe)) and point.step not in validated
     if point.finishes(recipe) and not unvalidated and _is_complete(folder, recipe):
         raise ConfigError(_no_step_left(recipe, point, last))
     folder.rewind(point.step)
@@ -137,12 +132,12 @@ def _differences(begun: object, wanted: object) -> str:
     """Describe in words: `hidden 512, the recipe has 1024`."""
     if not isinstance(begun, msgspec.Struct):
         return "" if begun == wanted else f"{begun!r}, the recipe has {wanted!r}"
-    pairs = {
-        name: (getattr(begun, name), getattr(wanted, name)) for name in begun.__struct_fields__
-    }
+    pairs = (
+        (name, getattr(begun, name), getattr(wanted, name)) for name in begun.__struct_fields__
+    )
     return ", ".join(
         f"{name} {_short(left)}, the recipe has {_short(right)}"
-        for name, (left, right) in pairs.items()
+        for name, left, right in pairs
         if left != right
     )
 
