@@ -11,9 +11,9 @@ from lhotse import CutSet
 
 from ds2deploy.config import Recipe
 from ds2deploy.data.augmentation import check_noise
-from ds2deploy.data.batches import global_statistics
 from ds2deploy.data.ctc_room import check_manifest_room
 from ds2deploy.data.manifest import check_transcripts, read_manifest
+from ds2deploy.data.statistics import global_statistics
 from ds2deploy.data.workers import worker_failures
 from ds2deploy.heartbeat import Heartbeat, heartbeat
 from ds2deploy.model.checkpoint import Checkpoint
