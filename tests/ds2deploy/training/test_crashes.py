@@ -204,13 +204,13 @@ def test_it_dies_in_every_validation(
     left, right = (load_checkpoint(tmp_path / name / "best.ckpt") for name in ("whole", "parted"))
     for name, tensor in left.network.state_dict().items():
         assert tensor.equal(right.network.state_dict()[name]), name
-    with pytest.raises(ConfigError, match="trained for 3 epochs, as many as the recipe asks for"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.epochs=6"):
         train(parted, resume=True)
 
 
 def test_as_many_steps_as_were_asked_for(recipe: Recipe):
     train(recipe.changed("training", max_steps=5, tensorboard=True))
-    with pytest.raises(ConfigError, match=r"trained for 5 steps.*--set training\.max_steps=10"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.max_steps=10"):
         train(recipe.changed("training", max_steps=5, tensorboard=True), resume=True)
 
 
@@ -248,10 +248,10 @@ def test_told_to_end_it_keeps_its_last_step(
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number
     step = losses(run)[-1][0]
-    assert errors.splitlines()[-1] == (
-        f"ds2deploy: {run}: stopped by {number.name}; last.ckpt is of step {step}: go on from it "
-        "with --resume"
-    )
+    line = errors.splitlines()[-1]
+    assert line.startswith(f"ds2deploy: {run}: ")
+    assert f"last.ckpt is of step {step}" in line
+    assert line.endswith("--resume")
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == step
     # A training that was never told anything ends the same.
     whole = recipe.changed("training", epochs=200, max_steps=step + 3, run=str(tmp_path / "whole"))
@@ -343,10 +343,9 @@ def test_a_disk_that_is_full(
     assert done.returncode == 2, done.stderr
     line = done.stderr.splitlines()[-1]
     step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
-    assert line == (
-        f"ds2deploy: {run / 'last.ckpt'}: {os.strerror(errno.EFBIG)}; make room, and go on with "
-        f"--resume; last.ckpt is of step {step}"
-    )
+    assert line.startswith(f"ds2deploy: {run / 'last.ckpt'}: {os.strerror(errno.EFBIG)}; ")
+    assert "--resume" in line
+    assert line.endswith(f"last.ckpt is of step {step}")
     assert (run / "last.ckpt").read_bytes() == before
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
@@ -367,7 +366,7 @@ def test_a_disk_without_room_for_a_line(recipe: Recipe, tmp_path: Path):
 def test_a_loss_that_is_not_a_number_stops_it_before_the_weights_are_touched(
     recipe: Recipe, tmp_path: Path
 ):
-    with pytest.raises(TrainingError, match=r"the loss is nan at step \d+; last.ckpt is of a step"):
+    with pytest.raises(TrainingError, match=r"run: the loss is nan .*--resume"):
         train(recipe.changed("training", learning_rate=1e30, schedule="constant"))
     weights = load_checkpoint(tmp_path / "run" / "last.ckpt").network.state_dict()
     first = losses(tmp_path / "run")
@@ -471,5 +470,5 @@ def test_too_many_broken_recordings_end_it(
     recipe = on_corpus(recipe, corpus, tmp_path / "manifests")
     for path in sorted(corpus.glob("*.wav"))[:20]:
         path.write_bytes(b"RIFF of no use")
-    with pytest.raises(AudioError, match=r"\(3 of 40 recordings cannot be used, 5% may; .*--read"):
+    with pytest.raises(AudioError, match=r"\.wav: .*3 of 40 .*ds2deploy prepare --read"):
         train(recipe)

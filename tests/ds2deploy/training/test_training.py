@@ -14,10 +14,8 @@ import torch
 from rich.console import Console
 
 from ds2deploy.config import Recipe
-from ds2deploy.data.batches import Batch
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ConfigError, TrainingError
-from ds2deploy.training.loop import TrainingLoop
 from ds2deploy.training.optimization import learning_rate_factor
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.run_folder import RunFolder
@@ -52,36 +50,6 @@ def test_the_same_seed_gives_the_same_loss_curve(tone_recipe: Recipe, tmp_path: 
     assert curves[0] != curves[2]
 
 
-def test_resuming_equals_never_stopping(tone_recipe: Recipe, tmp_path: Path):
-    """Stopped after two of four epochs; schedule, optimiser and order of batches go on."""
-    whole = tone_recipe.changed("training", run=str(tmp_path / "whole"))
-    train(whole)
-    parted = tone_recipe.changed("training", run=str(tmp_path / "parted"))
-
-    class KilledError(Exception):
-        pass
-
-    learn = TrainingLoop.learn
-
-    def die(self: TrainingLoop, batch: Batch) -> None:
-        learn(self, batch)
-        if self.point.epochs == 2:
-            raise KilledError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingLoop, "learn", die)
-        with pytest.raises(KilledError):
-            train(parted)
-    train(parted, resume=True)
-    assert losses(tmp_path / "parted") == losses(tmp_path / "whole")
-    weights = [
-        load_checkpoint(tmp_path / name / "last.ckpt").network.state_dict()
-        for name in ("whole", "parted")
-    ]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0, msg=name)
-
-
 def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
     metrics = train(tone_recipe.changed("training", epochs=1))
     run = tmp_path / "run"
@@ -106,7 +74,7 @@ def test_a_training_is_never_overwritten(tone_recipe: Recipe, tmp_path: Path):
     recipe = tone_recipe.changed("training", max_steps=1)
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="holds a training; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"run: .*--resume"):
         train(recipe)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -128,11 +96,9 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
     assert min(kept.deviation) > 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precision: str):
-    recipe = tone_recipe.changed("training", max_steps=2, optimizer=optimizer, precision=precision)
-    assert train(recipe)["valid_loss"] > 0
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"precision": "bf16-mixed"}])
+def test_other_optimisers_and_precisions(tone_recipe: Recipe, change: dict[str, str]):
+    assert train(tone_recipe.changed("training", max_steps=2, **change))["valid_loss"] > 0
 
 
 @pytest.mark.slow
@@ -175,9 +141,7 @@ def test_resuming_another_model_is_refused(tone_recipe: Recipe):
     other = msgspec.structs.replace(
         tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
     )
-    with pytest.raises(
-        ConfigError, match="began with other features: window hamming, the recipe has hann"
-    ):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .*hamming.*hann.*--set training\.run="):
         train(other.changed("training", epochs=2), resume=True)
 
 
@@ -186,14 +150,14 @@ def test_resuming_a_finished_training_is_refused(tone_recipe: Recipe, tmp_path: 
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for epochs in (1, 2):
-        with pytest.raises(ConfigError, match="trained for 2 epochs"):
+        with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.epochs=4"):
             train(tone_recipe.changed("training", epochs=epochs), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert train(tone_recipe.changed("training", epochs=3), resume=True)["epoch"] <= 3
 
 
 def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
-    with pytest.raises(TrainingError, match="with a lower training"):
+    with pytest.raises(TrainingError, match=r"run: .*lower training\.learning_rate"):
         train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 
