@@ -89,11 +89,8 @@ class LastCheckpoint:
             raise self._stopped(stop)
 
     def stop_if_told(self) -> None:
-        """End without waiting for a validation, which is made when the training resumes.
-
-        Of several processes none ends: the others would wait for it.
-        """
-        if self._stop and self._fabric.world_size == 1:
+        """End before a validation does, which is made when the training resumes."""
+        if self._stop and self._fabric.world_size == 1:  # others would wait for this process
             raise self._stopped(self._stop)
 
     def write(self) -> None:

@@ -36,12 +36,7 @@ class TrainingProgress:
 
     @contextmanager
     def bar(self, step: int, total: int) -> Iterator[None]:
-        """Show a bar, where there is a terminal.
-
-        Args:
-            step: number of steps that are done.
-            total: number of steps of the training.
-        """
+        """Show a bar of `total` steps, `step` of them done, where there is a terminal."""
         self._total = total
         if not (is_main_process() and self._console.is_terminal):
             yield
