@@ -23,7 +23,7 @@ from ds2deploy.training.optimization import ctc_loss, make_optimizer, make_sched
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
-from ds2deploy.training.run_folder import LAST, RunFolder
+from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
 from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
@@ -115,6 +115,8 @@ class TrainingLoop:
         for batch in self._batches:
             self.learn(self._fabric.to_device(batch))
             if self.point.finishes(self.recipe):
+                # `max_steps` ends the epoch: a longer training may then have other data.
+                self.point = ResumePoint(self.point.step, self.point.epoch)
                 return
 
     def learn(self, batch: Batch) -> None:
