@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ds2deploy.data.batches import pooled_statistics
 from ds2deploy.data.manifest import read_manifest
+from ds2deploy.data.statistics import pooled_statistics
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.runtimes.artifact import ArtifactDescription, Blocks, Input, Precision
 from ds2deploy.runtimes.blocks import make_blocks, nearest_block_ms

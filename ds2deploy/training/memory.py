@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what is free at the moment, where the C library is glibc.
+    """Return free memory to the system, where the C library is glibc.
 
     `keep_freed_memory` keeps every block that was ever free. Among batches of random shapes few
     blocks fit the next tensor exactly, so the heap would grow for thousands of steps.

@@ -236,9 +236,8 @@ def checkpoint() -> bytes:
     from ds2deploy.model.checkpoint import KEY, header
 
     document = {KEY: header(_recipe(), {"wer": 0.5}), "state_dict": _weights()}
-    document |= {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}},
-                 "epoch_loop.batch_progress": {"is_last_batch": True}}},
-                 "epoch": 1, "global_step": 2}  # fmt: skip
+    document |= {"position": {"step": 2, "epochs": 1}, "precision": {}, "optimizer_states": [],
+                 "lr_schedulers": [], "global_step": 2}  # fmt: skip
     return _saved(torch, document)
 
 

@@ -87,8 +87,7 @@ def test_an_export_that_is_killed_as_soon_as_its_file_has_its_name(
         ("hold_name('best.ckpt')", {"metrics.jsonl", "last.ckpt"}),
         (
             "from ds2deploy.training.progress import TrainingProgress as shown\n"
-            "end = lambda self, trainer, *_: trainer.global_step > 8 and hold()\n"
-            "shown.on_validation_end = end",
+            "shown.note_validation = lambda self, point, _: point.step > 8 and hold()",
             {"metrics.jsonl", "last.ckpt", "best.ckpt", "best.jsonl"},
         ),
     ],
@@ -171,10 +170,9 @@ def assert_as_before(path: Path, old: bytes | None) -> None:
     assert (path.read_bytes() if path.exists() else None) == old
 
 
-def test_a_checkpoint_that_is_half_written(
-    monkeypatch: pytest.MonkeyPatch, old: bytes | None, small_checkpoint: Path, tmp_path: Path
-) -> None:
-    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
+@pytest.fixture
+def half_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies in the middle of a checkpoint."""
     save = torch.save
 
     def half(document: Any, file: Any) -> None:
@@ -183,6 +181,12 @@ def test_a_checkpoint_that_is_half_written(
         raise Killed
 
     monkeypatch.setattr(torch, "save", half)
+
+
+def test_a_checkpoint_that_is_half_written(
+    half_saved: None, old: bytes | None, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
     with pytest.raises(Killed):
         save_checkpoint(path, loaded.network, loaded.recipe, {})
     assert_as_before(path, old)
@@ -248,11 +252,8 @@ def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
 
 
 def test_a_last_checkpoint_that_is_half_written(
-    dying: Callable[..., None], tone_recipe: Recipe, tmp_path: Path
+    half_saved: None, tone_recipe: Recipe, tmp_path: Path
 ) -> None:
-    import lightning
-
-    dying(lightning.Trainer, "save_checkpoint", path_at=1)
     with pytest.raises(Killed):
         train(tone_recipe)
     # The first is written before the first validation.
@@ -353,18 +354,16 @@ def test_a_description_is_never_appended_to_nothing(small_onnx: Path, tmp_path: 
 def test_two_last_checkpoints_have_different_temporary_names(
     tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning
+    save, names = torch.save, []
 
-    save, names = lightning.Trainer.save_checkpoint, []
+    def note(document: Any, file: Any) -> None:
+        names.append(Path(file.name).name)
+        save(document, file)
 
-    def note(self: Any, path: Path, *arguments: Any, **options: Any) -> None:
-        names.append(path.name)
-        save(self, path, *arguments, **options)
-
-    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", note)
+    monkeypatch.setattr(torch, "save", note)
     train(tone_recipe)
     assert len(set(names)) == len(names) > 1
-    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.last\.ckpt", name) for name in names)
+    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.(last|best)\.ckpt", name) for name in names)
 
 
 # A process that is told to end ------------------------------------------------------------------

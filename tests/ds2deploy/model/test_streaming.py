@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import ds2deploy
 from ds2deploy.config import Recipe
-from ds2deploy.data.batches import LEAST_DEVIATION, global_statistics, pooled_statistics
 from ds2deploy.data.manifest import read_manifest
+from ds2deploy.data.statistics import LEAST_DEVIATION, global_statistics, pooled_statistics
 from ds2deploy.export.parity.speech import speech_features
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.model.load import load_checkpoint
