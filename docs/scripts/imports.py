@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("training",),
     ("loading",),
-    ("data", "model"),
+    ("data", "language_models", "model"),
     ("config", "recipes", "heartbeat", "output", "text_files", "version"),
     ("runtimes",),
 )
