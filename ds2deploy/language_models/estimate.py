@@ -4,7 +4,9 @@ Chen and Goodman, "An empirical study of smoothing techniques for language model
 3; Heafield et al., "Scalable modified Kneser-Ney language model estimation" (2013), sections 3.1 to
 3.3. Gives what KenLM's `lmplz` gives: counts of lower orders are numbers of distinct words to the
 left, except after `<s>`; the lowest order is interpolated with the uniform distribution; pruning is
-by how often an n-gram occurs, and the mass of pruned n-grams goes to the order below.
+by how often an n-gram occurs, and the mass of pruned n-grams goes to the order below. One
+difference: for its discounts lmplz takes the n-grams that end in the last word of its vocabulary by
+how often they occur, which only a text of a few lines shows.
 """
 
 from __future__ import annotations
