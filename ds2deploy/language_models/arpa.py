@@ -151,8 +151,9 @@ class ArpaReader:
             numbers.append(values)
             for i, row in enumerate(rows):
                 name = UNKNOWN.encode() if row[1] == b"<UNK>" else row[1]
-                if names.setdefault(name, len(names)) != len(names) - 1:
+                if name in names:
                     raise self._damage(f"{name.decode(errors='replace')!r} stands twice", i)
+                names[name] = len(names)
         for name in (START, END):
             if name.encode() not in names:
                 raise self._damage(f"the 1-grams lack {name}")

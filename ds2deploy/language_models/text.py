@@ -113,9 +113,12 @@ class TextReader:
                 f"{names}: no line in the labels {self._alphabet.labels[1:]!r}"
                 f"{f' ({examples[0]})' if examples else ''}; give text, and --labels MODEL"
             )
-        words = sorted({*SPECIAL}.union(*segments))
+        used = np.unique(ids[kept & (ids != BREAK)]).tolist()
+        words = sorted({*SPECIAL}.union(*(segments[token] for token in used)))
         index = {word: i for i, word in enumerate(words)}
-        numbered = [[index[word] for word in segment] for segment in segments]
+        numbered: list[list[int]] = [[] for _ in segments]
+        for token in used:
+            numbered[token] = [index[word] for word in segments[token]]
         result = _expand(ids[kept], [*numbered, [index[END], index[START]]])
         result = np.concatenate([result[-1:], result[:-1]])  # the last <s> is the first one's
         sentences = int((ids[kept] == BREAK).sum())
