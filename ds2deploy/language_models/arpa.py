@@ -154,9 +154,9 @@ class ArpaReader:
                 if name in names:
                     raise self._damage(f"{name.decode(errors='replace')!r} stands twice", i)
                 names[name] = len(names)
-        for name in (START, END):
-            if name.encode() not in names:
-                raise self._damage(f"the 1-grams lack {name}")
+        for special in (START, END):
+            if special.encode() not in names:
+                raise self._damage(f"the 1-grams lack {special}")
         if UNKNOWN.encode() not in names:
             names[UNKNOWN.encode()] = len(names)
             numbers.append(np.array([[NO_UNKNOWN], [0.0]]))

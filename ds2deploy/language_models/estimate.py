@@ -152,7 +152,8 @@ def find_discounts(adjusted: npt.NDArray[np.integer]) -> Floats | None:
         return None
     y = n[1] / (n[1] + 2 * n[2])
     found = np.array([0.0, *(k - (k + 1) * y * n[k + 1] / n[k] for k in (1, 2, 3))])
-    return None if (found < 0).any() or (found > np.arange(4)).any() else found
+    # A discount of 0, which lmplz takes, leaves no probability to lower orders.
+    return found if (found[1:] > 1e-9).all() and (found <= np.arange(4)).all() else None
 
 
 def _discount(

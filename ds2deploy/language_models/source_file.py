@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ds2deploy.runtimes.decoding.language_model_file import TextSource
 from ds2deploy.runtimes.errors import MissingFileError, TextError, system_reason
@@ -21,6 +21,9 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 ARPA_BEGINS = b"\\data\\"
 """First line of an ARPA file, but for empty lines and remarks."""
+
+BLOCK = 1 << 16
+"""Bytes that are read together."""
 
 LOOKED_AT = 4096
 """Bytes in which the first line of an ARPA file is looked for."""
@@ -39,9 +42,11 @@ class SourceFile:
         self.name = "standard input" if str(path) == "-" else str(path)
         self._digest = hashlib.sha256()
         self._raw = _Hashed(raw, self._digest)
-        buffered = io.BufferedReader(self._raw, 1 << 16)
+        raw_bytes: Any = self._raw
+        buffered = io.BufferedReader(raw_bytes, BLOCK)
         if buffered.peek(2).startswith(GZIP_MAGIC):
-            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered), 1 << 16)  # type: ignore[arg-type]
+            decompressed: Any = gzip.GzipFile(fileobj=buffered)
+            buffered = io.BufferedReader(decompressed, BLOCK)
         self.lines = buffered
         begins = self.lines.peek(LOOKED_AT)[:LOOKED_AT]
         without_mark = begins.removeprefix(codecs.BOM_UTF8)

@@ -198,4 +198,5 @@ def _expand(ids: Ids, segments: list[list[int]]) -> Ids:
     taken = lengths[ids]
     ends = np.cumsum(taken)
     offsets = np.repeat((np.cumsum(lengths) - lengths)[ids] - (ends - taken), taken)
-    return flat[np.arange(len(offsets)) + offsets]
+    expanded: Ids = flat[np.arange(len(offsets)) + offsets]
+    return expanded

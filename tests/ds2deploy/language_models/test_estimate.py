@@ -54,7 +54,9 @@ def test_discounts_follow_chen_and_goodman():
     assert find_discounts(counts) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("counts", [[], [1, 1, 2], [1, 2, 3, *[4] * 9], [5, 6]])
+@pytest.mark.parametrize(
+    "counts", [[], [1, 1, 2], [1, 2, 3, *[4] * 9], [5, 6], [1, 1, 2, 2, *[3] * 4]]
+)
 def test_discounts_that_cannot_be_estimated(counts):
     assert find_discounts(np.array(counts, int)) is None
     assert FALLBACK == (0.5, 1.0, 1.5)
