@@ -124,18 +124,10 @@ class LanguageModel:
             The states after the words, and the natural logarithms of the words' probabilities.
         """
         found = self._find(states, words)
-        total = np.zeros(len(found))
+        total = self._scores[found].astype(np.float64)
         missed = np.flatnonzero(found == 0)
-        at, wanted = states[missed], words[missed]
-        # Every step leads to a lower order, and all words are found as unigrams.
-        while len(missed):
-            total[missed] += self._backoffs[at]
-            at = self._suffixes(at)
-            hit = self._find(at, wanted)
-            found[missed] = hit
-            left = hit == 0
-            missed, at, wanted = missed[left], at[left], wanted[left]
-        total += self._scores[found]
+        if len(missed):
+            found[missed], total[missed] = self._back_off(states[missed], words[missed])
         return self._states(found), total
 
     def end_score(self, states: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -207,11 +199,25 @@ class LanguageModel:
         self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.intp]:
         """Entries of words after states; 0 where there is none."""
-        wanted = np.asarray(states, np.int64) * self._size + words
+        wanted = np.multiply(states, self._size, dtype=np.int64) + words
         entries = self._keys.searchsorted(wanted)
-        np.minimum(entries, len(self._keys) - 1, out=entries)
-        entries[self._keys[entries] != wanted] = 0
-        return entries
+        return np.where(self._keys.take(entries, mode="clip") == wanted, entries, 0)
+
+    def _back_off(
+        self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """Entries and scores of words that do not follow their states."""
+        # All suffixes are looked up together, down to the empty one, which every word follows:
+        # calling numpy takes longer than searching a few hundred keys.
+        chain = np.empty((self.header.order, len(states)), np.int64)
+        chain[0] = states
+        for n in range(1, len(chain)):
+            chain[n] = self._suffixes(chain[n - 1])
+        entries = self._find(chain[1:], words)
+        first = (entries > 0).argmax(0)
+        found = entries[first, np.arange(len(first))]
+        passed = np.arange(len(chain))[:, None] <= first
+        return found, (self._backoffs[chain] * passed).sum(0, np.float64) + self._scores[found]
 
     def _states(self, entries: npt.NDArray[np.intp]) -> IntArray:
         """The state after each entry: itself, or the one it leads to."""

@@ -198,6 +198,7 @@ def _check(header: LanguageModelHeader, arrays: Arrays) -> None:
     size = header.counts[0]
     keys, links = arrays.keys, arrays.links
     _require(keys[0] == -1 and bool((keys[1:] > keys[:-1]).all()), "entries out of order")
+    _require(links[0] == 0 and arrays.backoffs[0] == 0, "entry 0")
     _require(keys[1] == 0 and keys[size] == size - 1, "unigrams")
     lower = 0
     for first, end in header.blocks:

@@ -70,6 +70,9 @@ def test_many_hypotheses_at_once_score_as_one_by_one(words: LanguageModel):
             one, score = words.score(states[i : i + 1], ids[i : i + 1])
             assert (one[0], score[0]) == (to[i], scores[i])
         states = to
+    assert states.max() * len(words) > 2**15  # products of small integers do not overflow
+    small = words.score(states.astype(np.int16), ids.astype(np.int16))
+    np.testing.assert_array_equal(small, words.score(states, ids))
     none = np.zeros(0, np.int64)
     assert [len(result) for result in words.score(none, none)] == [0, 0]
 
