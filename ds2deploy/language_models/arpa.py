@@ -111,11 +111,12 @@ class ArpaReader:
         done = 0
         while done < count:
             rows = [line.split() for line in islice(self._file, min(CHUNK, count - done))]
-            for i, row in enumerate(rows):
-                if not n + 1 <= len(row) <= n + 2:
-                    if not row or row[0].startswith(b"\\"):
-                        raise self._damage(f"{done + i} {n}-grams, and not {count} as announced", i)
-                    raise self._damage(f"{len(row)} columns, expected {n + 1} or {n + 2}", i)
+            lengths = [len(row) for row in rows]
+            if not {n + 1, n + 2}.issuperset(lengths):
+                i = next(i for i, columns in enumerate(lengths) if not n < columns < n + 3)
+                if not rows[i] or rows[i][0].startswith(b"\\"):
+                    raise self._damage(f"{done + i} {n}-grams, and not {count} as announced", i)
+                raise self._damage(f"{lengths[i]} columns, expected {n + 1} or {n + 2}", i)
             if not rows:
                 raise self._damage(f"the file ends after {done} of {count} {n}-grams")
             yield rows, self._numbers(rows, n)
@@ -181,8 +182,8 @@ class ArpaReader:
         index = {**self._index, b"<UNK>": self._index[UNKNOWN.encode()]}
         found, numbers = [np.zeros(0, np.int64)], [np.zeros((2, 0))]
         for rows, values in self._rows(n, count):
-            flat = [index.get(word, -1) for row in rows for word in row[1 : n + 1]]
-            ids = np.array(flat, np.int64).reshape(-1, n)
+            columns = [[index.get(row[j], -1) for row in rows] for j in range(1, n + 1)]
+            ids = np.array(columns, np.int64).T
             if (lacking := ids.min(1) < 0).any():
                 raise self._damage("a word that is no 1-gram", int(lacking.argmax()))
             at = ids[:, 0]
