@@ -20,7 +20,10 @@ from ds2deploy.runtimes.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-ORDER = ("latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out")
+ORDER = (
+    "latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out",
+    "language-model",
+)  # fmt: skip
 """Order of the results in the report."""
 
 Status = Literal["met", "not met", "beyond the floor of this machine", "not measured"]

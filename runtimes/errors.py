@@ -69,6 +69,10 @@ class ManifestError(Ds2Error, ValueError):
     """A list of utterances is damaged, or points at something that is not there."""
 
 
+class TextError(Ds2Error, ValueError):
+    """A text for a language model cannot be read, or holds no sentence in the labels."""
+
+
 class RuntimeUnavailableError(Ds2Error, RuntimeError):
     """The runtime that was asked for cannot run on this machine; nothing else is tried instead."""
 
