@@ -61,6 +61,7 @@ bench: .venv/peers
 	$(BIN)/python benchmarks/startup.py --out $(RESULTS)
 	$(BIN)/python benchmarks/training.py --out $(RESULTS)
 	$(BIN)/python benchmarks/features.py --out $(RESULTS)
+	$(BIN)/python benchmarks/language_model.py --out $(RESULTS)
 	$(BIN)/python benchmarks/gpu.py --out $(RESULTS) || [ $$? -eq 2 ]
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 

@@ -10,12 +10,12 @@ processor can do, so there is a set for each combination of instructions and cor
 machine only what does not depend on it is compared.
 
 **The margin** below the median of n runs is that of a prediction interval, t * s * sqrt(1 + 1/n),
-with t from Student's distribution and s the deviation of the lower half of the runs, as if the
-upper half mirrored it: what slows the reference alone for a while lifts a ratio, and says nothing
-of how low one may fall. What is too low is measured once more before it counts. Of five runs of a
-bell curve and two more, both of those two are too low once or twice in a thousand times. A margin
-is never less than `LEAST_MARGIN` of the ratio, for runs that follow one another see less of a
-machine's moods than runs on different days.
+with t from Student's distribution and s the standard deviation of the lower half of the runs, as if
+the upper half mirrored it: a load that slows the reference alone lifts a ratio, and does not show
+how low one may fall. A ratio that is too low is measured once more before it counts. Of five
+normally distributed runs and two more, both of those two are too low once or twice in a thousand
+times. A margin is never less than `LEAST_MARGIN` of the ratio, because runs that follow one another
+differ less than runs on different days.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ import startup
 import throughput
 import torch
 import training
-from models import DIGITS, MEDIUM, TINY, recipe_of, speech, write_onnx
+from models import DIGITS, MEDIUM, TINY, network_run, recipe_of, speech, write_onnx
 from report import RESULTS, markdown_table, progress
+from scipy.stats import t as student
 
 import ds2deploy
 from ds2deploy.bench.machine import Machine, describe_machine
@@ -50,24 +51,17 @@ from ds2deploy.training.memory import keep_freed_memory
 
 RATIOS = RESULTS / "ratios.json"
 
-STUDENT = {
-    2: 318.3,
-    3: 22.33,
-    4: 10.21,
-    5: 7.173,
-    6: 5.893,
-    7: 5.208,
-    8: 4.785,
-    9: 4.501,
-    10: 4.297,
-}
-"""The 99.9 % quantile of Student's distribution, by the number of runs."""
+CONFIDENCE = 0.999
+"""Quantile of Student's distribution that a margin is made with."""
+
+RUNS = range(2, 11)
+"""Numbers of runs to calibrate with."""
 
 LEAST_MARGIN = 0.1
-"""Of the ratio."""
+"""Smallest margin, as a fraction of the ratio."""
 
 WIDE_MARGIN = 0.5
-"""Of the ratio: a guard that only sees more than half of the speed go is told to be one."""
+"""Margin, as a fraction of the ratio, above which calibrating warns: such a guard sees little."""
 
 THREADS = 1
 
@@ -80,8 +74,8 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         ratio: median of the runs.
-        margin: how much less it may be.
-        runs: that it was calibrated with.
+        margin: amount by which a run may be below it.
+        runs: ratios of the runs that it was calibrated with.
     """
 
     ratio: float
@@ -90,7 +84,7 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def least(self) -> float:
-        """What passes."""
+        """Smallest ratio that passes."""
         return self.ratio - self.margin
 
 
@@ -102,7 +96,7 @@ class GuardSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sizes(NamedTuple):
-    """Of a measurement: the network, seconds of audio, batch, files, rounds."""
+    """Sizes of a measurement: network, seconds of audio, batch, files, rounds."""
 
     shape: ModelShape
     seconds: float
@@ -115,7 +109,7 @@ FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.2, 4, 4, 1)
 
 
 def kind_of(machine: Machine) -> str:
-    """What ratios depend on: `avx2, 2 cores`."""
+    """Name the properties that ratios depend on: `avx2, 2 cores`."""
     return f"{'+'.join(machine.instructions) or machine.system}, {machine.cores} cores"
 
 
@@ -143,7 +137,7 @@ def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, floa
         return found
     names = (latency.PACKED, latency.FP32, latency.INT8)
     for batch in (1, sizes.batch):
-        cases = {n: latency.run_case(models.sessions[n], batch, sizes.seconds) for n in names}
+        cases = {n: network_run(models.sessions[n], batch, sizes.seconds) for n in names}
         took = take_turns(cases, sizes.rounds, progress=progress)
         for name in names[1:]:
             against = ratio(took[latency.PACKED], took[name])
@@ -207,7 +201,7 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
     """Ratios and margins of repeated runs.
 
     Args:
-        runs: what `measure_ratios` gave, 2 to 10 times.
+        runs: 2 to 10 results of `measure_ratios`.
     """
     guards = {}
     for name in runs[0]:
@@ -215,7 +209,8 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
         middle, count = statistics.median(values), len(values)
         below = sum(min(0, value - middle) ** 2 for value in values)
         deviation = math.sqrt(2 * below / (count - 1))
-        margin = max(STUDENT[count] * deviation * math.sqrt(1 + 1 / count), LEAST_MARGIN * middle)
+        quantile = float(student.ppf(CONFIDENCE, count - 1))
+        margin = max(quantile * deviation * math.sqrt(1 + 1 / count), LEAST_MARGIN * middle)
         guards[name] = Guard(round(middle, 3), round(margin, 3), [round(v, 3) for v in values])
     return guards
 
@@ -283,7 +278,7 @@ def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
 
 
 def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> dict[str, float]:
-    """What is committed too; a new ratio says that it has to be."""
+    """Return the ratios that are committed too; report the others."""
     for name in measured.keys() - guards.keys():
         progress(f"{name}: not committed yet, calibrate again")
     return {name: value for name, value in measured.items() if name in guards}
@@ -292,7 +287,7 @@ def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> di
 def main(words: Sequence[str] | None = None) -> int:
     """Compare, or calibrate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=sorted(STUDENT))
+    parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=RUNS)
     parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of committed ratios")
     parser.add_argument("--quick", action="store_true", help="sizes of a test")
     options = parser.parse_args(words)

@@ -1,4 +1,4 @@
-"""What a DeepSpeech 2 network has to do: operations and bytes, stage by stage, and the least time.
+"""Operations and bytes of a DeepSpeech 2 network, stage by stage, and the least time for them.
 
 **Operations.** A product of (m, k) with (k, n) is 2 m k n of them, a multiplication and an addition
 each; a convolution is counted the same way, its zero padding included. Gates, batch norms (which
@@ -18,22 +18,23 @@ Stages follow one another, so the network takes at least their sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from ds2deploy.runtimes.artifact import (
-    CONV_FRAMES,
-    CONV_MAPS,
-    ModelShape,
-    conv_bins,
-    half,
+from ds2deploy.runtimes.alphabet import ENGLISH
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import (
+    CONV1,
+    CONV2,
+    conv1_bins,
+    conv2_bins,
+    conv_features,
     output_length,
 )
-
-CONV1_BINS, CONV2_BINS = 41, 21
-"""Frequency bins that the two kernels see at a time."""
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 FLOAT_BYTES = 4
@@ -45,9 +46,9 @@ class Stage(NamedTuple):
 
     Attributes:
         name: such as `rnn1 recurrent`.
-        precision: in which it is multiplied.
+        precision: precision of the products.
         operations: multiplications and additions.
-        bytes: that are read and written.
+        bytes: bytes that are read and written.
         working_set: bytes that are read again and again.
     """
 
@@ -59,7 +60,7 @@ class Stage(NamedTuple):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast the machine is at best.
+    """Best rates of a machine.
 
     Attributes:
         multiply: operations a second, by precision.
@@ -79,7 +80,7 @@ class Least(NamedTuple):
     """The least time of a stage.
 
     Attributes:
-        stage: of the network.
+        stage: stage of the network.
         seconds: at least.
         binds: `arithmetic`, or `reading`.
     """
@@ -95,7 +96,7 @@ def network_stages(
     """Count a run of the network.
 
     Args:
-        shape: of the network.
+        shape: shape of the network.
         bins: frequency bins of the features.
         labels: blank included.
         batch: utterances, all as long.
@@ -108,15 +109,15 @@ def network_stages(
     """
     time = output_length(frames)
     rows = batch * time
-    first, second = half(bins), conv_bins(bins)
-    kernel1 = CONV_MAPS * CONV1_BINS * CONV_FRAMES
-    kernel2 = CONV_MAPS * CONV_MAPS * CONV2_BINS * CONV_FRAMES
-    inner = rows * CONV_MAPS * first
+    first, second = conv1_bins(bins), conv2_bins(bins)
+    kernel1 = CONV1.maps * math.prod(CONV1.kernel)
+    kernel2 = CONV1.maps * CONV2.maps * math.prod(CONV2.kernel)
+    inner = rows * CONV1.maps * first
     found = [
         _product("conv1", rows * first, kernel1, batch * bins * frames, inner),
-        _product("conv2", rows * second, kernel2, inner, rows * CONV_MAPS * second, precision),
+        _product("conv2", rows * second, kernel2, inner, rows * conv_features(bins), precision),
     ]
-    inputs = CONV_MAPS * second
+    inputs = conv_features(bins)
     for number in range(1, shape.layers + 1):
         found += _recurrent(f"rnn{number}", shape, inputs, batch, time, precision)
         inputs = shape.hidden
@@ -127,10 +128,19 @@ def network_stages(
     return [*found, _product("output", rows, weights, rows * inputs, rows * labels)]
 
 
+def stages_of_speech(
+    shape: ModelShape, batch: int, seconds: float, precision: str = "fp32"
+) -> list[Stage]:
+    """Count a run on utterances of that many seconds, with the default features and labels."""
+    features = FeatureConfig()
+    frames = features.frames(int(seconds * features.sample_rate))
+    return network_stages(shape, features.bins, len(ENGLISH), batch, frames, precision)
+
+
 def _product(
     name: str, times: float, weights: float, read: float, written: float, precision: str = "fp32"
 ) -> Stage:
-    """Every weight is used so many times; numbers that are read and written, not bytes."""
+    """Count a product that uses every weight so many times; `read` and `written` are numbers."""
     of_weights = WEIGHT_BYTES[precision] * weights
     size = of_weights + FLOAT_BYTES * (read + written)
     return Stage(name, precision, 2.0 * times * weights, size, of_weights)
@@ -178,7 +188,7 @@ def least_time(stages: Sequence[Stage], rates: Rates) -> float:
 
 
 def what_binds(stages: Sequence[Stage], rates: Rates) -> str:
-    """In words, where the least time goes and which limit it is."""
+    """Explain in words where the least time goes and which limit it is."""
     parts: dict[str, float] = {}
     for stage, seconds, binds in least_times(stages, rates):
         kind = stage.name.rpartition(" ")[2] if stage.name.startswith("rnn") else "convolutions"

@@ -24,11 +24,11 @@ from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatAr
 OURS, LIBROSA, TORCH = "ds2deploy", "librosa.stft, log1p", "torch.stft, log1p"
 TIME_GOAL = 1.5
 TOLERANCE = 1e-4
-"""Of the largest difference from librosa before normalisation, where values reach 5."""
+"""Largest difference from librosa before normalisation, where values reach 5."""
 
 
 def spectrograms(config: FeatureConfig, samples: FloatArray) -> dict[str, Callable[[], Any]]:
-    """Every way to (bins, time) float32 features; librosa's only where it is installed."""
+    """List every way to (bins, time) float32 features; librosa only where it is installed."""
     extract = FeatureExtractor(config)
     options: dict[str, Any] = {
         "n_fft": config.n_fft,
@@ -58,9 +58,9 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
     """Time every way, and compare what they give.
 
     Args:
-        seconds: of audio.
-        rounds: in turns.
-        quick: whether these are sizes of a test.
+        seconds: seconds of audio.
+        rounds: number of rounds in turns.
+        quick: True for the sizes of a test.
     """
     config = FeatureConfig()
     samples = speech(config.sample_rate, seconds)

@@ -1,4 +1,4 @@
-"""Every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
+"""Time every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
 
     python benchmarks/gpu.py [--precisions fp32,fp16] [--quick] [--json] [--out DIR]
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from models import LARGE, TINY, make_checkpoint, network_run, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
@@ -53,7 +53,7 @@ torch.compile compiles."""
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, seconds of audio, batches, rounds."""
+    """Sizes of a run: network, seconds of audio, batches, rounds."""
 
     shape: ModelShape
     seconds: float
@@ -79,7 +79,7 @@ class Way(NamedTuple):
 
 
 def quiet(_: str) -> None:
-    """Told what the builder does."""
+    """Ignore the progress of the builder."""
 
 
 def build_alone(job: Job) -> tuple[float, float, float, int]:
@@ -154,7 +154,7 @@ def ways(
     artifacts: dict[Precision, Path],
     engines: dict[tuple[Flavor, Precision], Engine],
 ) -> Iterator[Way]:
-    """Every way to run the network on a device."""
+    """List every way to run the network on a device."""
     loaded = load_checkpoint(checkpoint)
     yield Way(f"torch {device} fp32", lambda: torch_session(load_checkpoint(checkpoint), device))
     if device != "cpu":
@@ -184,9 +184,9 @@ def measure(
 
     Args:
         device: `cuda`; in tests `cpu`, for what is not an engine.
-        sizes: of the run.
-        precisions: of the artifacts.
-        quick: whether these are sizes of a test.
+        sizes: sizes of the run.
+        precisions: precisions of the artifacts.
+        quick: True for the sizes of a test.
     """
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name, ExitStack() as stack:
@@ -234,25 +234,24 @@ def run_in_turns(
     for batch in sizes.batches:
         cases: dict[str, Callable[[], object]] = {}
         for name, session in sessions.items():
-            sound = speech_batch(session.description.features, batch, sizes.seconds)
+            cases[name] = network_run(session, batch, sizes.seconds)
             try:
-                session.run(*sound)
+                cases[name]()
             except (Ds2Error, RuntimeError) as error:
                 failures[f"{name}, batch {batch}"] = first_line(error)
-                continue
-            cases[name] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
+                del cases[name]
         found = take_turns(cases, sizes.rounds, warm_up=WARM_UP) if cases else {}
         took |= {(name, batch): seconds for name, seconds in found.items()}
     return took
 
 
 def first_line(error: Exception) -> str:
-    """Of its message."""
+    """First line of the message of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def device_name(device: str) -> str:
-    """Of the GPU."""
+    """Name of the GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else device
 
 

@@ -1,4 +1,4 @@
-"""What augmentation is worth to a voice that training never heard.
+"""Value of augmentation for a speaker who is not in the training set.
 
     python benchmarks/held_out.py FOLDER [--runs DIR] [--jobs 2] [--quick] [--json] [--out DIR]
 
@@ -48,7 +48,7 @@ WORDS = (2, 6)
 """Fewest and most recordings in a test string; each recording is in one."""
 
 SAMPLE_RATE = 8000
-"""In Hz, of the recordings."""
+"""Sample rate of the recordings (Hz)."""
 
 AUGMENT = AugmentConfig(
     speed=(0.92, 1.08),
@@ -68,7 +68,7 @@ WAYS = (PLAIN, AUGMENTED)
 
 
 class Sizes(NamedTuple):
-    """Of the trainings: epochs (None for the recipe's), hidden units, recordings of a set."""
+    """Sizes of the trainings: epochs (None for the recipe's), hidden units, recordings of a set."""
 
     epochs: int | None = None
     hidden: int | None = None
@@ -82,10 +82,10 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     """A training, and what its best checkpoint made of the speaker that it had not heard.
 
     Attributes:
-        speaker: who was left out.
+        speaker: speaker who was left out.
         augment: `with` or `without`.
-        errors: of the test strings.
-        known_wer: of the strings of the speakers that were trained on; it chose the checkpoint.
+        errors: errors in the test strings.
+        known_wer: WER of the speakers that were trained on; it chose the checkpoint.
         train_s: seconds that it took.
     """
 
@@ -110,9 +110,9 @@ def write_sets(source: Path, speaker: str, folder: Path, sizes: Sizes) -> None:
 
     Args:
         source: folder of all recordings.
-        speaker: who is left out of `train` and `valid`, and is alone in `test`.
-        folder: for the three.
-        sizes: how many recordings of each.
+        speaker: speaker who is left out of `train` and `valid`, and is alone in `test`.
+        folder: folder for the three.
+        sizes: numbers of recordings in each.
     """
     listed = list(read_fsdd(source))
     others = [utterance for utterance in listed if utterance.speaker != speaker]
@@ -137,7 +137,7 @@ def recipe_for(augment: str, sets: Path, run: Path, sizes: Sizes) -> Recipe:
         augment: one of `WAYS`.
         sets: folder of the manifests.
         run: folder of the training.
-        sizes: what is smaller in a test.
+        sizes: settings that are smaller in a test.
     """
     recipe = load_recipe("digits").changed("training", run=str(run), threads=1)
     recipe = recipe.changed("features", sample_rate=SAMPLE_RATE)
@@ -175,7 +175,7 @@ def run_case(case: Case) -> Score:
 
 
 def check_begun(last: Path, recipe: Recipe) -> None:
-    """What lies there must be of the same training.
+    """Refuse a run folder that holds another training.
 
     Raises:
         ConfigError: it is not.
@@ -187,7 +187,7 @@ def check_begun(last: Path, recipe: Recipe) -> None:
 
 
 def is_finished(folder: RunFolder, epochs: int) -> bool:
-    """Whether a training has reached its end."""
+    """Check that a training has reached its end."""
     return any(line["kind"] == "valid" and line["epoch"] == epochs for line in folder.metrics())
 
 
@@ -195,13 +195,13 @@ def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
     """All trainings, so many at a time, with one thread each.
 
     Args:
-        folder: of the recordings.
+        folder: folder of the recordings.
         runs: folder for manifests and trainings.
         jobs: trainings at a time.
-        sizes: of them.
+        sizes: sizes of the trainings.
 
     Raises:
-        Ds2Error: what is wrong with the recordings.
+        Ds2Error: the recordings cannot be used.
     """
     if not folder.is_dir():
         raise MissingFileError(f"{folder}: no such folder; expected the Free Spoken Digit Dataset")
@@ -231,8 +231,8 @@ def report(scores: Sequence[Score], augment: AugmentConfig, quick: bool) -> Resu
 
     Args:
         scores: two of each speaker.
-        augment: what was done to the training audio.
-        quick: whether the sizes were those of a test.
+        augment: augmentation of the training audio.
+        quick: True for the sizes of a test.
     """
     found = {(score.speaker, score.augment): score for score in scores}
     speakers = sorted({score.speaker for score in scores})

@@ -1,4 +1,4 @@
-"""How long a batch of speech takes, in torch and in ONNX Runtime, and how that grows.
+"""Latency of a batch of speech in torch and in ONNX Runtime, and its growth.
 
     python benchmarks/latency.py [--quick] [--json] [--out DIR]
 
@@ -16,24 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from counting import network_stages
+from counting import stages_of_speech
 from models import (
     LARGE,
     TINY,
     make_checkpoint,
+    network_run,
+    open_network,
     shape_name,
-    speech_batch,
     write_onnx,
 )
-from probes import Probe, among, floors, machine_probes, probe_seconds
+from probes import Probe, floors, machine_probes, take_turns_with
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.bench.timing import Ratio, latency, ratio, take_turns
-from ds2deploy.loading import open_checkpoint
+from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.session import Session
 
 PACKED = "torch, packed sequences"
@@ -48,7 +46,9 @@ GROWTH_GOAL = 1.25
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, seconds and batches to compare, rounds; how far cost is followed."""
+    """Sizes of a run: network, seconds and batches to compare, rounds; lengths and batches of the
+    growth, and its rounds.
+    """
 
     shape: ModelShape
     seconds: float
@@ -74,26 +74,20 @@ def open_models(shape: ModelShape, folder: Path, threads: int = 0) -> Models:
     """Write the network into a folder and open it everywhere, with so many threads; 0 is all."""
     checkpoint = make_checkpoint(shape, folder)
     files = {FP32: write_onnx(checkpoint, folder), INT8: write_onnx(checkpoint, folder, "int8")}
-    sessions: dict[str, Session] = {
-        PACKED: open_checkpoint(checkpoint, threads=threads, packed=True),
-        UNPACKED: open_checkpoint(checkpoint, threads=threads),
+    sessions = {
+        PACKED: open_network(checkpoint, "torch packed", threads),
+        UNPACKED: open_network(checkpoint, "torch", threads),
     }
-    sessions |= {name: OnnxSession(path, threads=threads) for name, path in files.items()}
+    sessions |= {name: open_network(path, "onnxruntime", threads) for name, path in files.items()}
     return Models(sessions, {name: path.stat().st_size for name, path in files.items()})
-
-
-def run_case(session: Session, batch: int, seconds: float) -> Callable[[], object]:
-    """A run of the network on so much speech, features already extracted."""
-    features, lengths = speech_batch(session.description.features, batch, seconds)
-    return lambda: session.run(features, lengths)
 
 
 def measure(sizes: Sizes, quick: bool = False) -> Result:
     """Compare the runtimes, then follow the cost of the two artifacts.
 
     Args:
-        sizes: of the run.
-        quick: whether the machine's rates are taken at the sizes of a test too.
+        sizes: sizes of the run.
+        quick: True takes the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         models = open_models(sizes.shape, Path(folder))
@@ -101,9 +95,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         cases: dict[str, Callable[[], object]] = {}
         for batch in sizes.batches:
             for name, session in models.sessions.items():
-                cases[f"{name} x {batch}"] = run_case(session, batch, sizes.seconds)
-        every = take_turns(among(probes, cases), sizes.rounds, progress=progress)
-        took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+                cases[f"{name} x {batch}"] = network_run(session, batch, sizes.seconds)
+        took = take_turns_with(probes, cases, sizes.rounds, progress)
         growth = measure_growth(models, sizes)
     goals = speed_goals(sizes, probes, took)
     percent = 100 * models.sizes[INT8] / models.sizes[FP32]
@@ -132,43 +125,25 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 def speed_goals(
     sizes: Sizes, probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
 ) -> list[Goal]:
-    """Each artifact against packed torch, and what the floor would allow."""
+    """Compare each artifact with packed torch, and with the best that the floor allows."""
     small, large = sizes.batches
     wanted = {(FP32, small): 1.1, (FP32, large): 2.2, (INT8, small): 3.0, (INT8, large): 6.0}
     goals = []
     for (name, batch), least in wanted.items():
         packed = took[f"{PACKED} x {batch}"]
         found = ratio(packed, took[f"{name} x {batch}"])
-        least_s = floor_of_rounds(sizes, probes, took, batch, name.split()[-1])
+        stages = stages_of_speech(sizes.shape, batch, sizes.seconds, name.split()[-1])
+        floor = ratio(packed, floors(probes, took, stages))
         goals.append(
             Goal(
                 name=f"{name} against packed torch, batch {batch} x {sizes.seconds:g} s",
                 wanted=least,
                 measured=found.median,
-                floor=ratio(packed, least_s).median,
-                detail=spread(found),
+                floor=floor.median,
+                detail=found.spread,
             )
         )
     return goals
-
-
-def floor_of_rounds(
-    sizes: Sizes,
-    probes: Mapping[str, Probe],
-    took: Mapping[str, Sequence[float]],
-    batch: int,
-    precision: str,
-) -> list[float]:
-    """Least seconds of a run, by the rates of each round."""
-    features = FeatureConfig()
-    frames = features.frames(int(sizes.seconds * features.sample_rate))
-    stages = network_stages(sizes.shape, features.bins, 29, batch, frames, precision)
-    return floors(probes, took, stages)
-
-
-def spread(found: Ratio) -> str:
-    """The middle half of the rounds."""
-    return f"({found.low:.2f} to {found.high:.2f})"
 
 
 def comparison_table(sizes: Sizes, took: Mapping[str, Sequence[float]]) -> Table:
@@ -207,7 +182,7 @@ def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tup
         }
         for axis, plan in plans.items():
             cases = {
-                f"{name}, {batch} x {seconds:g} s": run_case(session, batch, seconds)
+                f"{name}, {batch} x {seconds:g} s": network_run(session, batch, seconds)
                 for batch, seconds in plan
             }
             took = take_turns(cases, sizes.growth_rounds, warm_up=0, progress=progress)

@@ -1,4 +1,4 @@
-"""What the machine allows at best, and the share of it that ONNX Runtime reaches.
+"""Limits of the machine, and the fraction of them that ONNX Runtime reaches.
 
     python benchmarks/limits.py [--quick] [--json] [--out DIR]
 
@@ -17,43 +17,50 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from counting import GATES, Rates, Stage, least_time, least_times, network_stages, what_binds
-from latency import FP32, INT8, spread
-from models import LARGE, TINY, make_checkpoint, shape_name, speech_batch, write_onnx
+from counting import GATES, Rates, Stage, least_time, least_times, stages_of_speech, what_binds
+from latency import FP32, INT8
+from models import (
+    LARGE,
+    TINY,
+    make_checkpoint,
+    network_run,
+    open_network,
+    shape_name,
+    write_onnx,
+)
 from probes import (
     MIB,
     Probe,
-    among,
     bf16_probe,
     floors,
     machine_probes,
     multiply_probes,
-    probe_seconds,
     rates,
     read_probe,
+    run_probes,
+    take_turns_with,
 )
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.bench.timing import ratio, take_turns
-from ds2deploy.runtimes.artifact import CONV_MAPS, ModelShape, conv_bins, output_length
+from ds2deploy.bench.timing import Ratio, ratio
+from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.onnx.session import OnnxSession
+from ds2deploy.runtimes.geometry import conv_features, output_length
 from ds2deploy.runtimes.session import usable_cores
 
 BATCHES = (1, 8)
 SHARE_GOAL = 50.0
-LABELS = 29
 
 
 def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False) -> Result:
-    """The machine's rates, the network's least time, and the share reached.
+    """Measure the machine's rates, the network's least time, and the share of its speed reached.
 
     Args:
-        shape: of the network.
-        seconds: of audio of each utterance.
-        rounds: in turns.
-        quick: whether rates are taken at the sizes of a test.
+        shape: shape of the network.
+        seconds: seconds of audio in each utterance.
+        rounds: number of rounds in turns.
+        quick: True takes the rates at the sizes of a test.
     """
     features = FeatureConfig()
     probes = machine_probes(quick) | {"bf16 torch": bf16_probe(quick)}
@@ -63,17 +70,16 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         checkpoint = make_checkpoint(shape, Path(folder))
         for name, precision in ((FP32, "fp32"), (INT8, "int8")):
-            session = OnnxSession(write_onnx(checkpoint, Path(folder), precision))  # type: ignore[arg-type]
+            path = write_onnx(checkpoint, Path(folder), precision)  # type: ignore[arg-type]
+            session = open_network(path, "onnxruntime")
             for batch in BATCHES:
                 case = f"{name}, batch {batch}"
-                sound = speech_batch(features, batch, seconds)
-                cases[case] = lambda session=session, sound=sound: session.run(*sound)  # type: ignore[misc]
-                stages[case] = network_stages(
-                    shape, features.bins, LABELS, batch, frames, precision
-                )
-        every = take_turns(among(probes, cases), rounds, progress=progress)
-    took = {case: every[case] for case in cases} | probe_seconds(probes, every)
+                cases[case] = network_run(session, batch, seconds)
+                stages[case] = stages_of_speech(shape, batch, seconds, precision)
+        took = take_turns_with(probes, cases, rounds, progress)
     best = rates(probes, took)
+    least = {case: floors(probes, took, found) for case, found in stages.items()}
+    shares = {case: ratio(least[case], took[case]) for case in stages}
     shapes = measure_shapes(shape, frames, quick)
     bandwidth = measure_bandwidth(quick)
     return Result(
@@ -81,10 +87,10 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
         title=f"Limits of the machine: {shape_name(shape)}, {seconds:g} s of audio",
         machine=describe_machine(),
         quick=quick,
-        goals=share_goals(probes, took, stages),
+        goals=share_goals(shares),
         tables=[
             rate_table(probes, took),
-            share_table(probes, took, stages, best),
+            share_table(shares, took, stages, best),
             stage_table(stages, best),
             shape_table(shapes, best),
         ],
@@ -100,24 +106,19 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
                 case: sum(s.operations for s in found) for case, found in stages.items()
             },
             "least_s": {case: least_time(found, best) for case, found in stages.items()},
-            "floors_s": {case: floors(probes, took, found) for case, found in stages.items()},
+            "floors_s": least,
         },
     )
 
 
-def share_goals(
-    probes: Mapping[str, Probe],
-    took: Mapping[str, Sequence[float]],
-    stages: Mapping[str, Sequence[Stage]],
-) -> list[Goal]:
-    """In fp32 at the larger batch half of the floor's speed is wanted."""
+def share_goals(shares: Mapping[str, Ratio]) -> list[Goal]:
+    """Ask for half of the floor's speed in fp32 at the larger batch."""
     case = f"{FP32}, batch {BATCHES[-1]}"
-    share = ratio(floors(probes, took, stages[case]), took[case])
     return [
         Goal(
             name=f"{case}: share of the floor's speed",
             wanted=SHARE_GOAL,
-            measured=100 * share.median,
+            measured=100 * shares[case].median,
             unit="%",
         )
     ]
@@ -142,7 +143,7 @@ def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]])
 
 
 def share_table(
-    probes: Mapping[str, Probe],
+    shares: Mapping[str, Ratio],
     took: Mapping[str, Sequence[float]],
     stages: Mapping[str, Sequence[Stage]],
     best: Rates,
@@ -150,7 +151,6 @@ def share_table(
     """Measured, least, and their ratio."""
     rows = []
     for case, found in stages.items():
-        share = ratio(floors(probes, took, found), took[case])
         seconds = sorted(took[case])
         operations = sum(stage.operations for stage in found)
         rows.append(
@@ -159,7 +159,7 @@ def share_table(
                 f"{operations / 1e9:.0f}",
                 f"{seconds[len(seconds) // 2]:.3f}",
                 f"{least_time(found, best):.3f}",
-                f"{share.median:.0%} {spread(share)}",
+                f"{shares[case].median:.0%} {shares[case].spread}",
             ]
         )
     columns = ["", "Gop", "measured (s)", "least (s)", "share of the floor's speed"]
@@ -167,7 +167,7 @@ def share_table(
 
 
 def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
-    """Every stage's least time, and what binds it."""
+    """Least time of every stage, and the limit that binds it."""
     cases = list(stages)
     columns = ["stage (least ms, what binds)", *cases]
     found = [least_times(stages[case], best) for case in cases]
@@ -185,12 +185,12 @@ def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dic
     wanted: dict[str, tuple[int, int, int]] = {}
     for batch in BATCHES:
         wanted[f"recurrent step, batch {batch}"] = (batch, shape.hidden, units)
-        inputs = CONV_MAPS * conv_bins(FeatureConfig().bins)
+        inputs = conv_features(FeatureConfig().bins)
         wanted[f"input product, batch {batch}"] = (batch * rows, inputs, units)
     found: dict[str, dict[str, float]] = {}
     for name, sides in wanted.items():
         probes = multiply_probes(*sides)
-        took = take_turns({n: probe.call for n, probe in probes.items()}, 3 if quick else 7)
+        took = run_probes(probes, 3 if quick else 7)
         title = f"{name}: ({sides[0]}, {sides[1]}) x ({sides[1]}, {sides[2]})"
         found[title] = {n: probe.amount / min(took[n]) for n, probe in probes.items()}
     return found
@@ -218,10 +218,10 @@ def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
     sizes = [1, 16] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256]
     found: dict[str, list[tuple[float, float]]] = {}
     for threads in sorted({1, usable_cores()}):
-        probes = {size: read_probe(size * MIB, threads) for size in sizes}
-        took = take_turns({str(size): probe.call for size, probe in probes.items()}, 3)
+        probes = {str(size): read_probe(size * MIB, threads) for size in sizes}
+        took = run_probes(probes, 3)
         found[f"{threads} thread{'s' if threads > 1 else ''}"] = [
-            (float(size), probes[size].amount / min(took[str(size)]) / 1e9) for size in sizes
+            (float(size), probe.amount / min(took[size]) / 1e9) for size, probe in probes.items()
         ]
     return found
 

@@ -1,4 +1,4 @@
-"""What the benchmarks run: networks of random weights, which are as fast as trained ones.
+"""Networks of the benchmarks, with random weights, which are as fast as trained ones.
 
 Their output layer is enlarged, so that they answer speech with labels that differ from frame to
 frame, as a trained network does; else every text would be the same, or empty.
@@ -6,6 +6,7 @@ frame, as a trained network does; else every text would be the same, or empty.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,17 +14,20 @@ import numpy as np
 import onnx
 import torch
 
+from ds2deploy.bench.plan import Case, open_case
 from ds2deploy.config import Recipe
-from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.export.verified_onnx import append_description
+from ds2deploy.loading import file_kind
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.session import Session
 
 LARGE = ModelShape()
 """deepspeech.pytorch's default: 5 bidirectional LSTMs of 1024."""
@@ -58,14 +62,25 @@ def write_onnx(checkpoint: Path, folder: Path, precision: Precision = "fp32") ->
     The comparison takes minutes, and says nothing of speed.
     """
     loaded = load_checkpoint(checkpoint)
-    form = ExportFormat()
-    description = form.describe(loaded, precision)
+    export_format = ExportFormat()
+    description = export_format.describe(loaded, precision)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{checkpoint.stem}.{artifact_name(form, precision)}"
+    path = folder / f"{checkpoint.stem}.{artifact_name(export_format, precision)}"
     deploy = lower(loaded.network, columns=precision != "int8")
     onnx.save(build_graph(deploy, description), path)
     append_description(path, description)
     return path
+
+
+def open_network(path: Path, runtime: str, threads: int = 0) -> Session:
+    """Open a model on a runtime of `ds2deploy bench`.
+
+    Args:
+        path: checkpoint or artifact.
+        runtime: one of `ds2deploy.bench.plan.NAMES`.
+        threads: threads of the CPU; 0 takes all.
+    """
+    return open_case(Case(path, path.name, runtime, file_kind(path)), threads).session
 
 
 def speech(sample_rate: int, seconds: float, voice: int = 0) -> FloatArray:
@@ -83,8 +98,14 @@ def speech_batch(config: FeatureConfig, batch: int, seconds: float) -> tuple[Flo
     return features, np.full(batch, features.shape[3], np.int64)
 
 
+def network_run(session: Session, batch: int, seconds: float) -> Callable[[], object]:
+    """Return a run of the network on that many utterances, whose features are extracted already."""
+    features, lengths = speech_batch(session.description.features, batch, seconds)
+    return lambda: session.run(features, lengths)
+
+
 def shape_name(shape: ModelShape) -> str:
-    """In words: `5 x BiLSTM-1024`."""
+    """Name a shape: `5 x BiLSTM-1024`."""
     kind = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[shape.rnn]
     return f"{shape.layers} x {'Bi' if shape.bidirectional else ''}{kind}-{shape.hidden}"
 

@@ -1,4 +1,4 @@
-"""What the machine can do at best: products in each precision, and reading from cache and memory.
+"""Measure the machine at its best: products in each precision, reading from cache and memory.
 
 A probe is one call that does a known amount. It takes its turn among the cases of a benchmark, so
 that what slows the machine for a while slows both, and a share of the least time stays true.
@@ -16,12 +16,13 @@ import torch
 from counting import Rates, Stage, least_time
 from onnx import TensorProto, helper, numpy_helper
 
+from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
 from ds2deploy.runtimes.session import usable_cores
 
 MIB = 1 << 20
 SIDE = 2048
-"""Of the square matrices: large enough that nothing but arithmetic takes time."""
+"""Side of the square matrices: large enough that nothing but arithmetic takes time."""
 
 SIZES = (MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
 """Bytes that are read again and again. 4 and 16 MiB are the recurrent weights of one direction of
@@ -30,11 +31,11 @@ an LSTM of 1024 units in int8 and in fp32; the last is beyond any cache."""
 TINY_SIDE, TINY_SIZES = 128, (MIB, 16 * MIB)
 
 LOW_SIDE = 512
-"""Of square matrices in bf16: a processor without instructions for it takes a hundred times as long
-as in fp32."""
+"""Side of square matrices in bf16: a processor without instructions for it takes a hundred times as
+long as in fp32."""
 
 READERS = ("numpy", "torch")
-"""Who reads; which is the faster depends on the size and on the machine."""
+"""Libraries that read; which is the faster depends on the size and on the machine."""
 
 LEAST_READ = 128 * MIB
 """Bytes of a call, so that starting it takes no part of the time."""
@@ -57,7 +58,7 @@ class Probe(NamedTuple):
 
 
 def machine_probes(quick: bool = False) -> dict[str, Probe]:
-    """Everything that `rates` needs for fp32 and int8.
+    """Make every probe that `rates` needs for fp32 and int8.
 
     Of fp32 three libraries multiply, since no single one is the fastest everywhere.
 
@@ -135,7 +136,7 @@ def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
     read 16 MiB at 75 GB/s where the maximum read 98.)
 
     Args:
-        size: of what is read, in bytes.
+        size: bytes of the working set.
         threads: 0 takes one for every core.
         library: `numpy` or `torch`.
     """
@@ -167,39 +168,51 @@ def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
     return Probe("read", size, float(size) * times, call)
 
 
-def among(
-    probes: Mapping[str, Probe], cases: Mapping[str, Callable[[], object]]
-) -> dict[str, Callable[[], object]]:
-    """Every probe before each of the cases: a single one, of milliseconds, says too little of a
-    round.
+def run_probes(probes: Mapping[str, Probe], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every probe in rounds of probes alone."""
+    return take_turns({name: probe.call for name, probe in probes.items()}, rounds)
+
+
+def take_turns_with(
+    probes: Mapping[str, Probe],
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    progress: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Run cases in turns, with every probe before each of them.
+
+    One probe a round, of milliseconds, would be too few.
+
+    Args:
+        probes: probes from `machine_probes`.
+        cases: functions to measure, by name.
+        rounds: number of measured rounds.
+        progress: called with a line on the run in progress.
+
+    Returns:
+        Seconds in each round: of every case, and the least of every probe.
     """
     mixed: dict[str, Callable[[], object]] = {}
     for number, (case, call) in enumerate(cases.items()):
         mixed |= {f"{name} [{number}]": probe.call for name, probe in probes.items()}
         mixed[case] = call
-    return mixed
-
-
-def probe_seconds(
-    probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
-) -> dict[str, list[float]]:
-    """The least seconds of every probe in each round, whatever its places in it."""
-    found: dict[str, list[float]] = {}
+    took = take_turns(mixed, rounds, progress=progress)
+    found = {case: took[case] for case in cases}
     for name in probes:
-        places = [values for case, values in took.items() if case.rpartition(" [")[0] == name]
-        found[name] = [min(values) for values in zip(*places, strict=True)]
+        repeats = [took[f"{name} [{number}]"] for number in range(len(cases))]
+        found[name] = [min(values) for values in zip(*repeats, strict=True)]
     return found
 
 
 def rates(
     probes: Mapping[str, Probe], seconds: Mapping[str, Sequence[float]], round_: int | None = None
 ) -> Rates:
-    """What the probes say of the machine: the best of all libraries.
+    """Compute the rates of the machine from probes: the best of all libraries.
 
     Args:
-        probes: from `machine_probes`.
-        seconds: of their runs, from `probe_seconds`.
-        round_: of which the rates are wanted; None takes each at its best.
+        probes: probes from `machine_probes`.
+        seconds: seconds of their runs, from `take_turns_with`.
+        round_: number of the round; None takes each probe at its best.
     """
     multiply: dict[str, float] = {}
     read: dict[int, float] = {}

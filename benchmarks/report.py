@@ -1,4 +1,4 @@
-"""What a benchmark says: goals, tables and plots, with the machine described.
+"""Result of a benchmark: goals, tables and plots, with the machine described.
 
     python benchmarks/report.py [FOLDER]
 
@@ -20,23 +20,26 @@ from ds2deploy.runtimes.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-ORDER = ("latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out")
-"""Of the results in the report."""
+ORDER = (
+    "latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out",
+    "language-model",
+)  # fmt: skip
+"""Order of the results in the report."""
 
 Status = Literal["met", "not met", "beyond the floor of this machine", "not measured"]
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """What was wanted, and what was measured.
+    """A goal, and the measurement beside it.
 
     Attributes:
-        name: what it is about.
+        name: name of the goal.
         wanted: the bound.
         measured: None where it could not be.
-        unit: of both.
-        least: whether the bound is a lower one.
+        unit: unit of the bound and of the measurement.
+        least: True for a lower bound.
         floor: best value that the machine's own floor would allow; None where nothing is known.
-        detail: of the measurement, such as its spread.
+        detail: detail of the measurement, such as its spread.
     """
 
     name: str
@@ -49,7 +52,7 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> Status:
-        """Whether it is met; and if not, whether it could be."""
+        """Status of the goal: met, not met, or out of reach."""
         if self.measured is None:
             return "not measured"
         if self._reaches(self.measured):
@@ -60,7 +63,7 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exceeds_floor(self) -> bool:
-        """Whether more was measured than the floor allows, so that it is none."""
+        """True where more was measured than the floor allows, so that it is no floor."""
         if self.measured is None or self.floor is None:
             return False
         return self.measured > self.floor if self.least else self.measured < self.floor
@@ -99,7 +102,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As Markdown has tables."""
+        """Format the table as Markdown."""
         return f"**{self.title}**\n\n{markdown_table(self.columns, self.rows)}"
 
 
@@ -118,13 +121,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """All that a benchmark found.
 
     Attributes:
-        name: of the script.
-        title: what it asks.
-        machine: that it ran on.
-        quick: whether sizes were those of a test, and the figures therefore say nothing.
-        goals: with what was measured.
-        tables: for a reader.
-        plots: for a reader.
+        name: name of the script.
+        title: subject of the benchmark.
+        machine: machine that it ran on.
+        quick: True for the sizes of a test, whose figures say nothing about speed.
+        goals: goals with their measurements.
+        tables: tables for a reader.
+        plots: plots for a reader.
         notes: sentences that belong to the figures.
         data: the figures, by name, for a program.
     """
@@ -147,7 +150,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(plain), indent=1).decode()
 
     def markdown(self, pictures: bool = True) -> str:
-        """For a reader."""
+        """Format the result as a page of Markdown."""
         parts = [f"## {self.title}", f"{self.machine}."]
         if self.quick:
             parts.append("*Sizes of a test: these figures say nothing of speed.*")
@@ -177,7 +180,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def progress(message: str) -> None:
-    """To the person who waits, and not into the result."""
+    """Print a line of progress on standard error."""
     print(f"  {message}", file=sys.stderr)
 
 
@@ -214,7 +217,7 @@ def _page(result: Result) -> str:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """What the scripts left in a folder, in the report's order."""
+    """Read the results that the scripts left in a folder, in the report's order."""
     found = [folder / f"{name}.json" for name in ORDER]
     return [msgspec.json.decode(path.read_bytes(), type=Result) for path in found if path.is_file()]
 

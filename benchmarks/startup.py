@@ -39,18 +39,18 @@ IMPORTS = {
     ),
     "torch alone": "import torch",
 }
-"""Each with those before it, but for the last."""
+"""Code of the processes, each with the imports of those before it, but for the last."""
 
 COMMAND = "from ds2deploy.cli.app import main; main()"
-"""What the installed command does."""
+"""Code of the installed command."""
 
 WATCHED = """
 import atexit, sys
 from ds2deploy.training.memory import peak_memory_mib
 atexit.register(lambda: print("peak", peak_memory_mib(), file=sys.stderr))
 """
-"""Before the command: it prints its own peak at its end. What the system tells a parent of its
-child counts the parent's own memory, from before the child became another program."""
+"""Code before the command, which prints its own peak at its end. The peak of a child that the
+system gives to its parent includes memory of the parent, from before the program was started."""
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +73,7 @@ def measure(rounds: int, quick: bool = False) -> Result:
     """Processes in turns, then each once more for its memory.
 
     Args:
-        rounds: in turns; before them one that is not counted, but for the sizes of a test.
+        rounds: rounds in turns, after one that does not count (none for the sizes of a test).
         quick: a single run of the two commands, for a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
@@ -116,7 +116,7 @@ def measure(rounds: int, quick: bool = False) -> Result:
             name="against the same through torch",
             wanted=RATIO_GOAL,
             measured=faster.median,
-            detail=f"({faster.low:.2f} to {faster.high:.2f})",
+            detail=faster.spread,
         ),
     ]
     return Result(
@@ -142,7 +142,7 @@ def wall_table(took: dict[str, list[float]], memory: dict[str, float | None]) ->
 
 
 def split(took: dict[str, list[float]]) -> str:
-    """Where the time of the ONNX command goes, as differences of medians."""
+    """Explain where the time of the ONNX command goes, as differences of medians."""
     names = [*list(IMPORTS)[:-1], ONNX]
     medians = [statistics.median(took[name]) for name in names]
     parts = [f"{1000 * medians[0]:.0f} ms Python"]

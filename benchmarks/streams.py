@@ -1,4 +1,4 @@
-"""How many streams a machine serves: `StreamPool` with many speakers at random offsets.
+"""Number of streams that a machine serves: `StreamPool` with speakers at random offsets.
 
     python benchmarks/streams.py MODEL [--streams 64] [--seconds 10] [--threads 1] [--json]
 
@@ -19,6 +19,7 @@ import numpy as np
 
 import ds2deploy
 from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import latency
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import usable_cores
@@ -58,9 +59,9 @@ def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, A
     """Serve so many streams, and compare what each said with what it says alone.
 
     Args:
-        recognizer: of a model that streams.
-        streams: how many.
-        seconds: of audio in each.
+        recognizer: recognizer of a model that streams.
+        streams: number of streams.
+        seconds: seconds of audio in each.
     """
     random = np.random.default_rng(0)
     rate = recognizer.description.features.sample_rate
@@ -69,14 +70,14 @@ def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, A
     speech = [np.roll(voices[i % 8], -start) for i, start in enumerate(starts)]
     alone = [transcript.text for transcript in recognizer.transcribe(speech, rate)]
     texts, ticks, block_s = in_real_time(recognizer, speech, random)
-    speed = at_full_speed(recognizer, speech)
+    tick, speed = latency(ticks), at_full_speed(recognizer, speech)
     return {
         "runtime": recognizer.session.runtime,
         "streams": streams,
         "audio_s": seconds,
         "block_ms": round(1000 * block_s, 3),
-        "tick_ms": {f"p{q}": round(1000 * float(np.percentile(ticks, q)), 2) for q in (50, 95, 99)},
-        "ticks": len(ticks),
+        "tick_ms": {name: round(1000 * getattr(tick, name), 2) for name in ("p50", "p95", "p99")},
+        "ticks": tick.runs,
         "full_speed": round(speed, 2),
         "same_text": sum(left == right for left, right in zip(texts, alone, strict=True)),
     }

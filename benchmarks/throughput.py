@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from counting import least_time, network_stages
+from counting import least_time, stages_of_speech
 from models import DIGITS, LARGE, TINY, make_checkpoint, shape_name, speech, write_onnx
-from probes import machine_probes, rates
+from probes import machine_probes, rates, run_probes
 from report import Goal, Result, Table, arguments, deliver, progress
 from startup import COMMAND, process
 
@@ -30,21 +30,19 @@ import ds2deploy
 from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.recordings import BATCH_SIZE
 
 SHORTEST_S, LONGEST_S = 1.0, 15.0
 SPEED_GOAL = 2.0
 SAMPLE_RATE = 16_000
-LABELS = 29
 
 BY_COMMAND = "the first, through the command"
-"""Of the models; its times include the start of each process."""
+"""Name of a model whose times include the start of each process."""
 
 
 class Passes(NamedTuple):
-    """Of the files through one model: seconds of either way, and how many texts were the same."""
+    """Pass of the files through one model: seconds of either way, and number of equal texts."""
 
     alone_s: float
     together_s: float
@@ -71,7 +69,7 @@ def pass_through(
     """All at once between the two halves of one by one, so that a slow while hits both.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
         transcribe: gives the texts of some of them.
     """
     half = len(paths) // 2
@@ -120,10 +118,10 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
     """The large network in both precisions, and the trained model of digits.
 
     Args:
-        shape: of the large network.
-        count: of files.
-        longest_s: of a file.
-        quick: whether the machine's rates are taken at the sizes of a test.
+        shape: shape of the large network.
+        count: number of files.
+        longest_s: duration of the longest file (seconds).
+        quick: True takes the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)
@@ -185,22 +183,9 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
 def least_together(shape: ModelShape, durations: Sequence[float], quick: bool) -> float:
     """Least seconds of all files in fp32, each in a batch of its own length."""
     probes = machine_probes(quick)
-    best = rates(probes, take_turns({n: probe.call for n, probe in probes.items()}, 3))
-    features = FeatureConfig()
-    return sum(
-        least_time(
-            network_stages(
-                shape,
-                features.bins,
-                LABELS,
-                BATCH_SIZE,
-                features.frames(int(seconds * features.sample_rate)),
-            ),
-            best,
-        )
-        / BATCH_SIZE
-        for seconds in durations
-    )
+    best = rates(probes, run_probes(probes, 3))
+    each = (stages_of_speech(shape, BATCH_SIZE, seconds) for seconds in durations)
+    return sum(least_time(stages, best) for stages in each) / BATCH_SIZE
 
 
 def result_table(found: dict[str, Passes], audio_s: float) -> Table:

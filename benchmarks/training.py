@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning
 import numpy as np
 import soundfile
 import torch
@@ -39,21 +38,25 @@ from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batch, collate
 from ds2deploy.data.preparation import PrepareOptions, prepare
+from ds2deploy.heartbeat import Heartbeat
 from ds2deploy.model.convolution import FourierConv2d
 from ds2deploy.model.network import DeepSpeech2, pack_sequences
 from ds2deploy.model.weights import build_network
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureExtractor
-from ds2deploy.training.callbacks import BoundedMemory
-from ds2deploy.training.lightning_module import SpeechRecognition, ctc_loss
+from ds2deploy.training.hardware import silence_lightning
+from ds2deploy.training.loop import TrainingLoop
 from ds2deploy.training.memory import (
     bound_primitive_cache,
     keep_freed_memory,
     peak_memory_mib,
     resident_memory_mib,
 )
-from ds2deploy.training.train import make_trainer, silence_lightning
+from ds2deploy.training.optimization import ctc_loss
+from ds2deploy.training.progress import TrainingProgress
+from ds2deploy.training.resuming import InitialState
+from ds2deploy.training.run_folder import RunFolder
 
 OURS = "this project's step"
 PACKED = "over packed sequences"
@@ -65,8 +68,8 @@ WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT",
 
 
 class Sizes(NamedTuple):
-    """Of a run: the network, utterances in a batch, seconds of the shortest and the longest, rounds
-    in turns, and steps of the real training.
+    """Sizes of a run: network, batch, seconds of the shortest and longest utterance, rounds, and
+    steps of the real training.
     """
 
     shape: ModelShape
@@ -170,8 +173,8 @@ def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
     `ds2deploy.model.convolution`.)
 
     Args:
-        recipe: of the network.
-        batch: of the step.
+        recipe: recipe of the network.
+        batch: batch of the step.
         rate: operations a second.
     """
     shape, bins, labels = recipe.model, recipe.features.bins, len(recipe.labels)
@@ -182,32 +185,38 @@ def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
     return operations / rate
 
 
-class Clock(lightning.Callback):
-    """Seconds of every step, and of the waiting before it."""
+class TimedLoop(TrainingLoop):
+    """Training loop that measures its steps.
 
-    def __init__(self) -> None:
+    Attributes:
+        busy: seconds of every step.
+        waited: seconds of the waiting before it.
+        mib: memory that the process has resident after it.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.busy: list[float] = []
         self.waited: list[float] = []
-        self._last = 0.0
+        self.mib: list[float] = []
+        self._since = 0.0
 
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """The clock starts where the first batch is asked for."""
-        self._last = time.perf_counter()
+    def train_epoch(self) -> None:
+        """Start the clock where the first batch is asked for."""
+        self._since = time.perf_counter()
+        super().train_epoch()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """A batch is there."""
-        now = time.perf_counter()
-        self.waited.append(now - self._last)
-        self._last = now
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """It has been learnt from."""
-        now = time.perf_counter()
-        self.busy.append(now - self._last)
-        self._last = now
+    def learn(self, batch: Batch) -> None:
+        """Measure what happens before a batch is there, and until it has been learnt from."""
+        arrived = time.perf_counter()
+        self.waited.append(arrived - self._since)
+        super().learn(batch)
+        self._since = time.perf_counter()
+        self.busy.append(self._since - arrived)
+        self.mib.append(resident_memory_mib())
 
     def busy_share(self) -> float:
-        """Of the time between the first batch's arrival and the end, that of the steps."""
+        """Fraction of the time from the first batch to the end that the steps took."""
         waited = sum(self.waited[1:])
         return sum(self.busy) / (sum(self.busy) + waited)
 
@@ -222,17 +231,6 @@ def write_recordings(folder: Path, rate: int, count: int, between: tuple[float, 
         words = random.choice(WORDS, min(4, max(1, int(4 * seconds))))  # CTC has room for them
         (folder / f"{i:03}.txt").write_text(" ".join(words) + "\n")
     return folder
-
-
-class Resident(lightning.Callback):
-    """MiB that the process has resident after every step."""
-
-    def __init__(self) -> None:
-        self.mib: list[float] = []
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Look once more."""
-        self.mib.append(resident_memory_mib() or 0.0)
 
 
 def growth(mib: Sequence[float], warm_up: int) -> float:
@@ -250,41 +248,34 @@ def growth(mib: Sequence[float], warm_up: int) -> float:
     return 100 * (after / before - 1)
 
 
-def train_for_real(sizes: Sizes) -> Clock:
+def train_for_real(sizes: Sizes) -> TimedLoop:
     """The project's training for so many steps of one epoch."""
     count = round(sizes.batch * (sizes.steps + 1) / (1 - VALID_SHARE))
-    clock = Clock()
     progress(f"a real training of {sizes.steps} steps")
-    run_training(sizes, count, [clock], epochs=1, workers=1)
-    return clock
+    return run_training(sizes, count, epochs=1, workers=1)
 
 
 def long_training(sizes: Sizes) -> list[float]:
     """A training on utterances of random lengths in this process: MiB after every step."""
     bound_primitive_cache()
     keep_freed_memory()
-    resident = Resident()
     augment = {"speed": [0.85, 1.15]}
     # So few batches that epochs follow one another, as in a training.
-    callbacks = [resident, BoundedMemory()]
-    run_training(sizes, 20 * sizes.batch, callbacks, sizes.steps, workers=0, augment=augment)
-    return resident.mib
+    return run_training(sizes, 20 * sizes.batch, sizes.steps, workers=0, augment=augment).mib
 
 
 def run_training(
     sizes: Sizes,
     count: int,
-    callbacks: list[lightning.Callback],
     epochs: int,
     workers: int,
     **sections: object,
-) -> None:
+) -> TimedLoop:
     """Train through the project's own trainer on recordings that are made here.
 
     Args:
         sizes: sizes of the run.
         count: number of recordings.
-        callbacks: callbacks that watch the run.
         epochs: largest number of epochs; `sizes.steps` ends the run before.
         workers: number of processes that load data.
         sections: other sections of the recipe.
@@ -310,9 +301,16 @@ def run_training(
         cuts = prepare(
             source, folder / "manifests", alphabet, PrepareOptions(valid_share=VALID_SHARE)
         )[0]
-        module = SpeechRecognition(recipe, cuts["train"], cuts["valid"])
-        module.network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        make_trainer(recipe, callbacks).fit(module)
+        network = build_network(recipe)
+        network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run = RunFolder(folder / "run")
+        run.path.mkdir()
+        shown = TrainingProgress(epochs, Heartbeat("training", silent=True))
+        loop = TimedLoop(
+            recipe, network, (cuts["train"], cuts["valid"]), run, shown, InitialState()
+        )
+        loop.run()
+        return loop
 
 
 def large_step(sizes: Sizes) -> dict[str, Any]:
@@ -329,7 +327,7 @@ def elsewhere(option: str, quick: bool) -> Any:
 
     Args:
         option: command-line option that names the part.
-        quick: whether at the sizes of a test.
+        quick: True for the sizes of a test.
     """
     call = [sys.executable, __file__, option, *(["--quick"] if quick else [])]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
@@ -340,8 +338,8 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     """Steps in turns, gradients, the real training, the large step, the long training.
 
     Args:
-        sizes: of the run.
-        quick: whether these are sizes of a test.
+        sizes: sizes of the run.
+        quick: True for the sizes of a test.
     """
     keep_freed_memory()  # as a training does, for both
     recipe = recipe_of(sizes.shape)
@@ -375,7 +373,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
                 name="training step against packed sequences",
                 wanted=STEP_GOAL,
                 measured=faster.median,
-                detail=f"({faster.low:.2f} to {faster.high:.2f})",
+                detail=faster.spread,
             ),
             Goal(
                 name="largest difference of gradients, relative",
@@ -427,10 +425,10 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 
 
 def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:
-    """Of the table."""
+    """Make a row of the table of steps."""
     found, against = latency(took[name]), ratio(took[name], took[OURS])
-    shown = f"{against.median:.2f}x ({against.low:.2f} to {against.high:.2f})"
-    return [name, f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}", shown]
+    times = [f"{found.p50:.3f}", f"{found.p95:.3f}", f"{batch / found.p50:.2f}"]
+    return [name, *times, str(against)]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Which runtimes work on this machine, and the command that mends each that does not."""
+"""Examine which runtimes work on this machine; name the command that repairs each other."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: what it is for.
-        works: whether it can be used now.
-        detail: version, or what is missing.
-        remedy: the command that mends it; empty where nothing is to be done.
+        name: use that was checked, such as `run .onnx on onnxruntime`.
+        works: True where it can be used now.
+        detail: version, or the missing part.
+        remedy: command that repairs it; empty where it works.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine() -> list[Finding]:
-    """Look at everything; nothing is changed."""
+    """Check everything; change nothing."""
     return [
         Finding("Python", True, platform.python_version()),
         *(
@@ -72,7 +72,7 @@ def _cuda() -> Finding:
 
 
 def _engines(flavor: Flavor) -> list[Finding]:
-    """Whether the library builds engines, and whether it runs them."""
+    """Check that the library builds engines, and that it runs them."""
     build, run = (f"{verb} {NAMES[flavor]} engines" for verb in ("build", "run"))
     try:
         library = import_tensorrt(flavor)
@@ -93,7 +93,7 @@ def _engines(flavor: Flavor) -> list[Finding]:
 
 
 def _split(error: RuntimeUnavailableError, remedy: str) -> tuple[str, str]:
-    """What is wrong, without the remedy that the message ends in."""
+    """Split an error from the remedy that its message ends in."""
     return str(error).removesuffix(f": {remedy}"), remedy
 
 
@@ -118,7 +118,7 @@ def _has(module: str) -> bool:
 
 
 def _another_gpu() -> str:
-    """The GPU of this machine, where TensorRT-RTX does not know it."""
+    """Name of this machine's GPU where TensorRT-RTX does not support it; else empty."""
     try:
         return on_another_gpu(open_device())
     except NoDeviceError:

@@ -1,4 +1,4 @@
-"""Signs of life: a live line on a terminal, a line now and then in a log."""
+"""Progress of long work: a display on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SILENCE_S = 10.0
 delays it."""
 
 MOST_LINES = 120
-"""Lines of a command that runs for hours, about: its silences grow to this share of its time."""
+"""Number of lines of a command that runs for hours, about: its silences grow with its time."""
 
 
 class Heartbeat:
@@ -93,7 +93,7 @@ def heartbeat(title: str, wanted: bool = True) -> Iterator[Heartbeat]:
 
 @contextmanager
 def status(title: str) -> Iterator[Callable[[str], None]]:
-    """Show the current step on stderr: live on a terminal, a line now and then elsewhere.
+    """Show the current step on stderr: a spinner on a terminal, a line now and then elsewhere.
 
     Args:
         title: name of the work.
@@ -107,8 +107,8 @@ def status(title: str) -> Iterator[Callable[[str], None]]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(title) as live:
-        yield lambda message: live.update(f"{title}: {message}")
+    with Console(stderr=True).status(title) as spinner:
+        yield lambda message: spinner.update(f"{title}: {message}")
 
 
 @contextmanager

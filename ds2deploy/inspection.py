@@ -1,4 +1,4 @@
-"""What a file is: checkpoint, artifact, engine, manifest or recording."""
+"""Identify a file: checkpoint, artifact, engine, language model, manifest or recording."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import msgspec
 
 from ds2deploy.loading import file_kind
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
+from ds2deploy.runtimes.decoding.language_model_file import read_file
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError, require
 from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine
@@ -16,7 +18,7 @@ from ds2deploy.runtimes.tensorrt.library import NAMES
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
-    """Facts about a file, by their names, for a person; `details` has them for a program.
+    """Collect facts about a file by name, for a person; `details` has them for a program.
 
     Raises:
         MissingFileError: no such file.
@@ -36,6 +38,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         return _artifact(path)
     if path.suffix == ENGINE_SUFFIX:
         return _engine(path)
+    if path.suffix == LANGUAGE_MODEL_SUFFIX:
+        return _language_model(path)
     try:
         file_kind(path)
     except (ModelFileError, PermissionError):
@@ -129,6 +133,20 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
+def _language_model(path: Path) -> dict[str, Any]:
+    header, _ = read_file(path)
+    size = path.stat().st_size
+    return {
+        "file": f"{path}, {size / 1e6:.1f} MB",
+        "is": f"language model of {header.kind}, order {header.order}, {header.made}",
+        "n-grams": ", ".join(f"{count:,}" for count in header.counts),
+        "labels": f"{len(header.labels)}: {header.labels}",
+        "from": ", ".join(f"{s.name} (sha256 {s.sha256[:12]})" for s in header.sources),
+        "made by": header.created_by,
+        "details": {**_plain(header), "kind": "language model", "size": size},
+    }
+
+
 def _model(description: ArtifactDescription) -> dict[str, Any]:
     model, features = description.model, description.features
     directions = "bidirectional" if model.bidirectional else f"lookahead {model.lookahead}"
@@ -142,7 +160,7 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
 
 
 def _streaming(description: ArtifactDescription) -> dict[str, Any]:
-    """Of a streaming artifact: its blocks, its latency, and where its statistics come from."""
+    """Blocks, latency and origin of the statistics of a streaming artifact."""
     blocks, features = description.blocks, description.features
     if blocks is None:
         return {}
@@ -222,7 +240,7 @@ def _recording(path: Path) -> dict[str, Any]:
             raise  # with the command that converts it
         raise ModelFileError(
             f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
-            "expected .onnx, .ckpt, .jsonl, .jsonl.gz, .json, .csv or audio"
+            "expected .onnx, .ckpt, .lm, .jsonl, .jsonl.gz, .json, .csv or audio"
         ) from None
     return {
         "file": str(path),

@@ -8,11 +8,14 @@ from pathlib import Path
 from ds2deploy.runtimes.backends import BACKENDS as DEVICE_BACKENDS
 from ds2deploy.runtimes.backends import Backend, Examined, FileKind
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
+from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
+from ds2deploy.runtimes.decoding.language_model_file import read_file
 from ds2deploy.runtimes.errors import (
     ConfigError,
     MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
+    require,
 )
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session, usable_cores
@@ -109,6 +112,35 @@ def file_kind(path: Path) -> FileKind:
     raise ModelFileError(
         f"{path}: not a model; expected an .onnx artifact, an .engine or a .ckpt checkpoint"
     )
+
+
+def read_labels(value: str) -> str:
+    """Labels of a model, or the value itself where it is no name of a file.
+
+    Args:
+        value: path of an artifact, an engine, a checkpoint or a language model; or labels.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not a model, or damaged.
+    """
+    path = Path(value)
+    suffixes = (".onnx", ENGINE_SUFFIX, ".ckpt", ".pth", ".pt", LANGUAGE_MODEL_SUFFIX)
+    if path.suffix.lower() not in suffixes and not path.is_file():
+        return value
+    if path.suffix == LANGUAGE_MODEL_SUFFIX:
+        return read_file(path)[0].labels
+    kind = file_kind(path)
+    if kind == "onnx":
+        from ds2deploy.runtimes.onnx.session import describe_artifact
+
+        return describe_artifact(path).labels
+    if kind != "checkpoint":
+        return read_engine_description(path)[0].labels
+    require("torch", "train")
+    from ds2deploy.model.load import load_checkpoint
+
+    return load_checkpoint(path).description().labels
 
 
 def open_checkpoint(

@@ -23,7 +23,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
 
 def open_streams() -> None:
-    """Make both streams fit for any file name, and take the place of those that are closed.
+    """Make both streams fit for any file name, and replace those that are closed.
 
     A file that is opened while descriptor 1 is closed becomes descriptor 1, and what a library in
     C prints would end up in it.
@@ -46,7 +46,7 @@ def open_streams() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output, whose errors say that they are of it."""
+    """Standard output, which is named in its errors."""
 
     def write(self, content: Any) -> int:
         """Write bytes.

@@ -1,27 +1,28 @@
-"""What an artifact takes: whole utterances or blocks, features or samples."""
+"""Format of an export: whole utterances or blocks, features or samples."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from ds2deploy.data.batches import pooled_statistics
 from ds2deploy.data.manifest import read_manifest
+from ds2deploy.data.statistics import pooled_statistics
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.runtimes.artifact import ArtifactDescription, Blocks, Input, Precision
+from ds2deploy.runtimes.blocks import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.errors import ConfigError
-from ds2deploy.runtimes.geometry import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.tensors import with_tensors
 
 
 class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is exported to take.
+    """Format that a checkpoint is exported to.
 
     Attributes:
         streaming: blocks of streams, instead of whole utterances.
         waveform: samples, instead of features.
-        block_ms: of sound in a block; None is 320 ms, or what is nearest to it.
+        block_ms: duration of sound in a block; None is 320 ms, or what is nearest to it.
         statistics_from: manifest of speech for the statistics of a model that normalises whole
             utterances, which a stream does not have; None leaves the model's features.
     """
@@ -37,12 +38,17 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         if self.block_ms is not None and not self.streaming:
             raise ConfigError("--block-ms: is for streams; add --streaming")
 
+    @property
+    def input(self) -> Input:
+        """Kind of the first input: features or samples."""
+        return "waveform" if self.waveform else "features"
+
     def blocks(self, checkpoint: Checkpoint, name: str) -> Blocks | None:
         """The blocks of its artifacts; None of offline ones.
 
         Args:
-            checkpoint: to export.
-            name: of its file, for errors.
+            checkpoint: the checkpoint to export.
+            name: name of its file, for errors.
 
         Raises:
             ConfigError: a model that cannot stream, or not without statistics, or not in such
@@ -68,12 +74,11 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
                 "the whole utterance, which a stream does not have; --statistics-from MANIFEST "
                 "replaces them by those of the recordings there"
             )
-        kind: Input = "waveform" if self.waveform else "features"
         block_ms = nearest_block_ms(features) if self.block_ms is None else self.block_ms
-        return make_blocks(checkpoint.recipe.model, features, kind, block_ms)
+        return make_blocks(checkpoint.recipe.model, features, self.input, block_ms)
 
     def prepare(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with features that suit the form, which `blocks` has accepted.
+        """Give a checkpoint the features that the format needs; `blocks` has accepted it.
 
         Raises:
             MissingFileError, ManifestError, AudioError: of the manifest for statistics.
@@ -83,14 +88,8 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         cuts = read_manifest(Path(self.statistics_from))
         mean, deviation = pooled_statistics(cuts, checkpoint.recipe)
         bins = checkpoint.recipe.features.bins
-        features = msgspec.structs.replace(
-            checkpoint.recipe.features,
-            normalize="global",
-            mean=(mean,) * bins,
-            deviation=(deviation,) * bins,
-        )
-        recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
-        return msgspec.structs.replace(checkpoint, recipe=recipe)
+        statistics = {"mean": (mean,) * bins, "deviation": (deviation,) * bins}
+        return with_features(checkpoint, normalize="global", **statistics)
 
     def describe(
         self, checkpoint: Checkpoint, precision: Precision, blocks: Blocks | None = None
@@ -98,9 +97,9 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         """The artifact's description, but for the parity report.
 
         Args:
-            checkpoint: from `prepare`.
-            precision: of the artifact.
-            blocks: of a streaming one.
+            checkpoint: the result of `prepare`.
+            precision: number format of the artifact.
+            blocks: layout of its blocks; None for an offline artifact.
         """
         given = self.statistics_from
         return with_tensors(
@@ -108,14 +107,14 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
                 checkpoint.description(),
                 precision=precision,
                 kind="offline" if blocks is None else "streaming",
-                input="waveform" if self.waveform else "features",
+                input=self.input,
                 blocks=blocks,
                 statistics_from=None if given is None else Path(given).name,
             )
         )
 
     def command(self) -> list[str]:
-        """The form as it is written on the command line."""
+        """The options of the command line that ask for this format."""
         words = ["--streaming"] if self.streaming else []
         words += ["--waveform"] if self.waveform else []
         words += [] if self.block_ms is None else ["--block-ms", f"{self.block_ms:g}"]
@@ -123,10 +122,17 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         return words + ([] if given is None else ["--statistics-from", given])
 
 
-def artifact_name(form: ExportFormat, precision: Precision) -> str:
+def with_features(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+    """Change some settings of a checkpoint's features."""
+    features = msgspec.structs.replace(checkpoint.recipe.features, **changes)
+    recipe = msgspec.structs.replace(checkpoint.recipe, features=features)
+    return msgspec.structs.replace(checkpoint, recipe=recipe)
+
+
+def artifact_name(export_format: ExportFormat, precision: Precision) -> str:
     """`model.onnx`, `model.fp16.onnx`, `model.streaming.waveform.fp16.onnx`."""
     parts = ["model"]
-    parts += ["streaming"] if form.streaming else []
-    parts += ["waveform"] if form.waveform else []
+    parts += ["streaming"] if export_format.streaming else []
+    parts += ["waveform"] if export_format.waveform else []
     parts += [] if precision == "fp32" else [precision]
     return ".".join([*parts, "onnx"])

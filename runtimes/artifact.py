@@ -1,6 +1,7 @@
-"""What an artifact says of itself: one JSON document, inside the ONNX file or beside the engine.
+"""Description of an artifact: one JSON document, inside the ONNX file or beside the engine.
 
-The model's shape is declared here, once, for exporter and runtimes alike; its tensors in `tensors`.
+The model's shape is declared here, once, for exporter and runtimes alike; its convolutions in
+`geometry`, its tensors in `tensors`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
+from ds2deploy.runtimes.geometry import TIME_STRIDE
 
 FORMAT_VERSION = 2
 METADATA_KEY = "ds2deploy"
@@ -21,24 +23,12 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["offline", "streaming"]
 Input = Literal["features", "waveform"]
 
-CONV_MAPS = 32
-"""Feature maps of both convolutions."""
-
-CONV_FRAMES = 11
-"""Frames that both convolutions see at a time."""
-
-CONV_PADDING = CONV_FRAMES // 2
-"""Frames on either side of the one in the middle."""
-
 MOST_UNITS, MOST_LAYERS = 65_536, 100
 """Largest layer, and most layers. A damaged file may ask for more than the memory holds."""
 
-TIME_STRIDE = 2
-"""Input frames per output frame: the step of the first convolution."""
-
 
 class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The dimensions of a DeepSpeech 2 network; the convolutions are fixed.
+    """The dimensions of a DeepSpeech 2 network; those of its convolutions are in `geometry`.
 
     Attributes:
         rnn: kind of the recurrent layers.
@@ -68,28 +58,18 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"model.norm_eps = {self.norm_eps}: expected between 0 and 1")
 
-
-def conv_bins(bins: int) -> int:
-    """Frequency bins after the two convolutions: 41 of 161."""
-    return half(half(bins))
-
-
-def output_length(frames: int) -> int:
-    """Output frames of so many input frames: one for every two, the last half one included."""
-    return (frames - 1) // TIME_STRIDE + 1
-
-
-def half(bins: int) -> int:
-    """Frequency bins after one convolution."""
-    return (bins - 1) // 2 + 1
+    @property
+    def lookahead_delay(self) -> int:
+        """Frames by which the lookahead is behind, and that it keeps from before a block."""
+        return 0 if self.bidirectional else self.lookahead - 1
 
 
 class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the weights came from.
+    """Origin of the weights.
 
     Attributes:
-        name: of the checkpoint file.
-        sha256: of its bytes.
+        name: name of the checkpoint file.
+        sha256: SHA-256 of its bytes.
         kind: who trained it.
     """
 
@@ -99,7 +79,7 @@ class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a streaming artifact takes time: block by block, all of one size.
+    """Blocks of a streaming artifact, all of one size.
 
     The latency of a frame is what it waits for after it was spoken, at most; computing comes on
     top. All of the last four add up to it.
@@ -128,7 +108,7 @@ class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.window_ms + self.convolutions_ms + self.lookahead_ms + self.waiting_ms
 
     def parts(self) -> dict[str, float]:
-        """What the latency is made up of, and the whole, in milliseconds."""
+        """Parts of the latency, and their sum, in milliseconds."""
         return {
             "window": self.window_ms,
             "convolutions": self.convolutions_ms,
@@ -142,24 +122,24 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     """All that a runtime needs to know of a model file.
 
     Attributes:
-        format_version: of this document.
+        format_version: version of this document.
         kind: a whole utterance at a time, or block by block.
         input: what the first tensor holds.
-        precision: of weights and activations; inputs, output layer and log-softmax are fp32. In
-            `int8` that are the weights of the recurrent layers and of the second convolution, and
-            their inputs while they are multiplied; everything else is fp32.
+        precision: number format of weights and activations; inputs, output layer and log-softmax
+            are fp32. `int8` are the weights of the recurrent layers and of the second convolution,
+            and their inputs while they are multiplied; everything else is fp32.
         labels: one character each, blank first.
         features: how audio becomes features.
         model: the network's dimensions.
         inputs: tensor names.
         outputs: tensor names.
         source: the checkpoint.
-        blocks: of a streaming artifact; None for an offline one.
-        statistics_from: manifest whose speech gave the statistics that stand in `features` in the
-            place of the checkpoint's normalisation per utterance; None where nothing was replaced.
+        blocks: blocks of a streaming artifact; None for an offline one.
+        statistics_from: manifest whose speech gave the statistics that replace, in `features`, the
+            checkpoint's normalisation per utterance; None where nothing was replaced.
         parity: the report of the check that the artifact passed.
         created_by: name and version of the exporter.
-        engine: of a TensorRT engine, what it was built with; None for an ONNX file.
+        engine: facts of a TensorRT engine; None for an ONNX file.
     """
 
     format_version: int = FORMAT_VERSION
@@ -205,7 +185,7 @@ def read_description(document: str, path: str) -> ArtifactDescription:
 
     Args:
         document: JSON.
-        path: of the artifact, for the error.
+        path: path of the artifact, for the error.
 
     Raises:
         ModelFileError: damaged, or of a newer format.

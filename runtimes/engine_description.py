@@ -1,4 +1,4 @@
-"""What the document beside a TensorRT engine adds: what it was built with, and for what."""
+"""Description of a TensorRT engine: how and for which GPUs and shapes it was built."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import msgspec
 from ds2deploy.runtimes.features import FeatureConfig
 
 Flavor = Literal["tensorrt", "rtx"]
-"""Of the library: TensorRT, or TensorRT-RTX."""
+"""TensorRT, or TensorRT-RTX."""
 
 Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
-"""Which other GPUs an engine runs on: TensorRT's hardware compatibility levels."""
+"""TensorRT's hardware compatibility levels: other GPUs that an engine runs on."""
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The optimisation profile: shapes that an engine takes.
 
     Attributes:
-        batch: utterances at least, usually, at most.
-        frames: feature frames of the longest utterance, at least, usually, at most. What is
-            shorter is padded by the runtime.
+        batch: minimum, optimum and maximum number of utterances or streams.
+        frames: minimum, optimum and maximum number of feature frames of the longest utterance.
+            Shorter ones are padded by the runtime.
     """
 
     batch: tuple[int, int, int]
@@ -30,8 +30,8 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def seconds(self, features: FeatureConfig) -> tuple[float, float, float]:
         """The frames as durations."""
-        low, usual, high = (seconds_of_frames(count, features) for count in self.frames)
-        return low, usual, high
+        shortest, optimum, longest = (seconds_of_frames(count, features) for count in self.frames)
+        return shortest, optimum, longest
 
 
 def frames_of(duration_s: float, features: FeatureConfig) -> int:
@@ -45,7 +45,7 @@ def seconds_of_frames(frames: int, features: FeatureConfig) -> float:
 
 
 class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What building took.
+    """Time and memory that building took.
 
     Attributes:
         parse_s: seconds to parse the ONNX file.
@@ -53,7 +53,7 @@ class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         network_check_s: seconds to compare the parsed network with the checkpoint.
         engine_check_s: seconds to compare the engine with it; None where no GPU ran it.
         peak_memory_mb: largest resident memory of the process that built, in 10^6 bytes.
-        layers: of the parsed network.
+        layers: number of layers of the parsed network.
     """
 
     parse_s: float
@@ -65,19 +65,19 @@ class BuildFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What an engine was built with, and for what.
+    """Facts of an engine: library, GPUs, shapes, checks.
 
     Attributes:
-        flavor: of the library that built it, and alone can run it.
-        version: of that library.
-        compute_capabilities: of the GPUs that it runs on, such as `8.9`.
+        flavor: library that built it, and alone can run it.
+        version: version of that library.
+        compute_capabilities: compute capabilities of the GPUs that it runs on, such as `8.9`.
         hardware_compatibility: further GPUs that it runs on.
         profile: the shapes that it takes.
         workspace_mb: limit of the scratch memory, in 2^20 bytes; None left TensorRT's own.
-        optimization_level: of the builder, 0 to 5; None left TensorRT's own.
-        onnx_sha256: of the file that was parsed.
-        engine_sha256: of the engine.
-        size: of the engine, in bytes.
+        optimization_level: level of the builder, 0 to 5; None left TensorRT's own.
+        onnx_sha256: SHA-256 of the file that was parsed.
+        engine_sha256: SHA-256 of the engine.
+        size: size of the engine, in bytes.
         network_parity: report of the parsed network, evaluated on the CPU.
         compared_with: runtime and file that the network, and the engine, were compared with.
         verification: in a line, what has been run.
@@ -106,7 +106,7 @@ class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 def runs_on(engine: EngineDescription, compute_capability: str) -> bool:
-    """Whether an engine is for GPUs of that compute capability, such as `8.9`."""
+    """Tell if an engine runs on GPUs of that compute capability, such as `8.9`."""
     major = int(compute_capability.partition(".")[0])
     newer = engine.hardware_compatibility == "ampere_plus" and major >= 8
     return newer or compute_capability in engine.compute_capabilities

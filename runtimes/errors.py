@@ -16,6 +16,11 @@ def system_reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Text of an error for the middle of a message, of at most so many characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 class Ds2Error(Exception):
     """Base of every error that ds2deploy raises on purpose."""
 
@@ -62,6 +67,10 @@ class ConfigError(Ds2Error, ValueError):
 
 class ManifestError(Ds2Error, ValueError):
     """A list of utterances is damaged, or points at something that is not there."""
+
+
+class TextError(Ds2Error, ValueError):
+    """A text for a language model cannot be read, or holds no sentence in the labels."""
 
 
 class RuntimeUnavailableError(Ds2Error, RuntimeError):

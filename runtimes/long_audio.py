@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ds2deploy.runtimes.alphabet import BLANK
-from ds2deploy.runtimes.artifact import TIME_STRIDE
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
+from ds2deploy.runtimes.geometry import TIME_STRIDE
 from ds2deploy.runtimes.session import Session, prepare_sound
 
 CONTEXT_S = 5.0

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio.loading import (
-    check_stream_rate,
-    convert_audio,
-    mono_pieces,
-    read_blocks,
-    resample_pieces,
-)
+from ds2deploy.runtimes.audio.checks import check_stream_rate
+from ds2deploy.runtimes.audio.loading import read_blocks
+from ds2deploy.runtimes.audio.samples import convert_audio, mono_pieces, resample_pieces
+from ds2deploy.runtimes.audio.source import AudioFile, audio_name, is_audio_file
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
@@ -28,19 +24,25 @@ from ds2deploy.runtimes.errors import (
     StreamError,
 )
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
-from ds2deploy.runtimes.pipeline import THREADS, AudioInput, Recognized
+from ds2deploy.runtimes.pipeline import Recognized
+from ds2deploy.runtimes.preparation import THREADS, AudioInput
 from ds2deploy.runtimes.session import Closing, Session, check_batch
 from ds2deploy.runtimes.streaming.pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 from ds2deploy.runtimes.streaming.recordings import run_recordings
 from ds2deploy.runtimes.streaming.stream import Channel, Stream
 from ds2deploy.runtimes.whole_utterances import WholeUtterances
 
-Audio = str | Path | FloatArray
-"""A path, or (samples,) or (samples, channels) float32 in [-1, 1]."""
+Audio = AudioFile | FloatArray
+"""A recording (its path, its bytes, a binary file object; see `load_audio`), or (samples,) or
+(samples, channels) float32 in [-1, 1]."""
 
 
 class Recognizer(Closing):
     """Recognises speech with one model; a context manager that closes the session at its end.
+
+    Several threads may call its methods at the same time, on every runtime; each gets what it would
+    get alone. What `transcribe_many` returns is for one thread at a time. After `close`, calls fail
+    on a GPU, where those under way are waited for; on a CPU nothing changes.
 
     Args:
         session: the model on its runtime.
@@ -82,7 +84,8 @@ class Recognizer(Closing):
         """Recognise one utterance, or a list of them in batches of similar length.
 
         Args:
-            audio: a path, an array, or a list or tuple of those.
+            audio: a path, the bytes of a file, a binary file object, an array, or a list or tuple
+                of those.
             sample_rate: of the arrays, in Hz.
             window_s: what is longer is recognised in overlapping windows of so many seconds, in
                 memory that does not grow with the recording; by default 60 s, or the most that an
@@ -115,8 +118,9 @@ class Recognizer(Closing):
         (`contextlib.closing`) where it is not read to its end: the threads end with it.
 
         Args:
-            audio: paths, arrays, or sources at the model's rate; asked for as they are needed, by
-                a thread. A streaming model asks for them in the caller's.
+            audio: paths, bytes, file objects, arrays, or sources at the model's rate; asked for as
+                they are needed, by a thread, which also reads them: meanwhile nobody else may use
+                a file object. A streaming model does both in the caller's thread.
             sample_rate: of the arrays, in Hz.
             window_s: see `transcribe`.
             threads: that read and prepare, at least 1.
@@ -253,9 +257,9 @@ class Recognizer(Closing):
     def _source(self, audio: Audio | AudioInput, sample_rate: float | None) -> AudioInput:
         if isinstance(audio, AudioInput):
             return audio
-        if isinstance(audio, (str, Path)):
-            return AudioInput(str(audio), read_blocks(audio, self._rate))
-        return AudioInput("", self._converted(audio, sample_rate))
+        if is_audio_file(audio):
+            return AudioInput(audio_name(audio), read_blocks(audio, self._rate))
+        return AudioInput("", self._converted(cast(FloatArray, audio), sample_rate))
 
     def _converted(self, audio: FloatArray, sample_rate: float | None) -> Iterator[FloatArray]:
         """An array, converted when it is asked for."""

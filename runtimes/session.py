@@ -30,7 +30,7 @@ from ds2deploy.runtimes.tensors import (
 
 
 class Session(Protocol):
-    """A model on a runtime.
+    """A model on a runtime; several threads may run it at the same time.
 
     Attributes:
         description: of the model.

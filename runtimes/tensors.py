@@ -13,17 +13,17 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.artifact import (
-    CONV_FRAMES,
-    CONV_MAPS,
-    TIME_STRIDE,
-    ArtifactDescription,
-    half,
-    output_length,
-)
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.geometry import lookahead_history, window_history
+from ds2deploy.runtimes.geometry import (
+    CONV1,
+    CONV2,
+    TIME_STRIDE,
+    conv1_bins,
+    output_length,
+    window_history,
+)
 
 FEATURES = "features"
 WAVEFORM = "waveform"
@@ -40,7 +40,7 @@ SAMPLES = "samples"
 OUTPUT_TIME = "output_time"
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-"""Of an input: at least, usually, at most."""
+"""Minimum, optimum and maximum shape of an input."""
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of their tensors."""
@@ -92,14 +92,14 @@ def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
 
 
 def profile_shapes(tensor: Tensor, profile: Profile, features: FeatureConfig) -> Shapes:
-    """The shapes of an input that an engine takes: at least, usually, at most."""
-    low, usual, high = (
+    """Minimum, optimum and maximum shape of an input of an engine."""
+    smallest, optimum, largest = (
         tensor.shape(
             **{BATCH: batch, TIME: frames, SAMPLES: samples_of(frames, features), OUTPUT_TIME: 0}
         )
         for batch, frames in zip(profile.batch, profile.frames, strict=True)
     )
-    return low, usual, high
+    return smallest, optimum, largest
 
 
 def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict[str, int]:
@@ -142,13 +142,13 @@ def _states(description: ArtifactDescription, prefix: str) -> tuple[Tensor, ...]
     shapes: dict[str, tuple[int, ...]] = {}
     if description.input == "waveform":
         shapes[WAVEFORM] = (window_history(features),)
-    shapes[FEATURES] = (1, features.bins, CONV_FRAMES - TIME_STRIDE)
-    shapes["conv1"] = (CONV_MAPS, half(features.bins), CONV_FRAMES - 1)
+    shapes[FEATURES] = (1, features.bins, CONV1.history)
+    shapes["conv1"] = (CONV1.maps, conv1_bins(features.bins), CONV2.history)
     shapes["rnn"] = (model.layers, model.hidden)
     if model.rnn == "lstm":
         shapes["cell"] = shapes["rnn"]
-    if lookahead_history(model):
-        shapes["lookahead"] = (model.hidden, lookahead_history(model))
+    if model.lookahead_delay:
+        shapes["lookahead"] = (model.hidden, model.lookahead_delay)
     return tuple(
         Tensor(prefix + name, "float32", (BATCH, *shape)) for name, shape in shapes.items()
     )

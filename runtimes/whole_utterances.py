@@ -17,15 +17,12 @@ from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.pipeline import (
     AHEAD_S,
     WINDOW_S,
-    AudioInput,
-    Preparation,
-    Prepared,
     QueuedRecording,
     Recognized,
     batch_limits,
     run_batches,
-    without_frames,
 )
+from ds2deploy.runtimes.preparation import AudioInput, Preparation, Prepared, without_frames
 from ds2deploy.runtimes.session import Session, beyond_profile
 from ds2deploy.runtimes.streaming.recordings import run_recordings
 from ds2deploy.runtimes.streaming.stream import Channel

@@ -166,9 +166,9 @@ def streaming_onnx(tmp_path_factory: pytest.TempPathFactory, streaming_checkpoin
     """It in blocks of 320 ms of samples, written but not verified."""
     import onnx
 
-    from ds2deploy.export.artifacts import append_description
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.export.verified_onnx import append_description
     from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.streaming import streaming_description
 
@@ -222,8 +222,8 @@ def describe() -> Callable[..., ArtifactDescription]:
     """Describes the artifact of a network."""
     from ds2deploy.runtimes.alphabet import ENGLISH
     from ds2deploy.runtimes.artifact import ArtifactDescription, WeightsSource
+    from ds2deploy.runtimes.blocks import make_blocks
     from ds2deploy.runtimes.features import FeatureConfig
-    from ds2deploy.runtimes.geometry import make_blocks
     from ds2deploy.runtimes.tensors import with_tensors
 
     def make(
@@ -292,9 +292,9 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
     """It as an ONNX file, written but not verified, which would take seconds."""
     import onnx
 
-    from ds2deploy.export.artifacts import append_description
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.export.verified_onnx import append_description
     from ds2deploy.model.load import load_checkpoint
 
     loaded = load_checkpoint(small_checkpoint)

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("training",),
     ("loading",),
-    ("data", "model"),
+    ("data", "language_models", "model"),
     ("config", "recipes", "heartbeat", "output", "text_files", "version"),
     ("runtimes",),
 )
@@ -201,7 +201,7 @@ def _ordered(rows: list[list[str]], graph: Graph) -> list[list[str]]:
     for _ in range(20):
         place = {name: (i + 0.5) / len(row) for row in rows for i, name in enumerate(row)}
         for row in rows:
-            means = {n: _mean([place[o] for o in neighbours[n]], place[n]) for n in row}
+            means = {n: _mean([place[o] for o in sorted(neighbours[n])], place[n]) for n in row}
             row.sort(key=lambda name, means=means: (means[name], name))  # type: ignore[misc]
             place.update({name: (i + 0.5) / len(row) for i, name in enumerate(row)})
     return rows

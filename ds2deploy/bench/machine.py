@@ -1,18 +1,18 @@
-"""What a measurement was made on, in words and numbers."""
+"""Description of the machine of a measurement, in words and numbers."""
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from ds2deploy.runtimes.session import usable_cores
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Of a processor's flags, those that decide how fast float32 and int8 are multiplied."""
+"""Processor flags that decide how fast float32 and int8 are multiplied."""
 
 
 LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
@@ -22,15 +22,15 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """The machine of a measurement.
 
     Attributes:
-        processor: its name.
-        cores: that this process may use.
-        memory_gib: of the machine.
-        instructions: for matrix products, of those in `INSTRUCTIONS`.
-        system: of which kind.
-        python: version.
-        libraries: versions of those that are installed.
-        gpus: names of NVIDIA's, as their driver has them; none on a Jetson, whose module is the
-            processor.
+        processor: name of the processor.
+        cores: number of cores that this process may use.
+        memory_gib: memory of the machine, in GiB.
+        instructions: those of `INSTRUCTIONS` that the processor has.
+        system: operating system and architecture, such as `Linux x86_64`.
+        python: version of Python.
+        libraries: versions of the installed ones of `LIBRARIES`, by name.
+        gpus: names of NVIDIA GPUs, as their driver has them; none on a Jetson, whose module is
+            the processor.
     """
 
     processor: str
@@ -53,17 +53,18 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def describe_machine() -> Machine:
-    """The machine that this process runs on."""
+    """Describe the machine that this process runs on."""
     about = _cpuinfo()
     flags = about.get("flags", about.get("Features", "")).split()
     family = about.get("cpu family"), about.get("model")
-    name = about.get("model name") or _board() or platform.processor() or platform.machine()
+    name = about.get("model name") or _device_tree_model()
+    name = name or platform.processor() or platform.machine()
     if None not in family:
         name += f" (family {family[0]}, model {family[1]})"
     return Machine(
         processor=name,
         cores=usable_cores(),
-        memory_gib=round(_memory_bytes() / 2**30, 1),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -73,7 +74,7 @@ def describe_machine() -> Machine:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Of the first core, what Linux says."""
+    """Read Linux's facts about the first core."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -82,8 +83,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _board() -> str:
-    """What an embedded machine says that it is, such as `NVIDIA Jetson Orin Nano`."""
+def _device_tree_model() -> str:
+    """Name of an embedded machine, such as `NVIDIA Jetson Orin Nano`; empty on others."""
     try:
         return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
     except (OSError, UnicodeDecodeError):
@@ -91,20 +92,13 @@ def _board() -> str:
 
 
 def _gpus() -> tuple[str, ...]:
-    """From NVIDIA's driver, without its libraries."""
+    """List GPUs by NVIDIA's driver, without its libraries."""
     found = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         pairs = (line.partition(":") for line in lines)
         found += [value.strip() for key, _, value in pairs if key.strip() == "Model"]
     return tuple(found)
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return 0
 
 
 def _version(name: str) -> str | None:

@@ -1,7 +1,7 @@
-"""How fast models are on this machine, stage by stage, and compared with a reference.
+"""Measure models on this machine, stage by stage, and compare them with a reference.
 
-How each starts is measured in a process of its own (`benchmark_probe`). Then all are open at the
-same time, and take turns at every batch and duration (`benchmark_stages`, `timing`).
+The start of each is measured in a process of its own (`probe`). Then all are open at the
+same time, and take turns at every batch and duration (`stages`, `timing`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.session import Session, beyond_profile
 
 PROBE_RATE = 16_000
-"""Of the utterance that a fresh process converts to its model's rate, in Hz."""
+"""Sample rate (Hz) of the utterance that a fresh process converts to its model's rate."""
 
 Speak = Callable[[int, int, int], FloatArray]
-"""Gives speech: sample rate in Hz, samples, seed -> (samples,) float32 in [-1, 1]."""
+"""Function that makes speech: sample rate in Hz, samples, seed -> (samples,) float32 in [-1, 1]."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """What was not measured.
+    """A measurement that was skipped.
 
     Attributes:
-        model: its name.
-        runtime: see `benchmark_plan.NAMES`.
-        batch: utterances at a time; None where the runtime does not run at all.
-        audio_s: seconds of each, likewise.
-        reason: why.
+        model: name of the model.
+        runtime: see `plan.NAMES`.
+        batch: number of utterances at a time; None where the runtime does not run at all.
+        audio_s: duration of each utterance (seconds), likewise.
+        reason: reason for skipping it, in words.
     """
 
     model: str
@@ -54,17 +54,17 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured.
+    """Result of a benchmark.
 
     Attributes:
-        machine: on which.
-        threads: of the CPU that were asked for; 0 is the runtime's choice.
-        rounds: that were measured.
+        machine: machine of the measurement.
+        threads: CPU threads that were asked for; 0 is the runtime's choice.
+        rounds: number of measured rounds.
         reference: model and runtime that the ratios are relative to.
-        remarks: on what the figures are not.
-        starts: of each model on each runtime.
-        measurements: of each of these, at each batch and duration.
-        skipped: what does not run, and why.
+        remarks: sentences on the limits of the figures.
+        starts: start of each model on each runtime.
+        measurements: latencies of each of these, at each batch and duration.
+        skipped: cases that do not run, with the reason.
     """
 
     machine: Machine
@@ -83,9 +83,9 @@ def measure(
     """Measure everything in a plan that runs here.
 
     Args:
-        plan: see `benchmark_plan.make_plan`.
-        speak: gives speech.
-        progress: told what is being done.
+        plan: see `plan.make_plan`.
+        speak: function that makes speech.
+        progress: called with a line on the work in progress.
 
     Raises:
         ModelFileError: a damaged model.
@@ -105,7 +105,7 @@ def measure(
                     case: StagedRun(recognizer.session, waveforms)
                     for case, recognizer in opened.items()
                 }
-                runs, refused = _that_run(runs, batch, seconds)
+                runs, refused = runnable(runs, batch, seconds)
                 skipped += refused
                 tell = _prefixed(progress, f"batch {batch}, {seconds:g} s: ")
                 measurements += compare(runs, reference, plan.rounds, tell)
@@ -126,7 +126,7 @@ def measure(
 def _start(
     plan: Plan, speak: Speak, progress: Callable[[str], None]
 ) -> tuple[dict[Case, Start], list[Skipped]]:
-    """How each case starts; those that do not are skipped."""
+    """Measure the start of each case; skip those that do not start."""
     starts: dict[Case, Start] = {}
     skipped: list[Skipped] = []
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
@@ -148,7 +148,7 @@ def _start(
 
 
 def _read_once(path: Path) -> None:
-    """Have the system hold the file in memory, so that nobody pays for reading it first."""
+    """Have the system cache the file, so that the first case does not pay for reading it."""
     with path.open("rb") as file:
         while file.read(1 << 24):
             pass
@@ -166,10 +166,10 @@ def _one_rate(starts: Mapping[Case, Start]) -> int:
     return next(iter(rates))
 
 
-def _that_run(
+def runnable(
     runs: Mapping[Case, StagedRun], batch: int, seconds: float
 ) -> tuple[dict[Case, StagedRun], list[Skipped]]:
-    """Those that take the batch, after a run of each; and why the others do not."""
+    """Run each case once; return those that take the batch, and the others with the reason."""
     taken: dict[Case, StagedRun] = {}
     skipped: list[Skipped] = []
     for case, run in runs.items():
@@ -195,7 +195,7 @@ def _that_run(
 
 
 def _beyond(session: Session, batch: int, seconds: float) -> str | None:
-    """Why an engine does not take such a batch; None where it does."""
+    """Explain why an engine does not take such a batch; None where it does."""
     profile, description = session.profile, session.description
     if profile is None or description.blocks is not None:
         return None

@@ -1,4 +1,4 @@
-"""What a benchmark measures: models, each on every runtime that may run it, and the reference."""
+"""Plan of a benchmark: models, each on every runtime that may run it, and the reference."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Case(msgspec.Struct, frozen=True):
     """A model on a runtime.
 
     Attributes:
-        path: of the model.
-        model: its name in tables: that of the file, or the path where two are alike.
+        path: path of the model.
+        model: name in tables: that of the file, or the path where two are alike.
         runtime: one of `NAMES`.
-        kind: of its file.
+        kind: kind of the file.
     """
 
     path: Path
@@ -67,21 +67,21 @@ class Case(msgspec.Struct, frozen=True):
 
     @property
     def exported(self) -> bool:
-        """Whether it runs without torch."""
+        """True for a model that runs without torch."""
         return self.runtime not in ON_TORCH
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure.
+    """Everything that a benchmark measures.
 
     Attributes:
         cases: models on runtimes; whether these run here is not known yet.
-        reference: of the cases, those to compare with, the first one that runs.
-        reference_is_torch: whether that is PyTorch; otherwise there is no checkpoint.
-        batches: utterances at a time.
-        durations_s: of each utterance.
-        rounds: that are measured.
-        threads: of the CPU; 0 leaves the runtime's choice.
+        reference: cases to compare with, the first one that runs.
+        reference_is_torch: True for PyTorch; False where there is no checkpoint.
+        batches: numbers of utterances at a time.
+        durations_s: durations of each utterance (seconds).
+        rounds: number of measured rounds.
+        threads: CPU threads; 0 leaves the runtime's choice.
     """
 
     cases: tuple[Case, ...]
@@ -102,15 +102,15 @@ def make_plan(
     runtimes: Sequence[str] = (),
     reference: Path | None = None,
 ) -> Plan:
-    """Read what was asked for.
+    """Make a plan from the options of `ds2deploy bench`.
 
     Args:
-        models: artifacts, engines, checkpoints.
-        batch: utterances at a time, several with commas between them.
-        seconds: of each utterance, likewise.
-        rounds: that are measured.
-        threads: of the CPU; 0 leaves the runtime's choice.
-        runtimes: of `NAMES`, each item one or several; empty takes all that each model is for.
+        models: paths of artifacts, engines and checkpoints.
+        batch: numbers of utterances at a time, with commas between them.
+        seconds: durations of each utterance, likewise.
+        rounds: number of measured rounds.
+        threads: CPU threads; 0 leaves the runtime's choice.
+        runtimes: some of `NAMES`, one or several an item; empty takes all that fit a model.
         reference: checkpoint to compare with; None takes the first among the models.
 
     Raises:
@@ -161,7 +161,7 @@ def open_case(case: Case, threads: int) -> Recognizer:
 
 
 def _chosen(kind: FileKind, asked: Sequence[str], is_reference: bool) -> list[str]:
-    """The runtimes of a file; where none was asked for, those on a GPU only if there is one."""
+    """List the runtimes of a file; unasked, those on a GPU only where there is one."""
     driver = ctypes.util.find_library("cuda") is not None
     takes = TAKES[kind]
     if not asked:
@@ -180,7 +180,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _references(cases: list[Case], checkpoint: Path | None) -> tuple[Case, ...]:
-    """Packed torch, on a GPU where something else is; without a checkpoint the first model."""
+    """Order the references: packed torch, or torch on a GPU where an export is on one."""
     if checkpoint is None:
         return tuple(cases)
     on_gpu = any(case.exported and case.runtime in ON_GPU for case in cases)

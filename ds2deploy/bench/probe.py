@@ -1,4 +1,4 @@
-"""How a model starts, in a process of its own: imports, loading, first run, memory.
+"""Start a model in a process of its own: imports, loading, first run, memory.
 
 Where everything is loaded already, none of that can be measured. The process gets `Settings` as a
 JSON document; an `Answer`, another one, is the last line of its standard output. A runtime that
@@ -33,27 +33,28 @@ PROBE = (
 """The current folder is no place to import from: it may hold a folder of a library's name."""
 
 LONGEST_S = 600.0
-"""After which a process that starts a model is given up."""
+"""Timeout of a process that starts a model (seconds)."""
 
 WARM_RUNS = 3
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model starts on a runtime, in a fresh process, with one utterance.
+    """Start of a model on a runtime, in a fresh process, with one utterance.
 
     Attributes:
-        model: its name.
-        runtime: see `benchmark_plan.NAMES`.
-        session: what it runs on, such as `onnxruntime cpu`.
-        audio_s: seconds of the utterance: the longest of the benchmark, or the most of an engine.
+        model: name of the model.
+        runtime: see `plan.NAMES`.
+        session: library and device, such as `onnxruntime cpu`.
+        audio_s: duration of the utterance (seconds): the longest of the benchmark, or the maximum
+            of an engine.
         imports_s: seconds for importing the libraries, numpy included.
-        loading_s: for opening the model.
-        first_run_s: from samples to text, the first time.
-        warm_run_s: the same afterwards, the median of three.
-        peak_memory_mib: most memory that the process ever had resident; None where nothing tells.
-        device_memory_mib: what loading and running took of a GPU's memory and kept, beside
+        loading_s: seconds for opening the model.
+        first_run_s: seconds from samples to text, the first time.
+        warm_run_s: seconds of later runs, the median of three.
+        peak_memory_mib: most memory that the process ever had resident; None where it is not known.
+        device_memory_mib: GPU memory that loading and running took and kept, beside
             CUDA's own; None without a GPU, or where cuda-bindings are missing.
-        sample_rate: of the model, in Hz.
+        sample_rate: sample rate of the model (Hz).
     """
 
     model: str
@@ -70,15 +71,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the process is to do.
+    """Orders to the process.
 
     Attributes:
-        path: of the model.
-        model: its name.
-        runtime: see `benchmark_plan.NAMES`.
-        threads: of the CPU; 0 leaves the runtime's choice.
-        audio: a .npy file, (samples,) float32.
-        audio_rate: of it, in Hz.
+        path: path of the model.
+        model: name of the model.
+        runtime: see `plan.NAMES`.
+        threads: CPU threads; 0 leaves the runtime's choice.
+        audio: path of a .npy file, (samples,) float32.
+        audio_rate: sample rate of that file (Hz).
     """
 
     path: str
@@ -90,12 +91,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the process has to say.
+    """Answer of the process.
 
     Attributes:
-        start: what was measured; None where the model does not run.
-        reason: why not.
-        bad_file: whether the file is to blame, and not what this machine has.
+        start: measured start; None where the model does not run.
+        reason: reason for not running.
+        bad_file: True where the file is at fault, not this machine.
     """
 
     start: Start | None = None
@@ -108,9 +109,9 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
 
     Args:
         case: the model and its runtime.
-        threads: of the CPU; 0 leaves the runtime's choice.
-        audio: a .npy file, (samples,) float32.
-        audio_rate: of it, in Hz.
+        threads: CPU threads; 0 leaves the runtime's choice.
+        audio: path of a .npy file, (samples,) float32.
+        audio_rate: sample rate of that file (Hz).
     """
     settings = Settings(str(case.path), case.model, case.runtime, threads, str(audio), audio_rate)
     document = manifest_line(msgspec.to_builtins(settings))
@@ -135,7 +136,7 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
 
 
 def main() -> None:
-    """Measure what the only argument says, and print the answer."""
+    """Follow the settings in the only argument, and print the answer."""
     from ds2deploy.runtimes.errors import Ds2Error, MissingFileError, ModelFileError
 
     settings = msgspec.convert(json.loads(sys.argv[1]), Settings)
@@ -186,7 +187,7 @@ def _measure(settings: Settings) -> Start:
 
 
 def _import_libraries(runtime: str, kind: FileKind) -> None:
-    """Those of the runtime; what is missing is told when the model is opened."""
+    """Import the libraries of the runtime; opening the model names one that is missing."""
     from ds2deploy.loading import backends_for
     from ds2deploy.runtimes.errors import RuntimeUnavailableError
 
@@ -198,7 +199,7 @@ def _import_libraries(runtime: str, kind: FileKind) -> None:
 
 def _audio(recognizer: Recognizer, samples: FloatArray, rate: int) -> FloatArray:
     """The utterance at the model's rate, and not longer than an engine takes."""
-    from ds2deploy.runtimes.audio.loading import convert_audio
+    from ds2deploy.runtimes.audio.samples import convert_audio
     from ds2deploy.runtimes.tensors import samples_of
 
     features, profile = recognizer.description.features, recognizer.session.profile
@@ -215,7 +216,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _device_memory() -> Callable[[], float] | None:
-    """Tells the MiB in use on the GPU, by whomever; None where CUDA cannot be asked."""
+    """Return a function that gives the MiB in use on the GPU; None without CUDA."""
     from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
 
     try:

@@ -17,7 +17,7 @@ from ds2deploy.bench.timing import Ratio, ratio
 from ds2deploy.data.plots import line_figure, write_png
 
 WIDTH = 150
-"""Of a table that goes to a file, in characters."""
+"""Width of a table that goes to a file, in characters."""
 
 OF_ONNXRUNTIME = ("onnxruntime", "cuda")
 OF_TENSORRT = ("tensorrt", "rtx")
@@ -43,7 +43,7 @@ def print_report(result: Benchmark, advice: Iterable[str], plots: Iterable[Path]
 
 
 def advise(result: Benchmark) -> list[str]:
-    """Which runtime to use on this machine, and where an exported one is the slower one.
+    """Recommend a runtime for this machine, and name exported ones that are slower than torch.
 
     For the smallest batch and the largest, at every duration.
     """
@@ -187,7 +187,7 @@ def _fastest_lines(result: Benchmark, batch: int) -> Iterator[str]:
 
 
 def _how_fast(bests: list[Row], reference: str) -> str:
-    """Of the fastest: how much faster than the reference, at each duration."""
+    """Say how much faster the fastest is than the reference, at each duration."""
     compared = [(row.total_ratio, f"{row.audio_s:g} s") for row in bests]
     faster = [f"{times} at {where}" for times, where in compared if times is not None]
     if bests[0].name == reference or not faster:
@@ -200,7 +200,7 @@ def _how_fast(bests: list[Row], reference: str) -> str:
 
 
 def _slower_lines(result: Benchmark) -> Iterator[str]:
-    """Where an exported model is slower than torch, and of two exported ways the slower one."""
+    """Name exported models that are slower than torch, and the slower of two exported ones."""
     slower: dict[str, list[str]] = {}
 
     def note(row: Row, rival: Row, names: tuple[str, str]) -> None:
@@ -221,8 +221,8 @@ def _slower_lines(result: Benchmark) -> Iterator[str]:
         if onnx and engine:
             note(onnx, engine, (f"ONNX Runtime ({onnx.name})", f"TensorRT ({engine.name})"))
             note(engine, onnx, (f"TensorRT ({engine.name})", f"ONNX Runtime ({onnx.name})"))
-    for told, places in slower.items():
-        yield f"{told}: {'; '.join(places)}"
+    for told, shapes in slower.items():
+        yield f"{told}: {'; '.join(shapes)}"
 
 
 def _best(rows: Iterable[Row]) -> Row | None:
@@ -230,5 +230,5 @@ def _best(rows: Iterable[Row]) -> Row | None:
 
 
 def _compared(reference: Row, row: Row) -> Ratio:
-    """How many times as fast a row is as another one of the same batch, round by round."""
+    """Compare a row with another one of the same batch, round by round."""
     return ratio(reference.rounds_s["total"], row.rounds_s["total"])

@@ -25,18 +25,18 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     Of a model that takes samples, the features are part of the network.
 
     Attributes:
-        model: its name.
-        runtime: see `benchmark_plan.NAMES`.
-        batch: utterances at a time.
-        audio_s: seconds of each.
-        total: from samples to text.
+        model: name of the model.
+        runtime: see `plan.NAMES`.
+        batch: number of utterances at a time.
+        audio_s: duration of each utterance (seconds).
+        total: time from samples to text.
         features: the spectrograms, and padding them to a batch.
         network: a run of the session, copies to a device and back included.
-        decoding: from log-probabilities to text with times.
-        rounds_s: of each of the four, seconds of every round, for comparisons round by round.
+        decoding: time from log-probabilities to text with times.
+        rounds_s: seconds of every round, by stage and in total, for comparisons round by round.
         real_time_factor: seconds for a second of audio, from the median total.
         throughput: seconds of audio in a second: its inverse.
-        total_ratio: how many times as fast as the reference, from samples to text; None where the
+        total_ratio: speed as a multiple of the reference, from samples to text; None where the
             reference does not take this batch.
         network_ratio: the same for the network alone.
     """
@@ -62,7 +62,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exported(self) -> bool:
-        """Whether it ran without torch."""
+        """True for a model that ran without torch."""
         return self.runtime not in ON_TORCH
 
 
@@ -73,11 +73,11 @@ class StagedRun:
 
     Args:
         session: the model on its runtime.
-        waveforms: each (samples,) float32 at the model's rate.
+        waveforms: utterances, (samples,) float32 at the model's rate.
         make: makes the decoder.
 
     Attributes:
-        seconds: of every run, in the order of `STAGES`.
+        seconds: times of every run, in the order of `STAGES`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class StagedRun:
         self._decoder = make(Alphabet(session.description.labels), session.description.frame_s)
 
     def __call__(self) -> list[Transcript]:
-        """Run once; gives what was recognised."""
+        """Run once; return the transcripts."""
         description = self.session.description
         started = time.perf_counter()
         sound, lengths = prepare_sound(self.session, self._extract, self.waveforms)
@@ -116,10 +116,10 @@ def compare(
     """Measure models in turns, with one batch.
 
     Args:
-        runs: of each; of the same waveforms.
-        reference: of them, where it is there.
-        rounds: that are measured.
-        progress: told what is being run.
+        runs: run of each case, on the same waveforms.
+        reference: case to compare with; it need not be among the runs.
+        rounds: number of measured rounds.
+        progress: called with a line on the run in progress.
     """
     if not runs:
         return []

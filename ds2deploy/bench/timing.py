@@ -1,8 +1,8 @@
-"""Measures fairly on a noisy machine: rivals take turns, and ratios are taken within a round.
+"""Measure fairly on a noisy machine: cases take turns, and ratios are taken within a round.
 
 What runs beside a benchmark slows whatever is being measured at that moment. So every case runs
 once in a round, round after round, and two cases are compared within a round: a slow moment hits
-both. The order turns from round to round, so that nobody always follows the same neighbour.
+both. The order turns from round to round, so that no case always follows the same neighbour.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ WARM_UP = 1
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a case took, in seconds.
+    """Percentiles of the times of a case, in seconds.
 
     Attributes:
-        p50: the median.
-        p95: 19 of 20 runs were faster.
-        p99: 99 of 100 runs were faster; with fewer runs, close to the slowest.
-        runs: that were measured.
+        p50: median of the runs.
+        p95: time that 19 of 20 runs stayed below.
+        p99: time that 99 of 100 runs stayed below; with fewer runs, close to the slowest.
+        runs: number of measured runs.
     """
 
     p50: float
@@ -34,20 +34,25 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """How many times as fast a case is as its reference, round by round.
+    """Speed of a case as a multiple of its reference, round by round.
 
     Attributes:
-        median: of the rounds; above 1 is faster.
-        low: a quarter of the rounds gave less.
-        high: a quarter of the rounds gave more.
+        median: median of the rounds; above 1 is faster.
+        low: first quartile of the rounds.
+        high: third quartile of the rounds.
     """
 
     median: float
     low: float
     high: float
 
+    @property
+    def spread(self) -> str:
+        """Middle half of the rounds, such as `(1.90 to 2.10)`."""
+        return f"({self.low:.2f} to {self.high:.2f})"
+
     def __str__(self) -> str:
-        return f"{self.median:.2f}x ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f}x {self.spread}"
 
 
 def take_turns(
@@ -59,10 +64,10 @@ def take_turns(
     """Run every case once a round.
 
     Args:
-        cases: what to measure, by name; each is called without arguments.
-        rounds: that are measured, at least 1.
-        warm_up: rounds before them, which are not.
-        progress: told what is being run.
+        cases: functions to measure, by name; each is called without arguments.
+        rounds: number of measured rounds, at least 1.
+        warm_up: number of rounds before them, which do not count.
+        progress: called with a line on the run in progress.
 
     Returns:
         Seconds of each run, by name, in the order of the rounds.
@@ -80,17 +85,17 @@ def take_turns(
 
 
 def latency(seconds: Sequence[float]) -> Latency:
-    """Percentiles of the runs of a case."""
+    """Compute percentiles of the runs of a case."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, (50, 95, 99)))
     return Latency(p50=p50, p95=p95, p99=p99, runs=len(seconds))
 
 
 def ratio(reference: Sequence[float], seconds: Sequence[float]) -> Ratio:
-    """How many times as fast a case is as the reference, from `take_turns`.
+    """Compare the runs of a case with those of the reference, from `take_turns`.
 
     Args:
         reference: seconds of the reference, round by round.
-        seconds: of the case, in the same rounds.
+        seconds: seconds of the case, in the same rounds.
     """
     pairs = np.asarray(reference, np.float64) / np.asarray(seconds, np.float64)
     low, median, high = (float(value) for value in np.percentile(pairs, (25, 50, 75)))

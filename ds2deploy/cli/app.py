@@ -20,6 +20,7 @@ from ds2deploy.cli.evaluate import evaluate
 from ds2deploy.cli.export import export
 from ds2deploy.cli.help import GroupedCommand
 from ds2deploy.cli.inspect import inspect
+from ds2deploy.cli.lm import lm
 from ds2deploy.cli.prepare import prepare
 from ds2deploy.cli.train import train
 from ds2deploy.cli.transcribe import transcribe
@@ -28,7 +29,7 @@ from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
 COMMANDS = (
-    prepare, train, evaluate, export, verify, transcribe, bench, inspect, doctor, demo,
+    prepare, train, evaluate, export, verify, lm, transcribe, bench, inspect, doctor, demo,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -76,7 +76,7 @@ def _print_scores(result: Evaluation, errors: bool) -> None:
 def _left_out(result: Evaluation) -> str:
     """Count the utterances that are not part of the result, by kind."""
     parts = []
-    for kind, fault in (("recording", "broken recording"), ("transcript", "unusable transcript")):
+    for kind, name in (("recording", "broken recording"), ("transcript", "unusable transcript")):
         if count := sum(item.of == kind for item in result.failed):
-            parts.append(f"; {count} {fault}{'s' if count > 1 else ''} left out")
+            parts.append(f"; {count} {name}{'s' if count > 1 else ''} left out")
     return "".join(parts)

@@ -119,14 +119,16 @@ def export(
             from ds2deploy.export.artifacts import export_checkpoint
             from ds2deploy.export.format import ExportFormat
 
-            form = ExportFormat(
+            export_format = ExportFormat(
                 streaming=streaming,
                 waveform=waveform,
                 block_ms=block_ms,
                 statistics_from=None if statistics_from is None else str(statistics_from),
             )
             precisions = _precisions("fp32" if precision is None else precision)
-            exported = export_checkpoint(source, out, precisions, audio, step, engines, onnx, form)
+            exported = export_checkpoint(
+                source, out, precisions, audio, step, engines, onnx, export_format
+            )
     if json:
         print_json({"artifacts": msgspec.to_builtins(exported)})
     else:
@@ -158,6 +160,6 @@ def _min_opt_max(option: str, text: str, kind: Callable[[str], T]) -> tuple[T, .
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"{option} {text}: expected three numbers, at least, usually and at most, such as "
+            f"{option} {text}: expected three numbers, MIN,OPT,MAX, such as "
             f"{'1,4,16' if kind is int else '0.5,5,30'}"
         ) from None

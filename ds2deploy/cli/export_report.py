@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ds2deploy.export.parity.check import ParityReport
-from ds2deploy.export.tensorrt.engines import EngineExport
+from ds2deploy.export.parity.report import ParityReport
+from ds2deploy.export.tensorrt.verified_engine import EngineExport
 
 if TYPE_CHECKING:  # it needs torch, which a device that builds its engine has not
-    from ds2deploy.export.artifacts import Exported
+    from ds2deploy.export.verified_onnx import Exported
 
 
 def verdict(report: ParityReport) -> str:

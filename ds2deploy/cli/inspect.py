@@ -15,7 +15,8 @@ from ds2deploy.runtimes.errors import Ds2Error
 
 def inspect(
     files: Annotated[
-        list[Path], argument("FILE", "Checkpoints, artifacts, manifests or recordings.")
+        list[Path],
+        argument("FILE", "Checkpoints, artifacts, language models, manifests, recordings."),
     ],
     json: Json = False,
 ) -> None:

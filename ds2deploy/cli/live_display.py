@@ -16,7 +16,7 @@ from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.pipeline import AudioInput, readable
+from ds2deploy.runtimes.preparation import AudioInput, readable
 from ds2deploy.runtimes.recognizer import Recognizer
 
 PIECE_S = 0.1

@@ -31,7 +31,7 @@ def train(
     from ds2deploy.runtimes.session import usable_cores
 
     parsed, changes = within_cores(load_recipe(recipe, set_ or []), usable_cores())
-    from ds2deploy.training.train import is_main_process
+    from ds2deploy.training.hardware import is_main_process
     from ds2deploy.training.train import train as train_network
 
     if parsed.training.export:  # now, and not when days have been spent

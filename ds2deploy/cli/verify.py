@@ -32,7 +32,7 @@ def verify(
     require("onnx", "export")
     require("onnxruntime", "cpu")
     from ds2deploy.cli.export_report import report_lines
-    from ds2deploy.export.artifacts import verify_artifact
+    from ds2deploy.export.verification import verify_artifact
     from ds2deploy.runtimes.tensorrt.library import any_tensorrt
 
     library = any_tensorrt() if network else None

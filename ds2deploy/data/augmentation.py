@@ -9,8 +9,10 @@ import numpy as np
 import soxr
 
 from ds2deploy.config import AugmentConfig
-from ds2deploy.data.listing import READ_SUFFIXES, list_files
-from ds2deploy.runtimes.audio.loading import convert_audio, load_part, measure_audio
+from ds2deploy.data.listing import list_files
+from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
+from ds2deploy.runtimes.audio.loading import load_part, measure_audio
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, ConfigError, NoiseError
 from ds2deploy.runtimes.features import FloatArray
 
@@ -28,7 +30,7 @@ def augment_audio(
 
     Args:
         samples: (samples,) float32.
-        sample_rate: in Hz.
+        sample_rate: sample rate, in Hz.
         config: ranges of the changes.
         random: generator that they are drawn from.
 
@@ -57,7 +59,7 @@ def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArr
 
     Args:
         samples: (samples,) float32.
-        noise: as many.
+        noise: (samples,) float32.
         snr_db: ratio of the utterance's power to the noise's, in decibels.
     """
     power = float(np.mean(np.square(samples, dtype=np.float64)))
@@ -184,7 +186,7 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
 
     Args:
         samples: (samples,) float32.
-        sample_rate: in Hz.
+        sample_rate: sample rate, in Hz.
         tempo: factor of the tempo, above 0.
 
     Returns:
@@ -204,14 +206,14 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
         made[i * hop : i * hop + frame] += window * source[position : position + frame]
         following = source[position + hop : position + hop + frame]
         nominal = reach + round((i + 1) * hop * tempo)
-        place = source[nominal - reach : nominal + reach + frame]
-        position = nominal - reach + _best_place(place, following)
+        region = source[nominal - reach : nominal + reach + frame]
+        position = nominal - reach + _best_offset(region, following)
     return made[hop : hop + wanted]
 
 
-def _best_place(place: FloatArray, following: FloatArray) -> int:
-    """Find the place where sound is most like what would follow; the middle if all are alike."""
-    candidates = np.lib.stride_tricks.sliding_window_view(place, len(following))
+def _best_offset(region: FloatArray, following: FloatArray) -> int:
+    """Find where a region is most like what would follow; the middle if all offsets are alike."""
+    candidates = np.lib.stride_tricks.sliding_window_view(region, len(following))
     likeness = candidates @ following
     energy = np.sqrt(np.einsum("ij,ij->i", candidates, candidates)) + 1e-6
     middle = len(candidates) // 2

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -19,25 +18,12 @@ from ds2deploy.config import AugmentConfig, Recipe
 from ds2deploy.data.augmentation import NEUTRAL, augment_audio, mask_features
 from ds2deploy.data.ctc_room import check_room, frames_needed
 from ds2deploy.data.cuts import audio_path, read_audio, transcript
-from ds2deploy.data.epoch_plan import (
-    ProcessBatch,
-    plan_evaluation,
-    plan_training,
-    process_batches,
-)
+from ds2deploy.data.epoch_plan import ProcessBatch, plan_evaluation, plan_training, process_batches
 from ds2deploy.data.workers import load
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import FILE_ERRORS, ConfigError, NoiseError
-from ds2deploy.runtimes.features import (
-    SMALLEST_DEVIATION,
-    FeatureExtractor,
-    FloatArray,
-    pad_features,
-)
-
-LEAST_DEVIATION = 0.5
-"""Least standard deviation of a bin, as a share of the root mean square over all bins."""
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_features
+from ds2deploy.runtimes.geometry import output_length
 
 
 class Batch(NamedTuple):
@@ -124,7 +110,7 @@ class SpeechDataset(Dataset[Batch]):
 
     def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
         rate = self._extract.config.sample_rate
-        # Seeded by the utterance, not by its place: the same whatever the number of workers.
+        # Seeded by the utterance, not by its position: the same whatever the number of workers.
         seed = (*self._seed, zlib.crc32(cut.id.encode()))
         random = np.random.default_rng(seed)
         samples = read_audio(cut, rate)
@@ -155,16 +141,13 @@ def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphab
 
 
 class Batches:
-    """Batches of an epoch for one process; an iteration can begin with any of them.
-
-    Lightning keeps the state in checkpoints, and restores it when a training resumes in the middle
-    of an epoch.
+    """Batches of an epoch for one process, from the first that is left.
 
     Args:
         dataset: loader of a planned batch.
         plan: planned batches, in order.
         workers: number of processes that load; 0 loads in this one.
-        epoch: number of the epoch.
+        epoch: number of the epoch, from 0.
         fingerprint: hash of the batches of all processes, to recognise them when resuming.
     """
 
@@ -177,42 +160,35 @@ class Batches:
         fingerprint: int = 0,
     ) -> None:
         self._dataset, self._plan, self._workers = dataset, plan, workers
-        self._fingerprint = fingerprint
-        self.epoch, self._given = epoch, 0
+        self.epoch, self.fingerprint = epoch, fingerprint
+        self._done = 0
 
     def __len__(self) -> int:
         """Number of batches of the whole epoch."""
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Load the batches that are left of the epoch; all of them after the last."""
-        rest = self._plan[self._given :]
-        for batch in load(self._dataset, rest, self._workers):
-            self._given += 1
-            yield batch
-        self._given = 0
+        """Load the batches that are left."""
+        return load(self._dataset, self._plan[self._done :], self._workers)
 
-    def state_dict(self) -> dict[str, int]:
-        """Position in the epoch, for a checkpoint."""
-        return {"epoch": self.epoch, "given": self._given, "fingerprint": self._fingerprint}
+    def skip(self, done: int, fingerprint: int) -> None:
+        """Leave out batches that an earlier process has done.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume at the position of a state of the same epoch.
+        Args:
+            done: number of batches.
+            fingerprint: that of the epoch they were part of.
 
         Raises:
-            ConfigError: the state is from an epoch with other batches.
+            ConfigError: that epoch had other batches.
         """
-        if state["epoch"] != self.epoch or not state["given"] > 0:
-            return
-        if state["fingerprint"] != self._fingerprint:
+        if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
                 "batches: resume with the manifest, the [data] section, the seed and the number of "
                 "processes that it began with, or begin another training with its weights "
                 "(training.start)"
             )
-        if state["given"] < len(self._plan):
-            self._given = state["given"]
+        self._done = done
 
 
 def training_batches(
@@ -231,58 +207,3 @@ def evaluation_batches(cuts: CutSet, recipe: Recipe, rank: int = 0, processes: i
     """Make one process's batches of all utterances, not augmented; see `plan_evaluation`."""
     plan = process_batches(plan_evaluation(cuts, recipe, processes), rank, processes)
     return Batches(SpeechDataset(recipe, augment=False), plan, recipe.data.workers)
-
-
-def global_statistics(
-    cuts: CutSet, recipe: Recipe, utterances: int = 2000
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of every bin over (at most so many) utterances.
-
-    A bin that the recordings leave empty, such as those above 4 kHz in telephone speech, would
-    have next to no deviation, and sound in it on a device would be scaled up without bound: no bin
-    has less than `LEAST_DEVIATION` of the deviation of all.
-    """
-    mean, square = _moments(cuts, recipe, utterances)
-    variance = np.maximum(square - mean**2, 0)
-    least = LEAST_DEVIATION * np.sqrt(max(variance.mean(), SMALLEST_DEVIATION**2))
-    deviation = np.maximum(np.sqrt(variance), least)
-    return tuple(mean.tolist()), tuple(deviation.tolist())
-
-
-def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> tuple[float, float]:
-    """Measure one mean and one standard deviation over all bins.
-
-    They replace those of each utterance for a network that was trained with normalisation per
-    utterance: it knows spectrograms whose bins keep their proportions, which statistics of every
-    bin would change.
-    """
-    mean, square = _moments(cuts, recipe, utterances)
-    pooled = float(mean.mean())
-    variance = float(square.mean()) - pooled**2
-    return pooled, max(float(np.sqrt(max(variance, 0))), SMALLEST_DEVIATION)
-
-
-def _moments(
-    cuts: CutSet, recipe: Recipe, utterances: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Measure mean and mean square of every bin of the log spectrogram."""
-    plain = msgspec.structs.replace(recipe.features, normalize="none", mean=None, deviation=None)
-    extract = FeatureExtractor(plain)
-    total = square = np.zeros(recipe.features.bins)
-    frames = 0
-    listed = list(cuts)
-    chosen = np.random.default_rng(recipe.training.seed).permutation(len(listed))[:utterances]
-    first: Exception | None = None
-    for i in chosen:
-        try:
-            samples = read_audio(listed[i], recipe.features.sample_rate)
-        except FILE_ERRORS as error:  # the training will name it, and count
-            first = first or error
-            continue
-        spectrogram = extract(samples).astype(float)
-        total = total + spectrogram.sum(axis=1)
-        square = square + (spectrogram**2).sum(axis=1)
-        frames += spectrogram.shape[1]
-    if first is not None and frames == 0:
-        raise first
-    return total / frames, square / frames

@@ -16,8 +16,8 @@ from lhotse import CutSet
 from ds2deploy.config import Recipe
 from ds2deploy.data.cuts import audio_path, transcript
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
+from ds2deploy.runtimes.geometry import output_length
 
 NAMED = 3
 """Most utterances that one message names."""

@@ -13,13 +13,9 @@ from lhotse.cut import Cut
 
 from ds2deploy.data.lhotse_audio import runtime_audio
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.audio.loading import (
-    SHORTEST_MS,
-    convert_audio,
-    load_audio,
-    load_part,
-    measure_audio,
-)
+from ds2deploy.runtimes.audio.checks import SHORTEST_MS
+from ds2deploy.runtimes.audio.loading import load_audio, load_part, measure_audio
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.errors import AudioError, MissingFileError, NotAudioError
 from ds2deploy.runtimes.features import FloatArray
 

@@ -9,31 +9,8 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-from ds2deploy.runtimes.audio.foreign_formats import conversion
+from ds2deploy.runtimes.audio.formats import content_format, conversion, suffix_format
 from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError, system_reason
-
-READ_SUFFIXES = frozenset({
-    ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc",
-    ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".w64", ".rf64", ".gsm", ".vox", ".avr", ".htk",
-    ".sf", ".wve", ".paf", ".pvf", ".svx",
-})  # fmt: skip
-"""Names of formats that libsndfile reads."""
-
-FOREIGN_SUFFIXES = frozenset({
-    ".raw", ".pcm", ".m4a", ".m4b", ".mp4", ".mov", ".aac", ".wma", ".webm", ".weba", ".mka",
-    ".mkv", ".sds", ".amr", ".awb", ".3gp", ".3ga", ".ac3", ".ape", ".dsf", ".spx", ".tta", ".wv",
-})  # fmt: skip
-"""Names of other recordings, which somebody has to convert first."""
-
-HEADERLESS = (".raw", ".pcm")
-
-MAGIC: tuple[tuple[int, bytes], ...] = (
-    (8, b"WAVE"), (0, b"RF64"), (0, b"fLaC"), (0, b"OggS"), (8, b"AIFF"), (8, b"AIFC"),
-    (8, b"8SVX"), (0, b".snd"), (0, b"dns."), (0, b"caff"), (0, b"NIST_1A"),
-    (0, b"Creative Voice"), (0, b"riff\x2e\x91\xcf\x11"), (0, b"ID3"), (0, b" paf"),
-    (0, b"fap "), (0, b"PVF1"), (0, b"2BIT"),
-)  # fmt: skip
-"""Beginnings of recordings that libsndfile reads, by their offsets."""
 
 KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -106,28 +83,22 @@ def sound_error(path: Path) -> Ds2Error | None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no file")
         return AudioError(f"{path}: {kind}, not a recording; take it out")
-    suffix = path.suffix.lower()
-    if suffix not in FOREIGN_SUFFIXES or _has_magic(path):
+    promised = suffix_format(path.name)
+    if promised is None or promised.kind == "read" or _begins_like_sound(path):
         return None
-    if suffix in HEADERLESS:
-        return AudioError(
-            f"{path}: audio without a header; give it one, such as: ffmpeg -f s16le -ar 16000 -i "
-            f"{path.name} {path.stem}.wav"
-        )
-    return AudioError(
-        f"{path}: a format that libsndfile does not read; convert it, such as: "
-        f"{conversion(path.name)}"
-    )
+    if promised.kind == "headerless":
+        what = "audio without a header; give it one"
+    else:
+        what = f"{promised.name}, a format that libsndfile does not read; convert it"
+    return AudioError(f"{path}: {what}, such as: {conversion(path.name)}")
 
 
 def looks_like_sound(path: Path) -> bool:
     """Decide by the name of a file, or by how it begins, whether it should be a recording."""
-    suffix = path.suffix.lower()
-    if suffix in READ_SUFFIXES:
-        return True
-    if suffix in FOREIGN_SUFFIXES:
-        return not _is_converted(path)
-    return suffix != ".txt" and _has_magic(path)
+    promised = suffix_format(path.name)
+    if promised is None:
+        return path.suffix.lower() != ".txt" and _begins_like_sound(path)
+    return promised.kind == "read" or not _is_converted(path)
 
 
 def _is_converted(path: Path) -> bool:
@@ -143,15 +114,15 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _has_magic(path: Path) -> bool:
+def _begins_like_sound(path: Path) -> bool:
     try:
         if not is_file(path):  # opening a pipe would wait for whoever writes into it
             return False
         with path.open("rb") as file:
-            head = file.read(16)
+            found = content_format(file.read(16))
     except OSError:
         return False
-    return any(head[offset:].startswith(magic) for offset, magic in MAGIC)
+    return found is not None and found.kind == "read"
 
 
 def _is_folder(path: Path) -> bool:

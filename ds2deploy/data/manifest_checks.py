@@ -9,7 +9,7 @@ from lhotse.cut import Cut, PaddingCut
 
 from ds2deploy.data.cuts import audio_path, recordings, transcript
 from ds2deploy.data.listing import is_file
-from ds2deploy.runtimes.audio.loading import LOWEST_RATE
+from ds2deploy.runtimes.audio.checks import LOWEST_RATE
 from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
 from ds2deploy.runtimes.features import HIGHEST_RATE
 

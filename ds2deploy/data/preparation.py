@@ -11,13 +11,13 @@ from lhotse import CutSet
 from ds2deploy.data.corpora.registry import find_layout, read_layout
 from ds2deploy.data.cuts import join_utterances, speaker
 from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
-from ds2deploy.data.listing import READ_SUFFIXES
 from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.screening import RejectedUtterance, Screened, Screener, Screening
 from ds2deploy.data.splitting import SplitBy, with_validation
 from ds2deploy.data.text_normalization import Change, find_labels
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ManifestError, MissingFileError
 from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.version import __version__
@@ -115,9 +115,10 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
     utterances = _listed(source, options.layout)
+    labels_found = alphabet is None
     if alphabet is None:
         alphabet = Alphabet(find_labels(_usable_texts(utterances)))
-    screener = Screener(source, alphabet, options.screening)
+    screener = Screener(source, alphabet, options.screening, labels_found)
     found = list(screener.screen(utterances))
     rejected = [item for item in found if isinstance(item, RejectedUtterance)]
     screened = [item for item in found if isinstance(item, Screened)]

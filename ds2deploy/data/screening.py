@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 
 from ds2deploy.data.ctc_room import check_room
 from ds2deploy.data.cuts import audio_path, make_cut, read_audio, transcript
-from ds2deploy.data.text_normalization import TextNormalizer
+from ds2deploy.data.text_normalization import TextNormalizer, find_labels
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import (
@@ -74,10 +74,14 @@ class Screener:
         source: folder or manifest that lists them, for errors.
         alphabet: labels of the model.
         screening: requirements.
+        labels_found: True if the labels were taken from the transcripts, see `find_labels`.
     """
 
-    def __init__(self, source: Path, alphabet: Alphabet, screening: Screening) -> None:
+    def __init__(
+        self, source: Path, alphabet: Alphabet, screening: Screening, labels_found: bool = False
+    ) -> None:
         self._source, self._alphabet, self._screening = source, alphabet, screening
+        self._labels_found = labels_found
         self._features = screening.features
         self._seen: set[tuple[Path, float]] = set()
         self.normalizer = TextNormalizer(alphabet)
@@ -150,11 +154,28 @@ class Screener:
         if unknown := self._alphabet.unknown(text):
             raise AlphabetError(
                 f"{path}: no label for {', '.join(map(repr, unknown))} in {text!r}; correct the "
-                f"transcript, write it in the labels {self._alphabet.labels[1:]!r} by "
-                "--normalize, or find others with --labels auto"
+                f"transcript{self._remedy(text, unknown)}"
             )
         frames = self._features.frames(round(cut.duration * self._features.sample_rate))
         check_room(self._alphabet.encode(text), frames, path)
+
+    def _remedy(self, text: str, unknown: Sequence[str]) -> str:
+        """Name the options that help with characters without a label, and only those."""
+        letters = all(find_labels(character)[1:] for character in unknown)
+        if letters and self._labels_found:
+            return (
+                ", whose letters are too rare for a label of their own, or name all labels: "
+                "--labels CHARACTERS"
+            )
+        options = ["--labels auto, which gives them labels"] if letters else []
+        if not (
+            self._screening.normalize
+            or self._alphabet.unknown(TextNormalizer(self._alphabet).normalize(text))
+        ):
+            options.insert(0, "--normalize, which replaces or drops them")
+        return (
+            f", or add {', or '.join(options)}" if options else ": write words as they are spoken"
+        )
 
     def _check_samples(self, cut: Cut) -> None:
         samples = read_audio(cut, self._features.sample_rate)

@@ -47,16 +47,20 @@ class TextNormalizer:
         self._known = set(alphabet.labels[1:])
         self._changes: Counter[tuple[str, str | None]] = Counter()
 
-    def normalize(self, text: str) -> str:
+    def normalize(self, text: str, times: int = 1) -> str:
         """Replace the characters that have no label, as far as a replacement is known.
 
         Case is folded as `Alphabet.normalize` does; typographic apostrophes become ', accents are
         dropped if the letter beneath has a label, dashes and slashes become spaces, other
         punctuation and invisible characters are dropped. Digits, symbols that are read aloud and
         letters of other scripts stay as they are, for `Alphabet.encode` to refuse.
+
+        Args:
+            text: transcript, or part of one.
+            times: number of times that it occurs, for `changes`.
         """
         composed = unicodedata.normalize("NFC", text)
-        return self._alphabet.normalize("".join(map(self._replace, composed)))
+        return self._alphabet.normalize("".join(self._replace(c, times) for c in composed))
 
     @property
     def changes(self) -> list[Change]:
@@ -64,11 +68,11 @@ class TextNormalizer:
         ordered = sorted(self._changes.items(), key=lambda item: (-item[1], item[0][0]))
         return [Change(character, became, times) for (character, became), times in ordered]
 
-    def _replace(self, character: str) -> str:
+    def _replace(self, character: str, times: int) -> str:
         if self._has_label(character) or (character.isspace() and " " in self._known):
             return character
         became = self._find(character)
-        self._changes[(character, became)] += 1
+        self._changes[(character, became)] += times
         return character if became is None else became
 
     def _find(self, character: str) -> str | None:

@@ -57,7 +57,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """True if every row reaches the word error rate."""
+        """Return True if every row reaches the word error rate."""
         return all(row.wer <= LARGEST_WER for row in self.rows)
 
     def failure(self) -> str:

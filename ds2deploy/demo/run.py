@@ -1,4 +1,4 @@
-"""The whole way on synthetic speech, so that a newcomer sees it work without data."""
+"""`ds2deploy demo`: every step on synthetic speech, so that no data is needed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from ds2deploy.config import Recipe
 from ds2deploy.data.cuts import make_cut, read_audio
 from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.utterance import Utterance
+from ds2deploy.demo.espeak import Voice
 from ds2deploy.demo.report import DemoResult, DemoRow, print_clips, print_table
-from ds2deploy.demo.synthesis import TEST_VOICES, TRAIN_VOICES, Voice, digit_strings
-from ds2deploy.export.artifacts import Exported, export_onnx
+from ds2deploy.demo.synthesis import TEST_VOICES, TRAIN_VOICES, digit_strings
+from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.export.verified_onnx import Exported
 from ds2deploy.heartbeat import status
 from ds2deploy.loading import load
 from ds2deploy.recipes import load_recipe

@@ -29,10 +29,10 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A trained network with all that is needed to use it.
 
     Attributes:
-        network: in evaluation mode, on the CPU.
-        recipe: how it was trained; of an imported one, what its file says.
+        network: network in evaluation mode, on the CPU.
+        recipe: recipe of its training; for an imported one, the settings in its file.
         source: name and sha256 of the file, and who trained it.
-        metrics: of the last validation, such as `wer`; empty where unknown.
+        metrics: results of the last validation, such as `wer`; empty where unknown.
     """
 
     network: DeepSpeech2
@@ -41,7 +41,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
 
     def description(self) -> ArtifactDescription:
-        """What an artifact of this checkpoint says of itself, but for the parity report."""
+        """Describe an artifact of this checkpoint, without the parity report."""
         return ArtifactDescription(
             precision="fp32",
             labels=self.recipe.labels,
@@ -53,7 +53,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def header(recipe: Recipe, metrics: dict[str, float]) -> dict[str, Any]:
-    """What stands under `ds2deploy` in a checkpoint, in plain types."""
+    """Entry under `ds2deploy` in a checkpoint, in plain types."""
     return {
         "format_version": FORMAT_VERSION,
         "version": __version__,
@@ -72,7 +72,7 @@ def save_checkpoint(
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint of ours; None where the file may be another project's.
+    """Read the content of a checkpoint of ds2deploy; None for a file of another project.
 
     Raises:
         MissingFileError: no such file.
@@ -97,7 +97,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def _has_lost_its_end(path: Path) -> bool:
-    """Whether a file begins like a zip archive but lacks the record at its end."""
+    """Check for a file that begins like a zip archive but lacks the record at its end."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
         file.seek(max(0, path.stat().st_size - LONGEST_ZIP_END))
@@ -106,7 +106,7 @@ def _has_lost_its_end(path: Path) -> bool:
 
 
 def read_recipe(document: dict[str, Any], path: Path) -> Recipe:
-    """The recipe in the content of a checkpoint of ours, see `read_document`."""
+    """Read the recipe in the content of a checkpoint, see `read_document`."""
     return read_header(document[KEY], path)[0]
 
 

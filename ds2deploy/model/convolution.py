@@ -81,7 +81,7 @@ class _OfOneMap(torch.autograd.Function):
 def _grad_weight(
     grad_output: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any
 ) -> Tensor:
-    """For each bin of the output a product over all frames of all utterances."""
+    """Multiply all frames of all utterances at once, for each bin of the output."""
     maps, _, kernel_bins, kernel_frames = weight.shape
     batch, _, bins, time = grad_output.shape
     x = F.pad(x[:, 0], (padding[1], padding[1], padding[0], padding[0])).contiguous()
@@ -105,13 +105,13 @@ BLOCK = 64
 quarter more time (two cores, AMD Zen 4)."""
 
 MOST_FRAMES = BLOCK // 2 + 1
-"""Of a kernel: a block overlaps with its neighbour alone."""
+"""Longest kernel: a block overlaps with its neighbour alone."""
 
 
 def fourier_convolve(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: Sequence[Any]
 ) -> Tensor:
-    """What `torch.nn.functional.conv2d` gives, with a stride of 1 over time.
+    """Compute `torch.nn.functional.conv2d` with a stride of 1 over time.
 
     Args:
         x: (batch, maps, bins, time) float32; fastest in channels-last.
@@ -159,7 +159,7 @@ def _transforms(device: torch.device, new: int) -> tuple[Tensor, Tensor]:
 
 
 def _kernels(weight: Tensor) -> Tensor:
-    """For each coefficient the conjugate's product in real numbers, over bins.
+    """Multiply by the conjugate in real numbers, for each coefficient, over bins.
 
     (coefficients * 2 * new maps, 2 * maps, kernel bins, 1): real parts, then imaginary ones.
     """

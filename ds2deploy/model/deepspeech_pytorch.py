@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from ds2deploy.config import Recipe
 from ds2deploy.model.checkpoint import Checkpoint
-from ds2deploy.model.foreign_pickle import plain, read_foreign_checkpoint
-from ds2deploy.model.weights import load_network, unwrapped
+from ds2deploy.model.foreign_pickle import plain, plain_items, read_foreign_checkpoint
+from ds2deploy.model.weights import checked_weight, load_network, unwrapped
 from ds2deploy.runtimes.artifact import WeightsSource
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError
 from ds2deploy.runtimes.files import file_sha256
@@ -47,6 +46,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
             "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
             "give one of those"
         )
+    weights = plain_items(weights)
     weights = unwrapped(weights, lambda name: parameter_name(name) is not None, path)
     try:
         hyper = plain(document["hyper_parameters"])
@@ -122,16 +122,11 @@ def _recipe(hyper: dict[str, Any], weights: dict[str, Any]) -> Recipe:
 
 def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     renamed = {}
-    for name, array in weights.items():
+    for name, weight in weights.items():
         ours = parameter_name(name) if isinstance(name, str) else None
-        if ours is None or not isinstance(array, np.ndarray):
+        if ours is None or not isinstance(weight, torch.Tensor):
             raise ModelFileError(
                 f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"
             )
-        pairs = zip(array.shape, array.strides, strict=True)
-        if array.nbytes > array.itemsize + sum((n - 1) * abs(step) for n, step in pairs):
-            raise ModelFileError(  # a few numbers that pretend to be many would take all memory
-                f"{path}: weights {name!r} overlap themselves; damaged, restore the original"
-            )
-        renamed[ours] = torch.tensor(array)
+        renamed[ours] = checked_weight(weight, name, path)
     return renamed

@@ -19,14 +19,8 @@ from torch import Tensor, nn
 
 from ds2deploy.model.convolution import FourierConv2d
 from ds2deploy.model.recurrent import run_unpacked
-from ds2deploy.runtimes.artifact import (
-    CONV_FRAMES,
-    CONV_MAPS,
-    CONV_PADDING,
-    TIME_STRIDE,
-    ModelShape,
-    conv_bins,
-)
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.geometry import CONV1, CONV2, conv_features, output_length
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,
@@ -51,7 +45,7 @@ class DeepSpeech2(nn.Module):
         super().__init__()
         self.shape, self.bins, self.labels = shape, bins, labels
         self.conv = MaskedConvolutions(shape.norm_eps)
-        sizes = [CONV_MAPS * conv_bins(bins)] + [shape.hidden] * (shape.layers - 1)
+        sizes = [conv_features(bins)] + [shape.hidden] * (shape.layers - 1)
         self.rnns = nn.ModuleList(
             RecurrentLayer(shape, size, normalize=i > 0) for i, size in enumerate(sizes)
         )
@@ -74,7 +68,7 @@ class DeepSpeech2(nn.Module):
             (batch,) int64.
         """
         features = features.masked_fill(~valid_frames(lengths, features.shape[3]), 0.0)
-        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        output_lengths = output_length(lengths)
         x = self.conv(features, output_lengths)
         x = x.flatten(1, 2).permute(2, 0, 1).contiguous()
         for layer in self.rnns:
@@ -93,30 +87,18 @@ class MaskedConvolutions(nn.Module):
     counts padded frames as zeros, and its shift does not leak into the next convolution.
 
     Args:
-        eps: of the batch norms.
+        eps: epsilon of the batch norms.
     """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [
-                FourierConv2d(
-                    1,
-                    CONV_MAPS,
-                    (41, CONV_FRAMES),
-                    stride=(2, TIME_STRIDE),
-                    padding=(20, CONV_PADDING),
-                ),
-                nn.BatchNorm2d(CONV_MAPS, eps),
+                FourierConv2d(1, CONV1.maps, CONV1.kernel, CONV1.stride, CONV1.padding),
+                nn.BatchNorm2d(CONV1.maps, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
-                FourierConv2d(
-                    CONV_MAPS,
-                    CONV_MAPS,
-                    (21, CONV_FRAMES),
-                    stride=(2, 1),
-                    padding=(10, CONV_PADDING),
-                ),
-                nn.BatchNorm2d(CONV_MAPS, eps),
+                FourierConv2d(CONV1.maps, CONV2.maps, CONV2.kernel, CONV2.stride, CONV2.padding),
+                nn.BatchNorm2d(CONV2.maps, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
             ]
         )
@@ -139,10 +121,10 @@ class RecurrentLayer(nn.Module):
     Args:
         shape: kind, hidden size, directions.
         inputs: features of a frame.
-        normalize: whether there is a batch norm.
+        normalize: True adds a batch norm.
 
     Attributes:
-        packed: whether sequences are packed; None packs them where that is the faster way.
+        packed: True packs sequences; None packs them where that is the faster way.
     """
 
     packed: bool | None = None
@@ -181,10 +163,10 @@ class RecurrentLayer(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Each unit's weighted sum over the frames to come (Wang et al., 2016), then Hardtanh.
+    """Weighted sum of each unit over the frames to come (Wang et al., 2016), then Hardtanh.
 
     Args:
-        units: of a frame.
+        units: number of units of a frame.
         context: frames in the sum, the current one included.
     """
 

@@ -77,7 +77,7 @@ def split(lengths: Sequence[int]) -> list[Piece]:
     """The pieces that take the least time together.
 
     Args:
-        lengths: of the utterances, in frames.
+        lengths: lengths of the utterances, in frames.
 
     Returns:
         As many as are needed to reach the end of the longest.

@@ -25,8 +25,8 @@ class TorchSession:
     """Runs a torch module that maps the description's inputs to its outputs, in their order.
 
     Args:
-        module: of those tensors; put into evaluation mode here.
-        description: of the model.
+        module: module of those tensors; put into evaluation mode here.
+        description: description of the model.
         device: `cpu`, `cuda`, `cuda:1`, ...
         in_blocks: makes the same model block by block; None where it cannot stream.
         float64: compute in float64, for which the module is converted; log_probs are float64 too.

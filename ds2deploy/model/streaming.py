@@ -22,14 +22,9 @@ from ds2deploy.model.network import (
     over_frames,
 )
 from ds2deploy.model.session import TorchSession
-from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, Input
-from ds2deploy.runtimes.geometry import (
-    BLOCK_MS,
-    CONV1_DELAY,
-    CONV2_DELAY,
-    make_blocks,
-    nearest_block_ms,
-)
+from ds2deploy.runtimes.artifact import ArtifactDescription, Input
+from ds2deploy.runtimes.blocks import BLOCK_MS, make_blocks, nearest_block_ms
+from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, output_length
 from ds2deploy.runtimes.tensors import STATE, with_tensors
 
 
@@ -38,7 +33,7 @@ class StreamingNetwork(nn.Module):
 
     Args:
         network: a unidirectional one.
-        description: with its blocks, of features; its inputs are this module's, in their order.
+        description: description with blocks of features; its inputs are the module's, in order.
     """
 
     def __init__(self, network: DeepSpeech2, description: ArtifactDescription) -> None:
@@ -58,7 +53,7 @@ class StreamingNetwork(nn.Module):
             lengths: (batch,) int64, frames of the whole stream, as far as they are known: what
                 stands past them is ignored.
             position: (batch, 1) int64, frame that the block begins with; even.
-            states: what the last block gave; zeros before the first.
+            states: states after the last block; zeros before the first.
 
         Returns:
             log_probs (batch, frames / 2, labels) float32, output_lengths (batch,) int64, the next
@@ -66,8 +61,8 @@ class StreamingNetwork(nn.Module):
         """
         state = dict(zip(self._states, states, strict=True))
         frames = features.shape[3]
-        start = torch.div(position, TIME_STRIDE, rounding_mode="floor")
-        output_lengths = torch.div(lengths - 1, TIME_STRIDE, rounding_mode="floor") + 1
+        start = position // TIME_STRIDE
+        output_lengths = output_length(lengths)
         valid = _inside(position, frames, lengths)
         x = features.masked_fill(~valid[:, None, None], 0.0)
         for layers, name, delay in (
@@ -127,9 +122,9 @@ def streaming_description(
     """The description of the same model block by block.
 
     Args:
-        whole: of the model of whole utterances.
-        kind: what a block holds.
-        block_ms: of sound in a block.
+        whole: description of the model of whole utterances.
+        kind: kind of input in a block.
+        block_ms: milliseconds of sound in a block.
 
     Raises:
         ConfigError: a duration that is none of a block.
@@ -139,7 +134,7 @@ def streaming_description(
 
 
 def _inside(start: Tensor, count: int, lengths: Tensor) -> Tensor:
-    """Whether the frames from start (batch, 1) on are from 0 to their length: (batch, count)."""
+    """Mask of frames between 0 and their length, from start (batch, 1) on: (batch, count)."""
     index = start + torch.arange(count, device=start.device)
     return (index >= 0) & (index < lengths[:, None])
 

@@ -1,4 +1,4 @@
-"""Weights of a file into the network: names undone, shapes and numbers checked."""
+"""Load the weights of a file into a network: restore names, check shapes and numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRAPPERS = ("module", "model", "network")
 
 
 def build_network(recipe: Recipe) -> DeepSpeech2:
-    """The recipe's network with fresh weights."""
+    """Build the recipe's network with fresh weights."""
     return DeepSpeech2(recipe.model, recipe.features.bins, len(recipe.labels))
 
 
@@ -48,7 +48,7 @@ def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
 
 
 def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
-    """The weights by the network's own names; every parameter is there, in the right shape."""
+    """Return the weights by the network's own names, every parameter in the right shape."""
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
@@ -59,6 +59,7 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
                 f"{path}: has no weights {name!r}; it does not fit its own recipe, "
                 "restore the original"
             )
+        fitting[name] = checked_weight(fitting[name], name, path)
         if fitting[name].shape != parameter.shape:
             raise ModelFileError(
                 f"{path}: weights {name!r} are {tuple(fitting[name].shape)}, its recipe "
@@ -73,12 +74,41 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
     return fitting
 
 
+def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """Return a weight of a file, which is a dense tensor of real numbers with memory for each.
+
+    A few numbers that pretend to be many would take all memory; tensors of other kinds cannot be
+    copied into a network, or would lose their imaginary part.
+
+    Args:
+        weight: tensor as it was unpickled; attributes that the pickle set are dropped.
+        name: name of the weight, for the error.
+        path: path of the file, for the error.
+
+    Raises:
+        ModelFileError: a sparse, complex or quantised tensor, or one that overlaps itself.
+    """
+    weight = torch.Tensor.detach(weight)
+    kind = ""
+    if weight.layout is not torch.strided or weight.device.type != "cpu":
+        kind = "are sparse, or not in the file"
+    elif weight.is_quantized or weight.is_complex():
+        kind = f"are {weight.dtype}, expected real numbers"
+    else:
+        pairs = zip(weight.shape, weight.stride(), strict=True)
+        if weight.numel() > 1 + sum((count - 1) * step for count, step in pairs):
+            kind = "overlap themselves"
+    if kind:
+        raise ModelFileError(f"{path}: weights {name!r} {kind}; damaged, restore the original")
+    return weight
+
+
 def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
     """Undo the names that `torch.compile`, `DataParallel` and Lightning modules give weights.
 
     Args:
         weights: weights by their names in a file.
-        known: whether the network has a parameter of that name.
+        known: tells whether the network has a parameter of that name.
         path: the file's path, for the error.
 
     Returns:

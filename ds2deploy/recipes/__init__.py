@@ -87,9 +87,9 @@ def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
 
     `my.toml: training.epochs: Expected ...`, or `--set training.epochs=x: Expected ...`.
     """
-    message, _, place = str(error).partition(" - at `$")
-    place = place.rstrip("`").lstrip(".")
-    path = re.sub(r"\[.*", "", place)  # the whole of a list
+    message, _, key_path = str(error).partition(" - at `$")
+    key_path = key_path.rstrip("`").lstrip(".")
+    path = re.sub(r"\[.*", "", key_path)  # the whole of a list
     if "unknown field" in message:
         key = message.rpartition("field `")[2].rstrip("`")
         message = message.replace("Object contains unknown field", "unknown key")
@@ -98,8 +98,8 @@ def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
         path = f"{path}.{key}".lstrip(".")
     elif path:
         message += _expected_values(path)
-    if place and not message.startswith(f"{place}."):
-        message = f"{place}: {message}"
+    if key_path and not message.startswith(f"{key_path}."):
+        message = f"{key_path}: {message}"
     for override in overrides:
         name = override.partition("=")[0].strip()
         if (path and f"{name}.".startswith(f"{path}.")) or message.startswith(f"{name} "):

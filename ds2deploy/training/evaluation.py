@@ -17,7 +17,8 @@ from ds2deploy.data.manifest_checks import Unusable
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import FILE_ERRORS, AlphabetError, Ds2Error
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.pipeline import AudioInput, Recognized
+from ds2deploy.runtimes.pipeline import Recognized
+from ds2deploy.runtimes.preparation import AudioInput
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
 
@@ -26,9 +27,9 @@ class Failure(msgspec.Struct, frozen=True):
     """An utterance that is not part of the result.
 
     Attributes:
-        audio: its file.
-        error: the fault and its remedy, in one line.
-        of: the part that cannot be used, its recording or its transcript.
+        audio: path of its recording.
+        error: error with its remedy, in one line.
+        of: the part that cannot be used, recording or transcript.
     """
 
     audio: str
@@ -37,14 +38,14 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """The result on a whole manifest.
+    """Error rates and speed on a whole manifest.
 
     Attributes:
-        runtime: that ran the model.
+        runtime: runtime that ran the model.
         wer: word error rate, from 0.
         cer: character error rate, from 0.
-        errors: the counts behind both.
-        utterances: that were recognised; the errors are of these.
+        errors: counts behind both.
+        utterances: number of utterances that were recognised; the errors are of these.
         audio_s: seconds of their audio.
         compute_s: seconds for features, network and decoding, without reading files. Features are
             computed beside the network, and count with the time that a core took for them.
@@ -86,7 +87,7 @@ def evaluate(
         recognizer: the model.
         cuts: utterances with transcripts.
         manifest: its name, for errors.
-        progress: told how many utterances are done, and how many seconds of audio.
+        progress: called with the number of utterances that are done, and their seconds of audio.
         unusable: utterances of the manifest that `read_usable` left out.
 
     Raises:
@@ -94,20 +95,20 @@ def evaluate(
     """
     alphabet = Alphabet(recognizer.description.labels)
     listed = list(cuts)
-    checked = ((i, _unspelled(cut, alphabet, manifest)) for i, cut in enumerate(listed))
-    faults = {i: error for i, error in checked if error is not None}
+    checked = ((i, _transcript_error(cut, alphabet, manifest)) for i, cut in enumerate(listed))
+    rejected = {i: error for i, error in checked if error is not None}
     started = time.perf_counter()
-    chosen = [i for i in range(len(listed)) if i not in faults]
+    chosen = [i for i in range(len(listed)) if i not in rejected]
     recognized = _recognize(recognizer, [listed[i] for i in chosen], progress)
     elapsed_s = time.perf_counter() - started
     hypotheses: list[Hypothesis] = []
     for i, item in zip(chosen, recognized, strict=True):
         if isinstance(item.result, Ds2Error):
-            faults[i] = item.result
+            rejected[i] = item.result
         else:
             said = alphabet.normalize(transcript(listed[i]))
             hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text))
-    failed = [*unusable, *(Unusable(audio_path(listed[i]), faults[i]) for i in sorted(faults))]
+    failed = [*unusable, *(Unusable(audio_path(listed[i]), rejected[i]) for i in sorted(rejected))]
     if not hypotheses:
         raise _none_left(failed)
     errors = count_errors([h.reference for h in hypotheses], [h.hypothesis for h in hypotheses])
@@ -125,8 +126,8 @@ def evaluate(
     )
 
 
-def _unspelled(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
-    """The error of a transcript that the labels cannot spell."""
+def _transcript_error(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
+    """Return the error of a transcript with characters that no label has."""
     try:
         check_transcript(cut, alphabet, manifest)
     except AlphabetError as error:
@@ -140,7 +141,7 @@ def _failure(item: Unusable) -> Failure:
 
 
 def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
-    """The first error; the others are counted."""
+    """Return the first error, with the number of the others."""
     first = failed[0].error
     others = f" (and none of the other {len(failed) - 1} utterances can be used)"
     return type(first)(f"{first}{others if failed[1:] else ''}")
@@ -149,7 +150,7 @@ def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
 def _recognize(
     recognizer: Recognizer, cuts: Sequence[Cut], progress: Callable[[int, float], None]
 ) -> list[Recognized]:
-    """What became of every cut, in order; read in the order of their durations."""
+    """Recognise the cuts, the shortest first; the results are in the order of the cuts."""
     rate = recognizer.description.features.sample_rate
     order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
     found: dict[int, Recognized] = {}

@@ -6,6 +6,8 @@ import ctypes
 import os
 from pathlib import Path
 
+import psutil
+
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Options of glibc's mallopt."""
 
@@ -31,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what is free at the moment, where the C library is glibc.
+    """Return free memory to the system, where the C library is glibc.
 
     `keep_freed_memory` keeps every block that was ever free. Among batches of random shapes few
     blocks fit the next tensor exactly, so the heap would grow for thousands of steps.
@@ -55,32 +57,26 @@ def bound_primitive_cache() -> None:
 
 
 def peak_memory_bytes() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None where nothing tells.
+    """Most memory that this process ever had resident, in bytes; None where it is not known.
 
-    Of this process alone: `getrusage` begins with what its parent had.
+    Read from Linux's own file: psutil has no peak there, and `getrusage` begins with the peak of
+    the parent process.
     """
-    return _status_bytes("VmHWM")
-
-
-def peak_memory_mib() -> float | None:
-    """Result of `peak_memory_bytes`, in MiB."""
-    return _mebibytes(peak_memory_bytes())
-
-
-def resident_memory_mib() -> float | None:
-    """Memory that this process has resident now, in MiB; None where it is not known."""
-    return _mebibytes(_status_bytes("VmRSS"))
-
-
-def _status_bytes(name: str) -> int | None:
-    """Read a size from Linux's status of this process, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = (line.split()[1] for line in lines if line.startswith(f"{name}:"))
+    found = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return next((1024 * int(kibibytes) for kibibytes in found), None)
 
 
-def _mebibytes(count: int | None) -> float | None:
-    return None if count is None else round(count / 2**20, 1)
+def peak_memory_mib() -> float | None:
+    """Result of `peak_memory_bytes`, in MiB."""
+    peak = peak_memory_bytes()
+    return None if peak is None else round(peak / 2**20, 1)
+
+
+def resident_memory_mib() -> float:
+    """Memory that this process has resident now, in MiB."""
+    resident: int = psutil.Process().memory_info().rss
+    return round(resident / 2**20, 1)

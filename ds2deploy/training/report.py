@@ -1,4 +1,4 @@
-"""`report.html`: a training on one page, with its curves and the utterances that it gets wrong."""
+"""`report.html`: one page with the curves of a training and its worst utterances."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds2deploy.training.scoring import worst_first
 REPORT = "report.html"
 
 WORST = 50
-"""Utterances that are listed."""
+"""Number of utterances that are listed."""
 
 CURVES = (
     ("Training loss", "train", ("loss",)),
@@ -44,11 +44,11 @@ def write_report(folder: RunFolder, recipe: Recipe) -> Path:
     """Write the page; it needs no other file and no network.
 
     Args:
-        folder: of a training that has metrics.
-        recipe: it was trained with.
+        folder: folder of a training that has metrics.
+        recipe: recipe of the training.
 
     Returns:
-        Its path.
+        The path of the page.
 
     Raises:
         RuntimeUnavailableError: matplotlib is not installed.
@@ -88,7 +88,7 @@ def _summary(lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
 
 
 def _curve(title: str, lines: Iterable[dict[str, Any]], kind: str, names: Sequence[str]) -> str:
-    """A drawing inside the page; nothing where there is nothing to draw."""
+    """Draw curves into the page; return an empty text where there are no points."""
     chosen = [line for line in lines if line["kind"] == kind]
     series = {
         name: [

@@ -1,4 +1,4 @@
-"""What a training begins with: nothing, or the last checkpoint of one that was interrupted."""
+"""The initial state of a training: fresh, or the last checkpoint of an interrupted one."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ import msgspec
 
 from ds2deploy.config import Recipe
 from ds2deploy.model.checkpoint import read_document, read_recipe
+from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.model.weights import load_network
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training.report import REPORT
-from ds2deploy.training.run_folder import LAST, START, ResumePoint, RunFolder
+from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
 
 
 class InitialState(NamedTuple):
-    """What a training begins with.
+    """State that a training begins with.
 
     Attributes:
-        checkpoint: to go on from; None for a fresh start.
-        place: where that was written.
-        unvalidated: whether it was written before a validation that is still to be made.
-        finished: whether no step is left to make.
+        point: position in the training.
+        unvalidated: True if the validation at that position is still to be made.
+        document: content of `last.ckpt`; None for a fresh start.
+        network: network with the weights of `last.ckpt`; None for a fresh start.
     """
 
-    checkpoint: Path | None = None
-    place: ResumePoint = START
+    point: ResumePoint = ResumePoint()
     unvalidated: bool = False
-    finished: bool = False
+    document: dict[str, Any] | None = None
+    network: DeepSpeech2 | None = None
 
 
 def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
-    """Decide between a fresh start and going on; never overwrite a training.
+    """Choose between a fresh start and resuming; never overwrite a training.
 
     Args:
-        folder: of the run.
-        recipe: of the training.
-        resume: whether one is to be gone on with.
+        folder: folder of the run.
+        recipe: recipe of the training.
+        resume: resume the training in the folder.
 
     Raises:
         ConfigError: the folder holds a training; or one of another recipe, or a finished one.
@@ -47,7 +48,11 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
     last = folder.path / LAST
     if not resume:
         if folder.holds_training():
-            raise ConfigError(_held(folder.path, last))
+            way = "go on with --resume" if last.is_file() else "begin it again with --resume"
+            raise ConfigError(
+                f"{folder.path}: holds a training; {way}, or choose another folder with "
+                "--set training.run=FOLDER"
+            )
         folder.path.mkdir(parents=True, exist_ok=True)
         return InitialState()
     if not last.is_file():
@@ -58,74 +63,60 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
         folder.rewind(0)  # it died before its first checkpoint
         return InitialState()
     document = read_document(last)
-    if document is None or not {"loops", "epoch", "global_step"} <= document.keys():
-        raise ConfigError(f"{last}: not the last checkpoint of a training; nothing to resume")
-    _check_same(recipe, document, last)
-    found = _found(folder, recipe, document, last)
-    if found.finished and not (found.unvalidated or _something_is_missing(folder, recipe)):
-        raise ConfigError(_no_step_left(recipe, found.place, last))
-    folder.rewind(found.place.step)
-    return found
+    needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
+    if document is None or needed - document.keys():
+        raise ConfigError(
+            f"{last}: not the last checkpoint of a training by this version of ds2deploy; nothing "
+            f"to resume, begin another training with its weights (--set training.start={last})"
+        )
+    network = _matching_network(recipe, document, last)
+    point = _point(document, last)
+    due = not point.batches and point.epochs % recipe.training.validate_every == 0
+    validated = {line["step"] for line in folder.metrics() if line["kind"] == "valid"}
+    unvalidated = (due or point.finishes(recipe)) and point.step not in validated
+    if point.finishes(recipe) and not unvalidated and _is_complete(folder, recipe):
+        raise ConfigError(_no_step_left(recipe, point, last))
+    folder.rewind(point.step)
+    return InitialState(point, unvalidated, document, network)
 
 
 def begun_features(folder: RunFolder) -> FeatureConfig | None:
-    """What the training that is resumed began with; what is wrong with it is told by `begin`."""
+    """Read the features of the training that is resumed; `begin` checks the rest of the file."""
     last = folder.path / LAST
     document = read_document(last) if last.is_file() else None
     return None if document is None else read_recipe(document, last).features
 
 
-def _found(folder: RunFolder, recipe: Recipe, document: dict[str, Any], last: Path) -> InitialState:
-    step = int(document["global_step"])
+def _point(document: dict[str, Any], last: Path) -> ResumePoint:
     try:
-        loops = document["loops"]["fit_loop"]
-        epochs = loops["epoch_progress"]["current"]
-        ended = bool(loops["epoch_loop.batch_progress"]["is_last_batch"])
-        done = int(epochs["processed"])
-    except (KeyError, TypeError, ValueError) as error:
+        return msgspec.convert(document["position"], ResumePoint)
+    except DECODING_ERRORS as error:
         raise ConfigError(
-            f"{last}: does not say where its training was ({type(error).__name__}: {error}); start "
-            "again with --set training.start, or restore the original"
+            f"{last}: does not say where its training was ({error}); start again with --set "
+            "training.start, or restore the original"
         ) from None
-    training = recipe.training
-    enough = training.max_steps is not None and step >= training.max_steps
-    finished = done >= training.epochs or enough
-    due = finished or (ended and done % training.validate_every == 0)
-    validated = any(line["kind"] == "valid" and line["step"] == step for line in folder.metrics())
-    place = ResumePoint(step, done if ended else done + 1)
-    return InitialState(last, place, unvalidated=due and not validated, finished=finished)
 
 
-def _something_is_missing(folder: RunFolder, recipe: Recipe) -> bool:
-    """What comes after the last validation: it may have died there."""
+def _is_complete(folder: RunFolder, recipe: Recipe) -> bool:
+    """Return True if the exports and the report, which follow the last validation, are there."""
     training = recipe.training
     exported = len(list(folder.path.glob("model*.onnx")))
-    reported = (folder.path / REPORT).is_file()
-    return exported < len(training.export) or (training.report and not reported)
+    reported = (folder.path / REPORT).is_file() or not training.report
+    return exported >= len(training.export) and reported
 
 
-def _held(path: Path, last: Path) -> str:
-    way = "go on with --resume" if last.is_file() else "begin it again with --resume"
+def _no_step_left(recipe: Recipe, point: ResumePoint, last: Path) -> str:
+    most = recipe.training.max_steps
+    enough = most is not None and point.step >= most
+    name, done = ("max_steps", point.step) if enough else ("epochs", point.epoch)
     return (
-        f"{path}: holds a training; {way}, or choose another folder with --set training.run=FOLDER"
+        f"{last}: trained for {done} {name.removeprefix('max_')}, as many as the recipe asks for; "
+        f"go on with --set training.{name}={2 * done}"
     )
 
 
-def _no_step_left(recipe: Recipe, place: ResumePoint, last: Path) -> str:
-    training = recipe.training
-    if training.max_steps is not None and place.step >= training.max_steps:
-        return (
-            f"{last}: trained for {place.step} steps, as many as the recipe asks for; "
-            f"go on with --set training.max_steps={2 * place.step}"
-        )
-    return (
-        f"{last}: trained for {place.epoch} epochs, as many as the recipe asks for; "
-        f"go on with --set training.epochs={2 * place.epoch}"
-    )
-
-
-def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
-    """A training is resumed with the model and the features that it began with."""
+def _matching_network(recipe: Recipe, document: dict[str, Any], last: Path) -> DeepSpeech2:
+    """Build the network of a checkpoint, whose model and features must be the recipe's."""
     begun = read_recipe(document, last)
     for name in ("labels", "model", "features"):
         differing = _differences(getattr(begun, name), getattr(recipe, name))
@@ -134,19 +125,19 @@ def _check_same(recipe: Recipe, document: dict[str, Any], last: Path) -> None:
                 f"{last}: its training began with other {name}: {differing}; resume it with its "
                 "own recipe, or choose another folder with --set training.run=FOLDER"
             )
-    load_network(recipe, document.get("state_dict"), last)
+    return load_network(recipe, document.get("state_dict"), last)
 
 
 def _differences(begun: object, wanted: object) -> str:
-    """In words: `hidden 512, the recipe has 1024`."""
+    """Describe in words: `hidden 512, the recipe has 1024`."""
     if not isinstance(begun, msgspec.Struct):
         return "" if begun == wanted else f"{begun!r}, the recipe has {wanted!r}"
-    pairs = {
-        name: (getattr(begun, name), getattr(wanted, name)) for name in begun.__struct_fields__
-    }
+    pairs = (
+        (name, getattr(begun, name), getattr(wanted, name)) for name in begun.__struct_fields__
+    )
     return ", ".join(
         f"{name} {_short(left)}, the recipe has {_short(right)}"
-        for name, (left, right) in pairs.items()
+        for name, left, right in pairs
         if left != right
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jiwer
 import msgspec
+from msgspec.structs import astuple
 
 
 class ErrorCounts(msgspec.Struct, frozen=True):
@@ -13,9 +14,9 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
     Attributes:
         word_errors: substitutions, deletions and insertions of words.
-        words: in the references.
-        char_errors: the same of characters, spaces included.
-        chars: in the references.
+        words: words in the references.
+        char_errors: substitutions, deletions and insertions of characters, spaces included.
+        chars: characters in the references.
     """
 
     word_errors: int = 0
@@ -24,12 +25,7 @@ class ErrorCounts(msgspec.Struct, frozen=True):
     chars: int = 0
 
     def __add__(self, other: ErrorCounts) -> ErrorCounts:
-        return ErrorCounts(
-            self.word_errors + other.word_errors,
-            self.words + other.words,
-            self.char_errors + other.char_errors,
-            self.chars + other.chars,
-        )
+        return ErrorCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def wer(self) -> float:
@@ -43,7 +39,7 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
 
 class Hypothesis(msgspec.Struct, frozen=True):
-    """What a model made of one utterance."""
+    """One utterance with what was recognised."""
 
     audio: str
     reference: str
@@ -51,7 +47,7 @@ class Hypothesis(msgspec.Struct, frozen=True):
 
 
 def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, ErrorCounts]]:
-    """Utterances with an error, the highest character error rate first."""
+    """Sort the utterances with an error, the highest character error rate first."""
     counted = [(item, count_errors([item.reference], [item.hypothesis])) for item in hypotheses]
     wrong = [pair for pair in counted if pair[1].char_errors]
     return sorted(wrong, key=lambda pair: (-pair[1].cer, pair[0].audio))
@@ -61,8 +57,8 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
     """Align hypotheses with their references.
 
     Args:
-        references: what was said; where nothing was, all of the hypothesis is wrong.
-        hypotheses: what was recognised, one for each reference.
+        references: transcripts; where one is empty, all of its hypothesis is wrong.
+        hypotheses: recognised texts, one for each reference.
     """
     pairs = list(zip(references, hypotheses, strict=True))
     spoken = [pair for pair in pairs if pair[0]]
@@ -75,12 +71,12 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorC
 
 
 def _align(pairs: list[tuple[str, str]]) -> ErrorCounts:
-    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
-    words = jiwer.process_words(references, hypotheses)
-    chars = jiwer.process_characters(references, hypotheses)
-    return ErrorCounts(
-        words.substitutions + words.deletions + words.insertions,
-        words.hits + words.substitutions + words.deletions,
-        chars.substitutions + chars.deletions + chars.insertions,
-        chars.hits + chars.substitutions + chars.deletions,
-    )
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    counts: list[int] = []
+    for found in (
+        jiwer.process_words(references, hypotheses),
+        jiwer.process_characters(references, hypotheses),
+    ):
+        wrong = found.substitutions + found.deletions
+        counts += wrong + found.insertions, wrong + found.hits
+    return ErrorCounts(*counts)

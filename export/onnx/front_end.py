@@ -29,7 +29,7 @@ def features_of_waveform(
 
     Args:
         g: the graph.
-        description: of the artifact.
+        description: metadata of the artifact.
         time: how it takes time.
 
     Returns:

@@ -15,9 +15,11 @@ from ds2deploy.export.onnx.front_end import features_of_waveform
 from ds2deploy.export.onnx.graph_builder import GraphBuilder, recurrent_operator
 from ds2deploy.export.onnx.lowering import GATE_COLUMNS, DeployModel
 from ds2deploy.export.onnx.quantization import quantized_convolution, quantized_layers
-from ds2deploy.export.onnx.time_axis import StreamBlocks, TimeAxis, WholeUtterances
+from ds2deploy.export.onnx.stream_blocks import StreamBlocks
+from ds2deploy.export.onnx.time_axis import TimeAxis, WholeUtterances
 from ds2deploy.model.network import LARGEST_ACTIVATION
-from ds2deploy.runtimes.artifact import CONV_MAPS, TIME_STRIDE, ArtifactDescription, conv_bins
+from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.geometry import TIME_STRIDE, conv_features
 from ds2deploy.runtimes.tensors import (
     FEATURES,
     LENGTHS,
@@ -34,8 +36,8 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     """Write the deployed network.
 
     Args:
-        deploy: from `lower`; for int8 without columns.
-        description: of the artifact: what goes in, whole utterances or blocks, precision of
+        deploy: network from `lower`; for int8 without columns.
+        description: metadata of the artifact: input, whole utterances or blocks, precision of
             weights and activations; inputs, outputs, feature extractor, output layer and
             log-softmax are float32 in every precision.
 
@@ -48,10 +50,8 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
     x, lengths = FEATURES, LENGTHS
     if description.input == "waveform":
         x, lengths = features_of_waveform(g, description, time)
-    output_lengths = g.node(
-        "Div", OUTPUT_LENGTHS, g.node("Add", "lengths/plus_one", lengths, g.integer(1)),
-        g.integer(TIME_STRIDE),
-    )  # fmt: skip
+    rounded_up = g.node("Add", "lengths/plus_one", lengths, g.integer(TIME_STRIDE - 1))
+    output_lengths = g.node("Div", OUTPUT_LENGTHS, rounded_up, g.integer(TIME_STRIDE))
     x = _masked_input(g, time, x, lengths)
     valid = ""
     convolution = quantized_convolution if description.precision == "int8" else _convolution
@@ -60,7 +60,7 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
         valid = time.valid_frames(layer, x, output_lengths)
         mask = g.node("Unsqueeze", f"conv{layer}/maps", valid, g.integers(1, 2))
         x = g.node("Mul", f"conv{layer}/mask", x, mask)
-    rows = CONV_MAPS * conv_bins(deploy.bins)
+    rows = conv_features(deploy.bins)
     x = g.node("Reshape", "rnn/rows", x, g.integers(0, rows, -1))
     x = g.node("Transpose", "rnn/time_first", x, perm=[2, 0, 1])
     time_first = g.node("Transpose", "valid/time_first", valid, perm=[1, 0])

@@ -19,7 +19,7 @@ OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18}
 """18 is what every supported runtime reads; Conv and the RNNs take bfloat16 from 22 on."""
 
 IR_VERSIONS: dict[int, int] = {18: 8, 22: 10}
-"""Of an opset, the IR version that came with it: no newer than what its readers know."""
+"""IR version that came with each opset: no newer than what its readers know."""
 
 DTYPES: dict[Precision, Any] = {
     "fp32": np.float32,
@@ -27,7 +27,7 @@ DTYPES: dict[Precision, Any] = {
     "bf16": ml_dtypes.bfloat16,
     "int8": np.float32,
 }
-"""Of what flows through the graph; in int8 some layers multiply integers, see `quantization`."""
+"""Types of the graph's values; in int8 some layers multiply integers, see `quantization`."""
 
 MICROSOFT = "com.microsoft"
 """Domain of the operators that ONNX Runtime adds to the standard's."""
@@ -37,7 +37,7 @@ class GraphBuilder:
     """Collects nodes and initializers; values are referred to by their names.
 
     Args:
-        precision: of weights and activations.
+        precision: number format of weights and activations.
     """
 
     def __init__(self, precision: Precision) -> None:
@@ -160,10 +160,10 @@ def recurrent_operator(
         g: the graph.
         shape: hidden size and directions.
         operator: its type.
-        name: of the layer.
-        inputs: of the operator, the frames first.
+        name: name of the layer.
+        inputs: inputs of the operator, the frames first.
         states: names for the states that it ends with; empty where nobody needs them.
-        attributes: that it has beside those of every recurrent operator.
+        attributes: further attributes of the operator.
     """
     x, *_ = g.node_of(
         operator,

@@ -44,18 +44,18 @@ from ds2deploy.export.onnx.time_axis import TimeAxis
 from ds2deploy.model.network import LARGEST_ACTIVATION
 
 LARGEST = 127
-"""Of two neighbouring weights of one sign together, before both are rounded, up at worst; and so of
-each."""
+"""Largest sum of two neighbouring weights of one sign, before both are rounded, up at worst; and so
+the largest weight."""
 
 LARGEST_BYTE = 255
 
 COLUMN_POWER = 0.6
-"""Of a column's largest weight. Measured on 2,400 words of digit strings, differing from float32:
-2 and 3 (offline and streaming model); with 0, 7 and 11 (all weights up to 64)."""
+"""Exponent of a column's largest weight. Measured on 2,400 words of digit strings, differing from
+float32: 2 and 3 (offline and streaming model); with 0, 7 and 11 (all weights up to 64)."""
 
 
 DEVIATIONS = 10.0
-"""Above its mean, a map's largest value that is told from larger ones."""
+"""Largest distance from a map's mean, in standard deviations, that is not clipped."""
 
 
 class QuantizedMatrix(NamedTuple):
@@ -96,7 +96,7 @@ def _pair_sums(weights: Array) -> Array:
 
 
 def column_scale(weights: Array) -> Array:
-    """What a layer's inputs are multiplied by, and its weights divided by: (inputs,) float32.
+    """Factors of a layer's inputs, by which its weights are divided: (inputs,) float32.
 
     Args:
         weights: (directions, gates * hidden, inputs).
@@ -137,7 +137,7 @@ def quantized_convolution(
 def _second_convolution(
     g: GraphBuilder, deploy: DeployModel, name: str, x: str, options: dict[str, Any]
 ) -> str:
-    """What comes in is in steps of the first one's maps, and is rounded to them."""
+    """Write the second convolution; its input is rounded to steps of the first one's maps."""
     first, conv = deploy.convolutions
     weights = conv.weight * map_steps(first, LARGEST)[:, None, None]
     largest = np.abs(weights).max(axis=(1, 2, 3))
@@ -163,7 +163,7 @@ def _second_convolution(
 
 
 def map_steps(conv: ConvolutionWeights, count: int) -> Array:
-    """What one of so many steps from zero to a map's largest value stands for: (maps,)."""
+    """Size of one of so many steps from zero to a map's largest value: (maps,)."""
     largest = np.minimum(conv.mean + DEVIATIONS * conv.deviation, LARGEST_ACTIVATION)
     return np.where(largest > 0, largest, LARGEST_ACTIVATION) / count
 

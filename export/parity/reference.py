@@ -1,4 +1,4 @@
-"""What artifacts are compared with: a model that is trusted, and the speech that it is asked about.
+"""Reference of the parity checks: a trusted model, and the speech that goes in.
 
 PyTorch in float32 is not the truth: it rounds after every step, and a recurrent network may amplify
 that. So the truth is the same network in float64, and PyTorch's own distance from it is known too.
@@ -65,13 +65,13 @@ def distance(exact: Exact, found: FloatArray) -> float:
 
 
 class Reference:
-    """A trusted model and its answers.
+    """A trusted model and its log-probabilities.
 
     Args:
         session: computes in float32 what artifacts should compute.
         audio: name and utterances of a manifest; synthetic speech without one.
-        frames: of the longest utterance that will be asked for.
-        name: of the file; else that of the checkpoint behind it.
+        frames: length of the longest utterance that will be asked for.
+        name: name of the file; else that of the checkpoint behind it.
         sound: what the artifacts take; by default what the session takes.
         exact: the session's model in float64, which artifacts are then compared with. Without it
             they are compared with the session, as on a device that has no PyTorch.
@@ -79,8 +79,8 @@ class Reference:
             it; None where `exact` gives it, or it is not known.
 
     Attributes:
-        description: of the model.
-        name: of the model's file.
+        description: metadata of the model.
+        name: name of the model's file.
         runtime: name of the runtime that computes the truth.
         speech: what is asked about: `synthetic`, or the manifest's name.
         sound: what the artifacts take.
@@ -129,13 +129,13 @@ class Reference:
 
     def log_probs(self, index: int, frames: int) -> Exact:
         """(time', labels) float64 of that utterance, computed alone and without padding."""
-        return self._answer(index, frames)[0]
+        return self._computed(index, frames)[0]
 
     def pytorch_difference(self, index: int, frames: int) -> float | None:
         """Distance of PyTorch's float32 from `log_probs`; None where it is not known."""
-        return self._answer(index, frames)[1]
+        return self._computed(index, frames)[1]
 
-    def _answer(self, index: int, frames: int) -> tuple[Exact, float | None]:
+    def _computed(self, index: int, frames: int) -> tuple[Exact, float | None]:
         key = (index % len(self._speech), frames)
         if key not in self._known:
             batch = pad_sounds([self._given(self.utterance(*key))])
@@ -164,7 +164,7 @@ class Reference:
         return samples if self.sound == "waveform" else self._extract(samples)
 
     def _given(self, sound: FloatArray) -> FloatArray:
-        """What the artifacts take as the session takes it."""
+        """Convert what the artifacts take to what the session takes."""
         if sound.ndim == 1 and self._session.description.input == "features":
             return self._extract(sound)
         return sound

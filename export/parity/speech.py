@@ -28,9 +28,9 @@ def speech_features(config: FeatureConfig, utterances: int, frames: int) -> list
     """Features of synthetic speech, each by another voice.
 
     Args:
-        config: of the model.
+        config: feature settings of the model.
         utterances: how many.
-        frames: of each.
+        frames: length of each.
 
     Returns:
         Arrays (bins, frames) float32, normalised as the model wants them; the same every time.

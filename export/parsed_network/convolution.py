@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from ds2deploy.export.parsed_network.layers import Array
 
 
 def convolve(x: Array | None, attributes: dict[str, Any]) -> Array:
@@ -90,7 +89,7 @@ def _shifted(
     dilation: tuple[int, int],
 ) -> Array:
     picks = [
-        slice(place * apart, place * apart + (count - 1) * step + 1, step)
-        for place, count, step, apart in zip(start, size, stride, dilation, strict=True)
+        slice(first * apart, first * apart + (count - 1) * step + 1, step)
+        for first, count, step, apart in zip(start, size, stride, dilation, strict=True)
     ]
     return x[:, picks[0], picks[1]]

@@ -13,9 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ds2deploy.export.parity.check import check_parity
+from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import ParityReport, Progress
+from ds2deploy.export.parsed_network.layers import Array, Layer, Operation, ParsedNetwork
 from ds2deploy.export.parsed_network.loops import find_loops, in_order
-from ds2deploy.export.parsed_network.operations import Array, Operation, operation, rounder
-from ds2deploy.export.parsed_network.reader import Layer, ParsedNetwork, read_network
+from ds2deploy.export.parsed_network.operations import operation
+from ds2deploy.export.parsed_network.reader import read_network
+from ds2deploy.export.parsed_network.rounding import rounder
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FloatArray, IntArray
@@ -29,7 +34,7 @@ class NetworkEvaluator:
     """A parsed network that can be computed.
 
     Args:
-        network: from `read_network`.
+        network: a network from `read_network`.
 
     Raises:
         ModelFileError: it holds a layer that is not known here; names it.
@@ -74,7 +79,7 @@ class NetworkSession:
     Args:
         path: the artifact.
         library: whose parser reads it.
-        description: of the artifact.
+        description: metadata of the artifact.
 
     Raises:
         ModelFileError: the parser refuses the file, or a layer is not known here.
@@ -102,6 +107,28 @@ class NetworkSession:
 
     def close(self) -> None:
         """Nothing here needs to be freed by hand."""
+
+
+def check_network(
+    onnx: Path,
+    description: ArtifactDescription,
+    library: TensorRt,
+    reference: Reference,
+    progress: Progress = lambda message: None,
+) -> ParityReport:
+    """Compare the network that TensorRT parsed, computed on the CPU, with the reference.
+
+    Returns:
+        The report; whether a disagreement is an error is the caller's decision.
+
+    Raises:
+        ModelFileError: the parser refuses the file, or a layer is not known here.
+    """
+    progress(f"{library.title} parses the network")
+    session = NetworkSession(onnx, library, description)
+    return check_parity(
+        session, reference, lambda what: progress(f"comparing the parsed network, {what}")
+    )
 
 
 class _Step(NamedTuple):

@@ -14,18 +14,19 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from ds2deploy.export.parsed_network.operations import (
+from ds2deploy.export.parsed_network.layers import (
     Array,
     Inputs,
+    Layer,
     Operation,
-    operation,
-    rounder,
+    ParsedNetwork,
     unknown,
 )
-from ds2deploy.export.parsed_network.reader import Layer, ParsedNetwork
+from ds2deploy.export.parsed_network.operations import operation
+from ds2deploy.export.parsed_network.rounding import rounder
 
 KINDS = ("CONCATENATE", "REVERSE")
-"""Of loop outputs that gather what every step gives."""
+"""Kinds of loop outputs that gather the results of all steps."""
 
 BOUNDARIES = ("TRIP_LIMIT", "ITERATOR", "RECURRENCE", "LOOP_OUTPUT")
 
@@ -42,7 +43,7 @@ class Loop:
     """One loop of a network, ready to be computed.
 
     Args:
-        network: that it is a part of.
+        network: the whole network.
         boundaries: indices of its trip limit, iterators, recurrences and outputs.
 
     Attributes:
@@ -160,7 +161,7 @@ def _body(network: ParsedNetwork, sources: list[Layer]) -> list[int]:
 
 
 class Node(Protocol):
-    """What takes tensors and gives tensors, by their names."""
+    """A computation on tensors by name."""
 
     @property
     def inputs(self) -> Iterable[str | None]:
@@ -196,7 +197,7 @@ def _known(name: str | None, first: dict[str, Array], then: dict[str, Array]) ->
 
 
 def _dealt(layer: Layer, values: dict[str, Array], steps: int) -> Array:
-    """What an iterator deals out: (steps, ...)."""
+    """Values of an iterator, step by step: (steps, ...)."""
     sequence = np.moveaxis(values[str(layer.inputs[0])], layer.attributes["axis"], 0)
     dealt = sequence[:steps]  # backwards from the last step, not from the end of the input
     return dealt[::-1] if layer.attributes["reverse"] else dealt

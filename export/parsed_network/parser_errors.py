@@ -1,4 +1,4 @@
-"""What TensorRT's parser objects to, in the words of the model."""
+"""Errors of TensorRT's parser, in the words of the model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def explain_parser_errors(path: Path, parser: Any, library: TensorRt) -> str:
     """One line: which part of which file, what is wrong with it, and what to do.
 
     Args:
-        path: of the ONNX file.
+        path: path of the ONNX file.
         parser: TensorRT's, after it has refused the file.
-        library: that the parser is of.
+        library: library of the parser.
     """
     if parser.num_errors == 0:
         return f"{path}: {library.title} cannot parse it, and does not say why; export it again"
@@ -37,7 +37,7 @@ def explain_parser_errors(path: Path, parser: Any, library: TensorRt) -> str:
 
 
 def part_of_model(name: str, operator: str) -> str:
-    """What a person calls the node: `recurrent layer 1 (GRU)`."""
+    """Name of a node for people: `recurrent layer 1 (GRU)`."""
     base = name.partition("/")[0]
     for prefix, title in (("rnn", "recurrent layer"), ("conv", "convolution")):
         if match := re.fullmatch(rf"{prefix}(\d+)", base):
@@ -48,11 +48,11 @@ def part_of_model(name: str, operator: str) -> str:
 
 def _type_conflict(types: tuple[str, ...], operator: str) -> str:
     precision = next((PRECISIONS[name] for name in types if name in PRECISIONS), "this precision")
-    choices = {"bf16": "--precision fp16 or fp32", "fp16": "--precision fp32"}
+    remedies = {"bf16": "--precision fp16 or fp32", "fp16": "--precision fp32"}
     also = "" if operator != "GRU" else ", or train an LSTM"
     return (
         f"it does not take {operator} in {precision}, where its own constants are "
-        f"{' and '.join(sorted(set(types)))}: choose {choices.get(precision, 'another')}{also}"
+        f"{' and '.join(sorted(set(types)))}: choose {remedies.get(precision, 'another')}{also}"
     )
 
 

@@ -1,60 +1,24 @@
 """Reads the network that TensorRT's parser made of an ONNX file into plain data.
 
 Everything that touches TensorRT's `INetworkDefinition` is here; what comes out is Python and
-numpy, so that it can be computed without TensorRT (`network_evaluator`).
+numpy, so that it can be computed without TensorRT (`evaluator`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ds2deploy.export.parsed_network.layers import Layer, ParsedNetwork
 from ds2deploy.export.parsed_network.parser_errors import explain_parser_errors
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 
 Weights = npt.NDArray[Any]
-
-
-class Layer(NamedTuple):
-    """One layer as TensorRT holds it.
-
-    Attributes:
-        kind: name of its `LayerType`.
-        name: as the parser gave it: the ONNX node's where one stands behind it.
-        inputs: tensors; None for an optional one that is not there.
-        outputs: tensors.
-        attributes: what else it computes with.
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[str | None, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-
-
-class ParsedNetwork(NamedTuple):
-    """A network, as plain data.
-
-    Attributes:
-        title: name and version of the parser's library.
-        inputs: tensors.
-        outputs: tensors.
-        layers: in the order of the network, which is not that of computation.
-        dtypes: of every tensor, the name of its `DataType`.
-    """
-
-    title: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    layers: tuple[Layer, ...]
-    dtypes: dict[str, str]
-
 
 # Attributes by kind of layer: the class that has them, and their names.
 LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -98,11 +62,11 @@ class TensorRtParse:
     """A parsed ONNX file: the network, and what must live as long as it.
 
     Args:
-        path: of the ONNX file.
+        path: path of the ONNX file.
         library: TensorRT or TensorRT-RTX.
 
     Raises:
-        ModelFileError: the parser refuses the file; says which part of the model and why.
+        ModelFileError: the parser refuses the file; names the part of the model and the reason.
     """
 
     def __init__(self, path: Path, library: TensorRt) -> None:
@@ -113,7 +77,7 @@ class TensorRtParse:
         flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self.network = self._builder.create_network(flag)
         self._parser = trt.OnnxParser(self.network, self._logger)
-        if not self._parser.parse_from_file(str(path)):
+        if not self._parser.parse(path.read_bytes()):  # a name need not be UTF-8
             raise ModelFileError(explain_parser_errors(path, self._parser, library))
 
 
@@ -234,5 +198,5 @@ def _stored_weights(path: Path) -> dict[str, Weights]:
 
 
 def _quiet_logger(trt: Any) -> Any:
-    """What the parser has to say comes through its errors."""
+    """Make a logger that prints almost nothing: the parser's messages come through its errors."""
     return trt.Logger(trt.Logger.INTERNAL_ERROR)

@@ -10,6 +10,7 @@ ends when its standard input does: when the process that started it is gone.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -22,19 +23,21 @@ import msgspec
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Compatibility, Flavor, Profile
+from ds2deploy.runtimes.errors import one_line
+from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 from ds2deploy.runtimes.tensors import Shapes, input_tensors, profile_shapes
 from ds2deploy.training.memory import peak_memory_bytes
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What to build.
+    """Order for one engine.
 
     Attributes:
-        flavor: of the library.
+        flavor: TensorRT or TensorRT-RTX.
         onnx: path of the network.
         engine: path to write to.
-        profile: minimum, usual and maximum shape of every input.
+        profile: minimum, optimum and maximum shape of every input.
         workspace_mb: limit of scratch memory, in 2^20 bytes.
         optimization_level: 0 to 5.
         timing_cache: path of a file that is read, where it is, and written.
@@ -54,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What the process says.
+    """Message of the process.
 
     Attributes:
         phase: what TensorRT is doing now.
@@ -84,16 +87,15 @@ def main() -> None:
     os.dup2(2, 1)
 
     def say(event: Event) -> None:
-        events.write(msgspec.json.encode(event).decode() + "\n")
+        events.write(json_text(event) + "\n")
         events.flush()
 
-    job = msgspec.json.decode(sys.stdin.readline(), type=Job)
+    job = msgspec.convert(json.loads(sys.stdin.readline()), Job)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         say(Event(built=build(job, lambda phase: say(Event(phase=phase)))))
     except Exception as error:  # whatever it is, the parent reports it
-        text = " ".join(str(error).split())[:500] or type(error).__name__
-        say(Event(error=text, os_error=isinstance(error, OSError)))
+        say(Event(error=one_line(error, 500), os_error=isinstance(error, OSError)))
         sys.exit(1)
 
 
@@ -106,11 +108,14 @@ def build(job: Job, progress: Callable[[str], None]) -> tuple[float, float, floa
     """Build in this process; see `Event.built`."""
     library = _prepare_polygraphy(job.flavor)
     from polygraphy.backend.trt import Profile as PolygraphyProfile
-    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_bytes
 
     started = time.perf_counter()
     progress("parsing")
-    builder, network, parser = network_from_onnx_path(job.onnx, strongly_typed=True)
+    # Bytes, not a path: TensorRT takes no names that are not UTF-8.
+    builder, network, parser = network_from_onnx_bytes(
+        Path(job.onnx).read_bytes(), strongly_typed=True
+    )
     parsed = time.perf_counter()
     profile = PolygraphyProfile()
     for name, shapes in job.profile.items():
@@ -122,14 +127,9 @@ def build(job: Job, progress: Callable[[str], None]) -> tuple[float, float, floa
     Path(job.engine).write_bytes(memoryview(engine))
     if job.timing_cache is not None:
         _save_timing_cache(Path(job.timing_cache), config)
-    return parsed - started, built - parsed, _peak_mb(), network.num_layers
-
-
-def _peak_mb() -> float:
-    """Largest resident memory of this process, in 10^6 bytes."""
     peak = peak_memory_bytes()
-    assert peak is not None  # TensorRT is for Linux, which tells
-    return peak / 1e6
+    assert peak is not None  # it is known on Linux, which TensorRT is for
+    return parsed - started, built - parsed, peak / 1e6, network.num_layers
 
 
 def _prepare_polygraphy(flavor: Flavor) -> TensorRt:
@@ -179,15 +179,15 @@ def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
-            self.said = 0.0
+            self.reported = 0.0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.steps[phase_name] = num_steps
             progress(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if time.monotonic() - self.said > 0.1:
-                self.said = time.monotonic()
+            if time.monotonic() - self.reported > 0.1:
+                self.reported = time.monotonic()
                 progress(f"{phase_name}, {step + 1} of {self.steps.get(phase_name, step + 1)}")
             return True
 
@@ -206,11 +206,5 @@ def _load_timing_cache(job: Job, config: Any) -> None:
 
 
 def _save_timing_cache(path: Path, config: Any) -> None:
-    from ds2deploy.runtimes.files import whole_file
-
     with whole_file(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""All that an engine's builder is told, checked before anything is built."""
+"""Options of an engine's builder, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ RTX_DEFAULT = tuple(capability for capability in RTX_CAPABILITIES if capability 
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to build an engine.
+    """Options of an engine.
 
     Attributes:
-        flavor: of the library.
-        batch: utterances at least, usually, at most.
-        seconds: of the longest utterance of a batch, at least, usually, at most; None is the
-            default, and what a streaming model has.
+        flavor: TensorRT or TensorRT-RTX.
+        batch: minimum, optimum and maximum number of utterances or streams.
+        seconds: minimum, optimum and maximum duration of the longest utterance of a batch; None
+            is the default, and what a streaming model has.
         workspace_mb: limit of its scratch memory, in 2^20 bytes; None is TensorRT's own.
-        optimization_level: of the builder, from 0 (builds fast) to 5 (runs fast); None is its own.
+        optimization_level: 0 (builds fast) to 5 (runs fast); None is the builder's own.
         timing_cache: file that remembers which kernels were fast; TensorRT only.
         hardware_compatibility: other GPUs that it should run on; TensorRT only.
         targets: compute capabilities to compile for; RTX only, empty for its default.
@@ -93,7 +93,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         if blocks is not None and self.seconds is not None:
             raise ConfigError(
                 "--seconds, --profile-from: a stream has no length, and its blocks are all alike; "
-                "--batch says how many streams are run at a time"
+                "--batch is the number of streams that run at a time"
             )
         return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 
@@ -138,7 +138,7 @@ def engine_options(
 
     Raises:
         ConfigError: an option that none of them takes, or a value that is not one.
-        ManifestError: of `profile_from`.
+        ManifestError: `profile_from` is damaged.
     """
     if seconds is not None and profile_from is not None:
         raise ConfigError("--seconds and --profile-from: both say how long audio is; give one")
@@ -195,7 +195,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
     """Compute capabilities, as `8.6,8.9`.
 
     Raises:
-        ConfigError: not numbers of the form 8.9.
+        ConfigError: not numbers such as 8.9.
     """
     targets = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for target in targets:
@@ -208,7 +208,7 @@ def refuse_what_no_parser_takes(model: ModelShape, precision: Precision, checkpo
     """Combinations that TensorRT refuses, before anything is built.
 
     Raises:
-        ConfigError: says why, and what to choose.
+        ConfigError: such a combination; with the reason, and what to choose.
     """
     if precision == "int8":
         raise ConfigError(

@@ -13,7 +13,7 @@ from ds2deploy.runtimes.features import FeatureConfig
 
 BATCH = (1, 4, 16)
 SECONDS = (0.5, 5.0, 30.0)
-"""What a profile is without other wishes: commands and sentences, some at a time."""
+"""Default profile: commands and sentences, some at a time."""
 
 LARGEST = {"--batch": 4096, "--seconds": 3600}
 """More is a slip of the hand: an hour has 360,000 frames."""
@@ -32,27 +32,27 @@ def engine_profile(
     """A profile of so many utterances of so many seconds, or of so many streams.
 
     Args:
-        features: of the model.
-        batch: utterances at least, usually, at most.
-        seconds: of the longest utterance of a batch, at least, usually, at most.
-        blocks: of a streaming model, all of one size.
+        features: feature settings of the model.
+        batch: minimum, optimum and maximum number of utterances or streams.
+        seconds: minimum, optimum and maximum duration of the longest utterance of a batch.
+        blocks: blocks of a streaming model; None for an offline one.
     """
     if blocks is not None:
         return Profile(batch=(batch[0], batch[1], batch[2]), frames=(blocks.frames,) * 3)
-    low, usual, high = (frames_of(duration, features) for duration in seconds)
-    return Profile(batch=(batch[0], batch[1], batch[2]), frames=(low, usual, high))
+    shortest, optimum, longest = (frames_of(duration, features) for duration in seconds)
+    return Profile(batch=(batch[0], batch[1], batch[2]), frames=(shortest, optimum, longest))
 
 
 def seconds_of(durations_s: Sequence[float]) -> tuple[float, float, float]:
-    """Durations at least, usually and at most of real recordings, rounded outwards to 0.1 s.
+    """Minimum, median and maximum of real durations, rounded outwards to 0.1 s.
 
     Args:
-        durations_s: of at least one utterance, in seconds.
+        durations_s: durations of at least one utterance, in seconds.
     """
-    low = max(0.1, math.floor(min(durations_s) * 10) / 10)
-    high = math.ceil(max(durations_s) * 10 - 1e-9) / 10
-    usual = math.ceil(statistics.median(durations_s) * 10 - 1e-9) / 10
-    return low, max(low, usual), max(low, high)
+    shortest = max(0.1, math.floor(min(durations_s) * 10) / 10)
+    longest = math.ceil(max(durations_s) * 10 - 1e-9) / 10
+    median = math.ceil(statistics.median(durations_s) * 10 - 1e-9) / 10
+    return shortest, max(shortest, median), max(shortest, longest)
 
 
 def grid(profile: Profile, blocks: Blocks | None = None) -> list[tuple[int, int]]:
@@ -76,10 +76,10 @@ def check_order(option: str, values: Sequence[float], example: str) -> None:
     text = ",".join(f"{value:g}" for value in values)
     if len(values) != 3:
         raise ConfigError(
-            f"{option} {text}: expected three numbers, at least, usually and at most: {example}"
+            f"{option} {text}: expected three numbers, MIN,OPT,MAX, such as {example}"
         )
     if not 0 < values[0] <= values[1] <= values[2] <= LARGEST[option]:
         raise ConfigError(
             f"{option} {text}: expected the smallest first and the largest last, above 0 and up "
-            f"to {LARGEST[option]}: {example}"
+            f"to {LARGEST[option]}, such as {example}"
         )

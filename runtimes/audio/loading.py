@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import soxr
 
-from ds2deploy.runtimes.audio.checks import LOWEST_RATE as LOWEST_RATE
-from ds2deploy.runtimes.audio.checks import SHORTEST_MS as SHORTEST_MS
-from ds2deploy.runtimes.audio.checks import as_samples as as_samples
-from ds2deploy.runtimes.audio.checks import check_duration, check_rate
-from ds2deploy.runtimes.audio.checks import check_stream_rate as check_stream_rate
+from ds2deploy.runtimes.audio.checks import check_duration
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.recording import Recording, open_recording
+from ds2deploy.runtimes.audio.samples import resample_pieces
+from ds2deploy.runtimes.audio.source import AudioFile
 from ds2deploy.runtimes.features import FloatArray
 
 
@@ -43,13 +38,17 @@ class AudioFacts(NamedTuple):
         return self.samples / self.sample_rate
 
 
-def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
+def load_audio(source: AudioFile, sample_rate: int) -> FloatArray:
     """Read a recording.
 
+    Any number of threads may read at the same time, each its own recording: while a file object is
+    read, nobody else may use it, and where it stands afterwards is not said.
+
     Args:
-        path: a file or a pipe, in any format that libsndfile reads (WAV, FLAC, Ogg Vorbis and
-            Opus, MP3, AIFF, ...). Recordings that were joined in one file are read one after the
-            other.
+        source: path of a file or a pipe, the bytes of a file, or a binary file object, which is
+            read from its position on and not closed; in any format that libsndfile reads (WAV,
+            FLAC, Ogg Vorbis and Opus, MP3, AIFF, ...). Recordings that were joined in one file are
+            read one after the other.
         sample_rate: in Hz, what to convert to.
 
     Returns:
@@ -62,10 +61,10 @@ def load_audio(path: str | Path, sample_rate: int) -> FloatArray:
     Warns:
         AudioWarning: digital silence, channels that cancel each other out, or a wrong scale.
     """
-    return np.concatenate(list(read_blocks(path, sample_rate)))
+    return np.concatenate(list(read_blocks(source, sample_rate)))
 
 
-def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
+def read_blocks(source: AudioFile, sample_rate: int) -> Iterator[FloatArray]:
     """Read a recording of any length in blocks, so that it need not fit in memory.
 
     The arguments, errors and warnings are those of `load_audio`; some come with the last block.
@@ -73,17 +72,17 @@ def read_blocks(path: str | Path, sample_rate: int) -> Iterator[FloatArray]:
     Yields:
         (samples,) float32 in [-1, 1]; joined, what `load_audio` gives.
     """
-    with open_recording(Path(path)) as recording:
-        yield from _resampled(recording, sample_rate, str(path))
+    with open_recording(source) as recording:
+        yield from _resampled(recording, sample_rate)
 
 
 def load_part(
-    path: str | Path, start_s: float = 0.0, duration_s: float | None = None
+    source: AudioFile, start_s: float = 0.0, duration_s: float | None = None
 ) -> tuple[FloatArray, int]:
     """Read a part of a recording as it is.
 
     Args:
-        path: the recording, see `load_audio`.
+        source: the recording, see `load_audio`.
         start_s: start of the part, in seconds.
         duration_s: length of the part, in seconds; None reads to the end.
 
@@ -94,14 +93,14 @@ def load_part(
     Raises:
         MissingFileError, AudioError: see `load_audio`.
     """
-    with open_recording(Path(path)) as recording:
+    with open_recording(source) as recording:
         section = recording.sections[0]
         with recording.open(section) as sound:
             rate = int(sound.samplerate)
             start = round(start_s * rate)
             stop = None if duration_s is None else start + round(duration_s * rate)
             if len(recording.sections) > 1:
-                blocks = (block[:, None] for block in _resampled(recording, rate, str(path)))
+                blocks = (block[:, None] for block in _resampled(recording, rate))
                 return _slice(blocks, start, stop), rate
             known = sound.known_samples if section.samples is None else None
             if known is not None:
@@ -111,20 +110,20 @@ def load_part(
             return _slice(sound.blocks_to_end(), start, stop), rate
 
 
-def measure_audio(path: str | Path, read: bool = False) -> AudioFacts:
+def measure_audio(source: AudioFile, read: bool = False) -> AudioFacts:
     """Find out a recording's rate, channels and true length, without holding it in memory.
 
     Args:
-        path: the recording, see `load_audio`.
+        source: the recording, see `load_audio`.
         read: decode all of it, and check it like `load_audio`; else only what has no length in its
             container is decoded.
 
     Raises:
         MissingFileError, AudioError: see `load_audio`.
     """
-    levels = Levels(str(path))
     parts: list[AudioFacts] = []
-    with open_recording(Path(path)) as recording:
+    with open_recording(source) as recording:
+        levels = Levels(recording.name)
         for section in recording.sections:
             with recording.open(section) as sound:
                 samples = sound.known_samples if section.samples is None else section.samples
@@ -136,111 +135,21 @@ def measure_audio(path: str | Path, read: bool = False) -> AudioFacts:
     whole = parts[0]
     total = sum(round(part.samples * whole.sample_rate / part.sample_rate) for part in parts)
     if read:
-        check_duration(total, whole.sample_rate, str(path))
+        check_duration(total, whole.sample_rate, recording.name)
         levels.warn()
     return whole._replace(samples=total)
 
 
-def resample_pieces(
-    pieces: Iterable[FloatArray], sample_rate: float, to_rate: int
-) -> Iterator[FloatArray]:
-    """Resample audio that comes in pieces; joined, what the whole is resampled to.
-
-    Args:
-        pieces: (samples,) float32.
-        sample_rate: of them, in Hz.
-        to_rate: wanted rate, in Hz.
-    """
-    if sample_rate == to_rate:
-        yield from pieces
-        return
-    resampler = soxr.ResampleStream(sample_rate, to_rate, 1, dtype="float32")
-    for piece in pieces:
-        yield resampler.resample_chunk(np.ascontiguousarray(piece))
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def convert_audio(
-    samples: npt.ArrayLike, sample_rate: float, to_rate: int, source: str = "audio"
-) -> FloatArray:
-    """Mix down, check and resample audio that is in memory.
-
-    Args:
-        samples: (samples,) or (samples, channels) float32 in [-1, 1].
-        sample_rate: of `samples`, in Hz.
-        to_rate: wanted rate, in Hz.
-        source: what to name in an error.
-
-    Returns:
-        (samples,) float32.
-
-    Raises:
-        AudioError: not an array of finite float samples, or shorter than 10 ms.
-
-    Warns:
-        AudioWarning: digital silence, channels that cancel each other out, or a wrong scale.
-    """
-    check_rate(sample_rate, source)
-    levels = Levels(source)
-    mono = mix_down(samples, source, levels)
-    check_duration(len(mono), sample_rate, source)
-    levels.warn()
-    if sample_rate != to_rate:
-        mono = soxr.resample(mono, sample_rate, to_rate)
-    return np.ascontiguousarray(mono, np.float32)
-
-
-def mono_pieces(
-    pieces: Iterable[npt.ArrayLike], sample_rate: float, source: str
-) -> Iterator[FloatArray]:
-    """Check and mix down a recording that comes in pieces, and its duration when it is over.
-
-    The arguments and errors are those of `mix_down` and `check_duration`.
-
-    Warns:
-        AudioWarning: see `convert_audio`; when it is over.
-    """
-    count, levels = 0, Levels(source)
-    for piece in pieces:
-        mono = mix_down(piece, source, levels)
-        count += len(mono)
-        yield mono
-    check_duration(count, sample_rate, source)
-    levels.warn()
-
-
-def mix_down(
-    samples: npt.ArrayLike, source: str = "audio", levels: Levels | None = None
-) -> FloatArray:
-    """Check audio that is in memory, and take the mean of its channels.
-
-    Args:
-        samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
-        source: what to name in an error.
-        levels: levels of the whole recording, which are updated.
-
-    Returns:
-        (samples,) float32, which may be the same array.
-
-    Raises:
-        AudioError: not an array of finite float samples.
-    """
-    samples = as_samples(samples, source)
-    if samples.size == 0:
-        return np.zeros(0, np.float32)
-    return (levels or Levels(source)).mix_down(samples)
-
-
-def _resampled(recording: Recording, sample_rate: int, source: str) -> Iterator[FloatArray]:
+def _resampled(recording: Recording, sample_rate: int) -> Iterator[FloatArray]:
     """Mono blocks of all sections of an open recording, which is checked when all were read."""
-    levels, seconds, rate = Levels(source), 0.0, sample_rate
+    levels, seconds, rate = Levels(recording.name), 0.0, sample_rate
     for section in recording.sections:
         with recording.open(section) as sound:
             rate, before = int(sound.samplerate), levels.count
             blocks = recording.blocks(section, sound, levels)
             yield from resample_pieces(blocks, rate, sample_rate)
             seconds += (levels.count - before) / rate
-    check_duration(round(seconds * rate), rate, source)
+    check_duration(round(seconds * rate), rate, recording.name)
     levels.warn()
 
 

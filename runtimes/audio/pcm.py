@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio.checks import check_stream_rate
-from ds2deploy.runtimes.audio.foreign_formats import FRAME_PAIR, foreign_format
+from ds2deploy.runtimes.audio.formats import FRAME_PAIR, content_format
 from ds2deploy.runtimes.audio.mp3 import find_mp3_audio
 from ds2deploy.runtimes.audio.sections import is_frame
 from ds2deploy.runtimes.audio.spliced import Span
@@ -27,12 +27,6 @@ LARGEST_HEADER = 1 << 28
 
 LONGEST_FORMAT = 1 << 12
 """Bytes of a chunk of a header that are looked at; the rest is passed over."""
-
-CONTAINERS = {
-    b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"riff": "W64",
-    b"RIFX": "RIFX", b"FORM": "AIFF", b".snd": "AU", b"caff": "CAF",
-}  # fmt: skip
-"""What begins otherwise than raw audio, and would be read as noise."""
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 """Format tags of WAV."""
@@ -85,16 +79,10 @@ class PcmStream:
         self.format = PcmFormat(sample_rate)
         self.bytes_left: int | None = None
         self._begun = _exactly(file, 12)
-        for magic, kind in CONTAINERS.items():
-            if self._begun.startswith(magic):
-                raise AudioError(
-                    f"{name}: {kind}; expected 16-bit samples or a WAV stream: decode it first, or "
-                    "give the file"
-                )
-        if compressed := self._compressed():
+        if other := self._other_format():
             raise AudioError(
-                f"{name}: {compressed}; expected 16-bit samples or a WAV stream: decode it first: "
-                "ffmpeg -i FILE -f wav -"
+                f"{name}: {other}; expected 16-bit samples or a WAV stream: give the file, or "
+                "decode it first: ffmpeg -i FILE -f wav -"
             )
         if self._begun[:4] in (b"RIFF", b"RF64") and self._begun[8:] == b"WAVE":
             self._begun = b""
@@ -130,8 +118,8 @@ class PcmStream:
         if not count:
             raise AudioError(f"{self.name}: 0 samples; expected speech: is a recorder writing?")
 
-    def _compressed(self) -> str | None:
-        """Name the compressed format that begins here, or None.
+    def _other_format(self) -> str | None:
+        """Name the format that begins here and would be read as noise, or None.
 
         MP3 and AAC without tags begin like some raw audio. Where they may, so much is read that
         the second of their frames decides.
@@ -141,7 +129,8 @@ class PcmStream:
             found = find_mp3_audio(io.BytesIO(self._begun), Span(0, len(self._begun))).recordings
             if found and found[0].spans[0].start == 0 and found[0].frames > 1:
                 return "MP3"
-        return foreign_format(self._begun)
+        form = content_format(self._begun)
+        return None if form is None or form.name in ("WAV", "RF64") else form.name
 
     def _read_header(self) -> PcmFormat:
         """The chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""

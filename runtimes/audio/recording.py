@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePath
 from typing import BinaryIO
 
 import soundfile
 
 from ds2deploy.runtimes.audio.checks import check_stream_rate
-from ds2deploy.runtimes.audio.foreign_formats import FRAME_PAIR, conversion, foreign_format
+from ds2deploy.runtimes.audio.formats import (
+    FRAME_PAIR,
+    content_format,
+    conversion,
+    suffix_format,
+)
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.sections import Section, find_mp3_sections, find_sections
-from ds2deploy.runtimes.audio.source import open_audio_file
+from ds2deploy.runtimes.audio.source import AudioFile, audio_name, open_audio_file
 from ds2deploy.runtimes.audio.wav import is_unknown
 from ds2deploy.runtimes.errors import AudioError, NotAudioError
 from ds2deploy.runtimes.features import FloatArray
@@ -39,8 +44,11 @@ AIFF_COUNTS = re.compile(r"'COMM' chunk \((\d+)\) not equal to frame count\s+\*\
 COUNTS = re.compile(r"\b(?:Frames|Cols)\s*: (\d+)")
 """Remark of libsndfile: samples that a header counts (AVR, MAT5)."""
 
-CODED_BY_NAME = (".gsm", ".vox")
-"""Suffixes of files without a header: libsndfile knows the coding of their samples by the name."""
+CODED_BY_NAME = {".gsm": "GSM610", ".vox": "VOX_ADPCM"}
+"""Codings of mono files without a header, by their suffixes."""
+
+CODED_RATE = 8_000
+"""Sample rate of those files, in Hz."""
 
 
 class Sound(soundfile.SoundFile):  # type: ignore[misc]
@@ -69,19 +77,21 @@ class Recording:
     """An open recording; see `open_recording`.
 
     Args:
-        path: name of the recording, for errors.
+        name: name of the recording, for errors; libsndfile knows some codings by its suffix.
         file: the recording, open.
 
     Attributes:
+        name: the same.
         sections: its parts, in order.
     """
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file = path, file
-        self.sections = find_sections(path, file)
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        self.name, self._file = name, file
+        self._suffix = PurePath(name).suffix.lower()
+        self.sections = find_sections(name, file)
         if not self.sections:
             begun = self._readable()  # else MP3 after something else, maybe
-            self.sections = [Section()] if begun else find_mp3_sections(path, file)
+            self.sections = [Section()] if begun else find_mp3_sections(name, file)
 
     @contextmanager
     def open(self, section: Section) -> Iterator[Sound]:
@@ -92,7 +102,7 @@ class Recording:
         """
         try:
             with self._sound(section) as sound:
-                check_stream_rate(sound.samplerate, str(self._path))
+                check_stream_rate(sound.samplerate, self.name)
                 yield sound
         except soundfile.LibsndfileError as error:
             raise self._unreadable(str(error.error_string)) from None
@@ -111,27 +121,27 @@ class Recording:
             decoded += len(block)
             yield levels.mix_down(block)
         if _truncated(section, sound, decoded):
-            raise AudioError(
-                f"{self._path}: truncated, its end is missing; copy or record it again"
-            )
+            raise AudioError(f"{self.name}: truncated, its end is missing; copy or record it again")
 
     def _unreadable(self, detail: str) -> NotAudioError:
         """Say that a recording cannot be decoded."""
-        if self._path.suffix.lower() in (".raw", ".pcm"):
+        promised = suffix_format(self.name)
+        if promised is not None and promised.kind == "headerless":
             return NotAudioError(
-                f"{self._path}: no header that says what it holds; if it is 16-bit mono, say its "
-                f"rate: ds2deploy transcribe MODEL - --rate HZ < {self._path}"
+                f"{self.name}: no header that says what it holds; if it is 16-bit mono, say its "
+                f"rate: ds2deploy transcribe MODEL - --rate HZ < {self.name}"
             )
         self._file.seek(0)
-        if foreign := foreign_format(self._file.read(FRAME_PAIR)):
+        found = content_format(self._file.read(FRAME_PAIR))
+        if found is not None and found.kind == "foreign":
             return NotAudioError(
-                f"{self._path}: {foreign}, which libsndfile does not read; convert it, such as: "
-                f"{conversion(str(self._path))}"
+                f"{self.name}: {found.name}, which libsndfile does not read; convert it, such as: "
+                f"{conversion(self.name)}"
             )
         if "resource fork" in detail:  # libsndfile's last guess
             detail = "Format not recognised"
         return NotAudioError(
-            f"{self._path}: not audio that can be read, or damaged "
+            f"{self.name}: not audio that can be read, or damaged "
             f"({detail.strip().rstrip('.') or 'cannot be decoded'}); expected WAV, FLAC, Ogg, MP3 "
             "or another format of libsndfile, convert it first"
         )
@@ -140,14 +150,18 @@ class Recording:
         if section.content is not None:
             section.content.seek(0)
             return Sound(section.content)
-        # By its number, so that neither a name which is not UTF-8 nor a suffix matters.
         self._file.seek(0)
+        # A file by its number, so that neither a name which is not UTF-8 nor a suffix matters.
+        file = self._file.fileno() if isinstance(self._file, io.FileIO) else self._file
         try:
-            return Sound(self._file.fileno(), closefd=False)
+            return Sound(file, closefd=False)
         except soundfile.LibsndfileError:
-            if self._path.suffix.lower() not in CODED_BY_NAME:
+            if (subtype := CODED_BY_NAME.get(self._suffix)) is None:
                 raise
-            return Sound(os.fsencode(self._path))
+        self._file.seek(0)
+        return Sound(
+            file, samplerate=CODED_RATE, channels=1, subtype=subtype, format="RAW", closefd=False
+        )
 
     def _readable(self) -> bool:
         try:
@@ -158,14 +172,14 @@ class Recording:
 
 
 @contextmanager
-def open_recording(path: Path) -> Iterator[Recording]:
+def open_recording(source: AudioFile) -> Iterator[Recording]:
     """Open a recording of any format.
 
     Raises:
         MissingFileError, AudioError: see `open_audio_file` and `find_sections`.
     """
-    with open_audio_file(path) as file:
-        yield Recording(path, file)
+    with open_audio_file(source) as file:
+        yield Recording(audio_name(source), file)
 
 
 def _truncated(section: Section, sound: Sound, decoded: int) -> bool:

@@ -8,12 +8,12 @@ compared with what they hold.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ds2deploy.runtimes.audio.caf import sized_caf
 from ds2deploy.runtimes.audio.flac import file_size, find_flac_audio
-from ds2deploy.runtimes.audio.mp3 import Mp3Audio, find_mp3_audio, id3_size, is_mp3
+from ds2deploy.runtimes.audio.mp3 import Mp3Audio, find_mp3_audio, is_mp3
+from ds2deploy.runtimes.audio.mp3_frames import id3_size
 from ds2deploy.runtimes.audio.ogg import find_ogg_audio
 from ds2deploy.runtimes.audio.spliced import Span, Spliced
 from ds2deploy.runtimes.audio.wav import MPEG_FORMATS, find_wav_audio
@@ -44,11 +44,11 @@ class Section(NamedTuple):
     truncated: bool | None = None
 
 
-def find_sections(path: Path, file: BinaryIO) -> list[Section]:
+def find_sections(name: str, file: BinaryIO) -> list[Section]:
     """Find what to decode, in order; nothing where the container is not one of those walked.
 
     Args:
-        path: name of the recording, for errors.
+        name: name of the recording, for errors.
         file: the recording, seekable; the sections read from it.
 
     Raises:
@@ -56,12 +56,12 @@ def find_sections(path: Path, file: BinaryIO) -> list[Section]:
     """
     start, head = _after_tags(file)
     if head.startswith(SAMPLE_DUMP):
-        raise NotAudioError(f"{path}: a MIDI sample dump; convert it to WAV first")
+        raise NotAudioError(f"{name}: a MIDI sample dump; convert it to WAV first")
     whole = Span(start, file_size(file) - start)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
-        return _wav(path, file, whole)
+        return _wav(name, file, whole)
     if head.startswith(b"OggS"):
-        return _ogg(path, file)
+        return _ogg(name, file)
     if head.startswith(b"fLaC"):
         return _flac(file, whole)
     if head.startswith(b"caff") and (parts := sized_caf(file)):
@@ -69,15 +69,15 @@ def find_sections(path: Path, file: BinaryIO) -> list[Section]:
     if head.startswith(b"NIST"):
         return [Section(samples=_nist_count(file))]
     if is_frame(head):
-        return find_mp3_sections(path, file, whole)
+        return find_mp3_sections(name, file, whole)
     return []
 
 
-def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> list[Section]:
+def find_mp3_sections(name: str, file: BinaryIO, span: Span | None = None) -> list[Section]:
     """Find the recordings of a stream of MPEG audio; the whole file where there is none.
 
     Args:
-        path: name of the recording, for errors.
+        name: name of the recording, for errors.
         file: the recording.
         span: part of it that holds the stream, if not all.
 
@@ -90,7 +90,7 @@ def find_mp3_sections(path: Path, file: BinaryIO, span: Span | None = None) -> l
     walk = find_mp3_audio(file, span)
     if walk.lost:
         raise AudioError(
-            f"{path}: damaged, {walk.lost:,} bytes in it are no MP3; copy or record it again"
+            f"{name}: damaged, {walk.lost:,} bytes in it are no MP3; copy or record it again"
         )
     last = len(walk.recordings) - 1
     return [
@@ -114,12 +114,12 @@ def _after_tags(file: BinaryIO) -> tuple[int, bytes]:
         start += id3_size(head)
 
 
-def _wav(path: Path, file: BinaryIO, whole: Span) -> list[Section]:
+def _wav(name: str, file: BinaryIO, whole: Span) -> list[Section]:
     sections: list[Section] = []
     found = find_wav_audio(file, whole.start)
     for audio in found:
         if audio.tag in MPEG_FORMATS:
-            sections += find_mp3_sections(path, file, audio.data)
+            sections += find_mp3_sections(name, file, audio.data)
         elif audio.regular and len(found) == 1:
             sections.append(Section(truncated=audio.truncated))
         else:
@@ -128,11 +128,11 @@ def _wav(path: Path, file: BinaryIO, whole: Span) -> list[Section]:
     return sections or [Section()]
 
 
-def _ogg(path: Path, file: BinaryIO) -> list[Section]:
+def _ogg(name: str, file: BinaryIO) -> list[Section]:
     found = find_ogg_audio(file)
     if any(audio.streams > 1 for audio in found):
         raise AudioError(
-            f"{path}: holds several recordings side by side; give each as a file of its own"
+            f"{name}: holds several recordings side by side; give each as a file of its own"
         )
     if len(found) == 1:
         return [Section(truncated=not found[0].whole)]

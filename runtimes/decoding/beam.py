@@ -1,4 +1,4 @@
-"""Beam search behind the `Decoder` protocol: transcripts, n-best texts, confidence, live streams."""
+"""Beam search behind the `Decoder` protocol: transcripts, alternatives, confidence, streams."""
 
 from __future__ import annotations
 
@@ -159,9 +159,7 @@ class BeamDecoder:
             found[text] = Alternative(text, score, min(share, 1.0))
         return list(found.values())
 
-    def _words(
-        self, labels: Sequence[tuple[int, int, int]], duration_s: float
-    ) -> tuple[Span, ...]:
+    def _words(self, labels: Sequence[tuple[int, int, int]], duration_s: float) -> tuple[Span, ...]:
         return words_of(labels, self._alphabet, self._frame_s, duration_s)
 
     def _search(self, hot_words: Sequence[HotWords | None]) -> Search:

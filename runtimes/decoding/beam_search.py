@@ -7,6 +7,7 @@ utterances together, so that 64 streams cost little more than a few.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import BLANK
 from ds2deploy.runtimes.decoding.scorers import Scorer
-from ds2deploy.runtimes.features import FloatArray
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -143,7 +143,7 @@ class History:
         return found[::-1]
 
     def ancestors(self, nodes: Ints, frames: Ints) -> Ints:
-        """Last node up to a frame, on the way to each of these nodes; a root where there is none."""
+        """Last node up to a frame on the way to each of these nodes, or a root."""
         nodes = nodes.copy()
         late = np.flatnonzero(self.frame[nodes] > frames)
         while len(late):
@@ -177,7 +177,7 @@ class History:
         number = np.empty(self.size, np.int64)
         number[kept] = np.arange(len(kept)) - starts[owner[kept]]
         trees = []
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in itertools.pairwise(starts.tolist()):
             own = kept[first:last]
             parent = number[self.parent[own]]
             parent[0] = -1
@@ -198,9 +198,7 @@ class Search:
         self._limits, self._scorers = limits, tuple(scorers)
         widths = [len(scorer.start) for scorer in scorers]
         ends = np.cumsum(widths).tolist()
-        self._columns = [
-            slice(end - width, end) for end, width in zip(ends, widths, strict=True)
-        ]
+        self._columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
         random = np.random.default_rng(1)
         self._salt = random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
 
@@ -322,9 +320,7 @@ class Search:
             gains += gain
         return following, gains
 
-    def _extend(
-        self, hashes: npt.NDArray[np.uint64], labels: Ints
-    ) -> npt.NDArray[np.uint64]:
+    def _extend(self, hashes: npt.NDArray[np.uint64], labels: Ints) -> npt.NDArray[np.uint64]:
         mixed = (hashes ^ self._salt[labels]) * _ODD
         mixed ^= mixed >> _SHIFT
         return mixed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -95,7 +97,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def _scorers(self, alphabet: Alphabet) -> list[Scorer]:
         scorers: list[Scorer] = []
-        model = None if self.lm is None else read_language_model(self.lm)
+        model = None if self.lm is None else read_language_model(Path(self.lm))
         if model is not None:
             model.check_labels(alphabet.labels)
         if model is not None and model.kind == "characters":

@@ -54,21 +54,22 @@ class CharacterScorer:
     """
 
     def __init__(self, model: LanguageModel, weight: float) -> None:
-        self._next, scores, ends = model.dense()
-        self._scores = scores.astype(np.float64) * weight
-        self._ends = ends.astype(np.float64) * weight
-        self.start = (model.start_dense,)
+        tables = model.dense()
+        self._next, self._weight = tables.next, weight
+        self._scores, self._ends = tables.score, tables.end
+        self.start = (model.start,)
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
     ) -> tuple[States, Gains]:
         """See `Scorer`."""
         state = states[:, 0]
-        return self._next[state, labels].astype(np.int64)[:, None], self._scores[state, labels]
+        gains = self._weight * self._scores[state, labels].astype(np.float64)
+        return self._next[state, labels].astype(np.int64)[:, None], gains
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        return self._ends[states[:, 0]]
+        return self._weight * self._ends[states[:, 0]].astype(np.float64)
 
 
 class PhraseScorer:

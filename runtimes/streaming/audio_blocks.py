@@ -10,8 +10,9 @@ import numpy.typing as npt
 import soxr
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.audio.checks import check_stream_rate
 from ds2deploy.runtimes.audio.levels import Levels
-from ds2deploy.runtimes.audio.loading import check_stream_rate, mix_down
+from ds2deploy.runtimes.audio.samples import mix_down
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
 from ds2deploy.runtimes.geometry import window_delay, window_history
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.audio.loading import as_samples
+from ds2deploy.runtimes.audio.checks import as_samples
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
@@ -123,8 +123,9 @@ class Tick(NamedTuple):
 class StreamPool(Closing):
     """Serves many streams with one session; a context manager.
 
-    Any number of threads may open and feed streams, while one calls `tick` again and again, best
-    once in the duration of a block. A stream that sends nothing is not waited for.
+    Any number of threads may open, feed and finish streams, while one calls `tick` again and again,
+    best once in the duration of a block; a second one waits for its turn. `close` may come from any
+    thread and waits for the tick under way. A stream that sends nothing is not waited for.
 
     Args:
         session: of a streaming model.
@@ -190,7 +191,12 @@ class StreamPool(Closing):
             StreamError: the pool is closed.
         """
         channel = Channel(
-            self._session, self._extract, self._decoder, sample_rate, f"stream {name}".rstrip()
+            self._session,
+            self._extract,
+            self._decoder,
+            sample_rate,
+            f"stream {name}".rstrip(),
+            live=True,
         )
         with self._lock:
             self._check_open()

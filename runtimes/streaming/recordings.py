@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 
 from ds2deploy.runtimes.errors import FILE_ERRORS, Ds2Error
 from ds2deploy.runtimes.features import FloatArray
-from ds2deploy.runtimes.pipeline import AudioInput, Recognized, readable, without_frames
+from ds2deploy.runtimes.pipeline import Recognized
+from ds2deploy.runtimes.preparation import AudioInput, readable, without_frames
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.streaming.stream import Channel, run_channels
 

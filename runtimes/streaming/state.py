@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.artifact import TIME_STRIDE, ArtifactDescription, output_length
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.features import FloatArray, IntArray
+from ds2deploy.runtimes.geometry import TIME_STRIDE, output_length
 from ds2deploy.runtimes.session import Session, check_finite
 from ds2deploy.runtimes.tensors import (
     LENGTHS,

@@ -24,6 +24,7 @@ class Channel:
         decoder: the model's decoder.
         sample_rate: of the audio, in Hz.
         name: of the stream, for errors.
+        live: somebody waits for its words, see `Decoder.start`.
 
     Attributes:
         audio: what waits.
@@ -42,12 +43,13 @@ class Channel:
         decoder: Decoder,
         sample_rate: float,
         name: str = "stream",
+        live: bool = False,
     ) -> None:
         description = session.description
         config = description.features
         self.audio = StreamAudio(description, extract, sample_rate, name)
         self.state = StreamState(description, self.audio.first_frame)
-        self.decoder, self.decoding = decoder, decoder.start()
+        self.decoder, self.decoding = decoder, decoder.start(live)
         self._rate = config.sample_rate
         self._samples = description.input == "waveform"
         self._frames = config.frames
@@ -104,7 +106,9 @@ def run_channels(session: Session, channels: Sequence[Channel]) -> None:
 class Stream(Closing):
     """One stream; a context manager that lets go of what was not finished.
 
-    `Recognizer.stream` makes it. One thread at a time may use it.
+    `Recognizer.stream` makes it. One thread at a time may use it, which need not always be the
+    same; streams of one session run in several threads at the same time. Only `close` may come from
+    another thread meanwhile: the call under way ends, further calls raise StreamError.
 
     Args:
         session: of a streaming model.
@@ -123,7 +127,9 @@ class Stream(Closing):
         name: str = "stream",
     ) -> None:
         self._session = session
-        self._channel: Channel | None = Channel(session, extract, decoder, sample_rate, name)
+        self._channel: Channel | None = Channel(
+            session, extract, decoder, sample_rate, name, live=True
+        )
 
     def accept(self, samples: npt.ArrayLike) -> Update:
         """Take more audio and run all blocks that are full.

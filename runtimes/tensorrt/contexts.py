@@ -1,4 +1,4 @@
-"""Lanes: what one run of a TensorRT engine needs for itself, and the pool that lends them."""
+"""Execution contexts of a TensorRT engine, one for each run at a time, and the pool of them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,27 @@ from typing import Any
 import numpy as np
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.errors import DeviceError
+from ds2deploy.runtimes.errors import DeviceError, one_line
 from ds2deploy.runtimes.tensorrt import cuda
-from ds2deploy.runtimes.tensorrt.log import one_line
-from ds2deploy.runtimes.tensors import (
-    LENGTHS,
-    Tensors,
-    input_tensors,
-    named_sizes,
-    output_tensors,
-)
+from ds2deploy.runtimes.tensors import LENGTHS, Tensors, input_tensors, named_sizes, output_tensors
 
 LOG = logging.getLogger("ds2deploy")
 
 Shape = tuple[int, int]
-"""What an execution context is prepared for: utterances, and frames or samples of each."""
+"""Input shape of an execution context: utterances, and frames or samples of each."""
 
 
 class ExecutionContext:
     """An execution context, a stream, and the buffers of all tensors; for one run at a time.
 
     A CUDA graph is valid for the state that its context was captured in, and the state changes
-    with the input's shape ("one execution context per captured graph", says TensorRT's guide): a
-    lane has one graph, of the shape it is prepared for. A run that repeats it is captured, the
+    with the input's shape ("one execution context per captured graph", TensorRT's guide): a
+    context has one graph, of the shape it is prepared for. A run that repeats it is captured, the
     next is replayed; another shape drops it.
 
     Attributes:
-        shape: that the context is prepared for; None for none.
-        spent: whether a capture failed, after which nobody says what state the context is in.
+        shape: input shape that the context is prepared for; None for none.
+        spent: whether a capture failed; the state of the context is unknown after that.
     """
 
     def __init__(
@@ -70,7 +63,7 @@ class ExecutionContext:
             raise
 
     def run(self, tensors: Tensors, shape: Shape) -> Tensors:
-        """Run a batch that fits in `shape`; after an error the lane must be closed."""
+        """Run a batch that fits in `shape`; after an error the context must be closed."""
         assert self._stream is not None
         self._device.activate()
         if shape != self.shape:
@@ -158,7 +151,7 @@ class ExecutionContext:
             self._buffers[name].download(self._size(name), self._stream)
 
     def _capture(self) -> None:
-        """Record what has just run; where that fails, no lane tries it again."""
+        """Record what has just run; where that fails, no context tries it again."""
         assert self._stream is not None
         try:
             # TensorRT-RTX can say beforehand.
@@ -183,7 +176,7 @@ class ExecutionContext:
 
 
 class ContextPool:
-    """Lanes, made when they are needed, lent to one run each."""
+    """Contexts, made when they are needed, each lent to one run at a time."""
 
     def __init__(self, make: Callable[[], ExecutionContext], limit: int) -> None:
         self._make = make
@@ -195,34 +188,34 @@ class ContextPool:
         self._making = threading.Lock()
 
     @contextlib.contextmanager
-    def lane(self, shape: Shape) -> Iterator[ExecutionContext]:
-        """Lend a lane, prepared for `shape` if there is one; waits while all are lent.
+    def borrow(self, shape: Shape) -> Iterator[ExecutionContext]:
+        """Lend a context, prepared for `shape` if there is one; waits while all are lent.
 
-        A lane whose run failed is not lent again: what state it is in cannot be known.
+        A context whose run failed is not lent again: its state is unknown.
         """
-        lane = self._take(shape)
+        context = self._take(shape)
         try:
-            yield lane
+            yield context
         except BaseException:
-            lane.close()
+            context.close()
             self._forget_one()
             raise
-        if lane.spent:
-            lane.close()
+        if context.spent:
+            context.close()
             self._forget_one()
             return
         with self._changed:
-            self._idle.append(lane)
+            self._idle.append(context)
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Lend no more, and wait until every lane is back."""
+        """Lend no more, and wait until every context is back."""
         with self._changed:
-            self._stopped = True  # who waits for a lane is woken by the next that comes back
+            self._stopped = True  # the next context that comes back wakes who waits
             self._changed.wait_for(lambda: len(self._idle) == self._made)
 
     def free(self) -> None:
-        """Free the lanes, after `stop`."""
+        """Free the contexts, after `stop`."""
         while self._idle:
             self._idle.pop().close()
 
@@ -230,7 +223,7 @@ class ContextPool:
         with self._changed:
             while not self._stopped:
                 if self._idle:
-                    fitting = (i for i, lane in enumerate(self._idle) if lane.shape == shape)
+                    fitting = (i for i, item in enumerate(self._idle) if item.shape == shape)
                     return self._idle.pop(next(fitting, 0))  # else the least recently used
                 if self._made < self._limit:
                     self._made += 1
@@ -252,7 +245,7 @@ class ContextPool:
 
 
 class GraphSwitch:
-    """Whether the lanes of a session capture CUDA graphs; the first failure turns it off."""
+    """Switch for the CUDA graphs of a session; the first failed capture turns it off."""
 
     def __init__(self, path: Path, wanted: bool) -> None:
         self._path = path
@@ -261,7 +254,7 @@ class GraphSwitch:
         self.text = "on" if wanted else "off"
 
     def give_up(self, reason: str) -> None:
-        """Turn it off for all lanes, and say why, once."""
+        """Turn it off for all contexts, and log why, once."""
         with self._lock:
             if self.on:
                 self.on = False

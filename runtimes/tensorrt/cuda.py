@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError
+from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError, one_line
 
 LOG = logging.getLogger("ds2deploy")
 
@@ -149,7 +149,7 @@ class Graph:
     def __init__(self, device: Device, stream: CudaStream, record: Callable[[], None]) -> None:
         self._device = device
         self._executable: Any = None
-        # Of this thread only: another lane may allocate while this one captures.
+        # Of this thread only: another context may allocate while this one captures.
         mode = device.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         device.call("cudaStreamBeginCapture", stream.handle, mode)
         try:
@@ -181,7 +181,7 @@ def open_device(device: str = "cuda") -> Device:
     """Find a GPU: `cuda` for the first one, `cuda:1`, ...
 
     Raises:
-        NoDeviceError: no such device, or none at all; says why, and the remedy.
+        NoDeviceError: no such device, or none at all; with the reason and the remedy.
     """
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
@@ -202,7 +202,7 @@ def open_device(device: str = "cuda") -> Device:
 
 
 def examine_device(device: str = "cuda") -> tuple[bool, str, str]:
-    """Whether CUDA works here, which GPU it is or why not, and the remedy; never raises."""
+    """Tell if CUDA works here, on which GPU or why not, and the remedy; never raises."""
     try:
         found = open_device(device)
     except NoDeviceError as error:
@@ -216,12 +216,12 @@ def _import_runtime() -> Any:
     except ModuleNotFoundError as error:
         reason = f"cuda-bindings is not installed (no module {error.name})"
     except Exception as error:  # a library that does not load: of several unrelated classes
-        reason = f"cuda-bindings does not import ({_one_line(error)})"
+        reason = f"cuda-bindings does not import ({one_line(error)})"
     raise NoDeviceError(reason, "pip install cuda-bindings")
 
 
 def _driver_remedy(runtime: Any) -> str:
-    """What gives CUDA a GPU, by the versions of driver and bindings (12060 is 12.6)."""
+    """Remedy for a missing GPU, by the versions of driver and bindings (12060 is 12.6)."""
     versions = []
     for function in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"):
         try:
@@ -243,7 +243,7 @@ def _call(runtime: Any, function: str, *arguments: Any, wanted: int | None = Non
     try:
         error, *results = getattr(runtime, function)(*arguments)
     except (RuntimeError, OSError) as trouble:  # the bindings' own: a library is missing
-        raise DeviceError(f"{function}: {_one_line(trouble)}") from None
+        raise DeviceError(f"{function}: {one_line(trouble)}") from None
     if error == runtime.cudaError_t.cudaSuccess:
         return results[0] if results else None
     # Otherwise the next who asks CUDA for its last error, as TensorRT does, takes it for its own.
@@ -252,7 +252,3 @@ def _call(runtime: Any, function: str, *arguments: Any, wanted: int | None = Non
     name, text = (t.decode() if isinstance(t, bytes) else str(error) for t in texts)
     size = "" if wanted is None else f" ({wanted} bytes wanted)"
     raise DeviceError(f"{function}: {name}: {text}{size}")
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -15,7 +15,7 @@ SUFFIX = ".engine"
 
 
 def description_path(engine: Path) -> Path:
-    """Where an engine's description lies: `model.engine.json` for `model.engine`."""
+    """Path of an engine's description: `model.engine.json` for `model.engine`."""
     return engine.with_name(f"{engine.name}.json")
 
 
@@ -35,7 +35,7 @@ def read_engine_description(path: Path) -> tuple[ArtifactDescription, EngineDesc
     """Read what stands beside an engine, without the engine.
 
     Args:
-        path: of the engine.
+        path: path of the engine.
 
     Returns:
         The whole description, and its part on the engine.

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from ds2deploy.runtimes.engine_description import Flavor
-from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.errors import RuntimeUnavailableError, one_line
 
 NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 
@@ -35,8 +35,8 @@ class TensorRt(NamedTuple):
     """One of the two libraries, imported.
 
     Attributes:
-        flavor: which of the two.
-        version: such as `10.3.0`.
+        flavor: TensorRT or TensorRT-RTX.
+        version: release, such as `10.3.0`.
         module: its Python API.
     """
 
@@ -67,11 +67,11 @@ def import_tensorrt(flavor: Flavor) -> TensorRt:
             reason = f"no module {error.name}" if error.name else str(error)
             continue
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = one_line(error, 160)
             break
         return _new_enough(TensorRt(flavor, version, module))
     raise RuntimeUnavailableError(
-        f"{NAMES[flavor]} does not import ({reason[:160]}): {install_command(flavor)}"
+        f"{NAMES[flavor]} does not import ({reason}): {install_command(flavor)}"
     )
 
 
@@ -79,7 +79,7 @@ def any_tensorrt() -> TensorRt:
     """Whichever of the two is there, TensorRT first.
 
     Raises:
-        RuntimeUnavailableError: neither is; says what brings one.
+        RuntimeUnavailableError: neither is; names the command that installs one.
     """
     for flavor in NAMES:
         try:
@@ -93,7 +93,7 @@ def any_tensorrt() -> TensorRt:
 
 
 def install_command(flavor: Flavor) -> str:
-    """What brings the library to this machine."""
+    """Command that installs the library on this machine."""
     import platform
 
     if flavor == "tensorrt" and platform.machine() == "aarch64":

@@ -1,4 +1,4 @@
-"""What TensorRT says, kept for the messages of errors instead of printed."""
+"""A logger that keeps TensorRT's errors for messages instead of printing them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,3 @@ def make_log(library: TensorRt) -> Any:
             return f" ({' '.join(last.split())[:200]})" if last else ""
 
     return Log()
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text, for the middle of a message."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

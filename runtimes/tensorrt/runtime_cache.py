@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiled for this GPU, kept beside the engine."""
+"""Cache of TensorRT-RTX's compiled kernels, beside the engine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ds2deploy.runtimes.errors import DeviceError
+from ds2deploy.runtimes.errors import DeviceError, one_line
 from ds2deploy.runtimes.files import whole_file
-from ds2deploy.runtimes.tensorrt.log import one_line
 
 LOG = logging.getLogger("ds2deploy")
 
@@ -17,10 +16,10 @@ CACHE_SUFFIX = ".cache"
 
 
 class RuntimeCache:
-    """What TensorRT-RTX compiles for this GPU, kept so that the next start need not.
+    """Kernels that TensorRT-RTX compiled for this GPU, kept for the next start.
 
     Attributes:
-        config: to make execution contexts with.
+        config: configuration for new execution contexts.
     """
 
     def __init__(self, config: Any, path: Path) -> None:

@@ -1,7 +1,7 @@
 """A session on TensorRT or TensorRT-RTX: the library, CUDA from Python, and numpy.
 
-A session deserialises the engine once. A run borrows a lane (an execution context with a stream
-and buffers of its own), so that as many threads run at once as there are lanes.
+A session deserialises the engine once. A run borrows an execution context with a stream and
+buffers of its own, so that as many threads run at once as there are contexts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ds2deploy.runtimes.errors import (
     FeaturesError,
     ModelFileError,
     RuntimeUnavailableError,
+    one_line,
 )
 from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Closing, Session, beyond_profile, check_tensors
@@ -30,7 +31,7 @@ from ds2deploy.runtimes.tensorrt import cuda
 from ds2deploy.runtimes.tensorrt.contexts import ContextPool, ExecutionContext, GraphSwitch, Shape
 from ds2deploy.runtimes.tensorrt.engine_file import read_blob, read_engine_description
 from ds2deploy.runtimes.tensorrt.library import NAMES, TensorRt, import_tensorrt
-from ds2deploy.runtimes.tensorrt.log import make_log, one_line
+from ds2deploy.runtimes.tensorrt.log import make_log
 from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu, tensorrt_command
 from ds2deploy.runtimes.tensorrt.runtime_cache import CACHE_SUFFIX, RuntimeCache
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors, samples_of
@@ -40,7 +41,7 @@ class TensorRtSession(Closing):
     """Runs an engine; from several threads, if you like.
 
     Args:
-        path: of the engine; its description lies beside it.
+        path: path of the engine; its description lies beside it.
         device: `cuda`, `cuda:1`, ...
         contexts: threads that may run at the same time, at most; each takes device memory, and
             is made when it is first needed. Further threads wait for one another.
@@ -48,7 +49,7 @@ class TensorRtSession(Closing):
         keep_cache: keep what TensorRT-RTX compiles beside the engine, for the next start.
 
     Attributes:
-        description: of the model.
+        description: metadata of the model.
         runtime: `tensorrt cuda` or `tensorrt-rtx cuda`.
         profile: the shapes that the engine takes. What is smaller is padded, exactly.
 
@@ -86,7 +87,7 @@ class TensorRtSession(Closing):
         self._log = make_log(library)
         try:
             self._load(library, engine)
-            self._pool = ContextPool(self._make_lane, max(1, contexts))
+            self._pool = ContextPool(self._make_execution, max(1, contexts))
         except BaseException:
             self.close()
             raise
@@ -114,11 +115,11 @@ class TensorRtSession(Closing):
             pool = self._pool
             if pool is None:
                 raise DeviceError("the session is closed; open another")
-            with pool.lane(shape) as lane:
-                return lane.run(tensors, shape)
+            with pool.borrow(shape) as context:
+                return context.run(tensors, shape)
         except RuntimeError as error:  # DeviceError is one; so is what TensorRT's binding raises
-            said = self._log.take()
-            raise DeviceError(f"{self._path}: {one_line(error)}{said}") from None
+            logged = self._log.take()
+            raise DeviceError(f"{self._path}: {one_line(error)}{logged}") from None
 
     def streaming(self) -> Session | None:
         """Itself, where it takes blocks."""
@@ -183,16 +184,16 @@ class TensorRtSession(Closing):
             for tensor in tensors
         }
         if found != expected:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{name} ({mode.name.lower()}, {kind.name.lower()})"
                 for name, (mode, kind) in found.items()
             )
             raise ModelFileError(
-                f"{self._path}: its tensors are {told}, not {', '.join(expected)} "
+                f"{self._path}: its tensors are {listed}, not {', '.join(expected)} "
                 f"of its description: {rebuild}"
             )
 
-    def _make_lane(self) -> ExecutionContext:
+    def _make_execution(self) -> ExecutionContext:
         """An execution context with what it needs; one at a time, for they share the engine."""
         self._device.activate()
         return ExecutionContext(self._device, self._make_context, self.description, self._graphs)
@@ -214,23 +215,26 @@ class TensorRtSession(Closing):
         and are replayed as CUDA graphs.
         """
         assert self.profile is not None
-        (low, usual, high), features = self.profile.batch, self.description.features
+        smallest, optimum, largest = self.profile.batch
+        features = self.description.features
         streaming = self.description.blocks is not None
-        if utterances > high:
+        if utterances > largest:
             what = "streams" if streaming else "utterances"
             raise FeaturesError(
-                f"{utterances} {what}; this engine takes {low} to {high} at a time: "
-                f"split them, or rebuild with --batch {low},{usual},{utterances}"
+                f"{utterances} {what}; this engine takes {smallest} to {largest} at a time: "
+                f"split them, or rebuild with --batch {smallest},{optimum},{utterances}"
             )
         if streaming:
-            return min(high, max(low, 1 << (utterances - 1).bit_length())), size
+            return min(largest, max(smallest, 1 << (utterances - 1).bit_length())), size
         waveform = self.description.input == "waveform"
         frames = features.frames(size) if waveform else size
         if frames > self.profile.frames[2]:
             duration_s = seconds_of_frames(frames, features)
             raise FeaturesError(beyond_profile(duration_s, self.profile, features))
-        least = self.profile.frames[0]
-        return max(utterances, low), max(size, samples_of(least, features) if waveform else least)
+        shortest = self.profile.frames[0]
+        if waveform:
+            shortest = samples_of(shortest, features)
+        return max(utterances, smallest), max(size, shortest)
 
 
 def _open_library(path: Path, engine: EngineDescription) -> TensorRt:

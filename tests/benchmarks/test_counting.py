@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,13 +122,19 @@ def test_probes_do_what_they_say(benchmark_module):
     took = {"fp32 a": [2.0, 5.0], "fp32 b": [1.0, 10.0], "read": [4.0, 2.0]}
     best = probes.rates(made, took)
     assert (best.multiply, best.read) == ({"fp32": 10.0}, {1 << 20: 4.0})
-    turns = {"fp32 a [0]": [3.0, 5.0], "case": [9.0, 9.0], "fp32 a [1]": [2.0, 6.0]}
-    assert probes.probe_seconds({"fp32 a": made["fp32 a"]}, turns) == {"fp32 a": [2.0, 5.0]}
-    assert list(probes.among({"p": made["read"]}, {"x": print, "y": print})) == [
-        "p [0]",
-        "x",
-        "p [1]",
-        "y",
-    ]
     second = probes.rates(made, took, round_=1)
     assert (second.multiply, second.read) == ({"fp32": 2.0}, {1 << 20: 4.0})
+
+
+def test_every_probe_runs_before_every_case(benchmark_module, monkeypatch: pytest.MonkeyPatch):
+    probes = benchmark_module("probes")
+    turns = {"a [0]": [3.0, 5.0], "x": [9.0, 8.0], "a [1]": [2.0, 6.0], "y": [7.0, 7.0]}
+
+    def take_turns(cases: Any, rounds: int, progress: Any) -> dict[str, list[float]]:
+        assert (list(cases), rounds, progress) == (list(turns), 2, print)
+        return turns
+
+    monkeypatch.setattr(probes, "take_turns", take_turns)
+    probe = probes.Probe("read", 1 << 20, 8.0, lambda: None)
+    found = probes.take_turns_with({"a": probe}, {"x": print, "y": print}, 2, print)
+    assert found == {"x": [9.0, 8.0], "y": [7.0, 7.0], "a": [2.0, 5.0]}

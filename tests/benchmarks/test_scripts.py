@@ -190,6 +190,17 @@ def test_features_with_and_without_librosa(benchmark_module, monkeypatch: pytest
     assert difference.status == "met"
 
 
+def test_language_model(run_script):
+    result = run_script("language_model.py", "--quick")
+    found, data = goals(result), result["data"]
+    grams = sum(data["counts"])
+    size = found["size per n-gram, with the vocabulary"]["measured"]
+    assert size == pytest.approx(data["size"] / grams)
+    assert found["ds2deploy lm: peak memory"]["measured"] == data["peak_mb"] > 20
+    opening = found["opening, per million n-grams"]["measured"]
+    assert opening == pytest.approx(1e9 * data["open_s"] / grams)
+
+
 def test_gpu_without_one():
     done = subprocess.run(
         [sys.executable, str(FOLDER / "gpu.py"), "--device", "cuda:7"],

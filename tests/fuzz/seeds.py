@@ -8,14 +8,18 @@ import json
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import soundfile
 
+from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
 from ds2deploy.runtimes.tensorrt.engine_file import sealed
 
@@ -118,6 +122,50 @@ def sealed_again(content: bytes) -> bytes:
         return sealed(document).to_json().encode() if document.engine else content
     except (ValueError, ArithmeticError):
         return content
+
+
+ARPA = b"""\\data\\
+ngram 1=5
+ngram 2=3
+ngram 3=1
+
+\\1-grams:
+-1.5\t<unk>
+-99\t<s>\t-0.5
+-0.7\t</s>
+-0.6\tA\t-0.25
+-0.4\tB\t-0.1
+
+\\2-grams:
+-0.3\t<s> A\t-0.2
+-0.2\tA B\t0.1
+-0.1\tB </s>
+
+\\3-grams:
+-0.05\t<s> A B
+
+\\end\\
+"""
+
+
+def language_models() -> list[bytes]:
+    """Language models of words and of characters."""
+    from ds2deploy.language_models.make import LanguageModelOptions, make_language_model
+
+    found = []
+    with TemporaryDirectory() as folder:
+        text, out = Path(folder, "text"), Path(folder, "out.lm")
+        text.write_bytes(b"A B AB\nB A\nA B B\n")
+        for kind in ("words", "characters"):
+            options = LanguageModelOptions(kind=kind, order=3)  # type: ignore[arg-type]
+            make_language_model([text], out, Alphabet("_AB "), options)
+            found.append(out.read_bytes())
+    return found
+
+
+def summed_again(content: bytes) -> bytes:
+    """A changed language model with the checksum that fits it."""
+    return content[:16] + zlib.crc32(content[20:]).to_bytes(4, "little") + content[20:]
 
 
 def onnx_files() -> list[bytes]:
@@ -236,9 +284,8 @@ def checkpoint() -> bytes:
     from ds2deploy.model.checkpoint import KEY, header
 
     document = {KEY: header(_recipe(), {"wer": 0.5}), "state_dict": _weights()}
-    document |= {"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 1}},
-                 "epoch_loop.batch_progress": {"is_last_batch": True}}},
-                 "epoch": 1, "global_step": 2}  # fmt: skip
+    document |= {"position": {"step": 2, "epochs": 1}, "precision": {}, "optimizer_states": [],
+                 "lr_schedulers": [], "global_step": 2}  # fmt: skip
     return _saved(torch, document)
 
 

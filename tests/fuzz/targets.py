@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import seeds
 import soundfile
 
@@ -73,8 +74,9 @@ def _audio(content: bytes) -> None:
 
 
 def _pcm(content: bytes) -> None:
-    from ds2deploy.runtimes.audio.loading import check_stream_rate, mono_pieces, resample_pieces
+    from ds2deploy.runtimes.audio.checks import check_stream_rate
     from ds2deploy.runtimes.audio.pcm import PcmStream
+    from ds2deploy.runtimes.audio.samples import mono_pieces, resample_pieces
 
     stream = PcmStream(io.BytesIO(content), 16_000)
     rate = stream.format.sample_rate
@@ -188,12 +190,41 @@ def _metrics(content: bytes) -> None:
     folder.rewind(3)
 
 
+def _language_model(content: bytes) -> None:
+    from ds2deploy.inspection import inspect_file
+    from ds2deploy.runtimes.decoding.language_model import read_language_model
+
+    path = _file("case.lm", seeds.summed_again(content))
+    inspect_file(path)
+    model = read_language_model(path)
+    model.check_labels(model.header.labels)
+    states, words = np.full(len(model), model.start), np.arange(len(model))
+    for _ in range(4):
+        states, scores = model.score(states, words)
+        assert not np.isnan(scores).any()
+    model.word_ids(model.words)
+    if model.kind == "characters":
+        model.dense()
+
+
+def _text(name: str, content: bytes) -> None:
+    from ds2deploy.language_models.make import LanguageModelOptions, make_language_model
+    from ds2deploy.runtimes.alphabet import Alphabet
+    from ds2deploy.runtimes.decoding.language_model import read_language_model
+
+    path, out = _file(name, content), Path("out.lm")
+    make_language_model([path], out, Alphabet("_AB "), LanguageModelOptions())
+    len(read_language_model(out).words)
+
+
 WAV_WORDS = (b"RIFF", b"RIFX", b"RF64", b"WAVE", b"fmt ", b"data", b"ds64", b"fact", b"LIST",
              b"JUNK", b"bext", b"\xff\xff\xff\xff", b"\xfe\xff")  # fmt: skip
 AUDIO_WORDS = (*WAV_WORDS, b"fLaC", b"OggS", b"vorbis", b"OpusHead", b"ID3", b"Xing", b"FORM",
                b"AIFC", b"COMM", b"SSND", b".snd", b"caff", b"desc", b"pakt", b"kuki", b"\xff\xfb",
                b"Creative Voice File\x1a", b"NIST_1A\n   1024\n")  # fmt: skip
 MPG123 = r"\s*(Note: |Warning: |\[src/libmpg123)"
+ARPA_WORDS = (b"\\data\\", b"\\1-grams:", b"\\2-grams:", b"\\end\\", b"ngram 1=", b"\n", b"\t",
+              b"-99", b"nan", b"inf", b"1e400", b"<unk>", b"<s>", b"</s>", b"A B")  # fmt: skip
 JSON_WORDS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"{", b"}", b"[", b"]", b",", b":", b"\n")
 CUT_WORDS = (*JSON_WORDS, b'"type": "url"', b'"type": "command"', b'"transforms": []',
              b'"features": {}', b'"PaddingCut"', b'"MultiCut"', b'"snr": -1e9', b"a.wav",
@@ -260,6 +291,26 @@ TARGETS = {
             lambda content: _listed("case.csv", content),
             "text",
             (b",", b'"', b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe"),
+        ),
+        Target("language-model", seeds.language_models, _language_model, tokens=JSON_WORDS),
+        Target(
+            "arpa",
+            lambda: [seeds.ARPA],
+            lambda content: _text("case.arpa", content),
+            "text",
+            ARPA_WORDS,
+        ),
+        Target(
+            "text",
+            lambda: [b"A B\nB, A\n\nA\n", "A\u2014B\r\n\u00c4 B".encode("utf-16")],
+            lambda content: _text("case.txt", content),
+            "text",
+            (b"\0", b"\r", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1f\x8b", b"1", b"\\data\\\n"),
+        ),
+        Target(
+            "text-gzip",
+            lambda: _gzipped([b"A B\nB A\n", seeds.ARPA]),
+            lambda content: _text("case.gz", content),
         ),
         Target("transcript", lambda: [b"A B\n", b"\xef\xbb\xbfA\r\nB"], _transcript, "text"),
         Target(

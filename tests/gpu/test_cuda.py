@@ -26,7 +26,7 @@ from ds2deploy.runtimes.features import FeatureConfig, pad_features
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
 from ds2deploy.runtimes.onnx.obstacles import obstacle
 from ds2deploy.runtimes.onnx.session import OnnxSession
-from ds2deploy.training.lightning_module import ctc_loss
+from ds2deploy.training.optimization import ctc_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 

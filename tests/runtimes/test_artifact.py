@@ -15,12 +15,11 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    conv_bins,
-    output_length,
     read_description,
 )
 from ds2deploy.runtimes.errors import ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import conv2_bins, output_length
 
 
 def describe(**changes) -> ArtifactDescription:
@@ -145,7 +144,7 @@ def test_output_length_is_that_of_the_two_convolutions(frames):
 
 @given(st.integers(2, 2000))
 def test_conv_bins_are_those_of_the_two_convolutions(bins):
-    assert conv_bins(bins) == convolved(convolved(bins, 41, 2, 20), 21, 2, 10)
+    assert conv2_bins(bins) == convolved(convolved(bins, 41, 2, 20), 21, 2, 10)
 
 
 @settings(max_examples=15, deadline=None)
@@ -156,9 +155,9 @@ def test_torch_gives_outputs_of_that_size(frames, bins):
     for kernel, stride, padding in (((41, 11), (2, 2), (20, 5)), ((21, 11), (2, 1), (10, 5))):
         weight = torch.zeros(1, 1, *kernel)
         outputs = torch.conv2d(outputs, weight, stride=stride, padding=padding)
-    assert outputs.shape == (1, 1, conv_bins(bins), output_length(frames))
+    assert outputs.shape == (1, 1, conv2_bins(bins), output_length(frames))
 
 
 def test_known_sizes():
-    assert conv_bins(161) == 41
+    assert conv2_bins(161) == 41
     assert [output_length(n) for n in (1, 2, 3, 457)] == [1, 1, 2, 229]

@@ -21,12 +21,12 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    output_length,
 )
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import LOCAL_S, FeatureConfig, FeatureExtractor
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.runtimes.long_audio import WindowShape, transcribe_windows
 from ds2deploy.runtimes.recognizer import Recognizer
 

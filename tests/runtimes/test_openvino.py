@@ -14,10 +14,10 @@ import pytest
 
 import ds2deploy
 from ds2deploy.doctor import examine
-from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import speech_features, speech_waveforms
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import DeviceError, ModelFileError, RuntimeUnavailableError

@@ -21,18 +21,13 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    output_length,
 )
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, DeviceError, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
-from ds2deploy.runtimes.pipeline import (
-    AudioInput,
-    Prepared,
-    QueuedRecording,
-    Recognized,
-    batch_of_oldest,
-)
+from ds2deploy.runtimes.geometry import output_length
+from ds2deploy.runtimes.pipeline import QueuedRecording, Recognized, batch_of_oldest
+from ds2deploy.runtimes.preparation import AudioInput, Prepared
 from ds2deploy.runtimes.recognizer import Recognizer
 
 RATE = 16_000
@@ -306,15 +301,20 @@ class Ledger:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_memory_does_not_grow_with_the_list(threads, monkeypatch):
+def test_memory_does_not_grow_with_the_list(threads, monkeypatch, wait_until):
     """A window of 20 s, 10 s beyond it, and what each thread has just begun."""
     monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.WINDOW_S", 20.0)
     monkeypatch.setattr("ds2deploy.runtimes.whole_utterances.AHEAD_S", 10.0)
     monkeypatch.setattr(pipeline, "CPU_FRAMES", 510)
     ledger = Ledger(150)
-    recognizer = Recognizer(MeanSession(pause_s=0.01))
+
+    class Slow(MeanSession):
+        def run(self, features, lengths):
+            wait_until(lambda: ledger.begun - ledger.done >= 30 or ledger.begun == 150)
+            return super().run(features, lengths)
+
     found: list[Recognized] = []
-    for item in recognizer.transcribe_many(ledger, threads=threads):
+    for item in Recognizer(Slow()).transcribe_many(ledger, threads=threads):
         found.append(item)
         # A batch is released when all of it was given out.
         ledger.done = len(found) // 5 * 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from ds2deploy.runtimes.artifact import (
     ArtifactDescription,
     ModelShape,
     WeightsSource,
-    output_length,
 )
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import AudioError, ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.runtimes.pipeline import batches
 from ds2deploy.runtimes.recognizer import Recognizer
 
@@ -95,6 +96,27 @@ def recording(tmp_path: Path) -> Path:
     path = tmp_path / "bad.wav"
     soundfile.write(path, sing("BAD"), RATE)
     return path
+
+
+def test_bytes_and_file_objects_are_transcribed_like_their_path(
+    recognizer: Recognizer, recording: Path
+):
+    content = recording.read_bytes()
+    expected = recognizer.transcribe(recording)
+    assert expected.text == "BAD"
+    assert recognizer.transcribe(content) == expected
+    upload = io.BytesIO(content)
+    assert recognizer.transcribe(upload) == expected
+    assert not upload.closed
+    with recording.open("rb") as file:
+        cut = io.BytesIO(content[:-1000])
+        cut.name = "mail/cut.wav"
+        sources = [recording, content, io.BytesIO(content), file, cut, b"", io.StringIO("text")]
+        found = {item.index: item.result for item in recognizer.transcribe_many(sources)}
+    assert [found[i] for i in range(4)] == [expected] * 4
+    for i, name in ((4, "mail/cut.wav"), (5, "audio"), (6, "audio")):
+        assert isinstance(found[i], AudioError)
+        assert str(found[i]).startswith(f"{name}: ")
 
 
 def words_of_different_lengths() -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ds2deploy.bench.machine import describe_machine
-from ds2deploy.bench.measure import Benchmark, Skipped, _that_run
+from ds2deploy.bench.measure import Benchmark, Skipped, runnable
 from ds2deploy.bench.plan import Case, make_plan, open_case
 from ds2deploy.bench.probe import run_probe
 from ds2deploy.bench.report import advise
@@ -261,7 +261,7 @@ def test_what_an_engine_does_not_take_is_skipped(describe: Callable[..., Any]):
     for batch, seconds in ((4, 2.0), (5, 2.0), (4, 2.5)):
         waveforms = [np.zeros(int(RATE * seconds), np.float32)] * batch
         runs = {fake_case("model.engine", "rtx"): StagedRun(session, waveforms)}
-        taken, skipped = _that_run(runs, batch, seconds)
+        taken, skipped = runnable(runs, batch, seconds)
         assert len(taken) + len(skipped) == 1
         reasons[batch, seconds] = [item.reason for item in skipped]
     assert reasons[4, 2.0] == []
@@ -281,7 +281,7 @@ def test_a_device_that_fails_is_skipped(describe: Callable[..., Any]):
         good: StagedRun(FakeSession(description, 0.0), waveforms),
         bad: StagedRun(Failing(description, 0.0), waveforms),
     }
-    taken, skipped = _that_run(runs, 1, 1.0)
+    taken, skipped = runnable(runs, 1, 1.0)
     assert list(taken) == [good]
     assert [(item.model, item.reason) for item in skipped] == [("bad.onnx", "out of memory")]
     assert compare({}, good, rounds=1) == []

@@ -15,7 +15,7 @@ from ds2deploy.bench import machine
 from ds2deploy.bench.machine import describe_machine
 from ds2deploy.runtimes.session import usable_cores
 from ds2deploy.training import memory
-from ds2deploy.training.memory import peak_memory_mib, resident_memory_mib
+from ds2deploy.training.memory import peak_memory_mib
 
 CPUINFO = """processor\t: 0
 cpu family\t: 6
@@ -72,7 +72,6 @@ def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(module, "Path", lambda path: tmp_path / "nothing")
     assert describe_machine().processor
     assert peak_memory_mib() is None
-    assert resident_memory_mib() is None
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

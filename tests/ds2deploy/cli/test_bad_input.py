@@ -901,19 +901,17 @@ def test_resume_refuses_a_checkpoint_that_is_not_a_trainings_last(
     assert "nothing to resume" in refused(*training, "--resume")
 
 
-def begun(document: dict[str, Any], processed: object = 0) -> None:
+def begun(document: dict[str, Any], epochs: object = 0) -> None:
     """Make a checkpoint one that a training left in its first epoch."""
-    place = {"current": {"processed": processed}}
-    batches = {"is_last_batch": True}
-    loops = {"fit_loop": {"epoch_progress": place, "epoch_loop.batch_progress": batches}}
-    document.update(loops=loops, epoch=0, global_step=1)
+    position = {"step": 1, "epochs": epochs}
+    document.update(position=position, precision={}, optimizer_states=[], lr_schedulers=[])
 
 
 def test_resume_refuses_a_checkpoint_that_does_not_say_where_it_was(
     refused: Callable[..., str], training: list[object], models: Models, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    for edit in (lambda document: begun(document, "x"), lambda d: d.update(loops={}, epoch=0)):
+    for edit in (lambda document: begun(document, "x"), lambda d: d.update(position="x")):
         edited_bytes = edited(models.checkpoint, lambda d, edit=edit: (begun(d), edit(d)))
         put(tmp_path / "run" / "last.ckpt", edited_bytes)
         assert "does not say where its training was" in refused(*training, "--resume")

@@ -22,6 +22,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "verify",
+    "lm",
     "transcribe",
     "bench",
     "inspect",

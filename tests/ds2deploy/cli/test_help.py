@@ -19,6 +19,7 @@ COMMANDS = [
     "evaluate",
     "export",
     "verify",
+    "lm",
     "transcribe",
     "bench",
     "inspect",

@@ -20,7 +20,7 @@ import torch
 
 from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest, write_manifest
-from ds2deploy.export import artifacts
+from ds2deploy.export import verified_onnx
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
@@ -50,7 +50,7 @@ def final_names(folder: Path) -> set[str]:
     "place",
     [
         "import onnx; onnx.checker.check_model = hold",
-        "import ds2deploy.export.artifacts as module; module.check_parity = hold",
+        "import ds2deploy.export.verified_onnx as module; module.check_parity = hold",
         "hold_name('model.onnx')",
     ],
 )
@@ -87,8 +87,7 @@ def test_an_export_that_is_killed_as_soon_as_its_file_has_its_name(
         ("hold_name('best.ckpt')", {"metrics.jsonl", "last.ckpt"}),
         (
             "from ds2deploy.training.progress import TrainingProgress as shown\n"
-            "end = lambda self, trainer, *_: trainer.global_step > 8 and hold()\n"
-            "shown.on_validation_end = end",
+            "shown.note_validation = lambda self, point, _: point.step > 8 and hold()",
             {"metrics.jsonl", "last.ckpt", "best.ckpt", "best.jsonl"},
         ),
     ],
@@ -171,10 +170,9 @@ def assert_as_before(path: Path, old: bytes | None) -> None:
     assert (path.read_bytes() if path.exists() else None) == old
 
 
-def test_a_checkpoint_that_is_half_written(
-    monkeypatch: pytest.MonkeyPatch, old: bytes | None, small_checkpoint: Path, tmp_path: Path
-) -> None:
-    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
+@pytest.fixture
+def half_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies in the middle of a checkpoint."""
     save = torch.save
 
     def half(document: Any, file: Any) -> None:
@@ -183,6 +181,12 @@ def test_a_checkpoint_that_is_half_written(
         raise Killed
 
     monkeypatch.setattr(torch, "save", half)
+
+
+def test_a_checkpoint_that_is_half_written(
+    half_saved: None, old: bytes | None, small_checkpoint: Path, tmp_path: Path
+) -> None:
+    loaded, path = load_checkpoint(small_checkpoint), prepared(tmp_path / "best.ckpt", old)
     with pytest.raises(Killed):
         save_checkpoint(path, loaded.network, loaded.recipe, {})
     assert_as_before(path, old)
@@ -235,8 +239,8 @@ def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             return {"passed": True}
 
     calls: list[None] = []
-    monkeypatch.setattr(artifacts, "check_parity", lambda *_: Passed())
-    work = getattr(artifacts, step)
+    monkeypatch.setattr(verified_onnx, "check_parity", lambda *_: Passed())
+    work = getattr(verified_onnx, step)
 
     def once(*arguments: Any) -> Any:
         calls.append(None)
@@ -244,15 +248,12 @@ def passes_once(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             raise Killed
         return work(*arguments)
 
-    monkeypatch.setattr(artifacts, step, once)
+    monkeypatch.setattr(verified_onnx, step, once)
 
 
 def test_a_last_checkpoint_that_is_half_written(
-    dying: Callable[..., None], tone_recipe: Recipe, tmp_path: Path
+    half_saved: None, tone_recipe: Recipe, tmp_path: Path
 ) -> None:
-    import lightning
-
-    dying(lightning.Trainer, "save_checkpoint", path_at=1)
     with pytest.raises(Killed):
         train(tone_recipe)
     # The first is written before the first validation.
@@ -325,7 +326,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
     happens: str, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A description without a graph must never be called verified."""
-    check = artifacts.check_parity
+    check = verified_onnx.check_parity
 
     def disturb(*arguments: Any) -> Any:
         report = check(*arguments)
@@ -337,7 +338,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
             os.truncate(temporary, size // 2 if happens == "cut" else size + 1)
         return report
 
-    monkeypatch.setattr(artifacts, "check_parity", disturb)
+    monkeypatch.setattr(verified_onnx, "check_parity", disturb)
     with pytest.raises(ModelFileError, match="another process writes into"):
         export_onnx(small_checkpoint, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -346,25 +347,23 @@ def test_an_export_whose_file_another_process_touches_is_refused(
 def test_a_description_is_never_appended_to_nothing(small_onnx: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(ModelFileError, match=re.escape(f"{path}: is gone")):
-        artifacts.append_description(path, OnnxSession(small_onnx).description)
+        verified_onnx.append_description(path, OnnxSession(small_onnx).description)
     assert not path.exists()
 
 
 def test_two_last_checkpoints_have_different_temporary_names(
     tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import lightning
+    save, names = torch.save, []
 
-    save, names = lightning.Trainer.save_checkpoint, []
+    def note(document: Any, file: Any) -> None:
+        names.append(Path(file.name).name)
+        save(document, file)
 
-    def note(self: Any, path: Path, *arguments: Any, **options: Any) -> None:
-        names.append(path.name)
-        save(self, path, *arguments, **options)
-
-    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", note)
+    monkeypatch.setattr(torch, "save", note)
     train(tone_recipe)
     assert len(set(names)) == len(names) > 1
-    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.last\.ckpt", name) for name in names)
+    assert all(re.fullmatch(r"\.[0-9a-f]{16}\.(last|best)\.ckpt", name) for name in names)
 
 
 # A process that is told to end ------------------------------------------------------------------
@@ -377,7 +376,7 @@ def test_a_polite_end_leaves_nothing(
     """SIGTERM, as a scheduler or systemd sends it."""
     out = tmp_path / "out"
     out.mkdir()
-    place = "import ds2deploy.export.artifacts as module; module.check_parity = hold"
+    place = "import ds2deploy.export.verified_onnx as module; module.check_parity = hold"
     with hold_command(place, "export", small_checkpoint, "--out", out) as held:
         held.process.terminate()
         assert held.process.wait(PATIENCE_S) == 128 + signal.SIGTERM

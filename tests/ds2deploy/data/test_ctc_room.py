@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lhotse import CutSet
-from rich.console import Console
 from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
@@ -25,10 +22,10 @@ from ds2deploy.data.cuts import make_cut
 from ds2deploy.data.epoch_plan import ProcessBatch
 from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.artifact import output_length
 from ds2deploy.runtimes.errors import AudioError, ManifestError
+from ds2deploy.runtimes.geometry import output_length
 from ds2deploy.training.progress import TrainingProgress
-from ds2deploy.training.run_folder import BROKEN, RunFolder
+from ds2deploy.training.run_folder import BROKEN, ResumePoint, RunFolder
 from ds2deploy.training.train import train
 
 RATE = 8000
@@ -131,20 +128,18 @@ def test_a_batch_without_a_usable_utterance_does_not_lower_the_shown_loss(
     tone_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """One of 101 batches of one utterance is of no use: its loss is 0."""
-    shown = TrainingProgress(console=Console(file=io.StringIO()))
-    monkeypatch.setattr("ds2deploy.training.train.TrainingProgress", lambda _: shown)
     path = manifest_of(tmp_path, good=100, too_long=1)
     recipe = tone_recipe.changed("data", train=str(path), batch_size=1)
     losses: list[tuple[float, float]] = []
-    noted = TrainingProgress.on_train_batch_end
+    note_batch = TrainingProgress.note_batch
 
-    def note(self: TrainingProgress, trainer: Any, module: Any, outputs: Any, batch: Any, i: int):
-        before = self._loss
-        noted(self, trainer, module, outputs, batch, i)
-        if batch.broken:
-            losses.append((before, self._loss))
+    def note(self: TrainingProgress, point: ResumePoint, loss: float | None) -> None:
+        before = self.loss
+        note_batch(self, point, loss)
+        if RunFolder(tmp_path / "run").broken() and not losses:  # as soon as it was met
+            losses.append((before, self.loss))
 
-    monkeypatch.setattr(TrainingProgress, "on_train_batch_end", note)
+    monkeypatch.setattr(TrainingProgress, "note_batch", note)
     train(recipe.changed("training", epochs=1))
     ((before, after),) = losses
     assert after == pytest.approx(before, nan_ok=True)

@@ -47,3 +47,31 @@ def test_samples_are_screened_at_the_rate_of_the_recipe(
     features = FeatureConfig(sample_rate=8000)
     prepared(tmp_path / "in", screening=Screening(features=features, read=True))
     assert rates == [8000]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "helps", "does_not"),
+    [
+        ("CAFÉ", [], ["--normalize", "--labels auto"], []),
+        ("TAKE-OFF", [], ["--normalize"], ["--labels"]),
+        ("ПРИВЕТ", [], ["--labels auto"], ["--normalize"]),
+        ("ROUTE 66", [], ["as they are spoken"], ["--normalize", "--labels"]),
+        ("ROUTE 66", ["--labels", "auto"], ["as they are spoken"], ["--normalize", "--labels"]),
+        ("ПРИВЕТ", ["--normalize"], ["--labels auto"], ["--normalize"]),
+        ("Я" + "A" * 20_000, ["--labels", "auto"], ["--labels CHARACTERS"], ["--labels auto"]),
+    ],
+)
+def test_a_character_without_a_label_names_the_options_that_help(
+    text: str, options: list[str], helps: list[str], does_not: list[str], tmp_path: Path
+):
+    write_utterance(tmp_path / "in" / "a.wav", text=text)
+    error = run("prepare", tmp_path / "in", tmp_path / "out", *options, code=2).stderr
+    line = error.rpartition(f" in {text!r}; ")[2]
+    assert line.startswith("correct the transcript")
+    assert all(option in line for option in helps)
+    assert not any(option in line for option in does_not)
+    for option in (
+        option.split() for option in helps if option in ("--normalize", "--labels auto")
+    ):
+        command = ("prepare", tmp_path / "in", tmp_path / "out", "--valid", "0", *options, *option)
+        assert "no label for" not in run(*command).stderr

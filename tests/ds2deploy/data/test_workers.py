@@ -161,7 +161,7 @@ def test_other_errors_of_a_training_are_not_taken_for_a_workers(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("ds2deploy.training.lightning_module.ctc_loss", fail)
+    monkeypatch.setattr("ds2deploy.training.loop.ctc_loss", fail)
     with pytest.raises(RuntimeError, match="shapes differ") as caught:
         train(recipe)
     assert not isinstance(caught.value, WorkerError)

@@ -14,13 +14,8 @@ import numpy as np
 import pytest
 
 from ds2deploy.data.corpora.fsdd import DIGITS
-from ds2deploy.demo.synthesis import (
-    TEST_VOICES,
-    TRAIN_VOICES,
-    Synthesizer,
-    Voice,
-    digit_strings,
-)
+from ds2deploy.demo.espeak import Synthesizer, Voice
+from ds2deploy.demo.synthesis import TEST_VOICES, TRAIN_VOICES, digit_strings
 from ds2deploy.runtimes.errors import ConfigError, RuntimeUnavailableError
 
 VOICES = TRAIN_VOICES + TEST_VOICES

@@ -21,7 +21,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio.loading import load_audio
 from ds2deploy.runtimes.features import FeatureExtractor, pad_features
 from ds2deploy.runtimes.recognizer import Recognizer
-from ds2deploy.training.lightning_module import ctc_loss, make_optimizer
+from ds2deploy.training.optimization import ctc_loss, make_optimizer
 
 TOLERANCE = 1e-4  # of probabilities and of the relative loss
 MODELS = ["digits-bigru128x2", "digits-unilstm160x2"]

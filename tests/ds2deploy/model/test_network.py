@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ds2deploy.model import recurrent as unpacked
 from ds2deploy.model.network import DeepSpeech2
-from ds2deploy.runtimes.artifact import ModelShape, output_length
+from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.geometry import output_length
 
 CELLS = ["lstm", "gru", "rnn"]
 

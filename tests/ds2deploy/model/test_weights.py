@@ -21,9 +21,10 @@ import ds2deploy
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
 from ds2deploy.data.preparation import PrepareOptions, prepare
-from ds2deploy.export.artifacts import append_description, export_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network
@@ -135,7 +136,7 @@ def test_every_command_names_the_weight_of_an_artifact(
 def test_resume_names_the_weight(small_checkpoint: Path, small_recipe: Recipe, tmp_path: Path):
     def change(document: dict[str, Any]) -> None:
         break_weight()(document)
-        document.update(loops={}, epoch=0, global_step=1)
+        document.update(position={}, precision={}, optimizer_states=[], lr_schedulers=[])
 
     folder = tmp_path / "run"
     folder.mkdir()
@@ -243,8 +244,16 @@ def initializers(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("precision", "value"),
+    [
+        *(("fp32", float(value)) for value in ("nan", "inf", "-inf")),
+        ("fp16", float("nan")),
+        ("fp16", float("inf")),
+        ("bf16", float("nan")),
+        ("bf16", float("-inf")),
+    ],
+)
 def test_every_initializer_is_looked_at(
     precision: Any, value: float, small_checkpoint: Path, tmp_path: Path
 ):
@@ -407,7 +416,7 @@ def foreign(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.mark.parametrize("rename", RENAMES)
+@pytest.mark.parametrize("rename", [RENAMES[0], RENAMES[2], *RENAMES[-2:]])
 def test_wrapped_weights_of_deepspeech_pytorch_load(
     rename: Callable[[str], str], foreign: Callable[..., Path], tmp_path: Path
 ):
@@ -480,3 +489,43 @@ def test_one_number_that_pretends_to_be_many(foreign: Callable[..., Path]):
     with pytest.raises(ModelFileError, match=r"fc\.0\.module\.1\.weight") as raised:
         load_checkpoint(path)
     assert str(raised.value).startswith(f"{path}: ")
+
+
+class Disguised(torch.Tensor):
+    """Pickled as a tensor whose method is a number."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        tensor = self.as_subclass(torch.Tensor)
+        rebuild, args = tensor.__reduce_ex__(protocol)
+        return torch._tensor._rebuild_from_type_v2, (rebuild, torch.Tensor, args, {"is_complex": 1})
+
+
+ODD_WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "complex64": lambda ones: ones.to(torch.complex64),
+    "not in the file": lambda ones: ones.to("meta"),
+    "qint8": lambda ones: torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_WEIGHTS)
+@pytest.mark.filterwarnings("ignore")
+def test_weights_of_another_kind_are_refused(
+    kind: str, foreign: Callable[..., Path], small_checkpoint: Path, tmp_path: Path
+):
+    odd = ODD_WEIGHTS[kind](torch.ones(5, 8))
+    ours = edit(
+        small_checkpoint,
+        tmp_path / "ours.ckpt",
+        lambda document: document["state_dict"].update({"output.weight": odd}),
+    )
+    for path in (foreign(**{"fc.0.module.1.weight": odd}), ours):
+        with pytest.raises(ModelFileError, match=kind) as raised:
+            load_checkpoint(path)
+        assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_attributes_that_a_pickle_sets_on_weights_are_dropped(foreign: Callable[..., Path]):
+    disguised = torch.ones(5, 8).as_subclass(Disguised)
+    checkpoint = load_checkpoint(foreign(**{"fc.0.module.1.weight": disguised}))
+    assert checkpoint.network.output.weight.eq(1).all()

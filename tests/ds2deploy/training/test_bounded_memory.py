@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from ds2deploy.config import Recipe
-from ds2deploy.training import callbacks as bounded_memory
+from ds2deploy.training import loop
 from ds2deploy.training.train import train
 
 
 def test_when_freed_memory_is_given_back(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     given: list[int] = []
-    monkeypatch.setattr(bounded_memory, "EVERY_STEPS", 2)
-    monkeypatch.setattr(bounded_memory, "give_back_freed_memory", lambda: given.append(1))
+    monkeypatch.setattr(loop, "TRIM_STEPS", 2)
+    monkeypatch.setattr(loop, "give_back_freed_memory", lambda: given.append(1))
     # Thirty utterances in batches of eight: four steps an epoch, then a validation.
     train(tone_recipe.changed("training", epochs=2))
     assert len(given) == 2 * (2 + 1)

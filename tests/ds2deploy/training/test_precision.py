@@ -13,7 +13,7 @@ import pytest
 
 from ds2deploy.config import Recipe
 from ds2deploy.model.network import CELLS
-from ds2deploy.training.train import check_hardware
+from ds2deploy.training.hardware import check_hardware
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 """A processor without AVX-512, for oneDNN and for torch."""
@@ -69,7 +69,7 @@ def test_only_a_missing_lstm_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("ds2deploy.training.train.has_bfloat16_lstm", lambda: has_it)
+    monkeypatch.setattr("ds2deploy.training.hardware.has_bfloat16_lstm", lambda: has_it)
     check_hardware(tone_recipe)
     assert capsys.readouterr().err == ""
     check_hardware(tone_recipe.changed("training", precision="bf16-mixed"))

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -17,7 +16,7 @@ from rich.console import Console
 from ds2deploy.config import Recipe
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ConfigError, TrainingError
-from ds2deploy.training.lightning_module import learning_rate_factor
+from ds2deploy.training.optimization import learning_rate_factor
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.run_folder import RunFolder
 from ds2deploy.training.train import train
@@ -51,33 +50,6 @@ def test_the_same_seed_gives_the_same_loss_curve(tone_recipe: Recipe, tmp_path: 
     assert curves[0] != curves[2]
 
 
-def test_resuming_equals_never_stopping(tone_recipe: Recipe, tmp_path: Path):
-    """Stopped after two of four epochs; schedule, optimiser and order of batches go on."""
-    whole = tone_recipe.changed("training", run=str(tmp_path / "whole"))
-    train(whole)
-    parted = tone_recipe.changed("training", run=str(tmp_path / "parted"))
-
-    class KilledError(Exception):
-        pass
-
-    def die(self: Any, trainer: Any, module: Any, *rest: Any) -> None:
-        if trainer.current_epoch == 2:
-            raise KilledError
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ds2deploy.training.progress.TrainingProgress.on_train_batch_end", die)
-        with pytest.raises(KilledError):
-            train(parted)
-    train(parted, resume=True)
-    assert losses(tmp_path / "parted") == losses(tmp_path / "whole")
-    weights = [
-        load_checkpoint(tmp_path / name / "last.ckpt").network.state_dict()
-        for name in ("whole", "parted")
-    ]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0, msg=name)
-
-
 def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
     metrics = train(tone_recipe.changed("training", epochs=1))
     run = tmp_path / "run"
@@ -102,7 +74,7 @@ def test_a_training_is_never_overwritten(tone_recipe: Recipe, tmp_path: Path):
     recipe = tone_recipe.changed("training", max_steps=1)
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="holds a training; go on with --resume"):
+    with pytest.raises(ConfigError, match=r"run: .*--resume"):
         train(recipe)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -124,11 +96,9 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
     assert min(kept.deviation) > 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_optimisers_and_precisions(tone_recipe: Recipe, optimizer: str, precision: str):
-    recipe = tone_recipe.changed("training", max_steps=2, optimizer=optimizer, precision=precision)
-    assert train(recipe)["valid_loss"] > 0
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"precision": "bf16-mixed"}])
+def test_other_optimisers_and_precisions(tone_recipe: Recipe, change: dict[str, str]):
+    assert train(tone_recipe.changed("training", max_steps=2, **change))["valid_loss"] > 0
 
 
 @pytest.mark.slow
@@ -158,7 +128,7 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(
         "ds2deploy.training.train.TrainingProgress",
-        lambda beating: TrainingProgress(beating, console),
+        lambda epochs, lines: TrainingProgress(epochs, lines, console),
     )
     train(tone_recipe.changed("training", epochs=1))
     assert "training" in screen.getvalue()
@@ -171,9 +141,7 @@ def test_resuming_another_model_is_refused(tone_recipe: Recipe):
     other = msgspec.structs.replace(
         tone_recipe, features=msgspec.structs.replace(tone_recipe.features, window="hann")
     )
-    with pytest.raises(
-        ConfigError, match="began with other features: window hamming, the recipe has hann"
-    ):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .*hamming.*hann.*--set training\.run="):
         train(other.changed("training", epochs=2), resume=True)
 
 
@@ -182,14 +150,14 @@ def test_resuming_a_finished_training_is_refused(tone_recipe: Recipe, tmp_path: 
     train(recipe)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for epochs in (1, 2):
-        with pytest.raises(ConfigError, match="trained for 2 epochs"):
+        with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.epochs=4"):
             train(tone_recipe.changed("training", epochs=epochs), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert train(tone_recipe.changed("training", epochs=3), resume=True)["epoch"] <= 3
 
 
 def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
-    with pytest.raises(TrainingError, match="with a lower training"):
+    with pytest.raises(TrainingError, match=r"run: .*lower training\.learning_rate"):
         train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 

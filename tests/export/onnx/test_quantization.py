@@ -16,16 +16,19 @@ from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.data.preparation import PrepareOptions, prepare
-from ds2deploy.export import artifacts
-from ds2deploy.export.artifacts import append_description, export_onnx, verify_artifact
+from ds2deploy.export import verified_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.export.onnx import graph, quantization
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.onnx.quantization import column_scale, quantize
-from ds2deploy.export.parity.check import TOLERANCES, Tolerance
+from ds2deploy.export.parity.report import TOLERANCES, Tolerance
 from ds2deploy.export.parity.speech import speech_waveforms
+from ds2deploy.export.verification import verify_artifact
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
+from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.errors import ConfigError, ParityError, RuntimeUnavailableError
@@ -112,7 +115,7 @@ def test_a_convolution_cuts_no_sum_off_either(lively_network, describe):
 
 def test_a_convolution_in_steps_is_that_in_float32(digits_checkpoint: Path):
     """Trained, on speech: within a step or two, and the same to the bit whatever the padding."""
-    checkpoint = artifacts.load_checkpoint(digits_checkpoint)
+    checkpoint = load_checkpoint(digits_checkpoint)
     config, deploy = checkpoint.recipe.features, lower(checkpoint.network)
     extract = FeatureExtractor(config)
     speech = [extract(samples) for samples in speech_waveforms(config, 3, 120)]
@@ -251,8 +254,8 @@ def test_words_of_real_speech(
     """At most 0.2 % of the words of the digit test strings differ from PyTorch's."""
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     checkpoint = streaming_checkpoint if streaming else digits_checkpoint
-    form = ExportFormat(streaming=streaming)
-    [exported] = export_onnx(checkpoint, tmp_path, ["int8"], strings, form=form)
+    export_format = ExportFormat(streaming=streaming)
+    [exported] = export_onnx(checkpoint, tmp_path, ["int8"], strings, export_format=export_format)
     assert Path(exported.path).name == (
         "model.streaming.int8.onnx" if streaming else "model.int8.onnx"
     )
@@ -290,7 +293,7 @@ def test_no_words_to_judge_by(
 ):
     """A network that says nothing would agree with anything."""
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
-    monkeypatch.setattr(artifacts, "Reference", silenced(artifacts.Reference))
+    monkeypatch.setattr(verified_onnx, "Reference", silenced(verified_onnx.Reference))
     with pytest.raises(ParityError, match="recognises no words in it"):
         export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(strings, tmp_path))
 
@@ -322,7 +325,7 @@ def silenced(reference: type) -> type:
 def test_what_cannot_be(tmp_path: Path, digits_checkpoint: Path, tone_corpus: Path):
     save_checkpoint(
         tmp_path / "gru.ckpt",
-        artifacts.load_checkpoint(digits_checkpoint).network.__class__(
+        load_checkpoint(digits_checkpoint).network.__class__(
             ModelShape(rnn="gru", hidden=8, layers=1)
         ),
         Recipe(model=ModelShape(rnn="gru", hidden=8, layers=1)),

@@ -18,18 +18,21 @@ from typer.testing import CliRunner
 import ds2deploy
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
-from ds2deploy.export import artifacts
-from ds2deploy.export.artifacts import append_description, export_onnx, verify_artifact
+from ds2deploy.export import verified_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.export.parity.check import TOLERANCES, check_parity
+from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
+from ds2deploy.export.parity.report import TOLERANCES
 from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.export.parsed_network.evaluator import NetworkSession
-from ds2deploy.export.tensorrt import verified_engine as tensorrt
+from ds2deploy.export.tensorrt import build_process
 from ds2deploy.export.tensorrt.build import Job, job_profile
 from ds2deploy.export.tensorrt.profiles import engine_profile
+from ds2deploy.export.verification import verify_artifact
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import torch_session
@@ -96,11 +99,15 @@ def assert_near(found: tuple[Any, Any], expected: list[np.ndarray], tolerance: f
 
 # Every kind, in ONNX Runtime --------------------------------------------------------------------
 
-KINDS = list(itertools.product(("lstm", "gru", "rnn"), (1, 7), ("features", "waveform")))
+KINDS = [
+    *itertools.product(("lstm", "gru", "rnn"), (1, 7), ("features", "waveform"), ("fp32",)),
+    ("lstm", 7, "waveform", "fp16"),
+    ("gru", 7, "features", "fp16"),
+    ("rnn", 1, "waveform", "fp16"),
+]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(("cell", "lookahead", "sound"), KINDS)
+@pytest.mark.parametrize(("cell", "lookahead", "sound", "precision"), KINDS)
 def test_every_kind_in_blocks(
     cell: str,
     lookahead: int,
@@ -206,9 +213,15 @@ def test_tensors_of_a_streaming_artifact(lively_network, describe, tmp_path: Pat
 # As TensorRT parses it --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sound", ["features", "waveform"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("cell", "precision", "sound"),
+    [
+        ("lstm", "fp32", "features"),
+        ("lstm", "fp16", "waveform"),
+        ("gru", "fp32", "waveform"),
+        ("gru", "fp16", "features"),
+    ],
+)
 def test_tensorrt_parses_computes_and_builds(
     cell: str,
     precision: Precision,
@@ -237,7 +250,7 @@ def test_tensorrt_parses_computes_and_builds(
             engine=str(tmp_path / "x.engine"),
             profile=job_profile(profile, description),
         )
-        *_, layers = tensorrt._run_build(job, lambda phase: None)
+        *_, layers = build_process.run_build(job, lambda phase: None)
         assert layers > 200
         assert (tmp_path / "x.engine").stat().st_size > 500_000
 
@@ -250,8 +263,10 @@ def exported(streaming_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     """Streaming artifacts of it, of features and samples, fp32 and fp16; each was verified."""
     out = tmp_path_factory.mktemp("streaming")
     for waveform in (False, True):
-        form = ExportFormat(streaming=True, waveform=waveform)
-        for item in export_onnx(streaming_checkpoint, out, ["fp32", "fp16"], form=form):
+        export_format = ExportFormat(streaming=True, waveform=waveform)
+        for item in export_onnx(
+            streaming_checkpoint, out, ["fp32", "fp16"], export_format=export_format
+        ):
             assert item.report.passed
             assert {(case.batch, case.frames) for case in item.report.cases} == {
                 (batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)
@@ -331,7 +346,7 @@ def test_waveform_graphs_on_trained_models(
     """Against numpy's extractor and the graph of features: 1e-3, the same text, ragged batches."""
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     for checkpoint in (digits_checkpoint, streaming_checkpoint):
-        (ours,) = export_onnx(checkpoint, tmp_path, form=ExportFormat(waveform=True))
+        (ours,) = export_onnx(checkpoint, tmp_path, export_format=ExportFormat(waveform=True))
         (theirs,) = export_onnx(checkpoint, tmp_path)
         assert ours.report.max_difference <= 1e-3
         assert all(case.same_text for case in ours.report.cases)
@@ -374,9 +389,13 @@ def test_words_of_real_speech(
         PrepareOptions(layout="fsdd", join=(2, 6), join_times=3),
     )
     strings = tmp_path / "test-joined.jsonl.gz"
-    form = ExportFormat(streaming=True)
+    export_format = ExportFormat(streaming=True)
     fp32, fp16 = export_onnx(
-        streaming_checkpoint, tmp_path / "out", ["fp32", "fp16"], strings, form=form
+        streaming_checkpoint,
+        tmp_path / "out",
+        ["fp32", "fp16"],
+        strings,
+        export_format=export_format,
     )
     assert fp32.report.words is not None
     assert fp32.report.words.words > 500
@@ -445,10 +464,12 @@ def test_damage_is_noticed_and_nothing_is_written(
         damage(model)
         return model
 
-    monkeypatch.setattr(artifacts, "build_graph", build)
+    monkeypatch.setattr(verified_onnx, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     with pytest.raises(ParityError, match="does not compute what the checkpoint computes"):
-        export_onnx(streaming_checkpoint, tmp_path / "out", form=ExportFormat(streaming=True))
+        export_onnx(
+            streaming_checkpoint, tmp_path / "out", export_format=ExportFormat(streaming=True)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -528,9 +549,11 @@ def test_statistics_are_not_asked_of_a_model_that_has_its_own(
     assert "its features do not wait for the end of an utterance" in result.stderr
 
 
-def test_a_form_on_the_command_line():
-    form = ExportFormat(streaming=True, waveform=True, block_ms=40, statistics_from="a b.jsonl")
-    assert form.command() == [
+def test_an_export_format_on_the_command_line():
+    export_format = ExportFormat(
+        streaming=True, waveform=True, block_ms=40, statistics_from="a b.jsonl"
+    )
+    assert export_format.command() == [
         "--streaming", "--waveform", "--block-ms", "40", "--statistics-from", "a b.jsonl",
     ]  # fmt: skip
     assert ExportFormat().command() == []

@@ -11,18 +11,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from ds2deploy.export import artifacts
-from ds2deploy.export.artifacts import export_onnx, verify_artifact
+from ds2deploy.export import verified_onnx
+from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import DeployModel, lower
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import BATCHES, FRAMES, Reference, decode_all
 from ds2deploy.export.parity.speech import speech_features, synthesize
+from ds2deploy.export.verification import verify_artifact
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
-from ds2deploy.runtimes.artifact import ArtifactDescription, output_length
+from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.runtimes.geometry import output_length
 
 
 def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):
@@ -104,7 +106,7 @@ def test_damage_is_noticed_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(
-        artifacts, "lower", lambda network, columns: damage(lower(network, columns))
+        verified_onnx, "lower", lambda network, columns: damage(lower(network, columns))
     )
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     with pytest.raises(ParityError, match=r"digits\.ckpt: the fp32 artifact does not compute"):
@@ -119,7 +121,7 @@ def test_one_bad_precision_spoils_the_whole_export(
         fp16 = description.precision == "fp16"
         return build_graph(skip_a_batch_norm(model) if fp16 else model, description)
 
-    monkeypatch.setattr(artifacts, "build_graph", build)
+    monkeypatch.setattr(verified_onnx, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     with pytest.raises(ParityError, match="the fp16 artifact"):
         export_onnx(digits_checkpoint, tmp_path, ["fp32", "fp16"])

@@ -18,11 +18,12 @@ from typer.testing import CliRunner, Result
 
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
-from ds2deploy.export.artifacts import append_description
+from ds2deploy.export.tensorrt import build_process
 from ds2deploy.export.tensorrt import verified_engine as tensorrt
 from ds2deploy.export.tensorrt.build import Event, Job, job_profile
 from ds2deploy.export.tensorrt.options import EngineOptions, engine_options
 from ds2deploy.export.tensorrt.profiles import engine_profile, grid, seconds_of
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.artifact import ModelShape
@@ -240,7 +241,7 @@ def test_progress_comes_from_tensorrt(small_onnx: Path, tmp_path: Path):
         profile=job_profile(profile, described),
     )
     phases: list[str] = []
-    parse_s, build_s, memory_mb, layers = tensorrt._run_build(job, phases.append)
+    parse_s, build_s, memory_mb, layers = build_process.run_build(job, phases.append)
     assert phases[0] == "building the engine: parsing"
     assert any("Optimizing graph" in phase for phase in phases), phases
     assert parse_s > 0
@@ -261,7 +262,7 @@ def a_job(tmp_path: Path, **changes: Any) -> Job:
 def test_a_builder_that_refuses(tmp_path: Path):
     (tmp_path / "x.onnx").write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match=r"^x\.onnx: building the engine failed \(.+\); try"):
-        tensorrt._run_build(a_job(tmp_path), lambda phase: None)
+        build_process.run_build(a_job(tmp_path), lambda phase: None)
     assert not (tmp_path / "e").exists()
 
 
@@ -271,11 +272,11 @@ def test_a_builder_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
     with pytest.raises(ModelFileError, match=r"\(its process ended with -11\)"):
-        tensorrt._run_build(a_job(tmp_path), lambda phase: None)
+        build_process.run_build(a_job(tmp_path), lambda phase: None)
 
 
 def test_a_builder_that_has_too_little_memory(tmp_path: Path):
-    message = tensorrt._build_failure(
+    message = build_process.build_failure(
         a_job(tmp_path), Event(error="x"), 1, "[I] so\n[E] Cuda Runtime (x)\n[E] out of memory\n"
     )
     assert message == (
@@ -286,14 +287,14 @@ def test_a_builder_that_has_too_little_memory(tmp_path: Path):
 
 def test_a_disk_that_is_full(tmp_path: Path):
     event = Event(error="[Errno 28] No space left on device: 'e'", os_error=True)
-    assert tensorrt._build_failure(a_job(tmp_path), event, 1, "").endswith(
+    assert build_process.build_failure(a_job(tmp_path), event, 1, "").endswith(
         "([Errno 28] No space left on device: 'e'); make room, or allow writing there"
     )
 
 
 @pytest.mark.usefixtures("rtx")
 def test_too_small_a_workspace_is_told_apart(small_onnx: Path, tmp_path: Path):
-    message = tensorrt._build_failure(
+    message = build_process.build_failure(
         a_job(tmp_path), Event(), 1, "[E] no tactics available within workspace limit\n"
     )
     assert message.endswith("; give it more --workspace, or leave that out")
@@ -310,14 +311,14 @@ def test_a_folder_for_the_engine_that_cannot_be_written_to(small_onnx: Path, tmp
         profile=job_profile(profile, described),
     )
     with pytest.raises(ModelFileError, match="make room, or allow writing there"):
-        tensorrt._run_build(job, lambda phase: None)
+        build_process.run_build(job, lambda phase: None)
 
 
 def test_a_timing_cache_in_a_folder_that_is_not_there(
     small_onnx: Path, rtx: TensorRt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     stand_in = rtx._replace(flavor="tensorrt", version="10.3.0")
-    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda flavor: stand_in)
+    monkeypatch.setattr(build_process, "import_tensorrt", lambda flavor: stand_in)
     cache = tmp_path / "none" / "cache"
     line = refused("export", small_onnx, "--trt", "--timing-cache", cache, "--out", tmp_path / "o")
     assert line == f"--timing-cache {cache}: no such folder; make it, or name another"
@@ -353,7 +354,7 @@ def test_a_build_that_is_interrupted_takes_its_process_along(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tensorrt._run_build(a_job(tmp_path), interrupt)
+        build_process.run_build(a_job(tmp_path), interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
@@ -365,7 +366,7 @@ def test_a_build_that_fails_leaves_nothing(
     def fail(*_: Any) -> Any:
         raise ModelFileError("x: building the engine failed")
 
-    monkeypatch.setattr(tensorrt, "_run_build", fail)
+    monkeypatch.setattr(tensorrt, "run_build", fail)
     line = refused("export", small_onnx, "--rtx", "--out", tmp_path / "out")
     assert line == "x: building the engine failed"
     assert not (tmp_path / "out").exists()
@@ -382,12 +383,12 @@ def test_a_build_that_fails_leaves_nothing(
         ("--profile-from m", "--profile-from: is for engines; add --trt or --rtx"),
         ("--hardware-compatibility none", "--hardware-compatibility: is for engines; add --trt"),
         ("--no-onnx", "--no-onnx: nothing would be written; add --trt or --rtx"),
-        ("--rtx --batch 1,2,100000", "above 0 and up to 4096: 1,4,16"),
-        ("--rtx --seconds 1,2,1e300", "above 0 and up to 3600: 0.5,5,30"),
+        ("--rtx --batch 1,2,100000", "above 0 and up to 4096"),
+        ("--rtx --seconds 1,2,1e300", "above 0 and up to 3600"),
         ("--targets 8.6", "--targets: is for engines; add --trt or --rtx"),
         ("--rtx --batch 4,1,2", "--batch 4,1,2: expected the smallest first and the largest last"),
         ("--rtx --batch 0,1,2", "--batch 0,1,2: expected the smallest first and the largest last"),
-        ("--rtx --batch 1,2", "--batch 1,2: expected three numbers, at least, usually and at most"),
+        ("--rtx --batch 1,2", "--batch 1,2: expected three numbers, MIN,OPT,MAX"),
         ("--rtx --batch a,b,c", "--batch a,b,c: expected three numbers"),
         ("--rtx --seconds 5", "--seconds 5: expected three numbers"),
         ("--rtx --seconds 1,nan,2", "--seconds 1,nan,2: expected the smallest first"),
@@ -444,7 +445,7 @@ def test_tensorrt_without_a_gpu(
 ):
     """TensorRT proper, were it installed: RTX's bindings stand in, which are never called."""
     stand_in = rtx._replace(flavor="tensorrt", version="10.3.0")
-    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda flavor: stand_in)
+    monkeypatch.setattr(build_process, "import_tensorrt", lambda flavor: stand_in)
     line = refused("export", small_checkpoint, "--trt", "--out", tmp_path / "out")
     assert line.startswith("--trt: TensorRT builds on the GPU that the engine is for, and here is")
     assert (
@@ -475,6 +476,27 @@ def test_a_folder_in_the_way_is_found_before_the_work(
         f"{tmp_path / name}: Is a directory"
     )
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.usefixtures("rtx")
+def test_a_folder_whose_name_is_not_utf8(small_checkpoint: Path, tmp_path: Path):
+    """Checkpoint, ONNX file and engine, exported, built from the ONNX file, and described."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    checkpoint = folder / os.fsdecode(b"mod\xe8le.ckpt")
+    checkpoint.write_bytes(small_checkpoint.read_bytes())
+    out = folder / "out"
+    result = run(
+        "export", checkpoint, "--rtx", "--precision", "fp32,bf16", "--out", out, *SMALL, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    result = run("export", out / "model.onnx", "--rtx", "--out", folder / "again", *SMALL, "--json")
+    assert result.exit_code == 0, result.stderr
+    for path in (out / "model.rtx.engine", folder / "again" / "model.rtx.engine"):
+        _, engine, blob = read_engine(path)
+        assert len(blob) == engine.size
+        assert "caf\\xe9" in engine.rebuild
+    assert run("inspect", out / "model.rtx.engine", "--json").exit_code == 0
 
 
 @pytest.mark.usefixtures("rtx")

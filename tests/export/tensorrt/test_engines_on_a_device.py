@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 import ds2deploy
 from ds2deploy.cli.app import app
-from ds2deploy.export.parity.check import ParityReport
+from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt import verified_engine as tensorrt
 from ds2deploy.export.tensorrt.build import Job
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine
@@ -72,7 +72,7 @@ def builder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]]
             Path(job.engine).write_bytes(standin.make_blob(model.SerializeToString(), profile))
             return 0.1, 0.2, 300.0, 99
 
-        monkeypatch.setattr(tensorrt, "_run_build", build)
+        monkeypatch.setattr(tensorrt, "run_build", build)
 
     install(lambda model: None)
     return install

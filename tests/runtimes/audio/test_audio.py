@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.audio import recording as module
-from ds2deploy.runtimes.audio.loading import convert_audio, load_audio
+from ds2deploy.runtimes.audio.loading import load_audio
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.errors import AudioError, Ds2Error, MissingFileError
 
 RATE = 16_000

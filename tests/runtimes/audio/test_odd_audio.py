@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ds2deploy.runtimes.audio.loading import convert_audio, load_audio, load_part, measure_audio
+from ds2deploy.runtimes.audio.loading import load_audio, load_part, measure_audio
 from ds2deploy.runtimes.audio.pcm import PcmStream
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.audio.spliced import Span, Spliced
 from ds2deploy.runtimes.errors import AudioError, AudioWarning, MissingFileError, NotAudioError
 from tests.conftest import SHARED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ class LowerCase(ds2deploy.GreedyDecoder):
 class Counting(LowerCase):
     """Counts how many utterances are read in a call."""
 
-    together: list[int] = []
+    together: ClassVar[list[int]] = []
 
     def advance(self, states: Sequence[GreedyState], blocks: Sequence[FloatArray]) -> None:
         self.together.append(len(states))

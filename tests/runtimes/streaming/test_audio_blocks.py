@@ -10,14 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.blocks import make_blocks, nearest_block_ms
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor
-from ds2deploy.runtimes.geometry import (
-    make_blocks,
-    nearest_block_ms,
-    window_delay,
-    window_history,
-)
+from ds2deploy.runtimes.geometry import CONV_LATENCY, window_delay, window_history
 from ds2deploy.runtimes.streaming.audio_blocks import SampleQueue, StreamAudio
 
 SHAPE = ModelShape(hidden=8, layers=1, bidirectional=False, lookahead=3)
@@ -193,12 +189,12 @@ def test_the_parts_of_the_latency(config: FeatureConfig, sound: str):
             output = position // 2 - blocks.output_delay + row
             if output >= 0:
                 delays.append((heard - 2 * output * config.stride) * 1000 / config.sample_rate)
-                last_frame = 2 * output + 15 + 2 * 4  # that the network sees for it
+                last_frame = 2 * output + CONV_LATENCY + 2 * 4  # that the network sees for it
                 end = last_frame * config.stride + config.n_fft - config.n_fft // 2
                 assert end <= heard  # nothing is read before it was heard
     assert max(delays) == pytest.approx(blocks.latency_ms)
     assert blocks.latency_ms == pytest.approx(sum(blocks.parts().values()) / 2)
-    assert blocks.convolutions_ms == 15 * stride_ms
+    assert blocks.convolutions_ms == CONV_LATENCY * stride_ms
     assert blocks.lookahead_ms == 8 * stride_ms
     assert min(delays) == pytest.approx(blocks.latency_ms - blocks.waiting_ms)
     assert window_history(config) == behind * config.stride + config.n_fft // 2

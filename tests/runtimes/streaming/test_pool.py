@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import ds2deploy
-from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.streaming import streaming_description, torch_session
 from ds2deploy.runtimes.errors import AudioError, BackPressureError, DeviceError, StreamError

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -148,10 +149,13 @@ def clean(machine: Any) -> bool:
 RAGGED = [[100], [33, 100, 7], [400, 1, 399], [1], [19], [20, 3], [50] * 8, [61, 60, 59, 58]]
 
 
-@pytest.mark.parametrize("profile", [PROFILE, NARROW], ids=["wide", "narrow"])
-@pytest.mark.parametrize("lengths", RAGGED, ids=str)
+@pytest.mark.parametrize(
+    ("profile", "lengths"),
+    [*((PROFILE, lengths) for lengths in RAGGED), (NARROW, [1]), (NARROW, [400, 1, 399])],
+    ids=str,
+)
 def test_results_are_those_of_onnx_runtime(
-    lengths, profile, small_onnx, reference, tmp_path, machine
+    profile, lengths, small_onnx, reference, tmp_path, machine
 ):
     path = write_engine(small_onnx, tmp_path, machine, profile)
     features, valid = make_batch(lengths)
@@ -159,6 +163,17 @@ def test_results_are_those_of_onnx_runtime(
         for _ in range(4):  # uncaptured, captured, and two replays
             assert_same(session.run(features, valid), reference.run(features, valid))
     assert clean(machine)
+
+
+def test_an_engine_in_a_folder_whose_name_is_not_utf8(small_onnx, reference, tmp_path, rtx_machine):
+    """Its description, the engine and what TensorRT-RTX compiled are beside one another there."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_engine(small_onnx, folder, rtx_machine)
+    batch = make_batch([100])
+    with TensorRtSession(path) as session:
+        assert_same(session.run(*batch), reference.run(*batch))
+    assert sorted(item.suffix for item in folder.iterdir()) == [".cache", ".engine", ".json"]
 
 
 def test_a_trained_model_gives_the_same_as_onnx_runtime(digits_onnx, tmp_path, machine):
@@ -543,7 +558,7 @@ def test_memory_that_runs_out_says_how_much_was_wanted(engine, reference, machin
             f"({8 * 17 * 400 * 4} bytes wanted)"
         )
         assert machine.last_error == ERRORS.cudaSuccess  # nobody takes it for an error of theirs
-        assert machine.left() == {"engine": 1, "runtime": 1}  # that lane is gone
+        assert machine.left() == {"engine": 1, "runtime": 1}  # that context is gone
         batch = make_batch([40])
         assert_same(session.run(*batch), reference.run(*batch))
     assert clean(machine)
@@ -624,7 +639,7 @@ def cycle(path: Path, expected: list[Any], machine: Any) -> int:
             message = str(path)
         assert "\n" not in message
         assert str(path) in message
-        # Whatever happened, the session answers, with another lane if need be.
+        # Whatever happened, the session answers, with another context if need be.
         batch, results = expected[-1]
         assert_same(session.run(*batch), results)
     return right
@@ -673,7 +688,7 @@ def test_a_fault_at_every_call(kind, fault, small_onnx, reference, tmp_path, mon
 
 
 def test_a_fault_of_two_calls_in_a_row(small_onnx, reference, tmp_path, monkeypatch):
-    """While one lane is freed after an error, the next call fails as well."""
+    """While one context is freed after an error, the next call fails as well."""
     batch = make_batch([30])
     machine = standin.Machine()
     path = write_engine(small_onnx, tmp_path, machine)
@@ -789,7 +804,7 @@ def test_as_many_run_at_once_as_there_are_contexts(engine, machine, monkeypatch)
             thread.start()
         assert blockade.waiting.acquire(timeout=PATIENCE_S)
         assert blockade.waiting.acquire(timeout=PATIENCE_S)
-        assert not blockade.waiting.acquire(timeout=0.2)  # the third waits for a lane
+        assert not blockade.waiting.acquire(timeout=0.2)  # the third waits for a context
         assert machine.live["context"] == 2
         blockade.open.set()
         for thread in threads:
@@ -946,7 +961,7 @@ def test_after_a_failed_capture_graphs_that_are_there_are_not_replayed(engine, r
     with TensorRtSession(engine, contexts=1) as session:
         for _ in range(3):
             session.run(*make_batch([30]))
-        session._graphs.give_up("in another lane")
+        session._graphs.give_up("in another context")
         batch = make_batch([30])
         assert_same(session.run(*batch), reference.run(*batch))
         assert machine.calls.count("cudaGraphLaunch") == 1
@@ -972,8 +987,8 @@ def test_another_lane_allocates_while_one_captures(engine, reference, machine, m
         session.run(*make_batch([30]))
         record, done = ExecutionContext._queue, []
 
-        def queue_with_a_neighbour(lane: Any) -> None:
-            record(lane)
+        def queue_with_a_neighbour(context: Any) -> None:
+            record(context)
             if any(stream.captured is not None for stream in machine.streams.values()) and not done:
                 done.append(True)
                 thread = threading.Thread(target=session.run, args=make_batch([200] * 4))
@@ -1347,10 +1362,10 @@ def test_an_engine_that_takes_samples(
     """Of whole utterances: what is shorter than the profile, or longer than it, in samples."""
     import onnx
 
-    from ds2deploy.export.artifacts import append_description
     from ds2deploy.export.format import ExportFormat
     from ds2deploy.export.onnx.graph import build_graph
     from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.export.verified_onnx import append_description
     from ds2deploy.model.load import load_checkpoint
     from ds2deploy.runtimes.features import pad_waveforms
 

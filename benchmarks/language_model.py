@@ -1,0 +1,152 @@
+"""Making and opening language models: time, memory, and size.
+
+    python benchmarks/language_model.py [--quick] [--json] [--out DIR]
+
+The text is drawn at random: words of Zipf's distribution, each sentence either new or one of
+those before it with a few words replaced, so that longer n-grams occur again as in real text.
+`ds2deploy lm` runs in a process of its own, which prints its peak of memory.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from report import Goal, Result, Table, arguments, deliver, progress
+from startup import COMMAND, WATCHED, process
+
+from ds2deploy.bench.machine import describe_machine
+from ds2deploy.runtimes.decoding.language_model import LanguageModel, read_language_model
+
+ORDER = 5
+MAKE_GOAL_S, MEMORY_GOAL_MB = 10.0, 400.0
+LOAD_GOAL_S, BYTES_GOAL = 0.1, 20.0
+LOADED = 1_000_000
+"""N-grams of the model for which the goal of opening is set."""
+
+VOCABULARY, SENTENCE = 30_000, 12
+NEW, REPLACED = 0.5, 2
+"""Share of sentences that repeat no other, and words that are replaced in the others."""
+
+
+def zipf_text(words: int, seed: int = 0) -> str:
+    """Make a text of about so many words."""
+    random = np.random.default_rng(seed)
+    letters = np.array(list("ETAOINSHRDLU"))
+    names = ["".join(random.choice(letters, 2 + i.bit_length() // 2)) for i in range(VOCABULARY)]
+    share = 1 / np.arange(1, VOCABULARY + 1)
+    drawn = random.choice(VOCABULARY, (words // SENTENCE, SENTENCE), p=share / share.sum())
+    for i in range(1, len(drawn)):
+        if random.random() > NEW:
+            replaced = random.integers(0, SENTENCE, REPLACED)
+            new = drawn[i, replaced]
+            drawn[i] = drawn[random.integers(i)]
+            drawn[i, replaced] = new
+    return "".join(" ".join(names[word] for word in line) + "\n" for line in drawn.tolist())
+
+
+def make(text: Path, out: Path) -> tuple[float, float]:
+    """Seconds and peak of memory (10^6 bytes) of `ds2deploy lm`."""
+    began = time.perf_counter()
+    done = process(WATCHED + COMMAND, "lm", str(text), "--out", str(out), "--order", str(ORDER))
+    took = time.perf_counter() - began
+    return took, float(done.stderr.split()[-1]) * 2**20 / 1e6
+
+
+def open_s(path: Path, rounds: int) -> float:
+    """Median of the seconds that opening takes, when the file is in the system's cache."""
+    took = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        read_language_model(path)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def score_us(model: LanguageModel, hypotheses: int, rounds: int) -> float:
+    """Median of the microseconds that one call with so many hypotheses takes."""
+    random = np.random.default_rng(0)
+    took = []
+    states = np.full(hypotheses, model.start)
+    for _ in range(rounds):
+        words = random.integers(0, len(model), hypotheses)
+        began = time.perf_counter()
+        states, _ = model.score(states, words)
+        took.append(time.perf_counter() - began)
+    return 1e6 * statistics.median(took)
+
+
+def measure(words: int, rounds: int, quick: bool = False) -> Result:
+    """Make a model of so many words, and a model for the goal of opening; open and use both.
+
+    Args:
+        words: size of the text.
+        rounds: of opening and scoring.
+        quick: whether these are sizes of a test.
+    """
+    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
+        text, path = Path(name, "text"), Path(name, "words.lm")
+        text.write_text(zipf_text(words))
+        progress(f"a text of {words} words")
+        make_s, peak_mb = make(text, path)
+        model = read_language_model(path)
+        counts = model.header.counts
+        size = path.stat().st_size
+        opened_s = open_s(path, rounds)
+        scores = {n: score_us(model, n, rounds) for n in (1, 64, 1024)}
+    grams = sum(counts)
+    per_million_s = opened_s * LOADED / grams
+    return Result(
+        name="language-model",
+        title=f"A language model of {words:,} words, order {ORDER}",
+        machine=describe_machine(),
+        quick=quick,
+        goals=[
+            Goal(
+                name="ds2deploy lm: time", wanted=MAKE_GOAL_S, measured=make_s, unit="s",
+                least=False,
+            ),
+            Goal(
+                name="ds2deploy lm: peak memory", wanted=MEMORY_GOAL_MB, measured=peak_mb,
+                unit="MB", least=False,
+            ),
+            Goal(
+                name="size per n-gram, with the vocabulary", wanted=BYTES_GOAL,
+                measured=size / grams, unit="bytes", least=False,
+            ),
+            Goal(
+                name="opening, per million n-grams", wanted=1000 * LOAD_GOAL_S,
+                measured=1000 * per_million_s, unit="ms", least=False,
+            ),
+        ],
+        tables=[
+            Table(
+                title="Scoring random words, one call",
+                columns=["hypotheses", "p50 (us)"],
+                rows=[[str(n), f"{took:.0f}"] for n, took in scores.items()],
+            ),
+            Table(
+                title="N-grams",
+                columns=["order", "n-grams"],
+                rows=[[str(n), f"{count:,}"] for n, count in enumerate(counts, 1)],
+            ),
+        ],
+        data={"counts": list(counts), "size": size, "make_s": make_s, "peak_mb": peak_mb,
+              "open_s": opened_s, "score_us": {str(n): took for n, took in scores.items()}},
+    )  # fmt: skip
+
+
+def main() -> int:
+    """Measure, and print or write."""
+    options = arguments(__doc__ or "").parse_args()
+    found = measure(20_000, 20, quick=True) if options.quick else measure(1_000_000, 200)
+    deliver(found, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""An n-gram language model that scores many hypotheses at once."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.decoding.language_model_file import (
+    END,
+    SPACE,
+    START,
+    UNKNOWN,
+    Arrays,
+    LanguageModelHeader,
+    read_file,
+)
+from ds2deploy.runtimes.errors import ConfigError, ModelFileError
+from ds2deploy.runtimes.features import IntArray
+
+MOST_DENSE_BYTES = 256_000_000
+"""Largest tables of `LanguageModel.dense`."""
+
+MANY_WORDS = 1000
+"""Words that are looked up with a dictionary; a binary search is quicker for fewer."""
+
+
+def read_language_model(path: Path) -> LanguageModel:
+    """Open a `.lm` file; its arrays stay in the file, and processes that open it share them.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: not a language model, damaged, or of a newer format.
+    """
+    return LanguageModel(path, *read_file(path))
+
+
+class DenseModel(NamedTuple):
+    """A character model as tables; row `s` is the state `s` of `LanguageModel.score`.
+
+    Attributes:
+        next: (states, labels) int32, state after a label.
+        score: (states, labels) float32, natural logarithm of the label's probability.
+        end: (states,) float32, natural logarithm of the probability that the text ends.
+    """
+
+    next: npt.NDArray[np.int32]
+    score: npt.NDArray[np.float32]
+    end: npt.NDArray[np.float32]
+
+
+class LanguageModel:
+    """Back-off n-gram model.
+
+    A state stands for the end of a text, as far back as the model can tell texts apart: two texts
+    with the same state have the same probabilities from there on. State 0 knows nothing.
+
+    Attributes:
+        path: file of the model.
+        header: facts about it.
+        unknown: id of the word that stands for all unknown ones.
+        start: state at the start of a sentence.
+        empty: state without a past: 0.
+    """
+
+    empty = 0
+
+    def __init__(self, path: Path, header: LanguageModelHeader, arrays: Arrays) -> None:
+        self.path, self.header = path, header
+        self._keys, self._scores, self._links, self._backoffs, self._offsets, text = arrays
+        self._text = text.data
+        self._size = header.counts[0]
+        self.unknown, start, self._end = self._word_ids([UNKNOWN, START, END])
+        if self._size in (self.unknown, start, self._end):
+            raise ModelFileError(f"{path}: has no {UNKNOWN}, {START} or {END}; make it again")
+        self.start = int(self._states(np.array([1 + start]))[0])
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return read_language_model, (self.path,)
+
+    def __len__(self) -> int:
+        """Number of words in the vocabulary, the special ones included."""
+        return self._size
+
+    @property
+    def kind(self) -> str:
+        """What the n-grams consist of: `words` or `characters`."""
+        return self.header.kind
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The vocabulary, sorted; a word's id is its index."""
+        ends = self._offsets.tolist()
+        try:
+            return [str(self._text[a:b], "utf-8") for a, b in pairwise(ends)]
+        except UnicodeDecodeError:
+            raise ModelFileError(f"{self.path}: damaged vocabulary; make it again") from None
+
+    def word_ids(self, words: Sequence[str]) -> IntArray:
+        """Ids of words; `unknown` for a word that is not in the vocabulary.
+
+        A character model has the characters of the alphabet, and `<space>` for the space.
+        """
+        ids = np.array(self._word_ids(words), np.int64)
+        ids[ids == self._size] = self.unknown
+        return ids
+
+    def score(
+        self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
+    ) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """Score words after states, all at once.
+
+        Args:
+            states: (hypotheses,) states of this method, `start` or `empty`.
+            words: (hypotheses,) ids below `len(self)`.
+
+        Returns:
+            The states after the words, and the natural logarithms of the words' probabilities.
+        """
+        found = self._find(states, words)
+        total = self._scores[found].astype(np.float64)
+        missed = np.flatnonzero(found == 0)
+        if len(missed):
+            found[missed], total[missed] = self._back_off(states[missed], words[missed])
+        return self._states(found), total
+
+    def end_score(self, states: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """Natural logarithms of the probabilities that sentences end after states."""
+        return self.score(states, np.full(len(states), self._end))[1]
+
+    def check_labels(self, labels: str) -> None:
+        """Refuse a model whose texts were written in other labels.
+
+        Args:
+            labels: labels of the acoustic model; the blank may be any character.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if labels[1:] != self.header.labels[1:]:
+            raise ConfigError(
+                f"{self.path}: made for the labels {self.header.labels[1:]!r}, the model has "
+                f"{labels[1:]!r}; make it again: ds2deploy lm TEXT --out {self.path.name} "
+                "--labels MODEL"
+            )
+
+    def dense(self) -> DenseModel:
+        """Make the tables of a character model: a look-up then needs no search.
+
+        Column 0, the blank, is unused. A label that the model does not know scores as `<unk>`.
+
+        Raises:
+            ConfigError: the model is one of words, or the tables would be larger than 256 MB.
+        """
+        labels = self.header.labels
+        if self.kind != "characters":
+            raise ConfigError(f"{self.path}: a model of words; only one of characters has tables")
+        states = len(self._backoffs)
+        if (size := states * len(labels) * 8) > MOST_DENSE_BYTES:
+            raise ConfigError(
+                f"{self.path}: {states} states of {len(labels)} labels take {size / 1e6:.0f} MB, "
+                f"the most is {MOST_DENSE_BYTES / 1e6:.0f} MB; make it smaller: ds2deploy lm "
+                "with a lower --order, or --prune 0,0,1"
+            )
+        ids = self.word_ids([SPACE if label == " " else label for label in labels])
+        ids[0] = self._end  # its scores take the unused column
+        unknown = np.flatnonzero(ids == self.unknown)
+        columns = np.full(self._size, -1)
+        columns[ids] = np.arange(len(labels))  # unknown labels: in the last one's column first
+        score = np.zeros((states, len(labels)), np.float32)
+        to = np.zeros((states, len(labels)), np.int32)
+        for first, end in [(0, 1), *self.header.blocks[:-1]]:
+            rows = np.arange(first, end)
+            suffixes = self._suffixes(rows)
+            if first:
+                score[rows] = score[suffixes] + self._backoffs[rows, None]
+                to[rows] = to[suffixes]
+            # What continues an entry follows the order's own entries in the arrays.
+            low, high = np.searchsorted(self._keys, [first * self._size, end * self._size])
+            parents, words = np.divmod(self._keys[low:high], self._size)
+            used = columns[words] >= 0
+            entries = np.arange(low, high)[used]
+            place = parents[used], columns[words[used]]
+            score[place], to[place] = self._scores[entries], self._states(entries)
+            if len(unknown):
+                score[first:end, unknown] = score[first:end, unknown[-1:]]
+                to[first:end, unknown] = to[first:end, unknown[-1:]]
+        ends = score[:, 0].copy()
+        score[:, 0] = to[:, 0] = 0
+        return DenseModel(to, score, ends)
+
+    def _find(
+        self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.intp]:
+        """Entries of words after states; 0 where there is none."""
+        wanted = np.multiply(states, self._size, dtype=np.int64) + words
+        entries = self._keys.searchsorted(wanted)
+        return np.where(self._keys.take(entries, mode="clip") == wanted, entries, 0)
+
+    def _back_off(
+        self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+        """Entries and scores of words that do not follow their states."""
+        # All suffixes are looked up together, down to the empty one, which every word follows:
+        # calling numpy takes longer than searching a few hundred keys.
+        chain = np.empty((self.header.order, len(states)), np.int64)
+        chain[0] = states
+        for n in range(1, len(chain)):
+            chain[n] = self._suffixes(chain[n - 1])
+        entries = self._find(chain[1:], words)
+        first = (entries > 0).argmax(0)
+        found = entries[first, np.arange(len(first))]
+        passed = np.arange(len(chain))[:, None] <= first
+        return found, (self._backoffs[chain] * passed).sum(0, np.float64) + self._scores[found]
+
+    def _states(self, entries: npt.NDArray[np.intp]) -> IntArray:
+        """The state after each entry: itself, or the one it leads to."""
+        to = self._links[entries]
+        return np.where(to < 0, ~to, entries)
+
+    def _suffixes(self, entries: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        """The state that each entry backs off to."""
+        to = self._links[entries]
+        suffixes: npt.NDArray[np.int32] = to ^ (to >> 31)  # the complement of what is below 0
+        return suffixes
+
+    def _word_ids(self, words: Sequence[str]) -> list[int]:
+        """Ids of words; the size of the vocabulary for one that is not in it."""
+        if len(words) > MANY_WORDS:
+            return [self._index.get(word, self._size) for word in words]
+        found = []
+        for word in words:
+            sought = word.encode("utf-8", "surrogateescape")
+            i = bisect_left(range(self._size), sought, key=self._word)
+            found.append(i if i < self._size and self._word(i) == sought else self._size)
+        return found
+
+    def _word(self, i: int) -> bytes:
+        return bytes(self._text[self._offsets[i] : self._offsets[i + 1]])
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
