@@ -17,6 +17,7 @@ from ds2deploy.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ds2deploy.loading import load as load
+    from ds2deploy.runtimes.decoding.config import DecoderConfig as DecoderConfig
     from ds2deploy.runtimes.decoding.decoder import Decoder as Decoder
     from ds2deploy.runtimes.decoding.greedy import GreedyDecoder as GreedyDecoder
     from ds2deploy.runtimes.decoding.transcript import Span as Span
@@ -58,6 +59,7 @@ _ERRORS = (
     "TrainingError",
 )
 _HOMES = {
+    "DecoderConfig": "ds2deploy.runtimes.decoding.config",
     "Decoder": "ds2deploy.runtimes.decoding.decoder",
     "GreedyDecoder": "ds2deploy.runtimes.decoding.greedy",
     "load": "ds2deploy.loading",

@@ -8,6 +8,7 @@ from pathlib import Path
 from ds2deploy.runtimes.backends import BACKENDS as DEVICE_BACKENDS
 from ds2deploy.runtimes.backends import Backend, Examined, FileKind
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
+from ds2deploy.runtimes.decoding.decoder_file import make_decoder
 from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
 from ds2deploy.runtimes.decoding.language_model_file import read_file
 from ds2deploy.runtimes.errors import (
@@ -30,7 +31,7 @@ def load(
     device: str | None = None,
     runtime: str | None = None,
     threads: int = 0,
-    decoder: MakeDecoder | None = None,
+    decoder: MakeDecoder | str | Path | None = None,
 ) -> Recognizer:
     """Open a model of any kind.
 
@@ -41,7 +42,8 @@ def load(
         runtime: name of the runtime that must run it, see `runtime_names`; None takes the one that
             the file is for.
         threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
-        decoder: makes the decoder for the model's labels, see `Decoder`; greedy by default.
+        decoder: `DecoderConfig`, a `.decoder` file, or what makes a decoder for labels and
+            seconds of a frame; greedy by default.
 
     Raises:
         MissingFileError: no such file.
@@ -63,7 +65,8 @@ def load(
             f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
             "onnxruntime"
         )
-    return Recognizer(backend.open(path, kind, device, min(threads, usable_cores())), decoder)
+    session = backend.open(path, kind, device, min(threads, usable_cores()))
+    return Recognizer(session, make_decoder(decoder))
 
 
 def runtime_names() -> tuple[str, ...]:

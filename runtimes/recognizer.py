@@ -13,6 +13,7 @@ from ds2deploy.runtimes.audio.checks import check_stream_rate
 from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.audio.samples import convert_audio, mono_pieces, resample_pieces
 from ds2deploy.runtimes.audio.source import AudioFile, audio_name, is_audio_file
+from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
@@ -62,11 +63,15 @@ class Recognizer(Closing):
         )
         self._extract = FeatureExtractor(self.description.features)
         self._rate = self.description.features.sample_rate
-        self._whole = WholeUtterances(session, self._extract, self.decoder)
+        self._whole = WholeUtterances(session, self._extract)
 
     @overload
     def transcribe(  # type: ignore[overload-overlap]  # a str is also a sequence of str
-        self, audio: Audio, sample_rate: float | None = None, window_s: float | None = None
+        self,
+        audio: Audio,
+        sample_rate: float | None = None,
+        window_s: float | None = None,
+        hot_words: Phrases | None = None,
     ) -> Transcript: ...
     @overload
     def transcribe(
@@ -74,12 +79,14 @@ class Recognizer(Closing):
         audio: Sequence[Audio],
         sample_rate: float | None = None,
         window_s: float | None = None,
+        hot_words: Phrases | None = None,
     ) -> list[Transcript]: ...
     def transcribe(
         self,
         audio: Audio | Sequence[Audio],
         sample_rate: float | None = None,
         window_s: float | None = None,
+        hot_words: Phrases | None = None,
     ) -> Transcript | list[Transcript]:
         """Recognise one utterance, or a list of them in batches of similar length.
 
@@ -90,6 +97,8 @@ class Recognizer(Closing):
             window_s: what is longer is recognised in overlapping windows of so many seconds, in
                 memory that does not grow with the recording; by default 60 s, or the most that an
                 engine takes. A streaming model has no need of it.
+            hot_words: phrases that are looked for, instead of the decoder's, each with nats for
+                every letter if it is a mapping; for beam search.
 
         Returns:
             A transcript, or a list of them in the order of the input.
@@ -101,9 +110,9 @@ class Recognizer(Closing):
             DeviceError: a GPU failed.
         """
         if not isinstance(audio, (list, tuple)):
-            return self.transcribe([audio], sample_rate, window_s)[0]  # type: ignore[list-item]
+            return self.transcribe([audio], sample_rate, window_s, hot_words)[0]  # type: ignore[list-item]
         sources = [self._source(item, sample_rate) for item in audio]
-        return self._all(sources, window_s)
+        return self._all(sources, window_s, hot_words)
 
     def transcribe_many(
         self,
@@ -111,6 +120,7 @@ class Recognizer(Closing):
         sample_rate: float | None = None,
         window_s: float | None = None,
         threads: int = THREADS,
+        hot_words: Phrases | None = None,
     ) -> Generator[Recognized, None, None]:
         """Recognise any number of recordings, which need not fit in memory together.
 
@@ -124,6 +134,7 @@ class Recognizer(Closing):
             sample_rate: of the arrays, in Hz.
             window_s: see `transcribe`.
             threads: that read and prepare, at least 1.
+            hot_words: see `transcribe`.
 
         Returns:
             An iterator with every recording once, as they are done and not in order; its `result`
@@ -136,6 +147,7 @@ class Recognizer(Closing):
         """
         if threads < 1:
             raise ConfigError(f"threads {threads}: expected 1 or more")
+        decoder = with_hot_words(self.decoder, hot_words)
         sources = (self._source(item, sample_rate) for item in audio)
         if self.description.blocks is not None:
             if window_s is not None:
@@ -143,8 +155,12 @@ class Recognizer(Closing):
                     f"--window {window_s:g}: windows are for models of whole utterances, a "
                     "streaming one needs none; leave it out"
                 )
-            return run_recordings(self.session, self._channel, sources)
-        return self._whole.run(sources, threads, window_s)
+            return run_recordings(
+                self.session,
+                lambda: Channel(self.session, self._extract, decoder, self._rate),
+                sources,
+            )
+        return self._whole.run(sources, threads, window_s, decoder)
 
     def transcribe_pieces(
         self,
@@ -152,6 +168,7 @@ class Recognizer(Closing):
         sample_rate: float,
         window_s: float | None = None,
         name: str = "audio",
+        hot_words: Phrases | None = None,
     ) -> Transcript:
         """Recognise one recording that comes in pieces, and need not fit in memory.
 
@@ -160,6 +177,7 @@ class Recognizer(Closing):
             sample_rate: of them, in Hz.
             window_s: see `transcribe`.
             name: of the recording, for errors.
+            hot_words: see `transcribe`.
 
         Raises:
             AudioError, ConfigError, DeviceError: see `transcribe`.
@@ -167,15 +185,23 @@ class Recognizer(Closing):
         check_stream_rate(sample_rate, name)
         mono = mono_pieces(pieces, sample_rate, name)
         return self._all(
-            [AudioInput(name, resample_pieces(mono, sample_rate, self._rate))], window_s
+            [AudioInput(name, resample_pieces(mono, sample_rate, self._rate))],
+            window_s,
+            hot_words,
         )[0]
 
-    def stream(self, sample_rate: float = 16_000, name: str = "stream") -> Stream:
+    def stream(
+        self,
+        sample_rate: float = 16_000,
+        name: str = "stream",
+        hot_words: Phrases | None = None,
+    ) -> Stream:
         """Recognise speech while it is spoken.
 
         Args:
             sample_rate: of the audio that will come, in Hz; any.
             name: for errors.
+            hot_words: see `transcribe`.
 
         Returns:
             A context manager with `accept(samples)` and `finish()`.
@@ -184,7 +210,8 @@ class Recognizer(Closing):
             AudioError: a rate that is none.
             StreamError: the model, or the artifact, is one of whole utterances; says what to do.
         """
-        return Stream(self._streaming_session(), self._extract, self.decoder, sample_rate, name)
+        decoder = with_hot_words(self.decoder, hot_words)
+        return Stream(self._streaming_session(), self._extract, decoder, sample_rate, name)
 
     def pool(
         self, streams: int = STREAMS, backlog_s: float = BACKLOG_S, batch: int = BATCH
@@ -240,19 +267,18 @@ class Recognizer(Closing):
         """
         self._whole.check_length(samples, name)
 
-    def _all(self, sources: list[AudioInput], window_s: float | None) -> list[Transcript]:
+    def _all(
+        self, sources: list[AudioInput], window_s: float | None, hot_words: Phrases | None
+    ) -> list[Transcript]:
         """In the order of the input; raises at the first error."""
         transcripts: dict[int, Transcript] = {}
         threads = max(1, min(THREADS, len(sources)))
-        with closing(self.transcribe_many(sources, None, window_s, threads)) as found:
+        with closing(self.transcribe_many(sources, None, window_s, threads, hot_words)) as found:
             for item in found:
                 if isinstance(item.result, Ds2Error):
                     raise item.result
                 transcripts[item.index] = item.result
         return [transcripts[i] for i in range(len(sources))]
-
-    def _channel(self) -> Channel:
-        return Channel(self.session, self._extract, self.decoder, self._rate)
 
     def _source(self, audio: Audio | AudioInput, sample_rate: float | None) -> AudioInput:
         if isinstance(audio, AudioInput):

@@ -41,20 +41,23 @@ class WholeUtterances:
     Args:
         session: the model on its runtime.
         extract: the model's feature extractor.
-        decoder: the model's decoder.
     """
 
-    def __init__(self, session: Session, extract: FeatureExtractor, decoder: Decoder) -> None:
-        self._session, self._extract, self._decoder = session, extract, decoder
+    def __init__(self, session: Session, extract: FeatureExtractor) -> None:
+        self._session, self._extract = session, extract
         self._description = session.description
         self._rate = self._description.features.sample_rate
 
     def run(
-        self, sources: Iterator[AudioInput], threads: int, window_s: float | None
+        self,
+        sources: Iterator[AudioInput],
+        threads: int,
+        window_s: float | None,
+        decoder: Decoder,
     ) -> Generator[Recognized, None, None]:
         """Recognise any number of recordings; see `Recognizer.transcribe_many`."""
         shape, limit = self._windows(window_s)
-        return self._run(sources, threads, shape, limit, window_s is None)
+        return self._run(sources, threads, shape, limit, window_s is None, decoder)
 
     def check_length(self, samples: int, name: str) -> None:
         """Refuse audio that an engine takes neither whole nor in windows.
@@ -79,6 +82,7 @@ class WholeUtterances:
         shape: WindowShape,
         limit: int,
         exact: bool,
+        decoder: Decoder,
     ) -> Generator[Recognized, None, None]:
         """A generator, so that no thread begins before the first recording is asked for."""
         yield from run_batches(
@@ -88,8 +92,8 @@ class WholeUtterances:
                 int((WINDOW_S + AHEAD_S) * self._rate),
                 threads,
             ),
-            self._network,
-            lambda items: self._long(items, shape, exact),
+            lambda batch: self._network(batch, decoder),
+            lambda items: self._long(items, shape, exact, decoder),
             int(WINDOW_S * self._rate),
             batch_limits(self._session),
         )
@@ -134,12 +138,12 @@ class WholeUtterances:
         features = self._extract(waveform)
         return Prepared(features, frames, count, time.thread_time() - started)
 
-    def _network(self, batch: list[QueuedRecording]) -> list[Recognized]:
+    def _network(self, batch: list[QueuedRecording], decoder: Decoder) -> list[Recognized]:
         started = time.perf_counter()
         sounds = [item.prepared.sound for item in batch if item.prepared.sound is not None]
         log_probs, output_lengths = self._session.run(*pad_sounds(sounds))
         durations_s = [item.prepared.samples / self._rate for item in batch]
-        transcripts = decode_batch(self._decoder, log_probs, output_lengths, durations_s)
+        transcripts = decode_batch(decoder, log_probs, output_lengths, durations_s)
         each_s = (time.perf_counter() - started) / sum(item.prepared.samples for item in batch)
         return [
             Recognized(
@@ -151,7 +155,7 @@ class WholeUtterances:
         ]
 
     def _long(
-        self, items: list[QueuedRecording], shape: WindowShape, exact: bool
+        self, items: list[QueuedRecording], shape: WindowShape, exact: bool, decoder: Decoder
     ) -> Generator[Recognized, None, None]:
         """Recognise what is too long to be taken whole; exactly, as streams, where that can be."""
         sources = [item.prepared.long for item in items if item.prepared.long is not None]
@@ -159,21 +163,21 @@ class WholeUtterances:
         if session is not None:
 
             def channel() -> Channel:
-                return Channel(session, self._extract, self._decoder, self._rate)
+                return Channel(session, self._extract, decoder, self._rate)
 
             for found in run_recordings(session, channel, sources):
                 yield replace(found, index=items[found.index].index)
             return
         for item, source in zip(items, sources, strict=True):
-            yield self._in_windows(item.index, source, shape)
+            yield self._in_windows(item.index, source, shape, decoder)
 
-    def _in_windows(self, index: int, source: AudioInput, shape: WindowShape) -> Recognized:
+    def _in_windows(
+        self, index: int, source: AudioInput, shape: WindowShape, decoder: Decoder
+    ) -> Recognized:
         pieces = _Clocked(source.pieces)
         started = time.perf_counter()
         try:
-            transcript = transcribe_windows(
-                self._session, self._extract, self._decoder, pieces, shape
-            )
+            transcript = transcribe_windows(self._session, self._extract, decoder, pieces, shape)
         except FILE_ERRORS as error:  # which may come with the last piece
             return Recognized(index, without_frames(error))
         return Recognized(index, transcript, time.perf_counter() - started - pieces.took_s)

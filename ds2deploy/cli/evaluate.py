@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds2deploy.cli.decoding import Beam, Decoder, HotWords, Lm, Phrases, choose_decoder
 from ds2deploy.cli.errors import BAD_RESULT, complain
 from ds2deploy.cli.options import Device, Json, RuntimeName, Threads, argument, flag, known_runtime
 from ds2deploy.heartbeat import file_progress
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
     manifest: Annotated[Path, argument("MANIFEST", "Utterances with transcripts.")],
+    decoder: Decoder = None,
+    lm: Lm = None,
+    beam: Beam = None,
+    hotwords: HotWords = None,
+    phrases: Phrases = None,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -42,8 +48,9 @@ def evaluate(
     from ds2deploy.training.evaluation import evaluate as evaluate_model
 
     cuts, unusable = read_usable(manifest)
+    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases)
     with (
-        load(model, device, known_runtime(runtime), threads) as recognizer,
+        load(model, device, known_runtime(runtime), threads, chosen) as recognizer,
         file_progress(f"evaluating {model.name}", len(cuts)) as advance,
     ):
         result = evaluate_model(recognizer, cuts, str(manifest), advance, unusable)

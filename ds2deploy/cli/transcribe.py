@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ds2deploy.cli.decoding import (
+    Beam,
+    Decoder,
+    HotWords,
+    Lm,
+    NBest,
+    Phrases,
+    choose_decoder,
+)
 from ds2deploy.cli.errors import complain, error_text, exit_if_failed
 from ds2deploy.cli.options import (
     STDIN,
@@ -52,6 +61,12 @@ def transcribe(
     window: Annotated[float | None, option("SECONDS", WINDOW_HELP)] = None,
     stream: Annotated[bool, flag("--stream", STREAM_HELP, STREAMING)] = False,
     rate: Annotated[int | None, option("HZ", RATE_HELP, STREAMING, min=1)] = None,
+    decoder: Decoder = None,
+    lm: Lm = None,
+    beam: Beam = None,
+    hotwords: HotWords = None,
+    phrases: Phrases = None,
+    nbest: NBest = None,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -70,7 +85,8 @@ def transcribe(
 
     kind = "json" if json else format_
     _check(kind, stream, window, rate, audio)
-    with load(model, device, known_runtime(runtime), threads) as recognizer:
+    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, nbest)
+    with load(model, device, known_runtime(runtime), threads, chosen) as recognizer:
         if stream:
             _transcribe_live(recognizer, audio, rate, kind == "json")
         elif len(audio) > 1:

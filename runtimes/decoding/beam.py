@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 
 import msgspec
 import numpy as np
@@ -12,6 +13,7 @@ from ds2deploy.runtimes.decoding.alignment import align
 from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState
 from ds2deploy.runtimes.decoding.beam_search import Floats, History, Limits, Search
 from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
+from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.scorers import Scorer
 from ds2deploy.runtimes.decoding.transcript import (
@@ -22,7 +24,7 @@ from ds2deploy.runtimes.decoding.transcript import (
     make_transcript,
     words_of,
 )
-from ds2deploy.runtimes.errors import NotFiniteError
+from ds2deploy.runtimes.errors import ConfigError, NotFiniteError
 from ds2deploy.runtimes.features import FloatArray
 
 
@@ -57,20 +59,29 @@ class BeamDecoder:
         self._nbest, self._scale = nbest, confidence_scale
         self._commit = None if commit_s is None else max(1, round(commit_s / frame_s))
 
-    def start(self, live: bool = False, hot_words: HotWords | None = None) -> BeamState:
-        """See `Decoder`.
-
-        Args:
-            live: commit the best text after `commit_s`.
-            hot_words: hot words of this utterance; the decoder's by default.
-        """
-        words = hot_words or self._hot_words
+    def start(self, live: bool = False) -> BeamState:
+        """See `Decoder`; the text of a live utterance is committed after `commit_s`."""
+        words = self._hot_words
         beam = self._search([None]).begin()
         beam.states[:, -1] = 0 if words is None else words.start
         return BeamState(beam, History.root(), self._commit if live else None, words)
 
-    def set_hot_words(self, state: BeamState, hot_words: HotWords | None) -> None:
-        """Give an utterance other hot words, from its next frame on."""
+    def with_hot_words(self, phrases: Mapping[str, float]) -> BeamDecoder:
+        """Make a decoder that shares all but the hot words with this one.
+
+        Args:
+            phrases: each with its weight, nats for every letter; empty for none.
+
+        Raises:
+            AlphabetError, ConfigError: see `HotWords`.
+        """
+        other = copy(self)
+        other._hot_words = HotWords(phrases, self._alphabet) if phrases else None
+        return other
+
+    def take_hot_words(self, state: BeamState) -> None:
+        """Give an utterance this decoder's hot words, from its next frame on."""
+        hot_words = self._hot_words
         beam = state.beam
         if state.hot_words is not None:
             beam.bonus = beam.bonus - state.hot_words.leave[beam.states[:, -1]]
@@ -166,3 +177,28 @@ class BeamDecoder:
         """A search with the hot words of these utterances; their column is always there."""
         scorers = [*self._scorers, HotWordScorer(hot_words)]
         return Search(self._limits, scorers, len(self._alphabet))
+
+
+Phrases = Mapping[str, float] | Sequence[str]
+"""Hot words: phrases, or each with its weight, nats for every letter."""
+
+HOT_WORD_WEIGHT = 0.8
+"""Nats for a letter of a hot word that has no weight of its own."""
+
+
+def with_hot_words(decoder: Decoder, phrases: Phrases | None) -> Decoder:
+    """Give a decoder other hot words, unless there are none.
+
+    Raises:
+        ConfigError: greedy decoding, which has no hot words.
+        AlphabetError, ConfigError: see `HotWords`.
+    """
+    if phrases is None:
+        return decoder
+    if not isinstance(decoder, BeamDecoder):
+        raise ConfigError(
+            "hot words need a beam search: load the model with decoder=DecoderConfig()"
+        )
+    if not isinstance(phrases, Mapping):
+        phrases = dict.fromkeys(phrases, HOT_WORD_WEIGHT)
+    return decoder.with_hot_words(phrases)

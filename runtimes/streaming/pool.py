@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio.checks import as_samples
+from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
@@ -76,6 +77,21 @@ class PooledStream:
             ready = audio.full
         if ready:
             self._pool._news.set()
+
+    def set_hot_words(self, hot_words: Phrases) -> None:
+        """Look for other hot words from the next tick on.
+
+        Args:
+            hot_words: phrases, or a mapping to nats for every letter; empty for none.
+
+        Raises:
+            StreamError: the stream, or its pool, has ended.
+            AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
+        """
+        # No tick reads the stream's blocks meanwhile.
+        with self._pool._ticking, self._lock:
+            self._check_open()
+            self._channel.set_hot_words(hot_words)
 
     def finish(self) -> None:
         """No more audio comes; `transcript` is there when the next ticks have read the rest.
@@ -178,12 +194,15 @@ class StreamPool(Closing):
         """Streams that are open, those that are about to end included."""
         return len(self._streams())
 
-    def open(self, sample_rate: float = 16_000, name: str = "") -> PooledStream:
+    def open(
+        self, sample_rate: float = 16_000, name: str = "", hot_words: Phrases | None = None
+    ) -> PooledStream:
         """Open a stream.
 
         Args:
             sample_rate: of its audio, in Hz.
             name: for messages; a number by default.
+            hot_words: see `Recognizer.transcribe`.
 
         Raises:
             BackPressureError: as many are open as the pool was made for.
@@ -193,7 +212,7 @@ class StreamPool(Closing):
         channel = Channel(
             self._session,
             self._extract,
-            self._decoder,
+            with_hot_words(self._decoder, hot_words),
             sample_rate,
             f"stream {name}".rstrip(),
             live=True,

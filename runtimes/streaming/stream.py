@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy.typing as npt
 
+from ds2deploy.runtimes.decoding.beam import BeamDecoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import StreamError
@@ -76,6 +77,12 @@ class Channel:
         self.audio.end()
         if total := self.audio.total:
             self.state.total = total if self._samples else self._frames(total)
+
+    def set_hot_words(self, hot_words: Phrases) -> None:
+        """Look for other hot words from the next block on."""
+        decoder = with_hot_words(self.decoder, hot_words)
+        assert isinstance(decoder, BeamDecoder)
+        decoder.take_hot_words(self.decoding)
 
     def update(self) -> Update:
         """What is new since the last update."""
@@ -154,6 +161,18 @@ class Stream(Closing):
         while channel.ready:
             run_channels(self._session, [channel])
         return channel.update()
+
+    def set_hot_words(self, hot_words: Phrases) -> None:
+        """Look for other hot words from now on.
+
+        Args:
+            hot_words: phrases, or a mapping to nats for every letter; empty for none.
+
+        Raises:
+            StreamError: the stream has finished already.
+            AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
+        """
+        self._open().set_hot_words(hot_words)
 
     def finish(self) -> Transcript:
         """End the stream and read what is still on its way.

@@ -94,7 +94,9 @@ def _fields(config: DecoderConfig) -> dict[str, Any]:
 def bonus(text: str, phrases: dict[str, float]) -> float:
     """Nats for the phrases that stand in a text, none inside another."""
     return sum(
-        weight * len(phrase) * f" {text} ".replace(" ", "  ").count(f" {phrase.replace(' ', '  ')} ")
+        weight
+        * len(phrase)
+        * f" {text} ".replace(" ", "  ").count(f" {phrase.replace(' ', '  ')} ")
         for phrase, weight in phrases.items()
     )
 
@@ -121,7 +123,7 @@ def test_hot_words_pay_for_whole_phrases_and_nothing_else(
 
 CONFIGS = {
     "plain": DecoderConfig(beam=8, threshold=8.0, nbest=3),
-    "hot": DecoderConfig(beam=8, threshold=8.0, hot_words={"AB": 1.0, "B A": 0.7}, nbest=3),
+    "hot": DecoderConfig(beam=8, threshold=8.0, hot_words={"AB": 1.0, "BA": 0.7}, nbest=3),
     "closed": DecoderConfig(beam=6, phrases=("A", "AB BA", "BA", "BAB AB A")),
     "lexicon": DecoderConfig(beam=8, lexicon=("AB", "BA", "BAB"), unknown_letter=-1.0),
 }

@@ -1,0 +1,122 @@
+"""The `.decoder` file: settings that were tuned for a model and a language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder
+from ds2deploy.runtimes.errors import (
+    DECODING_ERRORS,
+    ConfigError,
+    MissingFileError,
+    ModelFileError,
+    one_line,
+    system_reason,
+)
+from ds2deploy.runtimes.files import file_sha256, whole_file
+
+SUFFIX: Final = ".decoder"
+FORMAT_VERSION = 1
+
+
+class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Content of a `.decoder` file, as JSON.
+
+    Attributes:
+        format_version: version of this format.
+        labels: labels of the model that the settings were tuned for.
+        lm_sha256: hash of the language model's file; None without one.
+        settings: settings of the search; the language model is named relative to this file.
+        tuned: facts about the tuning, for people.
+    """
+
+    format_version: int
+    labels: str
+    settings: DecoderConfig
+    lm_sha256: str | None = None
+    tuned: dict[str, float | int | str] = {}
+
+
+def write_decoder_file(
+    path: Path,
+    settings: DecoderConfig,
+    labels: str,
+    tuned: dict[str, float | int | str] | None = None,
+) -> None:
+    """Write settings and the hash of their language model.
+
+    Args:
+        path: file to write; the language model should lie beside it.
+        settings: settings, with the language model's path as it is now.
+        labels: labels of the model.
+        tuned: facts about the tuning.
+    """
+    digest = None
+    if settings.lm is not None:
+        model = Path(settings.lm).resolve()
+        digest = file_sha256(model)
+        folder = path.resolve().parent
+        name = model.name if model.parent == folder else str(model)
+        settings = msgspec.structs.replace(settings, lm=name)
+    content = DecoderFile(
+        format_version=FORMAT_VERSION,
+        labels=labels,
+        settings=settings,
+        lm_sha256=digest,
+        tuned=tuned or {},
+    )
+    with whole_file(path) as temporary:
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def read_decoder_file(path: str | Path) -> DecoderConfig:
+    """Read settings, and check that their language model is the one that they were tuned with.
+
+    Raises:
+        MissingFileError: no such file, or its language model is not there.
+        ModelFileError: damaged, of a newer format, or with another language model.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MissingFileError(
+            f"{path}: {system_reason(error)}; expected a file of ds2deploy tune"
+        ) from None
+    try:
+        found = msgspec.json.decode(content, type=DecoderFile)
+    except (*DECODING_ERRORS, ConfigError) as error:
+        raise ModelFileError(
+            f"{path}: not a decoder file, or damaged ({one_line(error)}); "
+            "make it again with ds2deploy tune"
+        ) from None
+    if found.format_version != FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: of format {found.format_version}, this version reads {FORMAT_VERSION}; "
+            "upgrade ds2deploy, or make it again with ds2deploy tune"
+        )
+    settings = found.settings
+    if settings.lm is None:
+        return settings
+    model = path.parent / settings.lm
+    if not model.is_file():
+        raise MissingFileError(f"{path}: its language model {model} is not there; copy it too")
+    if file_sha256(model) != found.lm_sha256:
+        raise ModelFileError(
+            f"{path}: {model} is not the language model that it was tuned with; copy that one, or "
+            "tune again"
+        )
+    return msgspec.structs.replace(settings, lm=str(model))
+
+
+def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:
+    """Give what makes a decoder: settings, a class, or those of a `.decoder` file.
+
+    Raises:
+        MissingFileError, ModelFileError: see `read_decoder_file`.
+    """
+    return read_decoder_file(decoder) if isinstance(decoder, (str, Path)) else decoder
