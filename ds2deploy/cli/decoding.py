@@ -83,7 +83,8 @@ def _hot_words(value: str) -> list[str]:
 def _lines(path: Path, name: str) -> list[str]:
     from ds2deploy.text_files import read_text
 
-    found = [line.strip() for line in read_text(path, "one phrase on each line").splitlines() if line.strip()]
+    text = read_text(path, "one phrase on each line")
+    found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
         raise ConfigError(f"{name} {path}: no line in it; write one phrase on each")
     return found

@@ -18,9 +18,9 @@ from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.scorers import Scorer
 from ds2deploy.runtimes.decoding.transcript import (
     Alternative,
-    Span,
     Transcript,
     Update,
+    Word,
     make_transcript,
     words_of,
 )
@@ -109,7 +109,7 @@ class BeamDecoder:
 
     def update(self, state: BeamState, duration_s: float = float("inf")) -> Update:
         """See `Decoder`; the tail is what is not committed yet of the best hypothesis."""
-        new: tuple[Span, ...] = ()
+        new: tuple[Word, ...] = ()
         if state.told < len(state.labels):
             new = self._words(state.labels[state.told :], duration_s)
             state.told = len(state.labels)
@@ -170,12 +170,12 @@ class BeamDecoder:
             found[text] = Alternative(text, score, min(share, 1.0))
         return list(found.values())
 
-    def _words(self, labels: Sequence[tuple[int, int, int]], duration_s: float) -> tuple[Span, ...]:
+    def _words(self, labels: Sequence[tuple[int, int, int]], duration_s: float) -> tuple[Word, ...]:
         return words_of(labels, self._alphabet, self._frame_s, duration_s)
 
     def _search(self, hot_words: Sequence[HotWords | None]) -> Search:
         """A search with the hot words of these utterances; their column is always there."""
-        scorers = [*self._scorers, HotWordScorer(hot_words)]
+        scorers: list[Scorer] = [*self._scorers, HotWordScorer(hot_words)]
         return Search(self._limits, scorers, len(self._alphabet))
 
 

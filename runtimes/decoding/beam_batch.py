@@ -93,7 +93,7 @@ class Batch:
     def run(self) -> None:
         """Read all frames and leave the states behind them."""
         wanted = self._search.extending(self._log_probs)
-        busy = wanted.any(axis=2)
+        busy = np.asarray(wanted.any(axis=2))
         ended: list[tuple[Beam, Ints]] = []
         count = len(self._states)
         for t in range(self._log_probs.shape[1]):
@@ -115,8 +115,8 @@ class Batch:
                 )
             else:
                 self._beam = self._search.quiet_frame(self._beam, self._utterances, log_probs)
-            due = (self._first[:count] + t + 1) % COMMIT_EVERY == 0
-            due &= self._delay[:count] < self._first[:count] + t + 1
+            read = self._first[:count] + t + 1
+            due = (read % COMMIT_EVERY == 0) & (self._delay[:count] < read)
             if due.any():
                 self._commit(np.flatnonzero(due), self._first[:count] + t - self._delay[:count])
         self._leave(ended)
@@ -131,7 +131,7 @@ class Batch:
         for utterance in due.tolist():
             mine = np.flatnonzero(owners == utterance)
             node = ancestors[mine[int(score[mine].argmax())]]
-            same = ancestors[mine] == node
+            same = np.asarray(ancestors[mine] == node)
             keep[rows[mine[~same]]] = False
             if node != self._roots[utterance]:
                 share = float(posteriors(score[mine], self._scale)[same].sum())

@@ -24,7 +24,8 @@ def posteriors(scores: Floats, scale: float) -> Floats:
         scale: factor of the scores; below 1 the search is less sure of itself.
     """
     shares = np.exp(scale * (scores - scores.max()))
-    return shares / shares.sum()
+    total: float = shares.sum()
+    return np.asarray(shares / total)
 
 
 def label_confidence(paths: Sequence[Path], shares: Floats, space: int) -> list[float]:

@@ -98,7 +98,7 @@ class HotWordScorer:
         lists: of each utterance; None for one that has none.
     """
 
-    start = (0,)
+    start: tuple[int, ...] = (0,)
 
     def __init__(self, lists: Sequence[HotWords | None]) -> None:
         self._distinct = list({id(words): words for words in lists if words is not None}.values())

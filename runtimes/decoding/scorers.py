@@ -57,7 +57,7 @@ class CharacterScorer:
         tables = model.dense()
         self._next, self._weight = tables.next, weight
         self._scores, self._ends = tables.score, tables.end
-        self.start = (model.start,)
+        self.start: tuple[int, ...] = (model.start,)
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ class PhraseScorer:
         alphabet: labels of the model.
     """
 
-    start = (ROOT,)
+    start: tuple[int, ...] = (ROOT,)
 
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
         # A space may follow a phrase, and one may stand before it.
