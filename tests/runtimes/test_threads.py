@@ -16,9 +16,9 @@ import pytest
 import soundfile
 
 import ds2deploy
-from ds2deploy.export.artifacts import append_description
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.audio.loading import load_audio
 from ds2deploy.runtimes.decoding.transcript import Transcript
