@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,8 +200,7 @@ class Search:
         widths = [len(scorer.start) for scorer in scorers]
         ends = np.cumsum(widths).tolist()
         self._columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-        random = np.random.default_rng(1)
-        self._salt = random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
+        self._salt = _salt(labels)
 
     def begin(self) -> Beam:
         """Make the beam of an utterance: the empty text."""
@@ -355,6 +355,13 @@ class Search:
         sizes = np.diff(np.append(starts, len(order)))
         rank = np.arange(len(order)) - np.repeat(starts, sizes)
         return order[rank < self._limits.beam]
+
+
+@cache
+def _salt(labels: int) -> npt.NDArray[np.uint64]:
+    """An odd random number for each label, from which the hashes of texts are made."""
+    random = np.random.default_rng(1)
+    return random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 def _starts(groups: Ints) -> Ints:
