@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.errors import StreamError as StreamError
     from ds2deploy.runtimes.errors import TrainingError as TrainingError
     from ds2deploy.runtimes.recognizer import Recognizer as Recognizer
+    from ds2deploy.runtimes.streaming.endpoint import Endpoint as Endpoint
     from ds2deploy.runtimes.streaming.pool import PooledStream as PooledStream
     from ds2deploy.runtimes.streaming.pool import StreamPool as StreamPool
     from ds2deploy.runtimes.streaming.stream import Stream as Stream
@@ -61,6 +62,7 @@ _ERRORS = (
 _HOMES = {
     "DecoderConfig": "ds2deploy.runtimes.decoding.config",
     "Decoder": "ds2deploy.runtimes.decoding.decoder",
+    "Endpoint": "ds2deploy.runtimes.streaming.endpoint",
     "GreedyDecoder": "ds2deploy.runtimes.decoding.greedy",
     "load": "ds2deploy.loading",
     "Recognizer": "ds2deploy.runtimes.recognizer",

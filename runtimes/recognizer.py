@@ -28,6 +28,7 @@ from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
 from ds2deploy.runtimes.pipeline import Recognized
 from ds2deploy.runtimes.preparation import THREADS, AudioInput
 from ds2deploy.runtimes.session import Closing, Session, check_batch
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 from ds2deploy.runtimes.streaming.recordings import run_recordings
 from ds2deploy.runtimes.streaming.stream import Channel, Stream
@@ -195,6 +196,7 @@ class Recognizer(Closing):
         sample_rate: float = 16_000,
         name: str = "stream",
         hot_words: Phrases | None = None,
+        endpoint: Endpoint | None = None,
     ) -> Stream:
         """Recognise speech while it is spoken.
 
@@ -202,6 +204,7 @@ class Recognizer(Closing):
             sample_rate: of the audio that will come, in Hz; any.
             name: for errors.
             hot_words: see `transcribe`.
+            endpoint: when a segment ends and another begins; None for one transcript at the end.
 
         Returns:
             A context manager with `accept(samples)` and `finish()`.
@@ -211,7 +214,8 @@ class Recognizer(Closing):
             StreamError: the model, or the artifact, is one of whole utterances; says what to do.
         """
         decoder = with_hot_words(self.decoder, hot_words)
-        return Stream(self._streaming_session(), self._extract, decoder, sample_rate, name)
+        session = self._streaming_session()
+        return Stream(session, self._extract, decoder, sample_rate, name, endpoint)
 
     def pool(
         self, streams: int = STREAMS, backlog_s: float = BACKLOG_S, batch: int = BATCH

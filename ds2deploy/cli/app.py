@@ -24,12 +24,13 @@ from ds2deploy.cli.lm import lm
 from ds2deploy.cli.prepare import prepare
 from ds2deploy.cli.train import train
 from ds2deploy.cli.transcribe import transcribe
+from ds2deploy.cli.tune import tune
 from ds2deploy.cli.verify import verify
 from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
 COMMANDS = (
-    prepare, train, evaluate, export, verify, lm, transcribe, bench, inspect, doctor, demo,
+    prepare, train, evaluate, export, verify, lm, tune, transcribe, bench, inspect, doctor, demo,
 )  # fmt: skip
 
 app = typer.Typer(

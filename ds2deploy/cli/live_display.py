@@ -18,6 +18,7 @@ from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.preparation import AudioInput, readable
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
 
 PIECE_S = 0.1
 """Length of the pieces of a recording: partial results come as they would from a microphone."""
@@ -30,7 +31,7 @@ class Display(Protocol):
         """Show the words that are new, and the tail that may still change."""
 
     def finish(self, transcript: Transcript) -> None:
-        """Show the rest of the utterance, and end it."""
+        """Show the rest of the utterance, or of its segment, and end it; another may follow."""
 
     def abort(self) -> None:
         """End early, after an error; words that were shown stay."""
@@ -57,6 +58,7 @@ def follow(
     sample_rate: float,
     display: Display,
     name: str = "stream",
+    endpoint: Endpoint | None = None,
 ) -> Transcript:
     """Recognise audio as it comes, and display partial results.
 
@@ -69,21 +71,31 @@ def follow(
         sample_rate: sample rate of the pieces, in Hz.
         display: display to update after every piece.
         name: name of the recording, for errors.
+        endpoint: when a segment ends, which is then displayed for itself; None for one segment.
+
+    Returns:
+        The transcript of the whole, or of the last segment.
 
     Raises:
         StreamError: the model, or the artifact, is one of whole utterances.
         AudioError, MissingFileError: the audio cannot be read.
     """
-    with recognizer.stream(sample_rate, name) as stream:
+    segments = 0
+    with recognizer.stream(sample_rate, name, endpoint=endpoint) as stream:
         try:
             with suppress(KeyboardInterrupt):
                 for piece in pieces:
-                    display.update(stream.accept(piece))
+                    update = stream.accept(piece)
+                    for segment in update.segments:
+                        display.finish(segment)
+                    segments += len(update.segments)
+                    display.update(update)
             transcript = stream.finish()
         except Ds2Error:
             display.abort()
             raise
-    display.finish(transcript)
+    if transcript.text or not segments:
+        display.finish(transcript)
     return transcript
 
 
@@ -110,6 +122,7 @@ class WordDisplay:
         self._write([word.text for word in transcript.words[self._written :]])
         self._out.write("\n" if self._written else f"{self._prefix}\n")
         self._out.flush()
+        self._written = 0
 
     def abort(self) -> None:
         """See `Display`."""
@@ -130,7 +143,7 @@ class LineDisplay:
     CLEAR, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
 
     def __init__(self, out: TextIO, prefix: str = "") -> None:
-        self._out, self._line, self._written = out, prefix, 0
+        self._out, self._prefix, self._line, self._written = out, prefix, prefix, 0
         self._shown = ""
 
     def update(self, update: Update) -> None:
@@ -149,6 +162,7 @@ class LineDisplay:
         self._add([word.text for word in transcript.words[self._written :]])
         self._out.write(f"{self.CLEAR}{self._line}\n")
         self._out.flush()
+        self._line, self._written, self._shown = self._prefix, 0, ""
 
     def abort(self) -> None:
         """See `Display`."""
@@ -183,6 +197,7 @@ class JsonDisplay:
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""
         self._print(final=True, **msgspec.to_builtins(transcript))
+        self._tail = ""
 
     def abort(self) -> None:
         """See `Display`."""

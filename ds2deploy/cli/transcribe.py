@@ -48,6 +48,7 @@ WINDOW_HELP = (
     "Split longer recordings into overlapping windows of this length (seconds). Default: 60."
 )
 STREAM_HELP = "Print words as soon as they are certain; with --json, one object a line."
+ENDPOINT_HELP = "Begin a new line after so much silence (seconds), such as 1.2. Default: never."
 RATE_HELP = "Sample rate of raw 16-bit mono audio on stdin (Hz). Default: the model's."
 
 
@@ -67,6 +68,7 @@ def transcribe(
     hotwords: HotWords = None,
     phrases: Phrases = None,
     nbest: NBest = None,
+    endpoint: Annotated[float | None, option("SECONDS", ENDPOINT_HELP, STREAMING)] = None,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -84,11 +86,11 @@ def transcribe(
     from ds2deploy.loading import load
 
     kind = "json" if json else format_
-    _check(kind, stream, window, rate, audio)
+    _check(kind, stream, window, rate, endpoint, audio)
     chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, nbest)
     with load(model, device, known_runtime(runtime), threads, chosen) as recognizer:
         if stream:
-            _transcribe_live(recognizer, audio, rate, kind == "json")
+            _transcribe_live(recognizer, audio, rate, kind == "json", endpoint)
         elif len(audio) > 1:
             _transcribe_many(recognizer, audio, window, kind == "json")
         elif STDIN in audio:
@@ -103,7 +105,12 @@ def transcribe(
 
 
 def _check(
-    kind: str, stream: bool, window: float | None, rate: int | None, audio: list[Path]
+    kind: str,
+    stream: bool,
+    window: float | None,
+    rate: int | None,
+    endpoint: float | None,
+    audio: list[Path],
 ) -> None:
     """Raise a ConfigError for options that exclude each other."""
     if kind in ("srt", "vtt") and len(audio) > 1:
@@ -113,6 +120,8 @@ def _check(
         )
     if kind in ("srt", "vtt") and stream:
         raise ConfigError(f"--format {kind}: subtitles are made at the end; leave --stream out")
+    if endpoint is not None and not stream:
+        raise ConfigError(f"--endpoint {endpoint:g}: is for streams; give --stream too")
     if stream and window is not None:
         raise ConfigError(f"--window {window:g}: a stream needs no windows; leave it out")
     if STDIN in audio and len(audio) > 1:
@@ -162,13 +171,17 @@ def _transcribe_many(
 
 
 def _transcribe_live(
-    recognizer: Recognizer, audio: list[Path], rate: int | None, json: bool
+    recognizer: Recognizer,
+    audio: list[Path],
+    rate: int | None,
+    json: bool,
+    endpoint: float | None,
 ) -> None:
     """Print words of recordings as they become certain, one recording after the other."""
     broken = 0
     for path in audio:
         try:
-            _follow(recognizer, path, rate, json, len(audio) > 1)
+            _follow(recognizer, path, rate, json, len(audio) > 1, endpoint)
         except FILE_ERRORS as error:
             broken += 1
             complain(error_text(error))
@@ -178,18 +191,25 @@ def _transcribe_live(
 
 
 def _follow(
-    recognizer: Recognizer, path: Path, rate: int | None, json: bool, several: bool
+    recognizer: Recognizer,
+    path: Path,
+    rate: int | None,
+    json: bool,
+    several: bool,
+    endpoint: float | None,
 ) -> None:
     """Print words of one recording, or of standard input, as they become certain."""
     from ds2deploy.cli.live_display import follow, make_display, recording_pieces
+    from ds2deploy.runtimes.streaming.endpoint import Endpoint
 
+    rules = None if endpoint is None else Endpoint(silence_s=endpoint)
     display = make_display(path, json, several)
     if path == STDIN:
         pcm = _standard_input(recognizer, rate)
-        follow(recognizer, pcm, pcm.format.sample_rate, display, pcm.name)
+        follow(recognizer, pcm, pcm.format.sample_rate, display, pcm.name, rules)
     else:
         own = recognizer.description.features.sample_rate
-        follow(recognizer, recording_pieces(path, own), own, display, str(path))
+        follow(recognizer, recording_pieces(path, own), own, display, str(path), rules)
 
 
 def _standard_input(recognizer: Recognizer, rate: int | None) -> PcmStream:

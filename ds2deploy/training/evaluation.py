@@ -155,7 +155,7 @@ def _recognize(
     order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
     found: dict[int, Recognized] = {}
     audio_s = 0.0
-    sources = (_source(cuts[i], rate) for i in order)
+    sources = (cut_source(cuts[i], rate) for i in order)
     with closing(recognizer.transcribe_many(sources)) as results:
         for item in results:
             found[order[item.index]] = item
@@ -164,7 +164,9 @@ def _recognize(
     return [found[i] for i in range(len(cuts))]
 
 
-def _source(cut: Cut, sample_rate: int) -> AudioInput:
+def cut_source(cut: Cut, sample_rate: int) -> AudioInput:
+    """Make a recording of a cut, read when there is room for it."""
+
     def pieces() -> Iterator[FloatArray]:
         yield read_audio(cut, sample_rate)  # by a thread, when there is room for it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +46,7 @@ def write_decoder_file(
     path: Path,
     settings: DecoderConfig,
     labels: str,
-    tuned: dict[str, float | int | str] | None = None,
+    tuned: Mapping[str, float | int | str] | None = None,
 ) -> None:
     """Write settings and the hash of their language model.
 
@@ -67,7 +68,7 @@ def write_decoder_file(
         labels=labels,
         settings=settings,
         lm_sha256=digest,
-        tuned=tuned or {},
+        tuned=dict(tuned or {}),
     )
     with whole_file(path) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")

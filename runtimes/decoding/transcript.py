@@ -81,12 +81,15 @@ class Update(msgspec.Struct, frozen=True):
         tail: text after them that may still change.
         words: the stable words that are new since the last update, with their times.
         tail_words: the words of the tail, with their times.
+        segments: transcripts of the segments that ended since the last update, of a stream with
+            endpoints; the other values are of the segment after them.
     """
 
     stable: str
     tail: str
     words: tuple[Word, ...]
     tail_words: tuple[Word, ...]
+    segments: tuple[Transcript, ...] = ()
 
     @property
     def text(self) -> str:

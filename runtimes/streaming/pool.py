@@ -16,6 +16,7 @@ from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.runtimes.session import Closing, Session
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.stream import Channel, run_channels
 
 STREAMS = 1024
@@ -195,7 +196,11 @@ class StreamPool(Closing):
         return len(self._streams())
 
     def open(
-        self, sample_rate: float = 16_000, name: str = "", hot_words: Phrases | None = None
+        self,
+        sample_rate: float = 16_000,
+        name: str = "",
+        hot_words: Phrases | None = None,
+        endpoint: Endpoint | None = None,
     ) -> PooledStream:
         """Open a stream.
 
@@ -203,6 +208,7 @@ class StreamPool(Closing):
             sample_rate: of its audio, in Hz.
             name: for messages; a number by default.
             hot_words: see `Recognizer.transcribe`.
+            endpoint: see `Recognizer.stream`.
 
         Raises:
             BackPressureError: as many are open as the pool was made for.
@@ -216,6 +222,7 @@ class StreamPool(Closing):
             sample_rate,
             f"stream {name}".rstrip(),
             live=True,
+            endpoint=endpoint,
         )
         with self._lock:
             self._check_open()

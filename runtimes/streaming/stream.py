@@ -10,9 +10,16 @@ from ds2deploy.runtimes.decoding.beam import BeamDecoder, Phrases, with_hot_word
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import StreamError
-from ds2deploy.runtimes.features import FeatureExtractor
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
 from ds2deploy.runtimes.session import Closing, Session
 from ds2deploy.runtimes.streaming.audio_blocks import StreamAudio
+from ds2deploy.runtimes.streaming.endpoint import (
+    Endpoint,
+    EndpointRule,
+    joined,
+    shifted,
+    shifted_word,
+)
 from ds2deploy.runtimes.streaming.state import StreamState, step
 
 
@@ -26,12 +33,13 @@ class Channel:
         sample_rate: of the audio, in Hz.
         name: of the stream, for errors.
         live: somebody waits for its words, see `Decoder.start`.
+        endpoint: when a segment ends; None for a stream of one segment.
 
     Attributes:
         audio: what waits.
         state: where it stands in the network.
         decoder: the same.
-        decoding: what the decoder read.
+        decoding: what the decoder read of the segment.
 
     Raises:
         AudioError: a rate that is none.
@@ -45,12 +53,18 @@ class Channel:
         sample_rate: float,
         name: str = "stream",
         live: bool = False,
+        endpoint: Endpoint | None = None,
     ) -> None:
         description = session.description
         config = description.features
         self.audio = StreamAudio(description, extract, sample_rate, name)
         self.state = StreamState(description, self.audio.first_frame)
         self.decoder, self.decoding = decoder, decoder.start(live)
+        self._live, self._frame_s = live, description.frame_s
+        space = description.labels.find(" ")
+        self._rule = None if endpoint is None else EndpointRule(endpoint, self._frame_s, space)
+        self._first_frame, self._read_frames = 0, 0
+        self._segments: list[Transcript] = []
         self._rate = config.sample_rate
         self._samples = description.input == "waveform"
         self._frames = config.frames
@@ -83,14 +97,49 @@ class Channel:
         decoder = with_hot_words(self.decoder, hot_words)
         assert isinstance(decoder, BeamDecoder)
         decoder.take_hot_words(self.decoding)
+        self.decoder = decoder
 
     def update(self) -> Update:
         """What is new since the last update."""
-        return self.decoder.update(self.decoding, self.duration_s)
+        found = self.decoder.update(self.decoding, self.duration_s - self._start_s)
+        if self._rule is None:
+            return found
+        segments, self._segments = tuple(self._segments), []
+        words, tail = (
+            tuple(shifted_word(word, self._start_s) for word in part)
+            for part in (found.words, found.tail_words)
+        )
+        return Update(found.stable, found.tail, words, tail, segments)
 
     def finish(self) -> Transcript:
-        """The whole utterance, when it is done."""
-        return self.decoder.finish(self.decoding, self.duration_s)
+        """The whole utterance when it is done; with endpoints, what no update has told."""
+        found = self.decoder.finish(self.decoding, self.duration_s - self._start_s)
+        if self._start_s:
+            found = shifted(found, self._start_s)
+        segments, self._segments = self._segments, []
+        return joined([*segments, found]) if segments else found
+
+    def cut(self, log_probs: FloatArray) -> int:
+        """Count the frames of a block that belong to the segment; end it there before the rest."""
+        end = None if self._rule is None else self._rule.cut(log_probs)
+        return len(log_probs) if end is None else end
+
+    def end_segment(self, frames: int) -> None:
+        """Begin another segment after so many frames more, if one ended there."""
+        self._read_frames += frames
+        if self._rule is None or not self._rule.begins:
+            return
+        length_s = (self._read_frames - self._first_frame) * self._frame_s
+        found = self.decoder.finish(self.decoding, length_s)
+        if found.text:
+            self._segments.append(shifted(found, self._start_s))
+        self.decoding = self.decoder.start(self._live)
+        self._first_frame = self._read_frames
+
+    @property
+    def _start_s(self) -> float:
+        """Beginning of the segment, in seconds."""
+        return self._first_frame * self._frame_s
 
 
 def run_channels(session: Session, channels: Sequence[Channel]) -> None:
@@ -107,7 +156,20 @@ def run_channels(session: Session, channels: Sequence[Channel]) -> None:
     results = step(session, [channel.state for channel in channels], blocks)
     for channel in channels:
         channel.audio.drop()
-    channels[0].decoder.advance([channel.decoding for channel in channels], results)
+    rest = list(zip(channels, results, strict=True))
+    while rest:
+        counts = [channel.cut(log_probs) for channel, log_probs in rest]
+        channels[0].decoder.advance(
+            [channel.decoding for channel, _ in rest],
+            [log_probs[:count] for (_, log_probs), count in zip(rest, counts, strict=True)],
+        )
+        for (channel, _), count in zip(rest, counts, strict=True):
+            channel.end_segment(count)
+        rest = [
+            (channel, log_probs[count:])
+            for (channel, log_probs), count in zip(rest, counts, strict=True)
+            if count < len(log_probs)
+        ]
 
 
 class Stream(Closing):
@@ -123,6 +185,7 @@ class Stream(Closing):
         decoder: the model's decoder.
         sample_rate: of the audio, in Hz.
         name: for errors.
+        endpoint: when a segment ends; None for a stream of one segment.
     """
 
     def __init__(
@@ -132,10 +195,11 @@ class Stream(Closing):
         decoder: Decoder,
         sample_rate: float,
         name: str = "stream",
+        endpoint: Endpoint | None = None,
     ) -> None:
         self._session = session
         self._channel: Channel | None = Channel(
-            session, extract, decoder, sample_rate, name, live=True
+            session, extract, decoder, sample_rate, name, live=True, endpoint=endpoint
         )
 
     def accept(self, samples: npt.ArrayLike) -> Update:
@@ -179,7 +243,7 @@ class Stream(Closing):
 
         Returns:
             The whole utterance: what `Recognizer.transcribe` gives for all of its audio at once.
-            Without any audio, no text.
+            Without any audio, no text. Of a stream with endpoints, all that no update has told.
 
         Raises:
             StreamError: the stream has finished already.

@@ -23,6 +23,7 @@ COMMANDS = [
     "export",
     "verify",
     "lm",
+    "tune",
     "transcribe",
     "bench",
     "inspect",

@@ -20,6 +20,7 @@ COMMANDS = [
     "export",
     "verify",
     "lm",
+    "tune",
     "transcribe",
     "bench",
     "inspect",

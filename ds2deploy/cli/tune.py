@@ -1,0 +1,114 @@
+"""`ds2deploy tune`: weights of a language model for a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ds2deploy.cli.errors import BAD_RESULT, complain
+from ds2deploy.cli.options import (
+    Device,
+    Json,
+    RuntimeName,
+    Threads,
+    argument,
+    known_runtime,
+    option,
+)
+from ds2deploy.heartbeat import file_progress, status
+from ds2deploy.output import print_json
+from ds2deploy.runtimes.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from ds2deploy.training.tuning import Tuning
+
+
+def tune(
+    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
+    manifest: Annotated[Path, argument("MANIFEST", "Validation data, never the test set.")],
+    lm: Annotated[Path, option("FILE", "Language model; see ds2deploy lm.")],
+    out: Annotated[Path, option("FILE", "Settings to write; the name ends in .decoder.")],
+    beam: Annotated[int, option("COUNT", "Hypotheses of the beam search.", min=1)] = 64,
+    device: Device = None,
+    runtime: RuntimeName = None,
+    threads: Threads = 0,
+    json: Json = False,
+) -> None:
+    """Find the weights of a language model.
+
+    The network runs once. One half of the utterances chooses the weights, the other half measures
+    them. Settings that are not better than greedy decoding are not written; the exit code is 1.
+
+    Example: ds2deploy tune model.onnx valid.jsonl.gz --lm words.lm --out words.decoder
+    """
+    require("lhotse", "train")
+    require("jiwer", "train")
+    from ds2deploy.data.manifest import read_usable
+    from ds2deploy.loading import load
+    from ds2deploy.runtimes.alphabet import Alphabet
+    from ds2deploy.runtimes.decoding.config import DecoderConfig
+    from ds2deploy.runtimes.decoding.decoder_file import SUFFIX, write_decoder_file
+    from ds2deploy.training.tuning import KeepingDecoder, keep_log_probs
+    from ds2deploy.training.tuning import tune as tune_decoder
+
+    if out.suffix != SUFFIX:
+        raise ConfigError(f"--out {out}: expected a name that ends in {SUFFIX}")
+    cuts, unusable = read_usable(manifest)
+    settings = DecoderConfig(lm=str(lm), beam=beam)
+    with load(model, device, known_runtime(runtime), threads, KeepingDecoder) as recognizer:
+        description = recognizer.description
+        alphabet = Alphabet(description.labels)
+        settings(alphabet, description.frame_s)  # before the network runs: what is wrong with it
+        with file_progress(f"running {model.name}", len(cuts)) as advance:
+            utterances, errors = keep_log_probs(recognizer, cuts, str(manifest), advance)
+    for error in (*(item.error for item in unusable), *errors):
+        complain(error)
+    with status("tuning") as step:
+        result = tune_decoder(
+            utterances,
+            alphabet,
+            description.frame_s,
+            settings,
+            lambda done, total: step(f"{done} of {total} settings tried"),
+        )
+    if result.better:
+        facts = {
+            "wer": result.wer,
+            "greedy_wer": result.greedy_wer,
+            "utterances": result.utterances,
+        }
+        write_decoder_file(out, result.settings, description.labels, facts)
+    if json:
+        print_json({**_facts(result), "written": str(out) if result.better else None})
+    else:
+        _print_result(result, out)
+    if not result.better:
+        complain(
+            f"{out} is not written: these settings are not better than greedy decoding; try "
+            "another language model, or more validation data"
+        )
+        raise typer.Exit(BAD_RESULT)
+
+
+def _facts(result: Tuning) -> dict[str, object]:
+    import msgspec
+
+    return {**msgspec.to_builtins(result), "better": result.better}
+
+
+def _print_result(result: Tuning, out: Path) -> None:
+    best = result.settings
+    low, high = result.interval
+    typer.echo(
+        f"lm_weight {best.lm_weight:g}, word_score {best.word_score:g}, confidence_scale "
+        f"{best.confidence_scale:g}"
+    )
+    typer.echo(
+        f"WER {100 * result.wer:.2f} %, greedy {100 * result.greedy_wer:.2f} %: "
+        f"{100 * result.gain:.2f} points saved, 95 % interval {100 * low:.2f} to {100 * high:.2f} "
+        f"({result.utterances} utterances that chose nothing)"
+    )
+    if result.better:
+        typer.echo(f"{out} written")

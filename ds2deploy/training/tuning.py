@@ -1,0 +1,303 @@
+"""Weights of a language model for a network, from one pass of it over validation data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import msgspec
+import numpy as np
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from ds2deploy.data.cuts import transcript
+from ds2deploy.data.manifest import check_transcript
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder import decode_batch
+from ds2deploy.runtimes.decoding.greedy import GreedyDecoder, GreedyState
+from ds2deploy.runtimes.decoding.language_model import read_language_model
+from ds2deploy.runtimes.decoding.transcript import Transcript
+from ds2deploy.runtimes.errors import AlphabetError, Ds2Error, ManifestError
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.training.evaluation import cut_source
+
+LM_WEIGHTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
+WORD_SCORES = (-1.0, 0.0, 1.0, 2.0)
+CONFIDENCE_SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
+FEWEST = 20
+"""Utterances that a tuning needs."""
+
+TOGETHER = 64
+"""Utterances that are decoded in a call."""
+
+RESAMPLES = 2000
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a tuning; all error rates but `tried` are of utterances that chose nothing.
+
+    Attributes:
+        settings: the best settings.
+        greedy_wer: word error rate of greedy decoding.
+        wer: word error rate of the settings.
+        gain: word error rate that they save.
+        interval: 95 % bootstrap interval of that gain.
+        utterances: utterances that it is measured on.
+        tried: word error rate of all settings that were tried, on the utterances that chose.
+        better: whether the whole interval is above 0.
+    """
+
+    settings: DecoderConfig
+    greedy_wer: float
+    wer: float
+    gain: float
+    interval: tuple[float, float]
+    utterances: int
+    tried: tuple[tuple[float, float, float], ...]
+
+    @property
+    def better(self) -> bool:
+        """Whether the settings are better than greedy decoding, beyond chance."""
+        return self.interval[0] > 0
+
+
+class Utterance(msgspec.Struct, frozen=True):
+    """Log-probabilities of an utterance, and what was said.
+
+    Attributes:
+        log_probs: (time, labels) float32
+        duration_s: duration in seconds.
+        reference: transcript.
+        greedy: text of greedy decoding.
+    """
+
+    log_probs: Any
+    duration_s: float
+    reference: str
+    greedy: str
+
+
+def keep_log_probs(
+    recognizer: Recognizer,
+    cuts: CutSet,
+    manifest: str,
+    progress: Callable[[int, float], None] = lambda done, audio_s: None,
+) -> tuple[list[Utterance], list[Ds2Error]]:
+    """Run the network once.
+
+    Args:
+        recognizer: model whose decoder is `KeepingDecoder`.
+        cuts: utterances with transcripts.
+        manifest: name of the manifest, for errors.
+        progress: told how many are done, and how many seconds of audio.
+
+    Returns:
+        The utterances, in the order of the manifest, and the errors of those that cannot be used.
+    """
+    kept: dict[int, Utterance] = {}
+    errors: list[Ds2Error] = []
+    usable: list[Cut] = []
+    alphabet = Alphabet(recognizer.description.labels)
+    for cut in cuts:
+        try:
+            check_transcript(cut, alphabet, manifest)
+        except AlphabetError as error:
+            errors.append(error)
+        else:
+            usable.append(cut)
+    references = [alphabet.normalize(transcript(cut)) for cut in usable]
+    rate = recognizer.description.features.sample_rate
+    audio_s = 0.0
+    sources = (cut_source(cut, rate) for cut in usable)
+    with closing(recognizer.transcribe_many(sources)) as results:
+        for done, item in enumerate(results, start=1):
+            if isinstance(item.result, Ds2Error):
+                errors.append(item.result)
+            else:
+                assert isinstance(item.result, KeptTranscript)
+                kept[item.index] = Utterance(
+                    item.result.log_probs,
+                    item.result.duration,
+                    references[item.index],
+                    item.result.text,
+                )
+            audio_s += item.audio_s
+            progress(done, audio_s)
+    return [kept[i] for i in sorted(kept)], errors
+
+
+def tune(
+    utterances: Sequence[Utterance],
+    alphabet: Alphabet,
+    frame_s: float,
+    settings: DecoderConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tuning:
+    """Choose weights on one half of the utterances, and measure them on the other.
+
+    Args:
+        utterances: validation data, see `keep_log_probs`.
+        alphabet: labels of the model.
+        frame_s: seconds from one output frame to the next.
+        settings: settings with a language model, whose weights are replaced.
+        progress: told how many settings of how many were tried.
+
+    Raises:
+        ManifestError: too few utterances.
+    """
+    if len(utterances) < FEWEST:
+        raise ManifestError(
+            f"{len(utterances)} utterances to tune with; expected at least {FEWEST}"
+        )
+    chooses, measures = utterances[::2], utterances[1::2]
+    assert settings.lm is not None
+    of_words = read_language_model(Path(settings.lm)).kind == "words"
+    grid = list(itertools.product(LM_WEIGHTS, WORD_SCORES if of_words else (0.0,)))
+    tried: list[tuple[float, float, float]] = []
+    for weight, score in grid:
+        one = msgspec.structs.replace(settings, lm_weight=weight, word_score=score)
+        tried.append((weight, score, _wer(chooses, _texts(chooses, alphabet, frame_s, one))))
+        progress(len(tried), len(grid))
+    weight, score, _ = min(tried, key=lambda item: item[2])
+    best = msgspec.structs.replace(settings, lm_weight=weight, word_score=score)
+    best = msgspec.structs.replace(
+        best, confidence_scale=_confidence_scale(chooses, alphabet, frame_s, best)
+    )
+    found = _texts(measures, alphabet, frame_s, best)
+    greedy = [one.greedy for one in measures]
+    gain, interval = _bootstrap(measures, greedy, found)
+    return Tuning(
+        settings=best,
+        greedy_wer=_wer(measures, greedy),
+        wer=_wer(measures, found),
+        gain=gain,
+        interval=interval,
+        utterances=len(measures),
+        tried=tuple(tried),
+    )
+
+
+class KeptTranscript(Transcript, frozen=True):
+    """Transcript with the log-probabilities that it was read from, (time, labels) float32."""
+
+    log_probs: Any = None
+
+
+class KeepingDecoder(GreedyDecoder):
+    """Greedy decoder whose transcripts keep the log-probabilities."""
+
+    def start(self, live: bool = False) -> GreedyState:
+        """See `Decoder`."""
+        return _KeepingState()
+
+    def advance(self, states: Sequence[GreedyState], blocks: Sequence[FloatArray]) -> None:
+        """See `Decoder`."""
+        for state, block in zip(states, blocks, strict=True):
+            assert isinstance(state, _KeepingState)
+            state.rows.append(block.copy())
+        super().advance(states, blocks)
+
+    def finish(self, state: GreedyState, duration_s: float) -> Transcript:
+        """See `Decoder`."""
+        assert isinstance(state, _KeepingState)
+        found = super().finish(state, duration_s)
+        fields = {name: getattr(found, name) for name in found.__struct_fields__}
+        return KeptTranscript(**fields, log_probs=np.concatenate(state.rows))
+
+
+class _KeepingState(GreedyState):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[FloatArray] = []
+
+
+def _decode(
+    utterances: Sequence[Utterance], alphabet: Alphabet, frame_s: float, settings: DecoderConfig
+) -> list[Transcript]:
+    decoder = settings(alphabet, frame_s)
+    # Neighbours of similar length, so that a call has few frames of few utterances.
+    order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].log_probs))
+    found: dict[int, Transcript] = {}
+    for start in range(0, len(order), TOGETHER):
+        part = order[start : start + TOGETHER]
+        lengths = np.array([len(utterances[i].log_probs) for i in part])
+        padded = np.zeros((len(part), lengths.max(), len(alphabet)), np.float32)
+        for rows, i in zip(padded, part, strict=True):
+            rows[: len(utterances[i].log_probs)] = utterances[i].log_probs
+        durations_s = [utterances[i].duration_s for i in part]
+        found |= zip(part, decode_batch(decoder, padded, lengths, durations_s), strict=True)
+    return [found[i] for i in range(len(utterances))]
+
+
+def _texts(
+    utterances: Sequence[Utterance], alphabet: Alphabet, frame_s: float, settings: DecoderConfig
+) -> list[str]:
+    return [one.text for one in _decode(utterances, alphabet, frame_s, settings)]
+
+
+def _wer(utterances: Sequence[Utterance], texts: Sequence[str]) -> float:
+    errors, words = _errors(utterances, texts)
+    return float(errors.sum() / max(words.sum(), 1))
+
+
+def _errors(utterances: Sequence[Utterance], texts: Sequence[str]) -> tuple[Any, Any]:
+    """Word errors and words of each utterance."""
+    counted = [
+        jiwer.process_words(one.reference, text) if one.reference else None
+        for one, text in zip(utterances, texts, strict=True)
+    ]
+    errors = [
+        len(text.split()) if found is None else
+        found.substitutions + found.deletions + found.insertions
+        for found, text in zip(counted, texts, strict=True)
+    ]  # fmt: skip
+    return np.array(errors), np.array([len(one.reference.split()) for one in utterances])
+
+
+def _bootstrap(
+    utterances: Sequence[Utterance], before: Sequence[str], after: Sequence[str]
+) -> tuple[float, tuple[float, float]]:
+    """Word error rate that is saved, and its 95 % interval over resampled utterances."""
+    old, words = _errors(utterances, before)
+    new, _ = _errors(utterances, after)
+    saved = old - new
+    drawn = np.random.default_rng(1).integers(0, len(saved), (RESAMPLES, len(saved)))
+    gains = saved[drawn].sum(axis=1) / np.maximum(words[drawn].sum(axis=1), 1)
+    low, high = np.percentile(gains, [2.5, 97.5])
+    return float(saved.sum() / max(words.sum(), 1)), (float(low), float(high))
+
+
+def _confidence_scale(
+    utterances: Sequence[Utterance], alphabet: Alphabet, frame_s: float, settings: DecoderConfig
+) -> float:
+    """The scale whose confidences are nearest to how often words are right (Brier score)."""
+    losses = []
+    for scale in CONFIDENCE_SCALES:
+        one = msgspec.structs.replace(settings, confidence_scale=scale)
+        sure, right = word_confidences(utterances, _decode(utterances, alphabet, frame_s, one))
+        losses.append(float(np.mean((sure - right) ** 2)) if len(sure) else 0.0)
+    return CONFIDENCE_SCALES[int(np.argmin(losses))]
+
+
+def word_confidences(
+    utterances: Sequence[Utterance], found: Sequence[Transcript]
+) -> tuple[FloatArray, FloatArray]:
+    """Confidence of every recognised word, and 1 where it was said, 0 where not."""
+    sure: list[float] = []
+    right: list[float] = []
+    for one, text in zip(utterances, found, strict=True):
+        flags = [0.0] * len(text.words)
+        if one.reference and text.text:
+            for chunk in jiwer.process_words(one.reference, text.text).alignments[0]:
+                if chunk.type == "equal":
+                    count = chunk.hyp_end_idx - chunk.hyp_start_idx
+                    flags[chunk.hyp_start_idx : chunk.hyp_end_idx] = [1.0] * count
+        sure += [word.confidence for word in text.words]
+        right += flags
+    return np.array(sure, np.float32), np.array(right, np.float32)

@@ -1,0 +1,128 @@
+"""Endpoints: rules that cut a stream into segments where nobody speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ds2deploy.runtimes.alphabet import BLANK
+from ds2deploy.runtimes.decoding.transcript import Span, Transcript, Word
+from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.features import FloatArray
+
+PAUSE_S = 0.2
+"""Silence that counts as a boundary between words where a segment is too long."""
+
+PATIENCE_S = 5.0
+"""Seconds past the longest segment after which any frame without a letter is a boundary."""
+
+
+class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When a segment of a stream ends, as in Kaldi's rules.
+
+    Attributes:
+        silence_s: silence after speech.
+        leading_silence_s: silence before any speech.
+        longest_s: length of a segment that ends at the next boundary between words.
+    """
+
+    silence_s: float = 1.2
+    leading_silence_s: float = 2.4
+    longest_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("silence_s", "leading_silence_s", "longest_s"):
+            if not 0 < getattr(self, name) < 3600:
+                raise ConfigError(
+                    f"endpoint: {name} = {getattr(self, name):g}; expected seconds above 0"
+                )
+
+
+class EndpointRule:
+    """Finds the ends of one stream's segments; every frame counts, blocks make no difference.
+
+    Args:
+        endpoint: the rules.
+        frame_s: seconds from one output frame to the next.
+        space: label between words; -1 where there is none.
+
+    Attributes:
+        begins: whether the last frames that it was given ended a segment.
+    """
+
+    def __init__(self, endpoint: Endpoint, frame_s: float, space: int) -> None:
+        self._silence = endpoint.silence_s / frame_s
+        self._leading = endpoint.leading_silence_s / frame_s
+        self._longest = endpoint.longest_s / frame_s
+        self._pause, self._patience = PAUSE_S / frame_s, PATIENCE_S / frame_s
+        self._space = space
+        self._frames, self._silent, self._spoken = 0, 0, False
+        self.begins = False
+
+    def cut(self, log_probs: FloatArray) -> int | None:
+        """Find the first end in more frames.
+
+        Args:
+            log_probs: (frames, labels) of the segment, after those of the calls before.
+
+        Returns:
+            How many of these frames are of the segment; None where it goes on. After an end the
+            next frames are of a new segment.
+        """
+        self.begins = False
+        best = log_probs.argmax(axis=1)
+        quiet = (best == BLANK) | (best == self._space)
+        for i, (label, is_quiet) in enumerate(zip(best.tolist(), quiet.tolist(), strict=True), 1):
+            self._frames += 1
+            self._silent = self._silent + 1 if is_quiet else 0
+            self._spoken |= not is_quiet
+            if is_quiet and self._ends(label):
+                self._frames, self._silent, self._spoken = 0, 0, False
+                self.begins = True
+                return i
+        return None
+
+    def _ends(self, label: int) -> bool:
+        if self._silent >= (self._silence if self._spoken else self._leading):
+            return True
+        over = self._frames - self._longest
+        between_words = label == self._space or self._silent >= self._pause
+        return over >= self._patience or (over >= 0 and between_words)
+
+
+def shifted(transcript: Transcript, start_s: float) -> Transcript:
+    """Move the times of a segment to where it stands in its stream.
+
+    Args:
+        transcript: with times from the beginning of the segment.
+        start_s: beginning of the segment, in seconds.
+    """
+    words = tuple(shifted_word(word, start_s) for word in transcript.words)
+    chars = tuple(
+        Span(char.text, round(char.start + start_s, 3), round(char.end + start_s, 3))
+        for char in transcript.chars
+    )
+    return msgspec.structs.replace(transcript, words=words, chars=chars)
+
+
+def joined(segments: Sequence[Transcript]) -> Transcript:
+    """Join segments that follow each other to one transcript."""
+    last = segments[-1]
+    return Transcript(
+        text=" ".join(segment.text for segment in segments if segment.text),
+        words=tuple(word for segment in segments for word in segment.words),
+        chars=tuple(char for segment in segments for char in segment.chars),
+        score=sum(segment.score for segment in segments) / len(segments),
+        duration=round(sum(segment.duration for segment in segments), 3),
+        confidence=min(segment.confidence for segment in segments),
+        alternatives=last.alternatives if len(segments) == 1 else (),
+        hot_words=tuple(dict.fromkeys(word for one in segments for word in one.hot_words)),
+    )
+
+
+def shifted_word(word: Word, start_s: float) -> Word:
+    """Move the times of a word."""
+    return Word(
+        word.text, round(word.start + start_s, 3), round(word.end + start_s, 3), word.confidence
+    )

@@ -1,0 +1,120 @@
+"""Weights are chosen on one half, measured on the other, and refused where they do not help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ds2deploy.language_models.make import LanguageModelOptions, make_language_model
+from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file, write_decoder_file
+from ds2deploy.runtimes.decoding.greedy import greedy_text
+from ds2deploy.runtimes.errors import ManifestError, MissingFileError, ModelFileError
+from ds2deploy.training.tuning import Utterance, tune
+
+ALPHABET = Alphabet(ENGLISH)
+WORDS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
+FRAME_S = 0.02
+
+
+def spoken(text: str, random: np.random.Generator, noise: float) -> Utterance:
+    """Log-probabilities of a text, three frames for a letter, with noise on the logits."""
+    path = [label for letter in ALPHABET.encode(text) for label in (letter, letter, 0)]
+    logits = noise * random.standard_normal((len(path), len(ALPHABET)))
+    logits[np.arange(len(path)), path] += 4.0
+    rows = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
+    return Utterance(rows, FRAME_S * len(path), text, greedy_text(rows, ALPHABET))
+
+
+@pytest.fixture(scope="module")
+def noisy() -> list[Utterance]:
+    random = np.random.default_rng(3)
+    texts = [" ".join(random.choice(WORDS, random.integers(2, 5))) for _ in range(60)]
+    return [spoken(text, random, 1.2) for text in texts]
+
+
+def model_of(folder: Path, sentences: list[str], kind: str = "words") -> str:
+    text, out = folder / "text.txt", folder / f"{kind}.lm"
+    text.write_text("\n".join(sentences))
+    options = LanguageModelOptions(kind=kind, order=None, prune=())  # type: ignore[arg-type]
+    make_language_model([text], out, ALPHABET, options)
+    return str(out)
+
+
+def digits(count: int) -> list[str]:
+    random = np.random.default_rng(8)
+    return [" ".join(random.choice(WORDS, random.integers(2, 5))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_a_model_of_what_is_said_is_better(noisy: list[Utterance], tmp_path: Path, kind: str):
+    lm = model_of(tmp_path, digits(300), kind)
+    seen: list[tuple[int, int]] = []
+    settings = DecoderConfig(lm=lm, beam=16)
+    result = tune(noisy, ALPHABET, FRAME_S, settings, lambda *done: seen.append(done))
+    assert result.better
+    assert result.wer < result.greedy_wer / 2
+    low, high = result.interval
+    assert low <= result.gain <= high
+    assert result.gain == pytest.approx(result.greedy_wer - result.wer)
+    assert result.utterances == 30
+    assert seen[-1] == (len(result.tried), len(result.tried))
+    assert result.settings.lm_weight in {weight for weight, _, _ in result.tried}
+
+
+def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: Path):
+    lm = model_of(tmp_path, ["PARIS VIENNA", "ROME OSLO PRAGUE", "MADRID BERNE"] * 20)
+    settings = DecoderConfig(lm=lm, beam=16, unknown_letter=None)
+    result = tune(noisy, ALPHABET, FRAME_S, settings)
+    assert not result.better
+    assert result.wer >= result.greedy_wer
+
+
+def test_too_few_utterances(noisy: list[Utterance], tmp_path: Path):
+    settings = DecoderConfig(lm=model_of(tmp_path, digits(30)))
+    with pytest.raises(ManifestError, match="expected at least"):
+        tune(noisy[:10], ALPHABET, FRAME_S, settings)
+
+
+def test_a_decoder_file_finds_its_language_model_beside_it(tmp_path: Path):
+    lm = model_of(tmp_path, digits(30))
+    path = tmp_path / "words.decoder"
+    settings = DecoderConfig(lm=lm, lm_weight=0.3, hot_words={"NINE": 1.0})
+    write_decoder_file(path, settings, ENGLISH, {"wer": 0.1})
+    moved = tmp_path / "device"
+    moved.mkdir()
+    for file in (path, Path(lm)):
+        file.rename(moved / file.name)
+    found = read_decoder_file(moved / path.name)
+    assert found.lm == str(moved / "words.lm")
+    assert (found.lm_weight, found.hot_words) == (0.3, {"NINE": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda path: path.unlink(), MissingFileError),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), ModelFileError),
+        (lambda path: path.write_text("[]"), ModelFileError),
+        (
+            lambda path: path.write_text(path.read_text().replace('version": 1', 'version": 9')),
+            ModelFileError,
+        ),
+        (
+            lambda path: path.write_text(path.read_text().replace('"beam": 64', '"beam": 0')),
+            ModelFileError,
+        ),
+        (lambda path: path.with_name("words.lm").unlink(), MissingFileError),
+        (lambda path: model_of(path.parent, digits(31)), ModelFileError),
+    ],
+    ids=["missing", "truncated", "a list", "newer", "no beam", "no model", "another model"],
+)
+def test_damaged_decoder_files(tmp_path: Path, damage, error: type[Exception]):
+    path = tmp_path / "words.decoder"
+    write_decoder_file(path, DecoderConfig(lm=model_of(tmp_path, digits(30))), ENGLISH)
+    damage(path)
+    with pytest.raises(error, match=str(path)):
+        read_decoder_file(path)
