@@ -62,6 +62,7 @@ bench: .venv/peers
 	$(BIN)/python benchmarks/training.py --out $(RESULTS)
 	$(BIN)/python benchmarks/features.py --out $(RESULTS)
 	$(BIN)/python benchmarks/language_model.py --out $(RESULTS)
+	$(BIN)/python benchmarks/decoding.py --out $(RESULTS)
 	$(BIN)/python benchmarks/gpu.py --out $(RESULTS) || [ $$? -eq 2 ]
 	$(BIN)/python benchmarks/report.py $(RESULTS)
 

@@ -18,7 +18,8 @@ import numpy as np
 from ds2deploy.bench.machine import Machine, describe_machine
 from ds2deploy.bench.plan import Case, Plan, open_case
 from ds2deploy.bench.probe import Start, run_probe
-from ds2deploy.bench.stages import Measurement, StagedRun, compare
+from ds2deploy.bench.stages import BEAM_SEARCH, Measurement, StagedRun, compare
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.errors import (
     ConfigError,
     FeaturesError,
@@ -78,7 +79,10 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(
-    plan: Plan, speak: Speak, progress: Callable[[str], None] = lambda message: None
+    plan: Plan,
+    speak: Speak,
+    progress: Callable[[str], None] = lambda message: None,
+    beam_search: MakeDecoder = BEAM_SEARCH,
 ) -> Benchmark:
     """Measure everything in a plan that runs here.
 
@@ -86,6 +90,7 @@ def measure(
         plan: see `plan.make_plan`.
         speak: function that makes speech.
         progress: called with a line on the work in progress.
+        beam_search: makes the decoder that is measured beside greedy decoding.
 
     Raises:
         ModelFileError: a damaged model.
@@ -102,7 +107,7 @@ def measure(
             for seconds in plan.durations_s:
                 waveforms = [speak(rate, round(rate * seconds), seed) for seed in range(batch)]
                 runs = {
-                    case: StagedRun(recognizer.session, waveforms)
+                    case: StagedRun(recognizer.session, waveforms, beam_search)
                     for case, recognizer in opened.items()
                 }
                 runs, refused = runnable(runs, batch, seconds)

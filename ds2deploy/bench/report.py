@@ -125,14 +125,14 @@ def _starts_table(starts: Iterable[Start]) -> Table:
 def _measurements_table(result: Benchmark) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"from samples to text; times as fast as {escape(result.reference)}",
+        title=f"from samples to text, greedily; times as fast as {escape(result.reference)}",
         title_justify="left",
     )
     for name in ("batch", "audio s"):
         table.add_column(name, justify="right")
     for name in ("model", "runtime"):
         table.add_column(name)
-    for name in ("p50", "p95", "p99", "RTF", "features", "network", "decoding"):
+    for name in ("p50", "p95", "p99", "RTF", "features", "network", "decoding", "beam"):
         table.add_column(name, justify="right")
     table.add_column("times as fast", no_wrap=True)
     before: Shape | None = None
@@ -143,7 +143,7 @@ def _measurements_table(result: Benchmark) -> Table:
         first = shape != before
         before = shape
         stages = (row.total.p50, row.total.p95, row.total.p99)
-        parts = (row.features.p50, row.network.p50, row.decoding.p50)
+        parts = (row.features.p50, row.network.p50, row.decoding.p50, row.beam_search.p50)
         table.add_row(
             str(row.batch) if first else "",
             f"{row.audio_s:g}" if first else "",

@@ -10,13 +10,17 @@ import msgspec
 from ds2deploy.bench.plan import ON_TORCH, Case
 from ds2deploy.bench.timing import Latency, Ratio, latency, ratio, take_turns
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder, decode_batch
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
 from ds2deploy.runtimes.session import Session, prepare_sound
 
 STAGES = ("features", "network", "decoding")
+
+BEAM_SEARCH = DecoderConfig()
+"""What a beam search is measured with unless something else is asked for: 64 hypotheses alone."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +36,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
         total: time from samples to text.
         features: the spectrograms, and padding them to a batch.
         network: a run of the session, copies to a device and back included.
-        decoding: time from log-probabilities to text with times.
+        decoding: time from log-probabilities to text with times, greedily.
+        beam_search: the same by beam search, which is not part of the total.
         rounds_s: seconds of every round, by stage and in total, for comparisons round by round.
         real_time_factor: seconds for a second of audio, from the median total.
         throughput: seconds of audio in a second: its inverse.
@@ -49,6 +54,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     features: Latency
     network: Latency
     decoding: Latency
+    beam_search: Latency
     rounds_s: dict[str, list[float]]
     real_time_factor: float
     throughput: float
@@ -74,7 +80,7 @@ class StagedRun:
     Args:
         session: the model on its runtime.
         waveforms: utterances, (samples,) float32 at the model's rate.
-        make: makes the decoder.
+        beam_search: makes the decoder of `search`.
 
     Attributes:
         seconds: times of every run, in the order of `STAGES`.
@@ -84,27 +90,35 @@ class StagedRun:
         self,
         session: Session,
         waveforms: Sequence[FloatArray],
-        make: MakeDecoder = GreedyDecoder,
+        beam_search: MakeDecoder = BEAM_SEARCH,
     ) -> None:
         self.session, self.waveforms = session, waveforms
         self.seconds: list[tuple[float, float, float]] = []
         self._extract = FeatureExtractor(session.description.features)
-        self._decoder = make(Alphabet(session.description.labels), session.description.frame_s)
+        alphabet, frame_s = Alphabet(session.description.labels), session.description.frame_s
+        self._decoder = GreedyDecoder(alphabet, frame_s)
+        self._beam_decoder = beam_search(alphabet, frame_s)
+        rate = session.description.features.sample_rate
+        self._durations_s = [len(waveform) / rate for waveform in waveforms]
+        self._computed: tuple[FloatArray, IntArray] | None = None
 
     def __call__(self) -> list[Transcript]:
-        """Run once; return the transcripts."""
-        description = self.session.description
+        """Run once; return the transcripts of greedy decoding."""
         started = time.perf_counter()
         sound, lengths = prepare_sound(self.session, self._extract, self.waveforms)
         extracted = time.perf_counter()
         log_probs, output_lengths = self.session.run(sound, lengths)
         computed = time.perf_counter()
-        rate = description.features.sample_rate
-        durations_s = [len(waveform) / rate for waveform in self.waveforms]
-        transcripts = decode_batch(self._decoder, log_probs, output_lengths, durations_s)
+        transcripts = decode_batch(self._decoder, log_probs, output_lengths, self._durations_s)
         decoded = time.perf_counter()
         self.seconds.append((extracted - started, computed - extracted, decoded - computed))
+        self._computed = log_probs, output_lengths
         return transcripts
+
+    def search(self) -> list[Transcript]:
+        """Search in what the last run computed; return the transcripts."""
+        assert self._computed is not None
+        return decode_batch(self._beam_decoder, *self._computed, self._durations_s)
 
 
 def compare(
@@ -125,11 +139,13 @@ def compare(
         return []
     names = {str(case): case for case in runs}
     totals = take_turns({name: runs[names[name]] for name in names}, rounds, progress=progress)
+    searches = {name: runs[case].search for name, case in names.items()}
+    searched = take_turns(searches, rounds, warm_up=0, progress=lambda _: None)
     rounds_s = {}
     for name, case in names.items():
         measured = runs[case].seconds[-rounds:]
         stages = {stage: [run[i] for run in measured] for i, stage in enumerate(STAGES)}
-        rounds_s[case] = {"total": totals[name], **stages}
+        rounds_s[case] = {"total": totals[name], **stages, "beam_search": searched[name]}
     compared = rounds_s.get(reference)
     return [_measurement(case, runs[case], own, compared) for case, own in rounds_s.items()]
 
@@ -154,6 +170,7 @@ def _measurement(
         features=latency(rounds_s["features"]),
         network=latency(rounds_s["network"]),
         decoding=latency(rounds_s["decoding"]),
+        beam_search=latency(rounds_s["beam_search"]),
         rounds_s=rounds_s,
         real_time_factor=total.p50 / (audio_s * len(run.waveforms)),
         throughput=audio_s * len(run.waveforms) / total.p50,

@@ -19,6 +19,11 @@ RUNTIME_HELP = (
     "torch-cuda; may be repeated. Default: those that the models are made for."
 )
 
+DECODER_HELP = (
+    "Settings of the beam search that is timed beside greedy decoding, a .decoder file. "
+    "Default: 64 hypotheses without a language model."
+)
+
 
 def bench(
     models: Annotated[list[Path], argument("MODEL", "Artifacts, engines, checkpoints.")],
@@ -29,6 +34,7 @@ def bench(
     plots: Annotated[Path | None, option("FOLDER", "Folder for plots, as PNG files.")] = None,
     threads: Threads = 0,
     runtime: Annotated[list[str] | None, option("NAME", RUNTIME_HELP, RUNTIME)] = None,
+    decoder: Annotated[Path | None, option("FILE", DECODER_HELP)] = None,
     json: Json = False,
 ) -> None:
     """Measure speed on this machine and recommend a runtime.
@@ -41,6 +47,8 @@ def bench(
     from ds2deploy.bench.plan import make_plan
     from ds2deploy.bench.report import advise, print_report, write_plots
     from ds2deploy.export.parity.speech import synthesize
+    from ds2deploy.runtimes.decoding.config import DecoderConfig
+    from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     if plots is not None:
         require("matplotlib", "bench")
@@ -48,8 +56,9 @@ def bench(
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
         plots.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
+    beam_search = DecoderConfig() if decoder is None else read_decoder_file(decoder)
     with status("measuring") as step:
-        result = measure(plan, synthesize, step)
+        result = measure(plan, synthesize, step, beam_search)
     advice = advise(result)
     written = [] if plots is None else write_plots(result, plots)
     if json:

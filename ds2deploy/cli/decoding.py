@@ -29,6 +29,10 @@ Phrases = Annotated[
     Path | None,
     option("FILE", "Closed list: each utterance is one of these lines.", DECODING),
 ]
+Lexicon = Annotated[
+    Path | None,
+    option("FILE", "All words that may occur, one on each line; no other is written.", DECODING),
+]
 NBest = Annotated[
     int | None, option("COUNT", "Alternatives in the JSON output. Default: 1.", DECODING, min=1)
 ]
@@ -40,6 +44,7 @@ def choose_decoder(
     beam: int | None = None,
     hot_words: str | None = None,
     phrases: Path | None = None,
+    lexicon: Path | None = None,
     nbest: int | None = None,
 ) -> MakeDecoder | None:
     """Make the decoder of the options; None, which is greedy decoding, without any.
@@ -47,7 +52,7 @@ def choose_decoder(
     Raises:
         MissingFileError, ModelFileError, ConfigError: a file that is not there, or damaged.
     """
-    if all(value is None for value in (decoder, lm, beam, hot_words, phrases, nbest)):
+    if all(value is None for value in (decoder, lm, beam, hot_words, phrases, lexicon, nbest)):
         return None
     import msgspec
 
@@ -65,6 +70,9 @@ def choose_decoder(
         changes["nbest"] = nbest
     if phrases is not None:
         changes["phrases"] = tuple(_lines(phrases, "--phrases"))
+    if lexicon is not None:
+        words = dict.fromkeys(" ".join(_lines(lexicon, "--lexicon")).split())
+        changes |= {"lexicon": tuple(words), "unknown_letter": None}
     if hot_words is not None:
         changes["hot_words"] = dict.fromkeys(_hot_words(hot_words), HOT_WORD_WEIGHT)
     return msgspec.structs.replace(settings, **changes)
@@ -83,8 +91,8 @@ def _hot_words(value: str) -> list[str]:
 def _lines(path: Path, name: str) -> list[str]:
     from ds2deploy.text_files import read_text
 
-    text = read_text(path, "one phrase on each line")
+    text = read_text(path, "one entry on each line")
     found = [line.strip() for line in text.splitlines() if line.strip()]
     if not found:
-        raise ConfigError(f"{name} {path}: no line in it; write one phrase on each")
+        raise ConfigError(f"{name} {path}: no line in it; write one entry on each")
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds2deploy.cli.decoding import Beam, Decoder, HotWords, Lm, Phrases, choose_decoder
+from ds2deploy.cli.decoding import Beam, Decoder, HotWords, Lexicon, Lm, Phrases, choose_decoder
 from ds2deploy.cli.errors import BAD_RESULT, complain
 from ds2deploy.cli.options import Device, Json, RuntimeName, Threads, argument, flag, known_runtime
 from ds2deploy.heartbeat import file_progress
@@ -26,6 +26,7 @@ def evaluate(
     beam: Beam = None,
     hotwords: HotWords = None,
     phrases: Phrases = None,
+    lexicon: Lexicon = None,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -48,7 +49,7 @@ def evaluate(
     from ds2deploy.training.evaluation import evaluate as evaluate_model
 
     cuts, unusable = read_usable(manifest)
-    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases)
+    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon)
     with (
         load(model, device, known_runtime(runtime), threads, chosen) as recognizer,
         file_progress(f"evaluating {model.name}", len(cuts)) as advance,

@@ -13,6 +13,7 @@ from ds2deploy.cli.decoding import (
     Beam,
     Decoder,
     HotWords,
+    Lexicon,
     Lm,
     NBest,
     Phrases,
@@ -67,6 +68,7 @@ def transcribe(
     beam: Beam = None,
     hotwords: HotWords = None,
     phrases: Phrases = None,
+    lexicon: Lexicon = None,
     nbest: NBest = None,
     endpoint: Annotated[float | None, option("SECONDS", ENDPOINT_HELP, STREAMING)] = None,
     device: Device = None,
@@ -87,7 +89,7 @@ def transcribe(
 
     kind = "json" if json else format_
     _check(kind, stream, window, rate, endpoint, audio)
-    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, nbest)
+    chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon, nbest)
     with load(model, device, known_runtime(runtime), threads, chosen) as recognizer:
         if stream:
             _transcribe_live(recognizer, audio, rate, kind == "json", endpoint)

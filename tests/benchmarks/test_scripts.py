@@ -201,6 +201,17 @@ def test_language_model(run_script):
     assert opening == pytest.approx(1e9 * data["open_s"] / grams)
 
 
+def test_decoding(run_script):
+    result = run_script("decoding.py", "--quick")
+    per_second = result["data"]["ms_per_s"]
+    for goal, case in (
+        ("beam 64 with words, one utterance, for a second of audio", "alone beam 64, words"),
+        ("beam 16 with words, each of 4 streams, for a second of audio", "streams beam 16, words"),
+    ):
+        assert goals(result)[goal]["measured"] == per_second[case] > 0
+    assert per_second["alone greedy"] < per_second["alone beam 64"]
+
+
 def test_gpu_without_one():
     done = subprocess.run(
         [sys.executable, str(FOLDER / "gpu.py"), "--device", "cuda:7"],

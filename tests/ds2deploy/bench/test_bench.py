@@ -62,6 +62,7 @@ def test_stages_add_up_to_the_total(document: dict[str, Any]):
         stages = np.array([rounds[stage] for stage in ("features", "network", "decoding")])
         beside = np.array(rounds["total"]) - stages.sum(axis=0)
         assert (stages > 0).all()
+        assert row["beam_search"]["p50"] == pytest.approx(np.median(rounds["beam_search"])) > 0
         assert (beside >= 0).all()
         assert beside.min() < 0.002  # the other round may have been interrupted
         assert row["total"]["p50"] == pytest.approx(np.median(rounds["total"]))
@@ -317,6 +318,7 @@ def row(model: str, runtime: str, rounds: list[float], batch: int = 1) -> Measur
         features=flat,
         network=flat,
         decoding=flat,
+        beam_search=flat,
         rounds_s={"total": rounds},
         real_time_factor=flat.p50 / 10 / batch,
         throughput=10 * batch / flat.p50,

@@ -96,7 +96,10 @@ def compare(
 
 
 def amplifying_network(layers: int, rounding: float) -> DeepSpeech2:
-    """A tanh RNN whose weights are scaled until PyTorch is far enough from float64."""
+    """A tanh RNN whose weights are scaled until PyTorch is far enough from float64.
+
+    Twice as far, because other batches round otherwise, as other processors do.
+    """
     gain = 1.5
     while True:
         network = settled_network(ModelShape(rnn="rnn", hidden=96, layers=layers), gain)
@@ -104,7 +107,7 @@ def amplifying_network(layers: int, rounding: float) -> DeepSpeech2:
         sessions = torch_session(checkpoint), exact_session(checkpoint)
         for speech in grid_speech():
             rounded, exact = (s.run(*pad_features([speech[:, :200]]))[0] for s in sessions)
-            if np.abs(rounded - exact).max() > rounding:
+            if np.abs(rounded - exact).max() > 2 * rounding:
                 return network
         gain *= 1.05
 
