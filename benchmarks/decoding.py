@@ -50,7 +50,7 @@ def simulated(text: str, labels: str, random: np.random.Generator) -> FloatArray
     alphabet = Alphabet(labels)
     spoken = alphabet.encode(text)
     frames = max(2 * len(spoken) + 4, round(len(spoken) / LETTERS_PER_S / FRAME_S))
-    logits = random.normal(-9.0, 1.5, (frames, len(alphabet)))
+    logits = random.normal(-12.0, 2.0, (frames, len(alphabet)))
     logits[:, 0] = 0.0
     at = np.sort(random.choice(frames // 2 - 1, len(spoken), replace=False)) * 2 + 1
     for frame, label in zip(at.tolist(), spoken, strict=True):

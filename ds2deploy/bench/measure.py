@@ -107,7 +107,7 @@ def measure(
             for seconds in plan.durations_s:
                 waveforms = [speak(rate, round(rate * seconds), seed) for seed in range(batch)]
                 runs = {
-                    case: StagedRun(recognizer.session, waveforms, beam_search)
+                    case: StagedRun(recognizer.session, waveforms, beam_search=beam_search)
                     for case, recognizer in opened.items()
                 }
                 runs, refused = runnable(runs, batch, seconds)

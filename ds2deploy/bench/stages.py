@@ -80,6 +80,7 @@ class StagedRun:
     Args:
         session: the model on its runtime.
         waveforms: utterances, (samples,) float32 at the model's rate.
+        make: makes the decoder.
         beam_search: makes the decoder of `search`.
 
     Attributes:
@@ -90,20 +91,21 @@ class StagedRun:
         self,
         session: Session,
         waveforms: Sequence[FloatArray],
+        make: MakeDecoder = GreedyDecoder,
         beam_search: MakeDecoder = BEAM_SEARCH,
     ) -> None:
         self.session, self.waveforms = session, waveforms
         self.seconds: list[tuple[float, float, float]] = []
         self._extract = FeatureExtractor(session.description.features)
         alphabet, frame_s = Alphabet(session.description.labels), session.description.frame_s
-        self._decoder = GreedyDecoder(alphabet, frame_s)
+        self._decoder = make(alphabet, frame_s)
         self._beam_decoder = beam_search(alphabet, frame_s)
         rate = session.description.features.sample_rate
         self._durations_s = [len(waveform) / rate for waveform in waveforms]
         self._computed: tuple[FloatArray, IntArray] | None = None
 
     def __call__(self) -> list[Transcript]:
-        """Run once; return the transcripts of greedy decoding."""
+        """Run once; return the transcripts."""
         started = time.perf_counter()
         sound, lengths = prepare_sound(self.session, self._extract, self.waveforms)
         extracted = time.perf_counter()

@@ -30,30 +30,29 @@ def align(
         return []
     states = np.full(2 * len(labels) + 1, BLANK)
     states[1::2] = labels
-    skips = np.zeros(len(states), bool)
-    skips[3::2] = states[3::2] != states[1:-2:2]
-    penalty = np.where(skips, 0.0, -np.inf)
+    penalty = np.full(len(states), -np.inf)
+    penalty[3::2][states[3::2] != states[1:-2:2]] = 0.0
     emitted = log_probs[:, states].astype(np.float64)
-    moves = np.zeros(emitted.shape, np.int8)
     # Two columns of padding: the scores of the states one and two before are views.
-    padded = np.full(len(states) + 2, -np.inf)
-    best, one, two = padded[2:], padded[1:-1], padded[:-2]
-    best[:2] = emitted[0, :2]
-    for frame in range(1, len(emitted)):
-        skipped = two + penalty
-        stepped = one > best
-        following = np.where(stepped, one, best)
-        jumped = skipped > following
-        moves[frame] = np.where(jumped, 2, stepped)
-        best[:] = np.where(jumped, skipped, following) + emitted[frame]
-    at = len(states) - (1 if best[-1] >= best[-2] else 2)
+    best = np.full((len(emitted), len(states) + 2), -np.inf)
+    best[0, 2:4] = emitted[0, :2]
+    for before, after, row in zip(best[:-1], best[1:], emitted[1:], strict=True):
+        following = after[2:]
+        np.add(before[:-2], penalty, out=following)
+        np.maximum(following, before[1:-1], out=following)
+        np.maximum(following, before[2:], out=following)
+        following += row
+    stay, step, skip = best[:-1, 2:], best[:-1, 1:-1], best[:-1, :-2] + penalty
+    moves = np.zeros(emitted.shape, np.int8)
+    moves[1:] = np.where(skip > np.maximum(stay, step), 2, step > stay)
+    at = len(states) - (1 if best[-1, -1] >= best[-1, -2] else 2)
     spans: list[list[int]] = [[0, -1] for _ in labels]
-    for frame in range(len(emitted) - 1, -1, -1):
+    for frame, move in zip(range(len(moves) - 1, -1, -1), moves[::-1], strict=True):
         if at % 2:
             span = spans[at // 2]
             span[0] = frame
             span[1] = max(span[1], frame)
-        at -= int(moves[frame, at])
+        at -= int(move[at])
     return [
         (int(label), first + first_frame, last + first_frame)
         for label, (first, last) in zip(labels, spans, strict=True)

@@ -63,7 +63,7 @@ class BeamDecoder:
         """See `Decoder`; the text of a live utterance is committed after `commit_s`."""
         words = self._hot_words
         beam = self._search([None]).begin()
-        beam.states[:, -1] = 0 if words is None else words.start
+        beam.states[-1] = 0 if words is None else words.start
         return BeamState(beam, History.root(), self._commit if live else None, words)
 
     def with_hot_words(self, phrases: Mapping[str, float]) -> BeamDecoder:
@@ -84,10 +84,10 @@ class BeamDecoder:
         hot_words = self._hot_words
         beam = state.beam
         if state.hot_words is not None:
-            beam.bonus = beam.bonus - state.hot_words.leave[beam.states[:, -1]]
+            beam.bonus = beam.bonus - state.hot_words.leave[beam.states[-1]]
         if hot_words is not None:
             begins = (beam.last == self._space) | (beam.node == 0)
-            beam.states[:, -1] = np.where(begins, hot_words.start, hot_words.lost)
+            beam.states[-1] = np.where(begins, hot_words.start, hot_words.lost)
         state.hot_words = hot_words
 
     def advance(self, states: Sequence[BeamState], blocks: Sequence[FloatArray]) -> None:

@@ -17,13 +17,16 @@ COMMIT_EVERY = 10
 """Frames from one look at what can be committed to the next: a fifth of a second at 20 ms a frame.
 They are counted from the beginning of the stream, so that its blocks make no difference."""
 
+LEAST = -1e3
+"""Least log-probability: a network in fp16 may round to 0, after which no hypothesis would be left."""
+
 
 @dataclass
 class BeamState:
     """One utterance as far as it was read.
 
     Attributes:
-        beam: hypotheses; the last column of their states is that of the hot words.
+        beam: hypotheses; the last row of their states is that of the hot words.
         history: their labels, without those that are committed.
         commit: frames after which the best text is committed; None where it never is.
         hot_words: hot words of this utterance.
@@ -77,7 +80,7 @@ class Batch:
         self._lengths = np.array([len(block) for block in blocks])
         self._log_probs = np.zeros((len(blocks), self._lengths[0], blocks[0].shape[1]))
         for rows, block in zip(self._log_probs, blocks, strict=True):
-            rows[: len(block)] = block
+            np.maximum(block, LEAST, out=rows[: len(block)])
         self._history, offsets = History.joined([state.history for state in states])
         self._old_roots, self._roots = offsets, offsets.copy()
         self._first = np.array([state.frames for state in states])

@@ -22,9 +22,6 @@ from ds2deploy.runtimes.decoding.scorers import Scorer
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-SLACK = 10.0
-"""Nats that scorers may add to an extension for which it is not dropped before they are asked."""
-
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
@@ -47,7 +44,7 @@ class Limits(NamedTuple):
 
 @dataclass
 class Beam:
-    """Hypotheses, (n,) or (n, columns) arrays.
+    """Hypotheses, (n,) arrays but for the states.
 
     Attributes:
         hash: uint64 of the text.
@@ -55,7 +52,7 @@ class Beam:
         blank: log-probability of the paths that end with the blank.
         label: log-probability of those that end with the last label.
         bonus: what the scorers have added.
-        states: states of the scorers, side by side.
+        states: (columns, n) states of the scorers, one below the other.
         node: place in the history.
     """
 
@@ -77,7 +74,7 @@ class Beam:
 
     def take(self, index: npt.NDArray[Any] | slice) -> Beam:
         """Give these hypotheses, in this order."""
-        return Beam(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Beam(*(getattr(self, field.name)[..., index] for field in fields(self)))
 
 
 def join(beams: Sequence[Beam]) -> Beam:
@@ -85,7 +82,10 @@ def join(beams: Sequence[Beam]) -> Beam:
     if len(beams) == 1:
         return replace(beams[0])
     return Beam(
-        *(np.concatenate([getattr(beam, field.name) for beam in beams]) for field in fields(Beam))
+        *(
+            np.concatenate([getattr(beam, field.name) for beam in beams], axis=-1)
+            for field in fields(Beam)
+        )
     )
 
 
@@ -199,6 +199,7 @@ class Search:
         self._limits, self._scorers = limits, tuple(scorers)
         widths = [len(scorer.start) for scorer in scorers]
         ends = np.cumsum(widths).tolist()
+        self._headroom = limits.threshold + sum(scorer.most for scorer in scorers)
         self._columns = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
         self._salt = _salt(labels)
 
@@ -211,7 +212,7 @@ class Search:
             blank=np.zeros(1),
             label=np.full(1, -np.inf),
             bonus=np.zeros(1),
-            states=np.array([start], np.int64).reshape(1, len(start)),
+            states=np.array(start, np.int64).reshape(len(start), 1),
             node=np.zeros(1, np.int64),
         )
 
@@ -240,44 +241,41 @@ class Search:
         total = np.logaddexp(beam.blank, beam.label)
         blank = total + log_probs[utterances, BLANK]
         label = beam.label + log_probs[utterances, beam.last]
-        at, labels = np.nonzero(wanted[utterances])
-        if len(at) == 0:
-            return replace(beam, blank=blank, label=label), utterances
         starts = _starts(utterances)
         stay = np.logaddexp(blank, label) + beam.bonus
-        floor = np.maximum.reduceat(stay, starts) - self._limits.threshold
-        repeats = labels == beam.last[at]
-        path = np.where(repeats, beam.blank[at], total[at]) + log_probs[utterances[at], labels]
-        likely = path + beam.bonus[at] > floor[utterances[at]] - SLACK
-        at, labels, path = at[likely], labels[likely], path[likely]
-        states, gains = self._score(beam.states[at], labels, utterances[at])
-        if not np.isfinite(gains).all():
-            allowed = np.flatnonzero(gains > -np.inf)
-            at, labels, path = at[allowed], labels[allowed], path[allowed]
-            states, gains = states[allowed], gains[allowed]
-        if len(at) == 0:
+        # What is below this cannot be kept, whatever the scorers add.
+        floor = np.maximum.reduceat(stay, starts) - self._headroom
+        at, labels = np.nonzero(wanted[utterances])
+        path = np.where(labels == beam.last[at], beam.blank[at], total[at])
+        path += log_probs[utterances[at], labels]
+        likely = np.flatnonzero(path + beam.bonus[at] > floor[utterances[at]])
+        if not len(likely):
             return replace(beam, blank=blank, label=label), utterances
+        at, labels, path = at[likely], labels[likely], path[likely]
+        owners = utterances[at]
+        states, gains = self._score(beam.states[:, at], labels, owners)
         hashes = self._extend(beam.hash[at], labels)
-        new = self._merge(beam, utterances, hashes, utterances[at], path, label)
+        new = self._merge(beam, utterances, hashes, owners, path, label)
+        at, labels, owners = at[new], labels[new], owners[new]
+        bonus = beam.bonus[at] + gains[new]
         stay = np.logaddexp(blank, label) + beam.bonus
-        score = np.concatenate([stay, path[new] + beam.bonus[at[new]] + gains[new]])
-        at, labels, path = at[new], labels[new], path[new]
-        owners = np.concatenate([utterances, utterances[at]])
-        kept = self._best(score, owners, len(starts))
-        old, added = kept[kept < len(beam)], kept[kept >= len(beam)] - len(beam)
-        nodes = history.add(beam.node[at[added]], labels[added], frames[utterances[at[added]]])
+        score = np.concatenate([stay, path[new] + bonus])
+        everyone = np.concatenate([utterances, owners])
+        kept = self._best(score, everyone, len(starts))
+        is_new = kept >= len(beam)
+        added = kept[is_new] - len(beam)
         node = np.empty(len(kept), np.int64)
-        node[kept < len(beam)] = beam.node[old]
-        node[kept >= len(beam)] = nodes
+        node[~is_new] = beam.node[kept[~is_new]]
+        node[is_new] = history.add(beam.node[at[added]], labels[added], frames[owners[added]])
         return Beam(
             hash=np.concatenate([beam.hash, hashes[new]])[kept],
             last=np.concatenate([beam.last, labels])[kept],
             blank=np.concatenate([blank, np.full(len(at), -np.inf)])[kept],
-            label=np.concatenate([label, path])[kept],
-            bonus=np.concatenate([beam.bonus, beam.bonus[at] + gains[new]])[kept],
-            states=np.concatenate([beam.states, states[new]])[kept],
+            label=np.concatenate([label, path[new]])[kept],
+            bonus=np.concatenate([beam.bonus, bonus])[kept],
+            states=np.concatenate([beam.states, states[:, new]], axis=1)[:, kept],
             node=node,
-        ), owners[kept]
+        ), everyone[kept]
 
     def quiet_frame(self, beam: Beam, utterances: Ints, log_probs: Floats) -> Beam:
         """Read a frame in which no label extends anything; see `frame`."""
@@ -309,16 +307,17 @@ class Search:
         """
         score = beam.score
         for scorer, columns in zip(self._scorers, self._columns, strict=True):
-            score = score + scorer.end(beam.states[:, columns], utterances)
+            score = score + scorer.end(beam.states[columns], utterances)
         return score
 
     def _score(self, states: Ints, labels: Ints, utterances: Ints) -> tuple[Ints, Floats]:
         gains = np.zeros(len(labels))
-        following = np.empty_like(states)
+        following: list[Ints] = []
         for scorer, columns in zip(self._scorers, self._columns, strict=True):
-            following[:, columns], gain = scorer.step(states[:, columns], labels, utterances)
+            new, gain = scorer.step(states[columns], labels, utterances)
+            following += new
             gains += gain
-        return following, gains
+        return np.array(following), gains
 
     def _extend(self, hashes: npt.NDArray[np.uint64], labels: Ints) -> npt.NDArray[np.uint64]:
         mixed = (hashes ^ self._salt[labels]) * _ODD
@@ -334,26 +333,34 @@ class Search:
         path: Floats,
         label: Floats,
     ) -> Ints:
-        """Give extensions that are in the beam already to those hypotheses; index of the others."""
-        # Hypotheses of two utterances may have one text.
-        known = beam.hash ^ (utterances.astype(np.uint64) * _ODD)
-        wanted = hashes ^ (owners.astype(np.uint64) * _ODD)
+        """Give extensions that are in the beam already to those hypotheses; index of the others.
+
+        One that a scorer forbids is not in the beam.
+        """
+        known, wanted = beam.hash, hashes
+        if utterances[-1]:  # hypotheses of two utterances may have one text
+            known = known ^ (utterances.astype(np.uint64) * _ODD)
+            wanted = wanted ^ (owners.astype(np.uint64) * _ODD)
         order = np.argsort(known)
-        at = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(order) - 1)]
+        at = np.searchsorted(known, wanted, sorter=order)
+        at = order[np.minimum(at, len(order) - 1)]
         same = known[at] == wanted
-        if same.any():
-            label[at[same]] = np.logaddexp(label[at[same]], path[same])
+        into = at[same]
+        if len(into):
+            label[into] = np.logaddexp(label[into], path[same])
         return np.flatnonzero(~same)
 
     def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
         """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
+        if utterances == 1:
+            near = np.flatnonzero(score > score.max() - self._limits.threshold)
+            return near[np.argsort(-score[near], kind="stable")[: self._limits.beam]]
         best = np.full(utterances, -np.inf)
         np.maximum.at(best, owners, score)
         near = np.flatnonzero(score > best[owners] - self._limits.threshold)
         order = near[np.lexsort((-score[near], owners[near]))]
         starts = _starts(owners[order])
-        sizes = np.diff(np.append(starts, len(order)))
-        rank = np.arange(len(order)) - np.repeat(starts, sizes)
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
         return order[rank < self._limits.beam]
 
 

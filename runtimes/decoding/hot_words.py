@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding.scorers import Gains, States
+from ds2deploy.runtimes.decoding.scorers import Columns, Gains, States
 from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, Trie, build_trie
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError
 
@@ -80,10 +80,10 @@ class HotWords:
 
     def step(
         self, states: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
-        """Follow labels: (n,) states and labels to (n, 1) states and (n,) gains."""
+    ) -> tuple[npt.NDArray[np.int64], Gains]:
+        """Follow labels: (n,) states and labels to (n,) states and gains."""
         following = self.next[states, labels]
-        return following.astype(np.int64)[:, None], self.enter[following] - self.leave[states]
+        return following.astype(np.int64), self.enter[following] - self.leave[states]
 
     def found(self, text: str) -> tuple[str, ...]:
         """Give the phrases that stand in a text."""
@@ -104,28 +104,32 @@ class HotWordScorer:
         self._distinct = list({id(words): words for words in lists if words is not None}.values())
         numbers = {id(words): number for number, words in enumerate(self._distinct)}
         self._of = np.array([numbers.get(id(words), -1) for words in lists], np.int64)
+        self.most = max((float(words.enter.max()) for words in self._distinct), default=0.0)
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
+    ) -> tuple[Columns, Gains]:
         """See `Scorer`."""
-        state = states[:, 0]
+        state = states[0]
+        if not self._distinct:
+            return (state,), np.zeros(len(state))
         if len(self._distinct) == 1 and (self._of == 0).all():
-            return self._distinct[0].step(state, labels)
-        following, gains = np.zeros((len(state), 1), np.int64), np.zeros(len(state))
+            following, gains = self._distinct[0].step(state, labels)
+            return (following,), gains
+        following, gains = np.zeros(len(state), np.int64), np.zeros(len(state))
         of = self._of[utterances]
         for number, words in enumerate(self._distinct):
             mine = np.flatnonzero(of == number)
             following[mine], gains[mine] = words.step(state[mine], labels[mine])
-        return following, gains
+        return (following,), gains
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        gains = np.zeros(len(states))
+        gains = np.zeros(states.shape[1])
         of = self._of[utterances]
         for number, words in enumerate(self._distinct):
             mine = np.flatnonzero(of == number)
-            gains[mine] = words.refund[states[mine, 0]]
+            gains[mine] = words.refund[states[0, mine]]
         return gains
 
 

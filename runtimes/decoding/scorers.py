@@ -13,7 +13,10 @@ from ds2deploy.runtimes.decoding.language_model import LanguageModel
 from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, build_trie
 
 States = npt.NDArray[np.int64]
-"""(hypotheses, columns)"""
+"""(columns, hypotheses)"""
+Columns = tuple[npt.NDArray[np.int64], ...]
+"""Columns of states, (hypotheses,) each."""
+Ints = npt.NDArray[np.int64]
 Gains = npt.NDArray[np.float64]
 """(hypotheses,) natural logarithms; -inf forbids."""
 
@@ -23,17 +26,19 @@ class Scorer(Protocol):
 
     Attributes:
         start: state of the empty hypothesis.
+        most: nats that one label may add at most.
     """
 
     start: tuple[int, ...]
+    most: float
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
+    ) -> tuple[Columns, Gains]:
         """Extend hypotheses by a label each.
 
         Args:
-            states: (n, columns) before the label.
+            states: (columns, n) before the label.
             labels: (n,), none of them the blank.
             utterances: (n,) index of the utterance that the hypothesis is of.
 
@@ -53,6 +58,8 @@ class CharacterScorer:
         weight: factor of its log-probabilities.
     """
 
+    most = 0.0
+
     def __init__(self, model: LanguageModel, weight: float) -> None:
         tables = model.dense()
         self._next, self._weight = tables.next, weight
@@ -61,15 +68,15 @@ class CharacterScorer:
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
+    ) -> tuple[Columns, Gains]:
         """See `Scorer`."""
-        state = states[:, 0]
+        state = states[0]
         gains = self._weight * self._scores[state, labels].astype(np.float64)
-        return self._next[state, labels].astype(np.int64)[:, None], gains
+        return (self._next[state, labels].astype(np.int64),), gains
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        return self._weight * self._ends[states[:, 0]].astype(np.float64)
+        return self._weight * self._ends[states[0]].astype(np.float64)
 
 
 class PhraseScorer:
@@ -81,6 +88,7 @@ class PhraseScorer:
     """
 
     start: tuple[int, ...] = (ROOT,)
+    most = 0.0
 
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
         # A space may follow a phrase, and one may stand before it.
@@ -96,14 +104,14 @@ class PhraseScorer:
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
+    ) -> tuple[Columns, Gains]:
         """See `Scorer`."""
-        following = self._child[states[:, 0], labels].astype(np.int64)
-        return following[:, None], np.where(following == OUTSIDE, -np.inf, 0.0)
+        following = self._child[states[0], labels].astype(np.int64)
+        return (following,), np.where(following == OUTSIDE, -np.inf, 0.0)
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        return self._ends[states[:, 0]]
+        return self._ends[states[0]]
 
 
 class WordScorer:
@@ -145,33 +153,34 @@ class WordScorer:
             # One more for what is not in the lexicon, which entry -1 gives.
             self._ids = np.append(model.word_ids(list(words)), model.unknown)
             self._look_ahead = self._best_below(model)
+        # Where a word ends, the look-ahead is taken back; a word is never likelier than 1.
+        self.most = max(0.0, word_score) - float(self._look_ahead.min())
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[States, Gains]:
+    ) -> tuple[Columns, Gains]:
         """See `Scorer`."""
-        node = states[:, 0]
+        node, history = states
         following = self._trie.child[node, labels].astype(np.int64)
         gains = self._look_ahead[following] - self._look_ahead[node]
         spaces = labels == self._space
         if (outside := (following == OUTSIDE) & ~spaces).any():
             # The first letter that leaves the lexicon pays for those before it too.
             gains[outside] += self._unknown * (self._trie.depth[node[outside]] + 1)
-        history = states[:, 1]
         if spaces.any():
             following[spaces] = ROOT
             history = history.copy()
             history[spaces], gains[spaces] = self._end_word(node[spaces], history[spaces])
-        return np.stack([following, history], axis=1), gains
+        return (following, history), gains
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`; the last word ends too."""
-        history, gains = self._end_word(states[:, 0], states[:, 1])
+        history, gains = self._end_word(*states)
         if self._model is not None:
             gains += self._weight * self._model.end_score(history)
         return gains
 
-    def _end_word(self, node: States, history: States) -> tuple[States, Gains]:
+    def _end_word(self, node: Ints, history: Ints) -> tuple[Ints, Gains]:
         """End the words that end at these nodes; of the root, there is none."""
         gains = -self._look_ahead[node]
         entry = self._trie.entry[node]
