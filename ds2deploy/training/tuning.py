@@ -162,7 +162,9 @@ def tune(
     tried: list[tuple[float, float, float]] = []
     for weight, score in grid:
         one = msgspec.structs.replace(settings, lm_weight=weight, word_score=score)
-        tried.append((weight, score, _wer(chooses, _texts(chooses, alphabet, frame_s, one))))
+        tried.append(
+            (weight, score, word_error_rate(chooses, _texts(chooses, alphabet, frame_s, one)))
+        )
         progress(len(tried), len(grid))
     weight, score, _ = min(tried, key=lambda item: item[2])
     best = msgspec.structs.replace(settings, lm_weight=weight, word_score=score)
@@ -174,8 +176,8 @@ def tune(
     gain, interval = _bootstrap(measures, greedy, found)
     return Tuning(
         settings=best,
-        greedy_wer=_wer(measures, greedy),
-        wer=_wer(measures, found),
+        greedy_wer=word_error_rate(measures, greedy),
+        wer=word_error_rate(measures, found),
         gain=gain,
         interval=interval,
         utterances=len(measures),
@@ -217,9 +219,10 @@ class _KeepingState(GreedyState):
         self.rows: list[FloatArray] = []
 
 
-def _decode(
+def decode_kept(
     utterances: Sequence[Utterance], alphabet: Alphabet, frame_s: float, settings: DecoderConfig
 ) -> list[Transcript]:
+    """Decode log-probabilities that were kept, in batches; see `tune`."""
     decoder = settings(alphabet, frame_s)
     # Neighbours of similar length, so that a call has few frames of few utterances.
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].log_probs))
@@ -238,10 +241,11 @@ def _decode(
 def _texts(
     utterances: Sequence[Utterance], alphabet: Alphabet, frame_s: float, settings: DecoderConfig
 ) -> list[str]:
-    return [one.text for one in _decode(utterances, alphabet, frame_s, settings)]
+    return [one.text for one in decode_kept(utterances, alphabet, frame_s, settings)]
 
 
-def _wer(utterances: Sequence[Utterance], texts: Sequence[str]) -> float:
+def word_error_rate(utterances: Sequence[Utterance], texts: Sequence[str]) -> float:
+    """Word error rate of texts that were found for these utterances."""
     errors, words = _errors(utterances, texts)
     return float(errors.sum() / max(words.sum(), 1))
 
@@ -280,7 +284,7 @@ def _confidence_scale(
     losses = []
     for scale in CONFIDENCE_SCALES:
         one = msgspec.structs.replace(settings, confidence_scale=scale)
-        sure, right = word_confidences(utterances, _decode(utterances, alphabet, frame_s, one))
+        sure, right = word_confidences(utterances, decode_kept(utterances, alphabet, frame_s, one))
         losses.append(float(np.mean((sure - right) ** 2)) if len(sure) else 0.0)
     return CONFIDENCE_SCALES[int(np.argmin(losses))]
 

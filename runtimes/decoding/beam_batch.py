@@ -18,7 +18,7 @@ COMMIT_EVERY = 10
 They are counted from the beginning of the stream, so that its blocks make no difference."""
 
 LEAST = -1e3
-"""Least log-probability: a network in fp16 may round to 0, after which no hypothesis would be left."""
+"""Least log-probability: in fp16 a probability may be 0, and then no hypothesis might be left."""
 
 
 @dataclass

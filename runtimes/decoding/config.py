@@ -19,15 +19,21 @@ from ds2deploy.runtimes.decoding.scorers import (
 )
 from ds2deploy.runtimes.errors import ConfigError
 
+USUAL = Limits(beam=64, labels=12, log_prob=-7.0, threshold=12.0)
+CLOSED_LIST = Limits(beam=500, labels=1000, log_prob=-12.0, threshold=50.0)
+"""The best phrase may be far behind the best text: of 164 strings of digits at 15 dB (validation,
+960 phrases), the usual limits left 8.5 % of the words wrong, these 1.7 %."""
+
 
 class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Settings of a beam search; `load(..., decoder=DecoderConfig(...))` takes it.
 
     Attributes:
-        beam: hypotheses that are kept.
-        labels_per_frame: labels of a frame that extend hypotheses.
-        least_log_prob: log-probability below which a label extends none.
-        threshold: nats that a hypothesis may be behind the best.
+        beam: hypotheses that are kept; None: 64, of a closed list 500.
+        labels_per_frame: labels of a frame that extend hypotheses; None: 12, of a closed list all.
+        least_log_prob: log-probability below which a label extends none; None: -7, of a closed list
+            -12.
+        threshold: nats that a hypothesis may be behind the best; None: 12, of a closed list 50.
         lm: path of a language model, see `ds2deploy lm`.
         lm_weight: factor of its log-probabilities.
         word_score: added for every word, for models of words.
@@ -41,10 +47,10 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             finds it.
     """
 
-    beam: int = 64
-    labels_per_frame: int = 12
-    least_log_prob: float = -7.0
-    threshold: float = 12.0
+    beam: int | None = None
+    labels_per_frame: int | None = None
+    least_log_prob: float | None = None
+    threshold: float | None = None
     lm: str | None = None
     lm_weight: float = 0.5
     word_score: float = 0.0
@@ -57,18 +63,33 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     confidence_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("beam", 1), ("labels_per_frame", 1), ("nbest", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"decoder: {name} = {getattr(self, name)}; expected 1 or more")
+        limits = self.limits
         for name, fine in (
-            ("threshold", self.threshold > 0),
+            ("beam", limits.beam >= 1),
+            ("labels_per_frame", limits.labels >= 1),
+            ("least_log_prob", limits.log_prob <= 0),
+            ("threshold", limits.threshold > 0),
             ("lm_weight", 0 <= self.lm_weight < 100),
+            ("word_score", -100 < self.word_score < 100),
+            ("unknown_letter", self.unknown_letter is None or -100 < self.unknown_letter <= 0),
+            ("hot_words", all(0 <= weight < 100 for weight in self.hot_words.values())),
+            ("nbest", self.nbest >= 1),
             ("commit_s", self.commit_s is None or self.commit_s > 0),
             ("confidence_scale", 0 < self.confidence_scale < 100),
-            ("unknown_letter", self.unknown_letter is None or self.unknown_letter <= 0),
         ):
             if not fine:
                 raise ConfigError(f"decoder: {name} = {getattr(self, name)} cannot be")
+
+    @property
+    def limits(self) -> Limits:
+        """What the search keeps."""
+        limits = CLOSED_LIST if self.phrases else USUAL
+        return Limits(
+            beam=limits.beam if self.beam is None else self.beam,
+            labels=limits.labels if self.labels_per_frame is None else self.labels_per_frame,
+            log_prob=limits.log_prob if self.least_log_prob is None else self.least_log_prob,
+            threshold=limits.threshold if self.threshold is None else self.threshold,
+        )
 
     def __call__(self, alphabet: Alphabet, frame_s: float) -> BeamDecoder:
         """Make the decoder of a model.
@@ -82,12 +103,11 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             AlphabetError, ConfigError: words that the labels cannot spell, or a language model of
                 other labels.
         """
-        limits = Limits(self.beam, self.labels_per_frame, self.least_log_prob, self.threshold)
         hot_words = HotWords(self.hot_words, alphabet) if self.hot_words else None
         return BeamDecoder(
             alphabet,
             frame_s,
-            limits,
+            self.limits,
             self._scorers(alphabet),
             hot_words,
             self.nbest,

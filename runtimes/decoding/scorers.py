@@ -76,7 +76,7 @@ class CharacterScorer:
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        return self._weight * self._ends[states[0]].astype(np.float64)
+        return np.asarray(self._weight * self._ends[states[0]].astype(np.float64))
 
 
 class PhraseScorer:
@@ -111,7 +111,7 @@ class PhraseScorer:
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
-        return self._ends[states[0]]
+        return np.asarray(self._ends[states[0]])
 
 
 class WordScorer:

@@ -114,7 +114,7 @@ def test_a_decoder_file_finds_its_language_model_beside_it(tmp_path: Path):
 )
 def test_damaged_decoder_files(tmp_path: Path, damage, error: type[Exception]):
     path = tmp_path / "words.decoder"
-    write_decoder_file(path, DecoderConfig(lm=model_of(tmp_path, digits(30))), ENGLISH)
+    write_decoder_file(path, DecoderConfig(beam=64, lm=model_of(tmp_path, digits(30))), ENGLISH)
     damage(path)
     with pytest.raises(error, match=str(path)):
         read_decoder_file(path)
