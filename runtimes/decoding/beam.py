@@ -110,13 +110,14 @@ class BeamDecoder:
     def update(self, state: BeamState, duration_s: float = float("inf")) -> Update:
         """See `Decoder`; the tail is what is not committed yet of the best hypothesis."""
         new: tuple[Word, ...] = ()
-        if state.told < len(state.labels):
-            new = self._words(state.labels[state.told :], duration_s)
-            state.told = len(state.labels)
+        if (end := self._end_of_words(state)) > state.told:
+            new = self._words(state.labels[state.told : end], duration_s)
+            state.told = end
             state.stable = " ".join([state.stable, *(word.text for word in new)]).lstrip()
         best = int(state.beam.score.argmax())
         path = [*state.committed, *state.history.path(int(state.beam.node[best]))]
-        tail = self._words([(label, frame, frame) for label, frame in path], duration_s)
+        rest = [*state.labels[end:], *((label, frame, frame) for label, frame in path)]
+        tail = self._words(rest, duration_s)
         return Update(state.stable, " ".join(word.text for word in tail), new, tail)
 
     def finish(self, state: BeamState, duration_s: float) -> Transcript:
@@ -172,6 +173,13 @@ class BeamDecoder:
 
     def _words(self, labels: Sequence[tuple[int, int, int]], duration_s: float) -> tuple[Word, ...]:
         return words_of(labels, self._alphabet, self._frame_s, duration_s)
+
+    def _end_of_words(self, state: BeamState) -> int:
+        """Where the last whole word of the aligned labels ends: after its space."""
+        for end in range(len(state.labels), state.told, -1):
+            if state.labels[end - 1][0] == self._space:
+                return end
+        return state.told
 
     def _search(self, hot_words: Sequence[HotWords | None]) -> Search:
         """A search with the hot words of these utterances; their column is always there."""

@@ -17,6 +17,10 @@ COMMIT_EVERY = 10
 """Frames from one look at what can be committed to the next: a fifth of a second at 20 ms a frame.
 They are counted from the beginning of the stream, so that its blocks make no difference."""
 
+OLD = 200
+"""Frames after which a committed word is aligned though no space follows yet, so that a long silence
+does not fill the memory."""
+
 LEAST = -1e3
 """Least log-probability: in fp16 a probability may be 0, and then no hypothesis might be left."""
 
@@ -35,7 +39,7 @@ class BeamState:
         held_from: number of the first of those frames.
         committed: (label, frame of its emission) of what is committed and not aligned yet.
         committed_confidence: of each of those.
-        labels: (label, first frame, last frame) of what is aligned: whole words.
+        labels: (label, first frame, last frame) of what is aligned.
         confidence: of each of those labels.
         told: how many of those labels an update has told.
         stable: words that updates have told.
@@ -136,10 +140,11 @@ class Batch:
             node = ancestors[mine[int(score[mine].argmax())]]
             same = np.asarray(ancestors[mine] == node)
             keep[rows[mine[~same]]] = False
+            share = 1.0
             if node != self._roots[utterance]:
                 share = float(posteriors(score[mine], self._scale)[same].sum())
-                self._commits[utterance].append((int(node), share, int(limits[utterance])))
                 self._roots[utterance] = node
+            self._commits[utterance].append((int(node), share, int(limits[utterance])))
         if not keep.all():
             self._beam, self._utterances = self._beam.take(keep), self._utterances[keep]
 
@@ -174,9 +179,14 @@ class Batch:
 
 
 def _align_words(state: BeamState, limit: int, space: int) -> None:
-    """Give the committed words their times, up to the last space, and forget their frames."""
+    """Give committed labels their times and forget their frames: whole words, or what is old."""
     labels = [label for label, _ in state.committed]
+    if not labels:  # all that may still be heard comes after the limit
+        _forget(state, limit + 1)
+        return
     count = len(labels) - labels[::-1].index(space) if space in labels else 0
+    if limit - state.committed[-1][1] > OLD:
+        count = len(labels)
     if not count:
         return
     held = np.concatenate(state.held)
@@ -184,6 +194,11 @@ def _align_words(state: BeamState, limit: int, space: int) -> None:
     state.labels += spans
     state.confidence += state.committed_confidence[:count]
     del state.committed[:count], state.committed_confidence[:count]
-    first = spans[-1][2] + 1
-    state.held = [held[first - state.held_from :]]
-    state.held_from = first
+    _forget(state, spans[-1][2] + 1)
+
+
+def _forget(state: BeamState, first: int) -> None:
+    """Drop the log-probabilities of the frames before this one."""
+    if first > state.held_from:
+        state.held = [np.concatenate(state.held)[first - state.held_from :].copy()]
+        state.held_from = first

@@ -219,3 +219,41 @@ def test_not_a_number_is_an_error():
 def test_settings_that_cannot_be(settings_: dict[str, Any], error: type[Exception]):
     with pytest.raises(error):
         DecoderConfig(**settings_)(ALPHABET, FRAME_S)
+
+
+def silence(frames: int, word: str = "") -> np.ndarray:
+    """A word of clear letters, and blanks after it, (frames, 4) float32."""
+    rows = np.full((frames, 4), -12.0, np.float32)
+    rows[:, 0] = -1e-4
+    for at, letter in enumerate(word):
+        rows[2 * at + 1] = -12.0
+        rows[2 * at + 1, ALPHABET.labels.index(letter)] = -1e-4
+    return rows
+
+
+def test_a_word_is_one_though_a_long_silence_is_in_it():
+    decoder = DecoderConfig()(ALPHABET, FRAME_S)
+    state = decoder.start(live=True)
+    for part in (silence(2000, "AB"), silence(2000, "BA"), silence(100, " A")):
+        for block in np.array_split(part, 50):
+            decoder.advance([state], [block])
+            update = decoder.update(state)
+    assert (update.stable, update.tail) == ("ABBA", "A")
+    found = decoder.finish(state, 4100 * FRAME_S)
+    assert found.text == "ABBA A"
+    assert [char.start for char in found.chars] == pytest.approx(
+        [FRAME_S * frame for frame in (1, 3, 2001, 2003, 4001, 4003)]
+    )
+
+
+@pytest.mark.parametrize("word", ["", "AB"])
+def test_silence_takes_no_memory(word: str):
+    """Five minutes of it: the log-probabilities alone would be 240 kB."""
+    decoder = DecoderConfig()(ALPHABET, FRAME_S)
+    state = decoder.start(live=True)
+    decoder.advance([state], [silence(100, word)])
+    for _ in range(150):
+        decoder.advance([state], [silence(100)])
+        decoder.update(state)
+    assert sum(block.nbytes for block in state.held) < 5_000
+    assert state.history.size < 300
