@@ -353,11 +353,11 @@ class Search:
     def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
         """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
         if utterances == 1:
-            near = np.flatnonzero(score > score.max() - self._limits.threshold)
+            near = np.flatnonzero(score >= score.max() - self._limits.threshold)
             return near[np.argsort(-score[near], kind="stable")[: self._limits.beam]]
         best = np.full(utterances, -np.inf)
         np.maximum.at(best, owners, score)
-        near = np.flatnonzero(score > best[owners] - self._limits.threshold)
+        near = np.flatnonzero(score >= best[owners] - self._limits.threshold)
         order = near[np.lexsort((-score[near], owners[near]))]
         starts = _starts(owners[order])
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))

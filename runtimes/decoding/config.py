@@ -74,7 +74,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             ("unknown_letter", self.unknown_letter is None or -100 < self.unknown_letter <= 0),
             ("hot_words", all(0 <= weight < 100 for weight in self.hot_words.values())),
             ("nbest", self.nbest >= 1),
-            ("commit_s", self.commit_s is None or self.commit_s > 0),
+            ("commit_s", self.commit_s is None or 0 < self.commit_s < 1e6),
             ("confidence_scale", 0 < self.confidence_scale < 100),
         ):
             if not fine:

@@ -163,6 +163,23 @@ def language_models() -> list[bytes]:
     return found
 
 
+def decoders() -> list[bytes]:
+    """Settings of a beam search: with few of the fields, and with all."""
+    from ds2deploy.runtimes.decoding.config import DecoderConfig
+    from ds2deploy.runtimes.decoding.decoder_file import write_decoder_file
+
+    found = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "case.decoder")
+        for settings in (
+            DecoderConfig(phrases=("A B", "BA"), nbest=3),
+            DecoderConfig(lexicon=("A", "AB"), hot_words={"A B": 0.8}, unknown_letter=None),
+        ):
+            write_decoder_file(path, settings, "_AB ", {"wer": 0.1})
+            found.append(path.read_bytes())
+    return found
+
+
 def summed_again(content: bytes) -> bytes:
     """A changed language model with the checksum that fits it."""
     return content[:16] + zlib.crc32(content[20:]).to_bytes(4, "little") + content[20:]

@@ -207,6 +207,16 @@ def _language_model(content: bytes) -> None:
         model.dense()
 
 
+def _decoder(content: bytes) -> None:
+    from ds2deploy.runtimes.alphabet import Alphabet
+    from ds2deploy.runtimes.decoding.decoder import decode_batch
+    from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
+
+    settings = read_decoder_file(_file("case.decoder", content))
+    rows = np.log(np.full((1, 5, 4), 0.25, np.float32))
+    decode_batch(settings(Alphabet("_AB "), 0.02), rows, np.array([5]), [0.1])
+
+
 def _text(name: str, content: bytes) -> None:
     from ds2deploy.language_models.make import LanguageModelOptions, make_language_model
     from ds2deploy.runtimes.alphabet import Alphabet
@@ -293,6 +303,9 @@ TARGETS = {
             (b",", b'"', b"\r", b"\0", b"\xef\xbb\xbf", b"\xff\xfe"),
         ),
         Target("language-model", seeds.language_models, _language_model, tokens=JSON_WORDS),
+        Target(
+            "decoder", seeds.decoders, _decoder, "text", (*JSON_WORDS, b"null", b"1e999", b"A B")
+        ),
         Target(
             "arpa",
             lambda: [seeds.ARPA],

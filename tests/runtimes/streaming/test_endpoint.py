@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,3 +125,47 @@ def test_a_pool_ends_segments_too(recognizer):
         texts = [segment.text for tick in ticks for segment in tick.update.segments]
     assert texts
     assert texts[0]
+
+
+STRINGS = 40
+
+
+def digit_strings(folder: Path, count: int) -> list[np.ndarray]:
+    """Digits of one speaker each, with pauses of 0.05 to 2 s, at 8 kHz."""
+    random = np.random.default_rng(0)
+    files = sorted(folder.glob("*.wav"))
+    speakers = sorted({path.stem.split("_")[1] for path in files})
+    strings = []
+    for number in range(count):
+        speaker = speakers[number % len(speakers)]
+        own = [path for path in files if path.stem.split("_")[1] == speaker]
+        parts = []
+        for at in random.integers(0, len(own), random.integers(3, 8)).tolist():
+            parts += [
+                soundfile.read(own[at], dtype="float32")[0],
+                np.zeros(int(8000 * random.uniform(0.05, 2.0)), np.float32),
+            ]
+        strings.append(np.concatenate(parts))
+    return strings
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("decoder", [None, ds2deploy.DecoderConfig()], ids=["greedy", "beam"])
+def test_digit_strings_lose_nothing_at_a_seam(spoken_digits: Path, decoder: Any):
+    model = Path(__file__).resolve().parents[2] / "models" / "digits-streaming.ckpt"
+    random = np.random.default_rng(1)
+    ended = 0
+    with ds2deploy.load(model, decoder=decoder) as recognizer:
+        for sound in digit_strings(spoken_digits, STRINGS):
+            found = []
+            with recognizer.stream(8000, endpoint=Endpoint(silence_s=0.5)) as stream:
+                cuts = np.sort(random.integers(0, len(sound), 20))
+                for piece in np.split(sound, cuts):
+                    found += stream.accept(piece).segments
+                found.append(stream.finish())
+            texts = [segment.text for segment in found if segment.text]
+            ended += len(texts) - 1
+            # A word that the model completes when the next one begins is cut in two.
+            letters = recognizer.transcribe(sound, 8000).text.replace(" ", "")
+            assert "".join(texts).replace(" ", "") == letters
+    assert ended > 2 * STRINGS
