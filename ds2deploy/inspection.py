@@ -1,4 +1,4 @@
-"""Identify a file: checkpoint, artifact, engine, language model, manifest or recording."""
+"""Identify a file: checkpoint, artifact, engine, language model, decoder, manifest or recording."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import msgspec
 
 from ds2deploy.loading import file_kind
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder_file import SUFFIX as DECODER_SUFFIX
+from ds2deploy.runtimes.decoding.decoder_file import read_content
 from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
 from ds2deploy.runtimes.decoding.language_model_file import read_file
 from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError, require
@@ -40,6 +43,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         return _engine(path)
     if path.suffix == LANGUAGE_MODEL_SUFFIX:
         return _language_model(path)
+    if path.suffix == DECODER_SUFFIX:
+        return _decoder(path)
     try:
         file_kind(path)
     except (ModelFileError, PermissionError):
@@ -130,6 +135,21 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             "metrics": checkpoint.metrics,
             "source": _plain(checkpoint.source),
         },
+    }
+
+
+def _decoder(path: Path) -> dict[str, Any]:
+    content = read_content(path)
+    usual, settings = msgspec.to_builtins(DecoderConfig()), msgspec.to_builtins(content.settings)
+    given = {name: value for name, value in settings.items() if value != usual[name]}
+    return {
+        "file": f"{path}",
+        "is": "settings of a beam search",
+        "labels": f"{len(content.labels)}: {content.labels}",
+        "language model": settings["lm"] or "none",
+        "settings": ", ".join(f"{name} {value}" for name, value in given.items() if name != "lm"),
+        "tuned": ", ".join(f"{name} {value}" for name, value in content.tuned.items()) or "no",
+        "details": {**_plain(content), "kind": "decoder"},
     }
 
 
@@ -240,7 +260,7 @@ def _recording(path: Path) -> dict[str, Any]:
             raise  # with the command that converts it
         raise ModelFileError(
             f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
-            "expected .onnx, .ckpt, .lm, .jsonl, .jsonl.gz, .json, .csv or audio"
+            "expected .onnx, .ckpt, .lm, .decoder, .jsonl, .jsonl.gz, .json, .csv or audio"
         ) from None
     return {
         "file": str(path),

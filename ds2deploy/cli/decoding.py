@@ -80,12 +80,19 @@ def choose_decoder(
 
 def _hot_words(value: str) -> list[str]:
     """Phrases of the option: of a file if there is one of this name, or between commas."""
-    if Path(value).is_file():
+    if _is_file(value):
         return _lines(Path(value), "--hotwords")
     found = [phrase.strip() for phrase in value.split(",") if phrase.strip()]
     if not found:
         raise ConfigError(f'--hotwords {value!r}: no phrase; expected a file, or "A,B"')
     return found
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except OSError:  # longer than a name may be
+        return False
 
 
 def _lines(path: Path, name: str) -> list[str]:

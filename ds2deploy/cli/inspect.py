@@ -16,7 +16,9 @@ from ds2deploy.runtimes.errors import Ds2Error
 def inspect(
     files: Annotated[
         list[Path],
-        argument("FILE", "Checkpoints, artifacts, language models, manifests, recordings."),
+        argument(
+            "FILE", "Checkpoints, artifacts, language models, decoders, manifests, recordings."
+        ),
     ],
     json: Json = False,
 ) -> None:

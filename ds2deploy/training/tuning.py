@@ -27,8 +27,8 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.evaluation import cut_source
 
-LM_WEIGHTS = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
-WORD_SCORES = (-1.0, 0.0, 1.0, 2.0)
+LM_WEIGHTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
+WORD_SCORES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 CONFIDENCE_SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
 FEWEST = 20
 """Utterances that a tuning needs."""

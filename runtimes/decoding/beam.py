@@ -146,7 +146,7 @@ class BeamDecoder:
             self._alphabet,
             self._frame_s,
             duration_s,
-            scores[0] / max(state.frames, 1),
+            float(scores[0]) / max(state.frames, 1),
             confidence,
         )
         committed = min([*state.confidence, *state.committed_confidence], default=1.0)

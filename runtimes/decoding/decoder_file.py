@@ -74,14 +74,13 @@ def write_decoder_file(
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
-def read_decoder_file(path: str | Path) -> DecoderConfig:
-    """Read settings, and check that their language model is the one that they were tuned with.
+def read_content(path: Path) -> DecoderFile:
+    """Read a file without its language model.
 
     Raises:
-        MissingFileError: no such file, or its language model is not there.
-        ModelFileError: damaged, of a newer format, or with another language model.
+        MissingFileError: no such file.
+        ModelFileError: damaged, or of a newer format.
     """
-    path = Path(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -100,6 +99,18 @@ def read_decoder_file(path: str | Path) -> DecoderConfig:
             f"{path}: of format {found.format_version}, this version reads {FORMAT_VERSION}; "
             "upgrade ds2deploy, or make it again with ds2deploy tune"
         )
+    return found
+
+
+def read_decoder_file(path: str | Path) -> DecoderConfig:
+    """Read settings, and check that their language model is the one that they were tuned with.
+
+    Raises:
+        MissingFileError: no such file, or its language model is not there.
+        ModelFileError: damaged, of a newer format, or with another language model.
+    """
+    path = Path(path)
+    found = read_content(path)
     settings = found.settings
     if settings.lm is None:
         return settings

@@ -208,11 +208,14 @@ def _language_model(content: bytes) -> None:
 
 
 def _decoder(content: bytes) -> None:
+    from ds2deploy.inspection import inspect_file
     from ds2deploy.runtimes.alphabet import Alphabet
     from ds2deploy.runtimes.decoding.decoder import decode_batch
     from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
-    settings = read_decoder_file(_file("case.decoder", content))
+    path = _file("case.decoder", content)
+    inspect_file(path)
+    settings = read_decoder_file(path)
     rows = np.log(np.full((1, 5, 4), 0.25, np.float32))
     decode_batch(settings(Alphabet("_AB "), 0.02), rows, np.array([5]), [0.1])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ds2deploy.inspection import inspect_file
 from ds2deploy.language_models.make import LanguageModelOptions, make_language_model
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.decoding.config import DecoderConfig
@@ -91,6 +92,10 @@ def test_a_decoder_file_finds_its_language_model_beside_it(tmp_path: Path):
     found = read_decoder_file(moved / path.name)
     assert found.lm == str(moved / "words.lm")
     assert (found.lm_weight, found.hot_words) == (0.3, {"NINE": 1.0})
+    facts = inspect_file(moved / path.name)
+    assert facts["language model"] == "words.lm"
+    assert facts["details"]["tuned"] == {"wer": 0.1}
+    assert facts["details"]["settings"]["lm_weight"] == 0.3
 
 
 @pytest.mark.parametrize(
