@@ -18,8 +18,8 @@ COMMIT_EVERY = 10
 They are counted from the beginning of the stream, so that its blocks make no difference."""
 
 OLD = 200
-"""Frames after which a committed word is aligned though no space follows yet: a long silence must not
-fill the memory."""
+"""Frames after which a committed word is aligned though no space follows yet, so that a silence of
+minutes does not fill the memory."""
 
 LEAST = -1e3
 """Least log-probability: in fp16 a probability may be 0, and then no hypothesis might be left."""
