@@ -166,7 +166,7 @@ def tune(
             (weight, score, word_error_rate(chooses, _texts(chooses, alphabet, frame_s, one)))
         )
         progress(len(tried), len(grid))
-    weight, score, _ = min(tried, key=lambda item: item[2])
+    weight, score = _steadiest(tried)
     best = msgspec.structs.replace(settings, lm_weight=weight, word_score=score)
     best = msgspec.structs.replace(
         best, confidence_scale=_confidence_scale(chooses, alphabet, frame_s, best)
@@ -183,6 +183,28 @@ def tune(
         utterances=len(measures),
         tried=tuple(tried),
     )
+
+
+def _steadiest(tried: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The weight and word score whose neighbours are good too; of equal ones, one amid them.
+
+    The best of few utterances is often one of many equal settings, or best by chance.
+    """
+    weights = sorted({weight for weight, _, _ in tried})
+    scores = sorted({score for _, score, _ in tried})
+    wers = {(weights.index(weight), scores.index(score)): wer for weight, score, wer in tried}
+
+    def around(i: int, j: int) -> float:
+        near = [wers[at] for at in itertools.product(range(i - 1, i + 2), range(j - 1, j + 2))
+                if at in wers]  # fmt: skip
+        return round((wers[i, j] + sum(near) / len(near)) / 2, 9)
+
+    least = min(around(*at) for at in wers)
+    best = [(i, j) for i, j in sorted(wers) if around(i, j) == least]
+    plain = min(abs(scores[j]) for _, j in best)
+    best = [(i, j) for i, j in best if abs(scores[j]) == plain]
+    i, j = best[len(best) // 2]
+    return weights[i], scores[j]
 
 
 class KeptTranscript(Transcript, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file, write_decoder_file
 from ds2deploy.runtimes.decoding.greedy import greedy_text
 from ds2deploy.runtimes.errors import ManifestError, MissingFileError, ModelFileError
-from ds2deploy.training.tuning import Utterance, tune
+from ds2deploy.training.tuning import Utterance, _steadiest, tune
 
 ALPHABET = Alphabet(ENGLISH)
 WORDS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
@@ -72,6 +73,16 @@ def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: 
     result = tune(noisy, ALPHABET, FRAME_S, settings)
     assert not result.better
     assert result.wer >= result.greedy_wer
+
+
+def test_the_best_by_chance_is_not_chosen():
+    grid = list(itertools.product((0.1, 0.2, 0.4, 0.8, 1.6), (-1.0, 0.0, 1.0)))
+    flat = [(weight, score, 0.2 if weight > 1 else 0.1) for weight, score in grid]
+    assert _steadiest(flat) == (0.2, 0.0)  # in the middle of all that are equal
+    lucky = [(w, s, 0.095 if (w, s) == (1.6, 1.0) else wer) for w, s, wer in flat]
+    assert _steadiest(lucky) == (0.2, 0.0)
+    better = [(w, s, 0.05 if w == 0.4 else wer) for w, s, wer in flat]
+    assert _steadiest(better) == (0.4, 0.0)
 
 
 def test_too_few_utterances(noisy: list[Utterance], tmp_path: Path):
