@@ -102,6 +102,23 @@ def speaker(cut: Cut) -> str:
     return (cut.supervisions[0].speaker or "") if cut.supervisions else ""
 
 
+def cut_tags(cut: Cut) -> dict[str, str]:
+    """Facts of a cut that groups can be made of: speaker, gender, language, and its own tags.
+
+    Of a joined cut, different values stand beside each other.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for part in cut.supervisions:
+        known = {"speaker": part.speaker, "gender": part.gender, "language": part.language}
+        for name, value in {**known, **(part.custom or {})}.items():
+            if isinstance(value, (str, int, float)) and value != "":
+                found.setdefault(name, {})[str(value)] = None
+    for name, value in (getattr(cut, "custom", None) or {}).items():
+        if isinstance(value, (str, int, float)):
+            found[name] = {str(value): None}
+    return {name: "+".join(values) for name, values in found.items()}
+
+
 def audio_path(cut: Cut) -> str:
     """Path of the (first) file of a cut."""
     return str(recordings(cut)[0].sources[0].source)

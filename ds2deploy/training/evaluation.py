@@ -11,7 +11,7 @@ import msgspec
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from ds2deploy.data.cuts import audio_path, read_audio, transcript
+from ds2deploy.data.cuts import audio_path, cut_tags, read_audio, transcript
 from ds2deploy.data.manifest import check_transcript
 from ds2deploy.data.manifest_checks import Unusable
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -20,6 +20,7 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.pipeline import Recognized
 from ds2deploy.runtimes.preparation import AudioInput
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.training.error_analysis import wer_interval, word_errors
 from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
 
 
@@ -43,6 +44,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         runtime: runtime that ran the model.
         wer: word error rate, from 0.
+        interval: 95 % interval of the word error rate, see `wer_interval`.
         cer: character error rate, from 0.
         errors: counts behind both.
         utterances: number of utterances that were recognised; the errors are of these.
@@ -57,6 +59,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     runtime: str
     wer: float
+    interval: tuple[float, float]
     cer: float
     errors: ErrorCounts
     utterances: int
@@ -107,7 +110,8 @@ def evaluate(
             rejected[i] = item.result
         else:
             said = alphabet.normalize(transcript(listed[i]))
-            hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text))
+            facts = (round(item.audio_s, 3), cut_tags(listed[i]))
+            hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text, *facts))
     failed = [*unusable, *(Unusable(audio_path(listed[i]), rejected[i]) for i in sorted(rejected))]
     if not hypotheses:
         raise _none_left(failed)
@@ -115,6 +119,7 @@ def evaluate(
     return Evaluation(
         runtime=recognizer.session.runtime,
         wer=errors.wer,
+        interval=wer_interval(*word_errors(hypotheses)),
         cer=errors.cer,
         errors=errors,
         utterances=len(hypotheses),

@@ -15,7 +15,7 @@ from ds2deploy.config import Recipe
 from ds2deploy.data.plots import line_figure
 from ds2deploy.runtimes.files import json_text, marked, whole_file
 from ds2deploy.training.run_folder import RunFolder
-from ds2deploy.training.scoring import worst_first
+from ds2deploy.training.scoring import Hypothesis, worst_first
 
 REPORT = "report.html"
 
@@ -59,20 +59,24 @@ def write_report(folder: RunFolder, recipe: Recipe) -> Path:
         f"<h1>{html.escape(folder.path.name)}</h1>",
         _summary(lines, best),
         *(_curve(title, lines, kind, names) for title, kind, names in CURVES),
-        _worst(folder),
+        worst_utterances(folder.hypotheses()),
         _broken(folder),
         "<h2>Recipe</h2>",
         f"<pre>{html.escape(_recipe_text(recipe))}</pre>",
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(folder.path.name)}</title><style>{STYLE}</style></head>"
-        f"<body>\n{chr(10).join(part for part in parts if part)}\n</body></html>\n"
-    )
     path = folder.path / REPORT
     with whole_file(path) as temporary:
-        temporary.write_text(marked(page), encoding="utf-8")
+        temporary.write_text(marked(page(folder.path.name, parts)), encoding="utf-8")
     return path
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Make a page of its parts, which are HTML; empty ones are left out."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body>\n{chr(10).join(part for part in parts if part)}\n</body></html>\n"
+    )
 
 
 def _summary(lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
@@ -111,8 +115,8 @@ def _is_number(line: dict[str, Any], name: str) -> bool:
     return line.get(name) is not None and math.isfinite(line[name])
 
 
-def _worst(folder: RunFolder) -> str:
-    hypotheses = folder.hypotheses()
+def worst_utterances(hypotheses: Sequence[Hypothesis]) -> str:
+    """List the utterances with most errors, as HTML."""
     wrong = worst_first(hypotheses)
     rows = "".join(
         f'<tr><td class="number">{100 * counts.cer:.0f} %</td>'
@@ -120,7 +124,7 @@ def _worst(folder: RunFolder) -> str:
         f"<td>{html.escape(item.audio)}</td></tr>"
         for item, counts in wrong[:WORST]
     )
-    said = f"{len(wrong)} of {len(hypotheses)} validation utterances have an error."
+    said = f"{len(wrong)} of {len(hypotheses)} utterances have an error."
     table = (
         f"<table><tr><th>CER</th><th>said, and heard</th><th>audio</th></tr>{rows}</table>"
         if rows

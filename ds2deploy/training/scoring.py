@@ -39,11 +39,21 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
 
 class Hypothesis(msgspec.Struct, frozen=True):
-    """One utterance with what was recognised."""
+    """One utterance with what was recognised.
+
+    Attributes:
+        audio: path of its recording.
+        reference: transcript.
+        hypothesis: recognised text.
+        duration_s: duration (seconds).
+        tags: speaker and other facts that the manifest has.
+    """
 
     audio: str
     reference: str
     hypothesis: str
+    duration_s: float = 0.0
+    tags: dict[str, str] = {}
 
 
 def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, ErrorCounts]]:

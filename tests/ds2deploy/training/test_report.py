@@ -95,7 +95,7 @@ def test_the_report(run: Path):
     best = RunFolder(run).best_metrics()
     assert f"WER {100 * best['wer']:.2f} %" in text
     wrong = worst_first(RunFolder(run).hypotheses())
-    assert f"{len(wrong)} of 10 validation utterances have an error" in text
+    assert f"{len(wrong)} of 10 utterances have an error" in text
     assert wrong[0][0].reference in text
     assert wrong[0][0].audio in text
     assert page.count("<svg") == 5

@@ -1,0 +1,278 @@
+"""Where the errors of an evaluation are: intervals, groups, confused words, two models compared."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import jiwer
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ds2deploy.runtimes.errors import (
+    DECODING_ERRORS,
+    ConfigError,
+    MissingFileError,
+    one_line,
+    system_reason,
+)
+from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
+
+RESAMPLES = 2000
+CONFUSIONS = 20
+MOST_VALUES = 100
+"""Different values of a tag that still makes groups unasked."""
+
+DURATIONS_S = (2.0, 5.0, 10.0, 20.0)
+"""Edges of the groups by duration (seconds)."""
+
+DURATION = "duration"
+UNKNOWN = "unknown"
+NOTHING = ""
+"""Stands for no word in a confusion: of an insertion, or of a deletion."""
+
+Counts = npt.NDArray[np.int64]
+"""(utterances,)"""
+
+Verdict = Literal["better", "worse", "cannot be told"]
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Utterances that have something in common.
+
+    Attributes:
+        by: what: `speaker`, `duration`, or a tag of the manifest.
+        value: its value.
+        utterances: number of utterances.
+        errors: counts of their errors.
+        wer: word error rate.
+        interval: its 95 % interval, see `wer_interval`.
+        cer: character error rate.
+    """
+
+    by: str
+    value: str
+    utterances: int
+    errors: ErrorCounts
+    wer: float
+    interval: tuple[float, float]
+    cer: float
+
+
+class Confusion(msgspec.Struct, frozen=True):
+    """A word and what was recognised instead.
+
+    Attributes:
+        said: word of the transcript; empty for an insertion.
+        heard: recognised word; empty for a deletion.
+        count: how often.
+    """
+
+    said: str
+    heard: str
+    count: int
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Two evaluations of the same utterances.
+
+    Attributes:
+        against: name of the other evaluation.
+        utterances: number of utterances that both recognised.
+        wer: word error rate of these utterances.
+        against_wer: the other's.
+        saved: the other's minus this one's.
+        interval: 95 % interval of what is saved, from a paired bootstrap over utterances.
+        verdict: `better` or `worse` where the whole interval is on one side of 0.
+    """
+
+    against: str
+    utterances: int
+    wer: float
+    against_wer: float
+    saved: float
+    interval: tuple[float, float]
+    verdict: Verdict
+
+
+def word_errors(hypotheses: Sequence[Hypothesis]) -> tuple[Counts, Counts]:
+    """Word errors and words of each utterance."""
+    found = [count_errors([one.reference], [one.hypothesis]) for one in hypotheses]
+    return np.array([one.word_errors for one in found]), np.array([one.words for one in found])
+
+
+def wer_interval(errors: Counts, words: Counts) -> tuple[float, float]:
+    """95 % bootstrap interval of the word error rate (Bisani and Ney, 2004).
+
+    Utterances are drawn with replacement, so that errors of one utterance stay together.
+
+    Args:
+        errors: word errors of each utterance; differences of them give an interval of those.
+        words: words of each utterance.
+    """
+    random = np.random.default_rng(1)
+    rates = []
+    for _ in range(RESAMPLES):
+        drawn = random.integers(0, len(words), len(words))
+        rates.append(errors[drawn].sum() / max(int(words[drawn].sum()), 1))
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def groups(hypotheses: Sequence[Hypothesis], by: Sequence[str]) -> list[Group]:
+    """Count errors by speaker, duration, or tags of the manifest.
+
+    Args:
+        hypotheses: utterances with their tags.
+        by: names of tags, or `duration`.
+
+    Raises:
+        ConfigError: no utterance has such a tag.
+    """
+    known = sorted({tag for one in hypotheses for tag in one.tags})
+    found: list[Group] = []
+    for name in by:
+        if name != DURATION and name not in known:
+            raise ConfigError(
+                f"--by {name}: no utterance has it; the manifest has "
+                f"{', '.join([DURATION, *known])}"
+            )
+        members: defaultdict[str, list[Hypothesis]] = defaultdict(list)
+        for one in hypotheses:
+            value = one.tags.get(name, UNKNOWN)
+            members[_duration_group(one.duration_s) if name == DURATION else value].append(one)
+        order = sorted(members, key=_as_number) if name == DURATION else sorted(members)
+        found += [_group(name, value, members[value]) for value in order]
+    return found
+
+
+def common_tags(hypotheses: Sequence[Hypothesis]) -> list[str]:
+    """Duration, and the tags that make groups: those of few different values."""
+    values: defaultdict[str, set[str]] = defaultdict(set)
+    for one in hypotheses:
+        for name, value in one.tags.items():
+            values[name].add(value)
+    return [DURATION, *sorted(name for name in values if len(values[name]) <= MOST_VALUES)]
+
+
+def confusions(hypotheses: Sequence[Hypothesis], most: int = CONFUSIONS) -> list[Confusion]:
+    """Count words that were recognised as others, the most frequent first."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for one in hypotheses:
+        said, heard = one.reference.split(), one.hypothesis.split()
+        if not said:
+            counted.update((NOTHING, word) for word in heard)
+            continue
+        for chunk in jiwer.process_words(one.reference, one.hypothesis).alignments[0]:
+            if chunk.type == "equal":
+                continue
+            left = said[chunk.ref_start_idx : chunk.ref_end_idx] or [NOTHING] * len(heard)
+            right = heard[chunk.hyp_start_idx : chunk.hyp_end_idx] or [NOTHING] * len(said)
+            counted.update(zip(left, right, strict=False))
+    ranked = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    return [Confusion(*words, count) for words, count in ranked[:most]]
+
+
+def compare(
+    hypotheses: Sequence[Hypothesis], others: Sequence[Hypothesis], against: str
+) -> Comparison:
+    """Compare two evaluations of one manifest, utterance by utterance.
+
+    Args:
+        hypotheses: of this evaluation.
+        others: of the other one.
+        against: its name.
+
+    Raises:
+        ConfigError: no utterance is in both.
+    """
+    theirs = dict(zip(_keys(others), others, strict=True))
+    pairs = [
+        (one, theirs[key])
+        for key, one in zip(_keys(hypotheses), hypotheses, strict=True)
+        if key in theirs
+    ]
+    if not pairs:
+        raise ConfigError(
+            f"--against {against}: has no utterance of this manifest; compare on the same one"
+        )
+    errors, words = word_errors([one for one, _ in pairs])
+    other_errors, _ = word_errors([other for _, other in pairs])
+    total = max(int(words.sum()), 1)
+    low, high = wer_interval(other_errors - errors, words)
+    verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "cannot be told"
+    return Comparison(
+        against=against,
+        utterances=len(pairs),
+        wer=float(errors.sum() / total),
+        against_wer=float(other_errors.sum() / total),
+        saved=float((other_errors - errors).sum() / total),
+        interval=(low, high),
+        verdict=verdict,
+    )
+
+
+class _Saved(msgspec.Struct):
+    """What an evaluation as JSON must have for a comparison."""
+
+    hypotheses: list[Hypothesis]
+
+
+def read_hypotheses(path: Path) -> list[Hypothesis]:
+    """Read the utterances of `ds2deploy evaluate --json`.
+
+    Raises:
+        MissingFileError: no such file.
+        ConfigError: another file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MissingFileError(
+            f"--against {path}: {system_reason(error)}; expected a model, or the output of "
+            "ds2deploy evaluate --json"
+        ) from None
+    try:
+        return msgspec.json.decode(content, type=_Saved).hypotheses
+    except DECODING_ERRORS as error:
+        raise ConfigError(
+            f"--against {path}: not the output of ds2deploy evaluate --json ({one_line(error)})"
+        ) from None
+
+
+def _group(by: str, value: str, members: Sequence[Hypothesis]) -> Group:
+    errors = count_errors([one.reference for one in members], [one.hypothesis for one in members])
+    return Group(
+        by=by,
+        value=value,
+        utterances=len(members),
+        errors=errors,
+        wer=errors.wer,
+        interval=wer_interval(*word_errors(members)),
+        cer=errors.cer,
+    )
+
+
+def _duration_group(seconds: float) -> str:
+    for low, high in zip((0.0, *DURATIONS_S), DURATIONS_S, strict=False):
+        if seconds < high:
+            return f"{low:g} to {high:g} s"
+    return f"{DURATIONS_S[-1]:g} s or more"
+
+
+def _as_number(group: str) -> float:
+    return float(group.split()[0])
+
+
+def _keys(hypotheses: Sequence[Hypothesis]) -> list[tuple[str, str, int]]:
+    """File name, transcript, and which of several with both."""
+    seen: Counter[tuple[str, str]] = Counter()
+    keys = []
+    for one in hypotheses:
+        key = (one.audio, one.reference)
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
