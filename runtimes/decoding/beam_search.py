@@ -72,6 +72,10 @@ class Beam:
         """Log-probability and bonus."""
         return np.logaddexp(self.blank, self.label) + self.bonus
 
+    def with_paths(self, blank: Floats, label: Floats) -> Beam:
+        """The same texts, of other probabilities."""
+        return Beam(self.hash, self.last, blank, label, self.bonus, self.states, self.node)
+
     def take(self, index: npt.NDArray[Any] | slice) -> Beam:
         """Give these hypotheses, in this order."""
         return Beam(*(getattr(self, field.name)[..., index] for field in fields(self)))
@@ -248,9 +252,9 @@ class Search:
         at, labels = np.nonzero(wanted[utterances])
         path = np.where(labels == beam.last[at], beam.blank[at], total[at])
         path += log_probs[utterances[at], labels]
-        likely = np.flatnonzero(path + beam.bonus[at] > floor[utterances[at]])
+        likely = (path + beam.bonus[at] > floor[utterances[at]]).nonzero()[0]
         if not len(likely):
-            return replace(beam, blank=blank, label=label), utterances
+            return beam.with_paths(blank, label), utterances
         at, labels, path = at[likely], labels[likely], path[likely]
         owners = utterances[at]
         states, gains = self._score(beam.states[:, at], labels, owners)
@@ -279,11 +283,9 @@ class Search:
 
     def quiet_frame(self, beam: Beam, utterances: Ints, log_probs: Floats) -> Beam:
         """Read a frame in which no label extends anything; see `frame`."""
-        return replace(
-            beam,
-            blank=np.logaddexp(beam.blank, beam.label) + log_probs[utterances, BLANK],
-            label=beam.label + log_probs[utterances, beam.last],
-        )
+        blank = np.logaddexp(beam.blank, beam.label) + log_probs[utterances, BLANK]
+        label = beam.label + log_probs[utterances, beam.last]
+        return beam.with_paths(blank, label)
 
     def extending(self, log_probs: Floats) -> npt.NDArray[np.bool_]:
         """Choose the labels that extend hypotheses: the most likely ones of every frame.
@@ -348,16 +350,16 @@ class Search:
         into = at[same]
         if len(into):
             label[into] = np.logaddexp(label[into], path[same])
-        return np.flatnonzero(~same)
+        return (~same).nonzero()[0]
 
     def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
         """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
         if utterances == 1:
-            near = np.flatnonzero(score >= score.max() - self._limits.threshold)
+            near = (score >= score.max() - self._limits.threshold).nonzero()[0]
             return near[np.argsort(-score[near], kind="stable")[: self._limits.beam]]
         best = np.full(utterances, -np.inf)
         np.maximum.at(best, owners, score)
-        near = np.flatnonzero(score >= best[owners] - self._limits.threshold)
+        near = (score >= best[owners] - self._limits.threshold).nonzero()[0]
         order = near[np.lexsort((-score[near], owners[near]))]
         starts = _starts(owners[order])
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
@@ -372,5 +374,7 @@ def _salt(labels: int) -> npt.NDArray[np.uint64]:
 
 
 def _starts(groups: Ints) -> Ints:
-    """Where each group begins, of numbers that are grouped."""
-    return np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+    """Where each group begins, of numbers from 0 that are grouped."""
+    if not groups[-1]:
+        return np.zeros(1, np.int64)
+    return (np.concatenate([[True], groups[1:] != groups[:-1]])).nonzero()[0]

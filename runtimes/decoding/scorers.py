@@ -164,7 +164,9 @@ class WordScorer:
         following = self._trie.child[node, labels].astype(np.int64)
         gains = self._look_ahead[following] - self._look_ahead[node]
         spaces = labels == self._space
-        if (outside := (following == OUTSIDE) & ~spaces).any():
+        outside = following == OUTSIDE
+        outside &= ~spaces
+        if outside.any():
             # The first letter that leaves the lexicon pays for those before it too.
             gains[outside] += self._unknown * (self._trie.depth[node[outside]] + 1)
         if spaces.any():
