@@ -27,6 +27,9 @@ from ds2deploy.runtimes.decoding.transcript import (
 from ds2deploy.runtimes.errors import ConfigError, NotFiniteError
 from ds2deploy.runtimes.features import FloatArray
 
+NEGLIGIBLE = 1e-4
+"""Probability of all hypotheses that are left out where confidence is computed."""
+
 
 class BeamDecoder:
     """Searches for the best text, with what is known beside the network; see `Decoder`.
@@ -128,9 +131,12 @@ class BeamDecoder:
         order = order[np.isfinite(scores[order])]
         if not len(order):  # nothing that a closed list has
             return make_transcript([], self._alphabet, self._frame_s, duration_s, 0.0)
-        scores = scores[order]
+        shares = posteriors(scores[order], self._scale)
+        # The last ones, which together are nearly impossible, change no confidence.
+        likely = 1 + int(np.searchsorted(np.cumsum(shares), 1 - NEGLIGIBLE))
+        order = order[: max(likely, self._nbest)]
+        scores, shares = scores[order], shares[: len(order)]
         paths = [state.history.path(int(node)) for node in state.beam.node[order]]
-        shares = posteriors(scores, self._scale)
         text = [label for label, _ in (*state.committed, *paths[0])]
         labels = [*state.labels]
         if text:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ds2deploy.runtimes.decoding.alignment import align
+from ds2deploy.runtimes.decoding.alignment import align_batch
 from ds2deploy.runtimes.decoding.beam_search import Beam, History, Ints, Search, join
 from ds2deploy.runtimes.decoding.confidence import posteriors
 from ds2deploy.runtimes.decoding.hot_words import HotWords
@@ -161,10 +161,16 @@ class Batch:
             state.beam = beam.take(slice(starts[i], starts[i + 1]))
             state.history = trees[i]
             state.frames += int(self._lengths[i])
-            for path, share, limit in before[i]:
-                state.committed += path
-                state.committed_confidence += [share] * len(path)
-                _align_words(state, limit, self._space)
+
+        # The first commit of each state, then the second: how long a block is makes no difference.
+        for number in range(max(map(len, before))):
+            now = [i for i, commits in enumerate(before) if number < len(commits)]
+            for i in now:
+                path, share, _ = before[i][number]
+                self._states[i].committed += path
+                self._states[i].committed_confidence += [share] * len(path)
+            limits = [before[i][number][2] for i in now]
+            _align_words([self._states[i] for i in now], limits, self._space)
 
     def _committed_paths(self) -> list[list[tuple[list[tuple[int, int]], float, int]]]:
         """(labels with frames, share, last frame) of every commit of each utterance."""
@@ -178,23 +184,30 @@ class Batch:
         return found
 
 
-def _align_words(state: BeamState, limit: int, space: int) -> None:
+def _align_words(states: Sequence[BeamState], limits: Sequence[int], space: int) -> None:
     """Give committed labels their times and forget their frames: whole words, or what is old."""
-    labels = [label for label, _ in state.committed]
-    if not labels:  # all that may still be heard comes after the limit
-        _forget(state, limit + 1)
-        return
-    count = len(labels) - labels[::-1].index(space) if space in labels else 0
-    if limit - state.committed[-1][1] > OLD:
-        count = len(labels)
-    if not count:
-        return
-    held = np.concatenate(state.held)
-    spans = align(held[: limit + 1 - state.held_from], labels, state.held_from)[:count]
-    state.labels += spans
-    state.confidence += state.committed_confidence[:count]
-    del state.committed[:count], state.committed_confidence[:count]
-    _forget(state, spans[-1][2] + 1)
+    ready: list[tuple[BeamState, int, FloatArray]] = []
+    for state, limit in zip(states, limits, strict=True):
+        labels = [label for label, _ in state.committed]
+        if not labels:  # all that may still be heard comes after the limit
+            _forget(state, limit + 1)
+            continue
+        count = len(labels) - labels[::-1].index(space) if space in labels else 0
+        if limit - state.committed[-1][1] > OLD:
+            count = len(labels)
+        if count:
+            held = np.concatenate(state.held)[: limit + 1 - state.held_from]
+            ready.append((state, count, held))
+    spans = align_batch(
+        [held for _, _, held in ready],
+        [[label for label, _ in state.committed] for state, _, _ in ready],
+        [state.held_from for state, _, _ in ready],
+    )
+    for (state, count, _), found in zip(ready, spans, strict=True):
+        state.labels += found[:count]
+        state.confidence += state.committed_confidence[:count]
+        del state.committed[:count], state.committed_confidence[:count]
+        _forget(state, found[count - 1][2] + 1)
 
 
 def _forget(state: BeamState, first: int) -> None:

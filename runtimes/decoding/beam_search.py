@@ -242,44 +242,52 @@ class Search:
         Returns:
             The hypotheses after it, and their utterances.
         """
+        # `take` is twice as fast as an index for arrays of this size.
         total = np.logaddexp(beam.blank, beam.label)
-        blank = total + log_probs[utterances, BLANK]
-        label = beam.label + log_probs[utterances, beam.last]
+        row = log_probs.ravel()
+        offset = utterances * log_probs.shape[1]
+        blank = total + row.take(offset + BLANK)
+        label = beam.label + row.take(offset + beam.last)
         starts = _starts(utterances)
         stay = np.logaddexp(blank, label) + beam.bonus
         # What is below this cannot be kept, whatever the scorers add.
         floor = np.maximum.reduceat(stay, starts) - self._headroom
-        at, labels = np.nonzero(wanted[utterances])
-        path = np.where(labels == beam.last[at], beam.blank[at], total[at])
-        path += log_probs[utterances[at], labels]
-        likely = (path + beam.bonus[at] > floor[utterances[at]]).nonzero()[0]
+        at, labels = wanted.take(utterances, axis=0).nonzero()
+        path = np.where(labels == beam.last.take(at), beam.blank.take(at), total.take(at))
+        path += row.take(offset.take(at) + labels)
+        owners = utterances.take(at)
+        likely = (path + beam.bonus.take(at) > floor.take(owners)).nonzero()[0]
         if not len(likely):
             return beam.with_paths(blank, label), utterances
-        at, labels, path = at[likely], labels[likely], path[likely]
-        owners = utterances[at]
-        states, gains = self._score(beam.states[:, at], labels, owners)
-        hashes = self._extend(beam.hash[at], labels)
+        if len(likely) < len(at):
+            at, labels, path = at.take(likely), labels.take(likely), path.take(likely)
+            owners = owners.take(likely)
+        states, gains = self._score(beam.states.take(at, axis=1), labels, owners)
+        hashes = self._extend(beam.hash.take(at), labels)
         new = self._merge(beam, utterances, hashes, owners, path, label)
-        at, labels, owners = at[new], labels[new], owners[new]
-        bonus = beam.bonus[at] + gains[new]
-        stay = np.logaddexp(blank, label) + beam.bonus
-        score = np.concatenate([stay, path[new] + bonus])
+        if len(new) < len(at):
+            at, labels, owners = at.take(new), labels.take(new), owners.take(new)
+            path, gains, hashes = path.take(new), gains.take(new), hashes.take(new)
+            states = states.take(new, axis=1)
+            stay = np.logaddexp(blank, label) + beam.bonus
+        bonus = beam.bonus.take(at) + gains
         everyone = np.concatenate([utterances, owners])
-        kept = self._best(score, everyone, len(starts))
+        kept = self._best(np.concatenate([stay, path + bonus]), everyone, len(starts))
         is_new = kept >= len(beam)
         added = kept[is_new] - len(beam)
-        node = np.empty(len(kept), np.int64)
-        node[~is_new] = beam.node[kept[~is_new]]
-        node[is_new] = history.add(beam.node[at[added]], labels[added], frames[owners[added]])
+        node = beam.node.take(kept, mode="clip")
+        node[is_new] = history.add(
+            beam.node.take(at.take(added)), labels.take(added), frames.take(owners.take(added))
+        )
         return Beam(
-            hash=np.concatenate([beam.hash, hashes[new]])[kept],
-            last=np.concatenate([beam.last, labels])[kept],
-            blank=np.concatenate([blank, np.full(len(at), -np.inf)])[kept],
-            label=np.concatenate([label, path[new]])[kept],
-            bonus=np.concatenate([beam.bonus, bonus])[kept],
-            states=np.concatenate([beam.states, states[:, new]], axis=1)[:, kept],
+            hash=np.concatenate([beam.hash, hashes]).take(kept),
+            last=np.concatenate([beam.last, labels]).take(kept),
+            blank=np.concatenate([blank, np.full(len(at), -np.inf)]).take(kept),
+            label=np.concatenate([label, path]).take(kept),
+            bonus=np.concatenate([beam.bonus, bonus]).take(kept),
+            states=np.concatenate([beam.states, states], axis=1).take(kept, axis=1),
             node=node,
-        ), everyone[kept]
+        ), everyone.take(kept)
 
     def quiet_frame(self, beam: Beam, utterances: Ints, log_probs: Floats) -> Beam:
         """Read a frame in which no label extends anything; see `frame`."""
@@ -314,15 +322,17 @@ class Search:
 
     def _score(self, states: Ints, labels: Ints, utterances: Ints) -> tuple[Ints, Floats]:
         gains = np.zeros(len(labels))
-        following: list[Ints] = []
+        following = np.empty_like(states)
         for scorer, columns in zip(self._scorers, self._columns, strict=True):
             new, gain = scorer.step(states[columns], labels, utterances)
-            following += new
-            gains += gain
-        return np.array(following), gains
+            for row, values in zip(following[columns], new, strict=True):
+                row[:] = values
+            if gain is not None:
+                gains += gain
+        return following, gains
 
     def _extend(self, hashes: npt.NDArray[np.uint64], labels: Ints) -> npt.NDArray[np.uint64]:
-        mixed = (hashes ^ self._salt[labels]) * _ODD
+        mixed = (hashes ^ self._salt.take(labels)) * _ODD
         mixed ^= mixed >> _SHIFT
         return mixed
 
@@ -345,25 +355,25 @@ class Search:
             wanted = wanted ^ (owners.astype(np.uint64) * _ODD)
         order = np.argsort(known)
         at = np.searchsorted(known, wanted, sorter=order)
-        at = order[np.minimum(at, len(order) - 1)]
-        same = known[at] == wanted
+        at = order.take(at, mode="clip")
+        same = known.take(at) == wanted
         into = at[same]
         if len(into):
             label[into] = np.logaddexp(label[into], path[same])
-        return (~same).nonzero()[0]
+        return np.asarray((~same).nonzero()[0])
 
     def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
         """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
         if utterances == 1:
             near = (score >= score.max() - self._limits.threshold).nonzero()[0]
-            return near[np.argsort(-score[near], kind="stable")[: self._limits.beam]]
+            return np.asarray(near[np.argsort(-score[near], kind="stable")[: self._limits.beam]])
         best = np.full(utterances, -np.inf)
         np.maximum.at(best, owners, score)
         near = (score >= best[owners] - self._limits.threshold).nonzero()[0]
         order = near[np.lexsort((-score[near], owners[near]))]
         starts = _starts(owners[order])
         rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-        return order[rank < self._limits.beam]
+        return np.asarray(order[rank < self._limits.beam])
 
 
 @cache

@@ -108,11 +108,11 @@ class HotWordScorer:
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[Columns, Gains]:
+    ) -> tuple[Columns, Gains | None]:
         """See `Scorer`."""
         state = states[0]
         if not self._distinct:
-            return (state,), np.zeros(len(state))
+            return (state,), None
         if len(self._distinct) == 1 and (self._of == 0).all():
             following, gains = self._distinct[0].step(state, labels)
             return (following,), gains

@@ -34,7 +34,7 @@ class Scorer(Protocol):
 
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[Columns, Gains]:
+    ) -> tuple[Columns, Gains | None]:
         """Extend hypotheses by a label each.
 
         Args:
@@ -43,7 +43,7 @@ class Scorer(Protocol):
             utterances: (n,) index of the utterance that the hypothesis is of.
 
         Returns:
-            The states after it, and what it adds to the scores.
+            The states after it, and what it adds to the scores; None adds nothing.
         """
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
@@ -143,6 +143,7 @@ class WordScorer:
         space = _space(alphabet)
         assert space is not None
         self._trie = build_trie([alphabet.encode(word) for word in words], len(alphabet))
+        self._child, self._labels = self._trie.child.ravel(), len(alphabet)
         self._space, self._word_score, self._weight = space, word_score, weight
         self._unknown = -np.inf if unknown_letter is None else unknown_letter
         self._model = model
@@ -161,8 +162,8 @@ class WordScorer:
     ) -> tuple[Columns, Gains]:
         """See `Scorer`."""
         node, history = states
-        following = self._trie.child[node, labels].astype(np.int64)
-        gains = self._look_ahead[following] - self._look_ahead[node]
+        following = self._child.take(node * self._labels + labels).astype(np.int64)
+        gains = self._look_ahead.take(following) - self._look_ahead.take(node)
         spaces = labels == self._space
         outside = following == OUTSIDE
         outside &= ~spaces

@@ -123,12 +123,11 @@ def make_transcript(
     Returns:
         The transcript. Leading, trailing and repeated spaces are not part of its text.
     """
-    chars = _chars(labels, alphabet, frame_s, duration_s)
-    words = _words(chars, confidence)
+    words = words_of(labels, alphabet, frame_s, duration_s, confidence)
     return Transcript(
         text=" ".join(word.text for word in words),
-        words=tuple(words),
-        chars=tuple(chars),
+        words=words,
+        chars=tuple(_chars(labels, alphabet, frame_s, duration_s)),
         score=score,
         duration=round(duration_s, 3),
         confidence=min((word.confidence for word in words), default=1.0),
@@ -143,28 +142,30 @@ def words_of(
     confidence: Sequence[float] | None = None,
 ) -> tuple[Word, ...]:
     """Join labels to words; the arguments are those of `make_transcript`."""
-    return tuple(_words(_chars(labels, alphabet, frame_s, duration_s), confidence))
+    words: list[Word] = []
+    start = 0
+    texts = [alphabet.labels[label] for label, _, _ in labels]
+    for i in range(len(texts) + 1):
+        if i == len(texts) or texts[i] == " ":
+            if i > start:
+                sure = 1.0 if confidence is None else round(min(confidence[start:i]), 4)
+                begin = _time(labels[start][1], frame_s, duration_s)
+                end = _time(labels[i - 1][2] + 1, frame_s, duration_s)
+                words.append(Word("".join(texts[start:i]), begin, end, sure))
+            start = i + 1
+    return tuple(words)
+
+
+def _time(frame: int, frame_s: float, duration_s: float) -> float:
+    return round(min(frame * frame_s, duration_s), 3)
 
 
 def _chars(labels: Labels, alphabet: Alphabet, frame_s: float, duration_s: float) -> list[Span]:
     return [
         Span(
             alphabet.labels[label],
-            round(min(first * frame_s, duration_s), 3),
-            round(min((last + 1) * frame_s, duration_s), 3),
+            _time(first, frame_s, duration_s),
+            _time(last + 1, frame_s, duration_s),
         )
         for label, first, last in labels
     ]
-
-
-def _words(chars: Sequence[Span], confidence: Sequence[float] | None) -> list[Word]:
-    words: list[Word] = []
-    start = 0
-    for i in range(len(chars) + 1):
-        if i == len(chars) or chars[i].text == " ":
-            if letters := chars[start:i]:
-                text = "".join(letter.text for letter in letters)
-                sure = 1.0 if confidence is None else round(min(confidence[start:i]), 4)
-                words.append(Word(text, letters[0].start, letters[-1].end, sure))
-            start = i + 1
-    return words
