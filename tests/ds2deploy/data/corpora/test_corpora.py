@@ -98,6 +98,8 @@ def an4(root: Path) -> Path:
                 lines += f"<s> RUBOUT G M </s> ({utterance})\n"
         write(root / "etc" / f"an4_{part}.fileids", ids)
         write(root / "etc" / f"an4_{part}.transcription", lines)
+        # The corpus as it is distributed has copies of an editor.
+        write(root / "etc" / f"an4_{part}.transcription253239", "<s> NOT THIS </s> (nobody)\n")
     return root
 
 
