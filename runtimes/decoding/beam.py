@@ -11,10 +11,11 @@ import numpy as np
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.alignment import align
 from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState
-from ds2deploy.runtimes.decoding.beam_search import Floats, History, Limits, Search
+from ds2deploy.runtimes.decoding.beam_search import Limits, Search
 from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
+from ds2deploy.runtimes.decoding.hypotheses import Floats, History
 from ds2deploy.runtimes.decoding.scorers import Scorer
 from ds2deploy.runtimes.decoding.transcript import (
     Alternative,

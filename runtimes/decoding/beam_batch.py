@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ds2deploy.runtimes.decoding.alignment import align_batch
-from ds2deploy.runtimes.decoding.beam_search import Beam, History, Ints, Search, join
+from ds2deploy.runtimes.decoding.beam_search import Search
 from ds2deploy.runtimes.decoding.confidence import posteriors
 from ds2deploy.runtimes.decoding.hot_words import HotWords
+from ds2deploy.runtimes.decoding.hypotheses import Beam, History, Ints, join
 from ds2deploy.runtimes.features import FloatArray
 
 COMMIT_EVERY = 10
