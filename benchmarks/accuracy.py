@@ -35,12 +35,14 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.training.error_analysis import wer_interval, word_errors
 from ds2deploy.training.tuning import (
     KeepingDecoder,
     KeptTranscript,
     Tuning,
     Utterance,
     decode_kept,
+    hypotheses_of,
     tune,
     word_confidences,
     word_error_rate,
@@ -53,8 +55,7 @@ TUNED_AT_DB = 15
 
 HOT_COUNT, HOT_WEIGHT = 3, 0.8
 BLOCK = 16
-BINS = 10
-RESAMPLES = 2000
+BINS, FEWEST = 10, 5
 
 
 def hear(recognizer: Recognizer, manifest: Path, snr_db: float | None) -> list[Utterance]:
@@ -82,19 +83,6 @@ def hear(recognizer: Recognizer, manifest: Path, snr_db: float | None) -> list[U
         said = alphabet.normalize(transcript(cut))
         kept.append(Utterance(one.log_probs, one.duration, said, one.text))
     return kept
-
-
-def interval(utterances: Sequence[Utterance], texts: Sequence[str]) -> tuple[float, float]:
-    """95 % bootstrap interval of the word error rate, over utterances."""
-    counted = [
-        jiwer.process_words(one.reference, text)
-        for one, text in zip(utterances, texts, strict=True)
-    ]
-    wrong = np.array([one.substitutions + one.deletions + one.insertions for one in counted])
-    words = np.array([len(one.reference.split()) for one in utterances])
-    drawn = np.random.default_rng(1).integers(0, len(words), (RESAMPLES, len(words)))
-    low, high = np.percentile(wrong[drawn].sum(axis=1) / words[drawn].sum(axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def differences(
@@ -155,7 +143,8 @@ def calibration(sure: FloatArray, right: FloatArray) -> tuple[float, list[tuple[
         mine = bins == at
         if mine.any():
             error += float(mine.mean()) * abs(float(right[mine].mean() - sure[mine].mean()))
-            curve.append((float(sure[mine].mean()), float(right[mine].mean())))
+            if mine.sum() >= FEWEST:
+                curve.append((float(sure[mine].mean()), float(right[mine].mean())))
     return error, curve
 
 
@@ -279,7 +268,7 @@ def measure(
 
 
 def _shown(utterances: Sequence[Utterance], texts: Sequence[str]) -> str:
-    low, high = interval(utterances, texts)
+    low, high = wer_interval(*word_errors(hypotheses_of(utterances, texts)))
     rate = word_error_rate(utterances, texts)
     return f"{100 * rate:.2f} ({100 * low:.1f} to {100 * high:.1f})"
 

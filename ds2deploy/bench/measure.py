@@ -25,6 +25,7 @@ from ds2deploy.runtimes.errors import (
     FeaturesError,
     ModelFileError,
     RuntimeUnavailableError,
+    one_line,
 )
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.session import Session, beyond_profile
@@ -183,7 +184,7 @@ def runnable(
             try:
                 run()
             except (RuntimeError, MemoryError, FeaturesError) as error:  # torch has no other
-                reason = str(error).partition("\n")[0]
+                reason = one_line(error)
         if reason is None:
             taken[case] = run
             continue

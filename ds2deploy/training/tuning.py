@@ -25,7 +25,9 @@ from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import AlphabetError, Ds2Error, ManifestError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.training.error_analysis import wer_interval, word_errors
 from ds2deploy.training.evaluation import cut_source
+from ds2deploy.training.scoring import Hypothesis, count_errors
 
 LM_WEIGHTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
 WORD_SCORES = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -35,8 +37,6 @@ FEWEST = 20
 
 TOGETHER = 64
 """Utterances that are decoded in a call."""
-
-RESAMPLES = 2000
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +173,7 @@ def tune(
     )
     found = _texts(measures, alphabet, frame_s, best)
     greedy = [one.greedy for one in measures]
-    gain, interval = _bootstrap(measures, greedy, found)
+    gain, interval = _saved(measures, greedy, found)
     return Tuning(
         settings=best,
         greedy_wer=word_error_rate(measures, greedy),
@@ -266,37 +266,25 @@ def _texts(
     return [one.text for one in decode_kept(utterances, alphabet, frame_s, settings)]
 
 
+def hypotheses_of(utterances: Sequence[Utterance], texts: Sequence[str]) -> list[Hypothesis]:
+    """Put texts beside what was said."""
+    return [
+        Hypothesis("", one.reference, text) for one, text in zip(utterances, texts, strict=True)
+    ]
+
+
 def word_error_rate(utterances: Sequence[Utterance], texts: Sequence[str]) -> float:
     """Word error rate of texts that were found for these utterances."""
-    errors, words = _errors(utterances, texts)
-    return float(errors.sum() / max(words.sum(), 1))
+    return count_errors([one.reference for one in utterances], texts).wer
 
 
-def _errors(utterances: Sequence[Utterance], texts: Sequence[str]) -> tuple[Any, Any]:
-    """Word errors and words of each utterance."""
-    counted = [
-        jiwer.process_words(one.reference, text) if one.reference else None
-        for one, text in zip(utterances, texts, strict=True)
-    ]
-    errors = [
-        len(text.split()) if found is None else
-        found.substitutions + found.deletions + found.insertions
-        for found, text in zip(counted, texts, strict=True)
-    ]  # fmt: skip
-    return np.array(errors), np.array([len(one.reference.split()) for one in utterances])
-
-
-def _bootstrap(
+def _saved(
     utterances: Sequence[Utterance], before: Sequence[str], after: Sequence[str]
 ) -> tuple[float, tuple[float, float]]:
     """Word error rate that is saved, and its 95 % interval over resampled utterances."""
-    old, words = _errors(utterances, before)
-    new, _ = _errors(utterances, after)
-    saved = old - new
-    drawn = np.random.default_rng(1).integers(0, len(saved), (RESAMPLES, len(saved)))
-    gains = saved[drawn].sum(axis=1) / np.maximum(words[drawn].sum(axis=1), 1)
-    low, high = np.percentile(gains, [2.5, 97.5])
-    return float(saved.sum() / max(words.sum(), 1)), (float(low), float(high))
+    old, words = word_errors(hypotheses_of(utterances, before))
+    new, _ = word_errors(hypotheses_of(utterances, after))
+    return float((old - new).sum() / max(words.sum(), 1)), wer_interval(old - new, words)
 
 
 def _confidence_scale(
