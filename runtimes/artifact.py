@@ -16,7 +16,10 @@ from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
 from ds2deploy.runtimes.geometry import TIME_STRIDE
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+STREAMS_SINCE = 3
+"""First format whose streams can be run: before it, `state.position` was called `position`."""
+
 METADATA_KEY = "ds2deploy"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -197,10 +200,16 @@ def read_description(document: str, path: str) -> ArtifactDescription:
                 f"{path}: artifact format {version}, this ds2deploy reads up to "
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
-        return msgspec.json.decode(document, type=ArtifactDescription)
+        description = msgspec.json.decode(document, type=ArtifactDescription)
     except ModelFileError:
         raise
     except DECODING_ERRORS as error:
         raise ModelFileError(
             f"{path}: its description is damaged ({error}); export it again"
         ) from None
+    if description.blocks is not None and version < STREAMS_SINCE:
+        raise ModelFileError(
+            f"{path}: a streaming artifact of format {version}, this ds2deploy reads those from "
+            f"{STREAMS_SINCE} on; export it again: ds2deploy export CHECKPOINT --streaming"
+        )
+    return description

@@ -6,7 +6,7 @@ streams along it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import (
     CONV1,
@@ -28,11 +29,15 @@ from ds2deploy.runtimes.geometry import (
 FEATURES = "features"
 WAVEFORM = "waveform"
 LENGTHS = "lengths"
-POSITION = "position"
 LOG_PROBS = "log_probs"
 OUTPUT_LENGTHS = "output_lengths"
 STATE = "state."
 NEXT = "next."
+"""What goes in as `state.X` comes out as `next.X`, and they sort alike: Triton pairs the implicit
+states of a model by their sorted names, not as they are configured (its issue 8586)."""
+
+POSITION = STATE + "position"
+NEXT_POSITION = NEXT + "position"
 
 BATCH = "batch"
 TIME = "time"
@@ -87,8 +92,30 @@ def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
     lengths = Tensor(OUTPUT_LENGTHS, "int64", (BATCH,))
     if blocks is None:
         return log_probs, lengths
-    position = Tensor(NEXT + POSITION, "int64", (BATCH, 1))
+    position = Tensor(NEXT_POSITION, "int64", (BATCH, 1))
     return log_probs, lengths, position, *_states(description, NEXT)
+
+
+def memory_names(names: Iterable[str]) -> list[str]:
+    """What a stream remembers beside its position, of the names of the inputs: without prefix."""
+    return [
+        name.removeprefix(STATE) for name in names if name.startswith(STATE) and name != POSITION
+    ]
+
+
+def check_state_names(inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Check that the states of a stream pair by their sorted names.
+
+    Raises:
+        ConfigError: a state has no successor, or they sort otherwise.
+    """
+    states = sorted(name for name in inputs if name.startswith(STATE))
+    following = sorted(name for name in outputs if name.startswith(NEXT))
+    if [NEXT + name.removeprefix(STATE) for name in states] != following:
+        raise ConfigError(
+            f"states {', '.join(states)} do not pair with {', '.join(following)}: the output of "
+            f"{STATE}X must be {NEXT}X"
+        )
 
 
 def profile_shapes(tensor: Tensor, profile: Profile, features: FeatureConfig) -> Shapes:
@@ -121,12 +148,15 @@ def samples_of(frames: int, features: FeatureConfig) -> int:
 
 
 def with_tensors(description: ArtifactDescription) -> ArtifactDescription:
-    """The description with the names of its tensors."""
-    return msgspec.structs.replace(
-        description,
-        inputs=tuple(tensor.name for tensor in input_tensors(description)),
-        outputs=tuple(tensor.name for tensor in output_tensors(description)),
-    )
+    """The description with the names of its tensors.
+
+    Raises:
+        ConfigError: see `check_state_names`.
+    """
+    inputs = tuple(tensor.name for tensor in input_tensors(description))
+    outputs = tuple(tensor.name for tensor in output_tensors(description))
+    check_state_names(inputs, outputs)
+    return msgspec.structs.replace(description, inputs=inputs, outputs=outputs)
 
 
 def first_state(description: ArtifactDescription) -> dict[str, npt.NDArray[np.float32]]:

@@ -25,7 +25,7 @@ from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import ArtifactDescription, Input
 from ds2deploy.runtimes.blocks import BLOCK_MS, make_blocks, nearest_block_ms
 from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, output_length
-from ds2deploy.runtimes.tensors import STATE, with_tensors
+from ds2deploy.runtimes.tensors import memory_names, with_tensors
 
 
 class StreamingNetwork(nn.Module):
@@ -39,9 +39,7 @@ class StreamingNetwork(nn.Module):
     def __init__(self, network: DeepSpeech2, description: ArtifactDescription) -> None:
         super().__init__()
         self.network = network
-        self._states = [
-            name.removeprefix(STATE) for name in description.inputs if name.startswith(STATE)
-        ]
+        self._states = memory_names(description.inputs)
 
     def forward(
         self, features: Tensor, lengths: Tensor, position: Tensor, *states: Tensor

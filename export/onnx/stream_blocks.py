@@ -9,7 +9,16 @@ from ds2deploy.export.onnx.graph_builder import GraphBuilder
 from ds2deploy.export.onnx.time_axis import RECURRENT
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.geometry import CONV1_DELAY, CONV2_DELAY, TIME_STRIDE, window_delay
-from ds2deploy.runtimes.tensors import LENGTHS, NEXT, POSITION, STATE, WAVEFORM, input_tensors
+from ds2deploy.runtimes.tensors import (
+    LENGTHS,
+    NEXT,
+    NEXT_POSITION,
+    POSITION,
+    STATE,
+    WAVEFORM,
+    input_tensors,
+    memory_names,
+)
 
 
 class StreamBlocks:
@@ -29,11 +38,8 @@ class StreamBlocks:
         # Only samples come with their windows incomplete.
         waveform = description.input == "waveform"
         self._behind = window_delay(description.features) if waveform else 0
-        self._states = {
-            tensor.name.removeprefix(STATE): tensor
-            for tensor in input_tensors(description)
-            if tensor.name.startswith(STATE)
-        }
+        tensors = {tensor.name: tensor for tensor in input_tensors(description)}
+        self._states = {name: tensors[STATE + name] for name in memory_names(tensors)}
         self._layers: dict[str, list[str]] = {name: [] for name in RECURRENT[description.model.rnn]}
         self._stacked: dict[str, str] = {}
         self._back = ""
@@ -135,7 +141,7 @@ class StreamBlocks:
             stacked = g.node("Concat", f"{name}/stacked", *after, axis=0)
             first = g.node("Transpose", f"{name}/batch_first", stacked, perm=[1, 0, 2])
             g.renamed(NEXT + name, first)
-        g.node("Add", NEXT + POSITION, POSITION, g.integer(self._blocks.frames))
+        g.node("Add", NEXT_POSITION, POSITION, g.integer(self._blocks.frames))
 
     def _moved(self, name: str, x: str, frames: str) -> str:
         """X (time, batch, features) with other frames of each stream: frames (batch, time)."""

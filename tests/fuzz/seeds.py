@@ -83,7 +83,7 @@ def descriptions() -> list[bytes]:
     statistics = {"mean": (0.1,) * 11, "deviation": (0.5,) * 11, "normalize": "global"}
     blocks = dict.fromkeys(("window_ms", "convolutions_ms", "lookahead_ms", "waiting_ms"), 10.0)
     plain = {
-        "format_version": 2, "kind": "offline", "input": "features", "precision": "fp32",
+        "format_version": 3, "kind": "offline", "input": "features", "precision": "fp32",
         "labels": "_AB ", "features": {"sample_rate": 1000, "window_ms": 20.0, "stride_ms": 10.0},
         "model": {"rnn": "lstm", "hidden": 4, "layers": 2, "bidirectional": True},
         "source": {"name": "best.ckpt", "sha256": "0" * 64, "kind": "ds2deploy"},

@@ -20,6 +20,7 @@ from ds2deploy.runtimes.artifact import (
 from ds2deploy.runtimes.errors import ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import conv2_bins, output_length
+from ds2deploy.runtimes.tensors import check_state_names
 
 
 def describe(**changes) -> ArtifactDescription:
@@ -96,6 +97,28 @@ def test_a_newer_format_is_refused_with_the_upgrade():
         f"model.onnx: artifact format {FORMAT_VERSION + 1}, this ds2deploy reads up to "
         f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
     )
+
+
+def test_streams_of_an_older_format_are_refused_and_the_rest_is_read():
+    blocks = {"frames": 32, "output_delay": 5} | dict.fromkeys(
+        ("window_ms", "convolutions_ms", "lookahead_ms", "waiting_ms"), 100.0
+    )
+    streaming = json.loads(changed(kind="streaming", format_version=2))
+    streaming["blocks"] = blocks
+    with pytest.raises(ModelFileError, match="ds2deploy export CHECKPOINT --streaming"):
+        read_description(json.dumps(streaming), "model.onnx")
+    assert read_description(changed(format_version=2), "model.onnx").format_version == 2
+
+
+def test_states_pair_by_their_sorted_names():
+    check_state_names(["features", "state.b", "state.a"], ["next.a", "log_probs", "next.b"])
+    for inputs, outputs in (
+        (["position", "state.a"], ["next.a", "next.position"]),
+        (["state.a"], []),
+        (["state.a", "state.b"], ["next.a", "next.c"]),
+    ):
+        with pytest.raises(ConfigError, match="do not pair"):
+            check_state_names(inputs, outputs)
 
 
 @pytest.mark.parametrize(

@@ -273,13 +273,13 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
         "m.onnx", lambda good: another_projects_onnx(), "not one of ds2deploy's",
     ),
     "an ONNX of a newer format": (
-        "m.onnx", lambda good: described(good.onnx, lambda d: d.update(format_version=3)),
-        "artifact format 3, this ds2deploy reads up to 2; upgrade it: pip install -U ds2deploy",
+        "m.onnx", lambda good: described(good.onnx, lambda d: d.update(format_version=4)),
+        "artifact format 4, this ds2deploy reads up to 3; upgrade it: pip install -U ds2deploy",
     ),
     "an ONNX of a newer format with more in it": (
         "m.onnx",
-        lambda good: described(good.onnx, lambda d: d.update(format_version=3, kind="new", x=1)),
-        "artifact format 3, this ds2deploy reads up to 2; upgrade it: pip install -U ds2deploy",
+        lambda good: described(good.onnx, lambda d: d.update(format_version=4, kind="new", x=1)),
+        "artifact format 4, this ds2deploy reads up to 3; upgrade it: pip install -U ds2deploy",
     ),
     "a description that is not JSON": (
         "m.onnx", lambda good: rewritten(good.onnx, '{"format_ver'), "its description is damaged",

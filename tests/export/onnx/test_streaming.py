@@ -198,7 +198,7 @@ def test_tensors_of_a_streaming_artifact(lively_network, describe, tmp_path: Pat
     assert found == {
         "waveform": (["batch", 5120], "FLOAT"),
         "lengths": (["batch"], "INT64"),
-        "position": (["batch", 1], "INT64"),
+        "state.position": (["batch", 1], "INT64"),
         **{f"state.{name}": (dims, "FLOAT") for name, dims in states.items()},
         "log_probs": (["batch", 16, 29], "FLOAT"),
         "output_lengths": (["batch"], "INT64"),

@@ -177,7 +177,7 @@ class Execute:
         if any(address < OFFSET for address in self.addresses.values()):
             self.machine.violate("the device was given an address of the host")
         sound, lengths, *_ = feed.values()
-        longest = np.inf if "position" in feed else sound.shape[-1]
+        longest = np.inf if "state.position" in feed else sound.shape[-1]
         if (
             not all(np.isfinite(array).all() for array in feed.values())
             or not ((lengths > 0) & (lengths <= longest)).all()

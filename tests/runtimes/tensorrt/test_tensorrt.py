@@ -1345,7 +1345,7 @@ def test_tensors_that_a_streaming_engine_refuses(streaming_engine, change, messa
         tensors = {
             "waveform": np.zeros((2, 5120), np.float32),
             "lengths": np.array([5120, 5120]),
-            "position": np.zeros((2, 1), np.int64),
+            "state.position": np.zeros((2, 1), np.int64),
             **{f"state.{name}": np.stack([array] * 2) for name, array in memory.items()},
         }
         assert session.compute(tensors)["log_probs"].shape == (2, 16, 29)
