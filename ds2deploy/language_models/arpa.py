@@ -7,6 +7,7 @@ first words may not.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -64,7 +65,7 @@ class ArpaReader:
             ModelFileError: the file is damaged; names the line.
             AlphabetError: its words are written in other labels.
         """
-        while not self._next().endswith(ARPA_BEGINS):
+        while self._next().removeprefix(codecs.BOM_UTF8) != ARPA_BEGINS:
             pass
         counts, line = self._counts()
         orders: list[Order] = []

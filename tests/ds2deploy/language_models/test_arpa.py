@@ -79,6 +79,8 @@ def as_irstlm_counts(text: str) -> str:
         lambda text: text.replace("\t", " "),
         lambda text: "\ufeff\n\n" + text,
         lambda text: "made by hand\n\n" + text,
+        # As the CMU toolkit explains its files; AN4's own is one.
+        lambda text: "a beginning: \\data\\\nngram 1=nr\n\\1-grams:\nan end: \\end\\\n\n" + text,
         lambda text: text.replace("<unk>", "<UNK>"),
         lambda text: text.replace("-99\t<s>", "-99.0000\t<s>"),
         lambda text: text + "\nwhat follows is not read",
