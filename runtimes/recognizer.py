@@ -42,9 +42,9 @@ Audio = AudioFile | FloatArray
 class Recognizer(Closing):
     """Recognises speech with one model; a context manager that closes the session at its end.
 
-    Several threads may call its methods at the same time, on every runtime; each gets what it would
-    get alone. What `transcribe_many` returns is for one thread at a time. After `close`, calls fail
-    on a GPU, where those under way are waited for; on a CPU nothing changes.
+    Several threads may call its methods at the same time, on every runtime (tested on CPUs); each
+    gets what it would get alone. What `transcribe_many` returns is for one thread at a time. After
+    `close`, calls fail on a GPU, where those under way are waited for; on a CPU nothing changes.
 
     Args:
         session: the model on its runtime.
