@@ -1,6 +1,7 @@
 """The table of runtimes: loading, bench, doctor and the command line read it.
 
-To add a runtime, write its session in a file of its own and add a row to `BACKENDS`.
+To add a runtime, write its session in a file of its own, and add its three functions and its row in
+`BACKENDS` here; `docs/architecture.md` tells what else names it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Backend(NamedTuple):
         title: what `ds2deploy doctor` calls it.
         files: kinds of files that it opens.
         needs_gpu: whether it runs on a GPU only.
-        extra: extra of ds2deploy that installs it.
+        module: module of an engine that few have: `bench` measures it unasked only where it is
+            there; empty for those that are always tried.
         open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of threads,
             0 for the runtime's choice.
         examine: finds out whether it works here; None where another examination covers it.
@@ -57,7 +59,7 @@ class Backend(NamedTuple):
     title: str
     files: tuple[FileKind, ...]
     needs_gpu: bool
-    extra: str
+    module: str
     open: Callable[[Path, FileKind, str, int], Session]
     examine: Callable[[], Examined] | None
     preload: Callable[[FileKind], None]
@@ -131,14 +133,14 @@ def _preload_openvino(kind: FileKind) -> None:
 
 
 def _onnxruntime(
-    name: str, provider: Provider, extra: str, *engines: FileKind, needs_gpu: bool = True
+    name: str, provider: Provider, *engines: FileKind, needs_gpu: bool = True
 ) -> Backend:
     return Backend(
         name=name,
         title=f"run .onnx on onnxruntime {provider}",
         files=("onnx", *engines),
         needs_gpu=needs_gpu,
-        extra=extra,
+        module="",
         open=_open_onnxruntime(provider if needs_gpu else None),
         examine=_examine_onnxruntime(provider),
         preload=_preload_onnxruntime,
@@ -146,16 +148,16 @@ def _onnxruntime(
 
 
 BACKENDS: tuple[Backend, ...] = (
-    _onnxruntime("onnxruntime", "cpu", "cpu", needs_gpu=False),
-    _onnxruntime("cuda", "cuda", "gpu"),
-    _onnxruntime("tensorrt", "tensorrt", "tensorrt", "tensorrt"),
-    _onnxruntime("rtx", "rtx", "rtx", "rtx"),
+    _onnxruntime("onnxruntime", "cpu", needs_gpu=False),
+    _onnxruntime("cuda", "cuda"),
+    _onnxruntime("tensorrt", "tensorrt", "tensorrt"),
+    _onnxruntime("rtx", "rtx", "rtx"),
     Backend(
         name="openvino",
         title="run .onnx on openvino",
         files=("onnx",),
         needs_gpu=False,
-        extra="openvino",
+        module="openvino",
         open=_open_openvino,
         examine=_examine_openvino,
         preload=_preload_openvino,

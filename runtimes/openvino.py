@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -17,6 +18,7 @@ from ds2deploy.runtimes.errors import (
 )
 from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.files import FOREIGN_BYTE
+from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.onnx.weights import check_weights
 from ds2deploy.runtimes.session import Session
@@ -69,6 +71,9 @@ class OpenVinoSession:
         self.runtime = "openvino"
         check_weights(path)
         self._model = _compile(path, self.description, threads)
+        inputs = _signature(self._model.inputs, self.description.inputs)
+        outputs = _signature(self._model.outputs, self.description.outputs)
+        check_description(self.description, inputs, outputs, path)
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
     def compute(self, tensors: Tensors) -> Tensors:
@@ -83,7 +88,7 @@ class OpenVinoSession:
         except RuntimeError as error:
             name = self.description.inputs[0]
             raise DeviceError(
-                f"openvino failed at {name} {tensors[name].shape}: {_first_line(error)}"
+                f"openvino failed at {name} {tensors[name].shape}: {_last_line(error)}"
             ) from error
         self._idle.put(request)
         return found
@@ -120,10 +125,21 @@ def _compile(path: Path, description: ArtifactDescription, threads: int) -> Any:
         return core.compile_model(core.read_model(name), "CPU", settings)
     except RuntimeError as error:
         raise ModelFileError(
-            f"{path}: not an ONNX model that OpenVINO reads, or damaged ({_first_line(error)}); "
+            f"{path}: not an ONNX model that OpenVINO reads, or damaged ({_last_line(error)}); "
             "export it again, or run it with --runtime onnxruntime"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
+def _signature(ports: Any, names: Sequence[str]) -> list[Any]:
+    """Names and dims of a model's tensors; of several names of one, that which is looked for."""
+    return [
+        (
+            next((name for name in names if name in port.names), port.any_name),
+            [dim.get_length() if dim.is_static else None for dim in port.partial_shape],
+        )
+        for port in ports
+    ]
+
+
+def _last_line(error: Exception) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")

@@ -15,7 +15,7 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd
 """Processor flags that decide how fast float32 and int8 are multiplied."""
 
 
-LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino")
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

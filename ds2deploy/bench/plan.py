@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from ds2deploy.loading import backends_for, file_kind, load, open_checkpoint
-from ds2deploy.runtimes.backends import FILE_NAMES, FileKind
+from ds2deploy.runtimes.backends import BACKENDS, FILE_NAMES, FileKind
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.recognizer import Recognizer
 
@@ -36,8 +36,8 @@ TAKES: dict[FileKind, tuple[str, ...]] = {
 }
 """Runtimes of each kind of file."""
 
-OPTIONAL = ("openvino",)
-"""Runtimes that are measured unasked only where they are installed."""
+MODULES = {backend.name: backend.module for backend in BACKENDS if backend.module}
+"""Runtimes that are measured unasked only where their module is installed."""
 
 NAMES = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 
@@ -166,7 +166,7 @@ def _chosen(kind: FileKind, asked: Sequence[str], is_reference: bool) -> list[st
     takes = TAKES[kind]
     if not asked:
         engine = kind in ("tensorrt", "rtx")
-        installed = [name for name in takes if name not in OPTIONAL or _is_installed(name)]
+        installed = [name for name in takes if name not in MODULES or _is_installed(MODULES[name])]
         return [name for name in installed if driver or engine or name not in ON_GPU]
     chosen = [name for name in takes if name in asked]
     if is_reference and not chosen:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import (
     METADATA_KEY,
     ArtifactDescription,
@@ -22,8 +21,9 @@ from ds2deploy.runtimes.errors import (
     ModelFileError,
     RuntimeUnavailableError,
 )
-from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
+from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.files import FOREIGN_BYTE
+from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
 from ds2deploy.runtimes.onnx.metadata import no_description, read_onnx_description
 from ds2deploy.runtimes.onnx.obstacles import Provider, first_line
@@ -31,7 +31,7 @@ from ds2deploy.runtimes.onnx.providers import TENSORRT_PROFILE, check, configure
 from ds2deploy.runtimes.onnx.weights import check_weights
 from ds2deploy.runtimes.session import Session, usable_cores
 from ds2deploy.runtimes.streaming.state import run_whole
-from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors
+from ds2deploy.runtimes.tensors import Tensors
 
 AT_ONCE = 4
 """Utterances of a wide LSTM in fp32 on a few cores. Up to here ONNX Runtime's threads share a
@@ -157,7 +157,7 @@ def _open(
     except ImportError:
         raise RuntimeUnavailableError(
             f"{path}: ONNX Runtime is not installed: pip install "
-            f"'ds2deploy[{'cpu' if provider in ('cpu', 'rtx') else 'gpu'}]'"
+            f"'ds2deploy[{'cpu' if provider in ('cpu', 'rtx') else 'gpu'}]'{_other_runtime()}"
         ) from None
     precision = _precision(path) if description is None else description.precision
     if precision == "bf16" and provider in ("cpu", "cuda"):
@@ -202,6 +202,10 @@ def _open(
     return session
 
 
+def _other_runtime() -> str:
+    return "; or run it with --runtime openvino" if find_spec("openvino") else ""
+
+
 def _precision(path: Path) -> Precision | None:
     """Of a file that can be read; what is wrong with another is told when it is opened."""
     try:
@@ -215,31 +219,9 @@ def _describe(session: Any, path: Path) -> ArtifactDescription:
     if document is None:
         raise no_description(path)
     description = read_description(document, str(path))
-    _check_description(description, session, path)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    check_description(description, _signature(inputs, path), _signature(outputs, path), path)
     return description
-
-
-def _check_description(description: ArtifactDescription, session: Any, path: Path) -> None:
-    """Refuse here, and not in the middle of a run, a description that is not the graph's."""
-    try:
-        labels = len(Alphabet(description.labels))
-        bins = FeatureExtractor(description.features).config.bins
-    except ValueError as error:
-        raise ModelFileError(
-            f"{path}: its description is damaged ({error}); export it again"
-        ) from None
-    for names, tensors, values in (
-        (description.inputs, input_tensors(description), session.get_inputs()),
-        (description.outputs, output_tensors(description), session.get_outputs()),
-    ):
-        pairs = zip_longest(names, tensors)
-        told = [(name, list(tensor.dims) if tensor else []) for name, tensor in pairs]
-        found = _signature(values, path)
-        if told != found:
-            raise ModelFileError(
-                f"{path}: its description ({bins} bins in, {labels} labels out) is not its "
-                f"graph's ({_first_difference(told, found)}); export it again"
-            )
 
 
 def _signature(values: Any, path: Path) -> list[Any]:
@@ -248,11 +230,3 @@ def _signature(values: Any, path: Path) -> list[Any]:
         return [(value.name, list(value.shape)) for value in values]
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path}: its graph is damaged ({error}); export it again") from None
-
-
-def _first_difference(told: list[Any], found: list[Any]) -> str:
-    """The first tensor that is not as it was told to be."""
-    nothing: tuple[str, list[Any]] = ("no tensor", [])
-    pairs = zip_longest(told, found, fillvalue=nothing)
-    name, dims = next(there for here, there in pairs if here != there)
-    return f"{name} {dims}"

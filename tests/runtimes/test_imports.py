@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch", "lightning", "onnx", "lhotse", "onnxruntime", "scipy", "jiwer", "polygraphy",
     "cuda.bindings", "tensorrt", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx",
+    "openvino",
 )  # fmt: skip
 MODULES = sorted(
     "ds2deploy." + ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -106,6 +106,16 @@ def test_a_damaged_file_is_named(digits_onnx: Path, tmp_path: Path):
         ds2deploy.load(damaged, runtime="openvino")
 
 
+def test_a_description_of_another_graph_is_refused_at_loading(small_onnx: Path, monkeypatch):
+    def of_another(path: Path) -> ArtifactDescription:
+        description = read_onnx_description(path)
+        return msgspec.structs.replace(description, labels=description.labels[:-1])
+
+    monkeypatch.setattr("ds2deploy.runtimes.openvino.read_onnx_description", of_another)
+    with pytest.raises(ModelFileError, match="export it again"):
+        ds2deploy.load(small_onnx, runtime="openvino")
+
+
 def test_a_run_that_fails_names_the_shape(digits_onnx: Path):
     session = ds2deploy.load(digits_onnx, runtime="openvino").session
     wrong = np.zeros((1, 1, 7, 40), np.float32)

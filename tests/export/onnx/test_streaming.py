@@ -44,6 +44,7 @@ from ds2deploy.runtimes.features import (
     pad_features,
     pad_waveforms,
 )
+from ds2deploy.runtimes.geometry import CONV1, CONV2_DELAY
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.streaming.state import run_in_blocks
 from ds2deploy.runtimes.tensorrt.library import TensorRt
@@ -431,7 +432,7 @@ def keep_the_oldest_frames(model: onnx.ModelProto) -> None:
     """The convolution's context from the wrong end."""
     (node,) = [node for node in model.graph.node if node.name.endswith("features/kept")
                or node.output[0] == "features/kept"]  # fmt: skip
-    for place, values in ((1, [0]), (2, [9])):
+    for place, values in ((1, [0]), (2, [CONV1.history])):
         name = f"damage/{place}"
         model.graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         node.input[place] = name
@@ -439,9 +440,14 @@ def keep_the_oldest_frames(model: onnx.ModelProto) -> None:
 
 def begin_too_late(model: onnx.ModelProto) -> None:
     """Frames before the first count one output frame longer than they should."""
-    for tensor in model.graph.initializer:
-        if tensor.name.startswith("range_-7_"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - 1, tensor.name))
+    found = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.startswith(f"range_-{CONV2_DELAY}_")
+    ]
+    assert found
+    for tensor in found:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) - 1, tensor.name))
 
 
 def do_not_mask_the_start(model: onnx.ModelProto) -> None:
