@@ -83,6 +83,17 @@ def print_error(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+def give_up_unwritten() -> None:
+    """Forget what standard error holds and cannot write: Python would end with code 120."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            _to_devnull(sys.stderr.fileno())
+
+
 def in_one_line(text: str) -> str:
     """Collapse white space, and escape what would steer a terminal."""
     return escape_control(" ".join(text.split()))

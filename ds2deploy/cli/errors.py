@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ds2deploy.output import in_one_line, print_error
+from ds2deploy.output import give_up_unwritten, in_one_line, print_error
 from ds2deploy.runtimes.errors import (
     Ds2Error,
     ParityError,
@@ -50,6 +50,7 @@ class ErrorsInOneLine(TyperGroup):
         except (Ds2Error, OSError) as error:
             complain(error_text(error))
             code = _exit_code(error)
+        give_up_unwritten()
         raise SystemExit(code)
 
 

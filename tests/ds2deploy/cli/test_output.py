@@ -88,6 +88,20 @@ def test_a_standard_error_that_is_lost_changes_nothing(
     assert done.stdout.decode().startswith(f"{recording}\t")
 
 
+@pytest.mark.parametrize(("call", "code"), [("", 120), ("give_up_unwritten()", 3)])
+def test_what_standard_error_cannot_write_does_not_change_the_exit_code(call: str, code: int):
+    program = f"""
+import io, sys
+from ds2deploy.output import give_up_unwritten
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO("/dev/full", "wb")))
+print("lost", file=sys.stderr)
+{call}
+sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == code
+
+
 def test_a_closed_standard_input_is_named(small_onnx: Path):
     done = shell("<&-", "transcribe", small_onnx, "-")
     assert done.returncode == 2
