@@ -25,9 +25,7 @@ def read_text(path: Path, expected: str, names: bool = False) -> str:
         content = path.read_bytes()
     except OSError as error:
         reason = system_reason(error)
-        raise ManifestError(
-            f"{path}: cannot be read ({reason}); expected {expected}; make it readable"
-        ) from None
+        raise ManifestError(f"{path}: cannot be read ({reason}); expected {expected}") from None
     try:
         return decode_text(content, names)
     except UnicodeDecodeError:

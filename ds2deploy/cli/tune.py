@@ -86,8 +86,8 @@ def tune(
         _print_result(result, out)
     if not result.better:
         complain(
-            f"{out} is not written: these settings are not better than greedy decoding; try "
-            "another language model, or more validation data"
+            f"{out} is not written: these settings are not better than greedy decoding beyond "
+            "chance; try another language model, or more validation data: it narrows the interval"
         )
         raise typer.Exit(BAD_RESULT)
 

@@ -16,7 +16,7 @@ from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, poste
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.hypotheses import Floats, History
-from ds2deploy.runtimes.decoding.scorers import Scorer
+from ds2deploy.runtimes.decoding.scorers import PhraseScorer, Scorer
 from ds2deploy.runtimes.decoding.transcript import (
     Alternative,
     Transcript,
@@ -130,8 +130,8 @@ class BeamDecoder:
         scores = search.end(state.beam, np.zeros(len(state.beam), np.int64))
         order = np.argsort(-scores, kind="stable")
         order = order[np.isfinite(scores[order])]
-        if not len(order):  # nothing that a closed list has
-            return make_transcript([], self._alphabet, self._frame_s, duration_s, 0.0)
+        if not len(order):
+            return self._unended(state, duration_s)
         shares = posteriors(scores[order], self._scale)
         # The last ones, which together are nearly impossible, change no confidence.
         likely = 1 + int(np.searchsorted(np.cumsum(shares), 1 - NEGLIGIBLE))
@@ -163,6 +163,25 @@ class BeamDecoder:
             alternatives=tuple(alternatives[: self._nbest]) if self._nbest > 1 else (),
             hot_words=state.hot_words.found(found.text) if state.hot_words else (),
         )
+
+    def _unended(self, state: BeamState, duration_s: float) -> Transcript:
+        """Keep what can be kept where no hypothesis may end: whole words; of a closed list nothing.
+
+        What was told as stable stays. The confidence is 0.
+        """
+        if any(isinstance(scorer, PhraseScorer) for scorer in self._scorers):
+            labels = state.labels[: state.told]
+        else:
+            best = int(state.beam.score.argmax())
+            path = (*state.committed, *state.history.path(int(state.beam.node[best])))
+            text = [label for label, _ in path]
+            count = len(text) - text[::-1].index(self._space) if self._space in text else 0
+            labels = state.labels[: None if count else self._end_of_words(state)]
+            if count:
+                held = np.concatenate(state.held)
+                labels = labels + align(held, text, state.held_from)[:count]
+        found = make_transcript(labels, self._alphabet, self._frame_s, duration_s, 0.0)
+        return msgspec.structs.replace(found, confidence=0.0)
 
     def _alternatives(
         self, state: BeamState, paths: Sequence[Path], scores: Floats, shares: Floats

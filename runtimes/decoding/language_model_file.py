@@ -148,8 +148,8 @@ def read_file(path: Path) -> tuple[LanguageModelHeader, Arrays]:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ModelFileError(
-                    f"{path}: not a language model of ds2deploy; make one: ds2deploy lm "
-                    f"{path.name} --out {path.stem}{SUFFIX}"
+                    f"{path}: not a language model of ds2deploy; make one of sentences: ds2deploy "
+                    f"lm TEXT --out NAME{SUFFIX}"
                 )
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:

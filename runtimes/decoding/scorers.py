@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.language_model import LanguageModel
 from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, build_trie
+from ds2deploy.runtimes.errors import AlphabetError
 
 States = npt.NDArray[np.int64]
 """(columns, hypotheses)"""
@@ -92,7 +93,7 @@ class PhraseScorer:
 
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
         # A space may follow a phrase, and one may stand before it.
-        entries = [alphabet.encode(phrase) for phrase in phrases]
+        entries = [_spelled(phrase, alphabet, "closed list") for phrase in phrases]
         space = _space(alphabet)
         if space is None:
             trie = build_trie(entries, len(alphabet))
@@ -142,7 +143,9 @@ class WordScorer:
     ) -> None:
         space = _space(alphabet)
         assert space is not None
-        self._trie = build_trie([alphabet.encode(word) for word in words], len(alphabet))
+        self._trie = build_trie(
+            [_spelled(word, alphabet, "lexicon") for word in words], len(alphabet)
+        )
         self._child, self._labels = self._trie.child.ravel(), len(alphabet)
         self._space, self._word_score, self._weight = space, word_score, weight
         self._unknown = -np.inf if unknown_letter is None else unknown_letter
@@ -207,6 +210,15 @@ class WordScorer:
             np.maximum.at(best, trie.parent[nodes], best[nodes])
         best[[OUTSIDE, ROOT]] = 0.0
         return self._weight * best
+
+
+def _spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
+    if unknown := alphabet.unknown(entry):
+        raise AlphabetError(
+            f"{what}: no label for {', '.join(map(repr, unknown))} in {entry!r}; write it with the "
+            f"labels of the model, {alphabet.labels[1:]!r}"
+        )
+    return alphabet.encode(entry)
 
 
 def _space(alphabet: Alphabet) -> int | None:

@@ -73,7 +73,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--hotwords", "{}/odd"], "no label for"),
         (["--hotwords", "A" * 1000], "1000 characters"),
         (["--hotwords", ","], "no phrase"),
-        (["--lm", "{}/sentences"], "ds2deploy lm"),
+        (["--lm", "{}/sentences"], "ds2deploy lm TEXT"),
         (["--lm", "{}/abc.lm"], "labels"),
         (["--decoder", "{}/x.lm"], "ds2deploy tune"),
         (["--decoder", "{}/none"], "ds2deploy tune"),

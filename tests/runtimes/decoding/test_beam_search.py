@@ -257,3 +257,24 @@ def test_silence_takes_no_memory(word: str):
         decoder.update(state)
     assert sum(block.nbytes for block in state.held) < 5_000
     assert state.history.size < 300
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_lexicon_drops_half_a_word_and_keeps_those_before_it(live: bool):
+    config = DecoderConfig(lexicon=("AB", "BA"), unknown_letter=None, commit_s=0.2)
+    decoder = config(ALPHABET, FRAME_S)
+    sound = np.concatenate([silence(60, "AB BA "), silence(30, "B")])
+    state = decoder.start(live=live)
+    told = []
+    for block in np.array_split(sound, 30):
+        decoder.advance([state], [block])
+        told += [word.text for word in decoder.update(state).words]
+    found = decoder.finish(state, FRAME_S * len(sound))
+    assert found.text == "AB BA"
+    assert found.confidence == (0 if live else 1)  # committed is committed
+    assert told == (["AB", "BA"] if live else [])
+
+
+def test_a_closed_list_writes_no_half_phrase():
+    found = decode(DecoderConfig(phrases=("AB BA",)), silence(40, "AB "))[0]
+    assert (found.text, found.confidence) == ("", 0.0)
