@@ -33,6 +33,7 @@ from ds2deploy.data.cuts import transcript
 from ds2deploy.language_models.make import Kind, LanguageModelOptions, make_language_model
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder import decode_batch
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.error_analysis import wer_interval, word_errors
@@ -93,7 +94,8 @@ def differences(
     decoder = settings(alphabet, frame_s)
     count = 0
     for one, text in zip(utterances, together, strict=True):
-        alone = decode_kept([one], alphabet, frame_s, settings)[0].text
+        length = np.array([len(one.log_probs)])
+        alone = decode_batch(decoder, one.log_probs[None], length, [one.duration_s])[0].text
         state = decoder.start()
         for start in range(0, len(one.log_probs), BLOCK):
             decoder.advance([state], [one.log_probs[start : start + BLOCK]])

@@ -33,8 +33,9 @@ LOG_PROBS = "log_probs"
 OUTPUT_LENGTHS = "output_lengths"
 STATE = "state."
 NEXT = "next."
-"""What goes in as `state.X` comes out as `next.X`, and they sort alike: Triton pairs the implicit
-states of a model by their sorted names, not as they are configured (its issue 8586)."""
+"""Prefixes of a state: what goes in as `state.X` comes out as `next.X`, and they sort alike. Triton
+pairs the implicit states of a model by their sorted names, not as they are configured (its issue
+8586)."""
 
 POSITION = STATE + "position"
 NEXT_POSITION = NEXT + "position"
@@ -97,7 +98,7 @@ def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
 
 
 def memory_names(names: Iterable[str]) -> list[str]:
-    """What a stream remembers beside its position, of the names of the inputs: without prefix."""
+    """List what a stream remembers beside its position, by the inputs' names without prefix."""
     return [
         name.removeprefix(STATE) for name in names if name.startswith(STATE) and name != POSITION
     ]

@@ -20,7 +20,7 @@ from ds2deploy.runtimes.session import Session, prepare_sound
 STAGES = ("features", "network", "decoding")
 
 BEAM_SEARCH = DecoderConfig()
-"""What a beam search is measured with unless something else is asked for: 64 hypotheses alone."""
+"""Settings of the beam search that is measured unless others are given: 64 hypotheses alone."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,8 +46,8 @@ def bench(
     from ds2deploy.bench.measure import measure
     from ds2deploy.bench.plan import make_plan
     from ds2deploy.bench.report import advise, print_report, write_plots
+    from ds2deploy.bench.stages import BEAM_SEARCH
     from ds2deploy.export.parity.speech import synthesize
-    from ds2deploy.runtimes.decoding.config import DecoderConfig
     from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     if plots is not None:
@@ -56,7 +56,7 @@ def bench(
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
         plots.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
-    beam_search = DecoderConfig() if decoder is None else read_decoder_file(decoder)
+    beam_search = BEAM_SEARCH if decoder is None else read_decoder_file(decoder)
     with status("measuring") as step:
         result = measure(plan, synthesize, step, beam_search)
     advice = advise(result)

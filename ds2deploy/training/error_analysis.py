@@ -1,4 +1,4 @@
-"""Where the errors of an evaluation are: intervals, groups, confused words, two models compared."""
+"""Analysis of the errors of an evaluation: intervals, groups, confused words, two models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ds2deploy.runtimes.errors import (
     one_line,
     system_reason,
 )
-from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
+from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_each
 
 RESAMPLES = 2000
 CONFUSIONS = 20
@@ -99,9 +99,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def word_errors(hypotheses: Sequence[Hypothesis]) -> tuple[Counts, Counts]:
-    """Word errors and words of each utterance."""
-    found = [count_errors([one.reference], [one.hypothesis]) for one in hypotheses]
-    return np.array([one.word_errors for one in found]), np.array([one.words for one in found])
+    """Count word errors and words of each utterance."""
+    return columns(count_each(hypotheses))
+
+
+def columns(counts: Sequence[ErrorCounts]) -> tuple[Counts, Counts]:
+    """Put the counts of each utterance into arrays: word errors, and words."""
+    return np.array([one.word_errors for one in counts]), np.array([one.words for one in counts])
 
 
 def wer_interval(errors: Counts, words: Counts) -> tuple[float, float]:
@@ -216,7 +220,7 @@ def compare(
 
 
 class _Saved(msgspec.Struct):
-    """What an evaluation as JSON must have for a comparison."""
+    """The part of an evaluation as JSON that a comparison needs."""
 
     hypotheses: list[Hypothesis]
 
@@ -244,14 +248,15 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
 
 
 def _group(by: str, value: str, members: Sequence[Hypothesis]) -> Group:
-    errors = count_errors([one.reference for one in members], [one.hypothesis for one in members])
+    counts = count_each(members)
+    errors = sum(counts, ErrorCounts())
     return Group(
         by=by,
         value=value,
         utterances=len(members),
         errors=errors,
         wer=errors.wer,
-        interval=wer_interval(*word_errors(members)),
+        interval=wer_interval(*columns(counts)),
         cer=errors.cer,
     )
 

@@ -20,8 +20,8 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.pipeline import Recognized
 from ds2deploy.runtimes.preparation import AudioInput
 from ds2deploy.runtimes.recognizer import Recognizer
-from ds2deploy.training.error_analysis import wer_interval, word_errors
-from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
+from ds2deploy.training.error_analysis import columns, wer_interval
+from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_each
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -98,11 +98,11 @@ def evaluate(
     """
     alphabet = Alphabet(recognizer.description.labels)
     listed = list(cuts)
-    checked = ((i, _transcript_error(cut, alphabet, manifest)) for i, cut in enumerate(listed))
+    checked = ((i, transcript_error(cut, alphabet, manifest)) for i, cut in enumerate(listed))
     rejected = {i: error for i, error in checked if error is not None}
     started = time.perf_counter()
     chosen = [i for i in range(len(listed)) if i not in rejected]
-    recognized = _recognize(recognizer, [listed[i] for i in chosen], progress)
+    recognized = recognize(recognizer, [listed[i] for i in chosen], progress)
     elapsed_s = time.perf_counter() - started
     hypotheses: list[Hypothesis] = []
     for i, item in zip(chosen, recognized, strict=True):
@@ -115,11 +115,12 @@ def evaluate(
     failed = [*unusable, *(Unusable(audio_path(listed[i]), rejected[i]) for i in sorted(rejected))]
     if not hypotheses:
         raise _none_left(failed)
-    errors = count_errors([h.reference for h in hypotheses], [h.hypothesis for h in hypotheses])
+    counts = count_each(hypotheses)
+    errors = sum(counts, ErrorCounts())
     return Evaluation(
         runtime=recognizer.session.runtime,
         wer=errors.wer,
-        interval=wer_interval(*word_errors(hypotheses)),
+        interval=wer_interval(*columns(counts)),
         cer=errors.cer,
         errors=errors,
         utterances=len(hypotheses),
@@ -131,7 +132,7 @@ def evaluate(
     )
 
 
-def _transcript_error(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
+def transcript_error(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
     """Return the error of a transcript with characters that no label has."""
     try:
         check_transcript(cut, alphabet, manifest)
@@ -152,7 +153,7 @@ def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
     return type(first)(f"{first}{others if failed[1:] else ''}")
 
 
-def _recognize(
+def recognize(
     recognizer: Recognizer, cuts: Sequence[Cut], progress: Callable[[int, float], None]
 ) -> list[Recognized]:
     """Recognise the cuts, the shortest first; the results are in the order of the cuts."""
@@ -160,7 +161,7 @@ def _recognize(
     order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
     found: dict[int, Recognized] = {}
     audio_s = 0.0
-    sources = (cut_source(cuts[i], rate) for i in order)
+    sources = (_source(cuts[i], rate) for i in order)
     with closing(recognizer.transcribe_many(sources)) as results:
         for item in results:
             found[order[item.index]] = item
@@ -169,9 +170,7 @@ def _recognize(
     return [found[i] for i in range(len(cuts))]
 
 
-def cut_source(cut: Cut, sample_rate: int) -> AudioInput:
-    """Make a recording of a cut, read when there is room for it."""
-
+def _source(cut: Cut, sample_rate: int) -> AudioInput:
     def pieces() -> Iterator[FloatArray]:
         yield read_audio(cut, sample_rate)  # by a thread, when there is room for it
 

@@ -58,9 +58,14 @@ class Hypothesis(msgspec.Struct, frozen=True):
 
 def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, ErrorCounts]]:
     """Sort the utterances with an error, the highest character error rate first."""
-    counted = [(item, count_errors([item.reference], [item.hypothesis])) for item in hypotheses]
+    counted = zip(hypotheses, count_each(hypotheses), strict=True)
     wrong = [pair for pair in counted if pair[1].char_errors]
     return sorted(wrong, key=lambda pair: (-pair[1].cer, pair[0].audio))
+
+
+def count_each(hypotheses: Sequence[Hypothesis]) -> list[ErrorCounts]:
+    """Count the errors of each utterance; they add up to those of all."""
+    return [count_errors([item.reference], [item.hypothesis]) for item in hypotheses]
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,19 @@ import jiwer
 import msgspec
 import numpy as np
 from lhotse import CutSet
-from lhotse.cut import Cut
 
 from ds2deploy.data.cuts import transcript
-from ds2deploy.data.manifest import check_transcript
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.decoding.decoder import decode_batch
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder, GreedyState
 from ds2deploy.runtimes.decoding.language_model import read_language_model
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import AlphabetError, Ds2Error, ManifestError
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.error_analysis import wer_interval, word_errors
-from ds2deploy.training.evaluation import cut_source
+from ds2deploy.training.evaluation import recognize, transcript_error
 from ds2deploy.training.scoring import Hypothesis, count_errors
 
 LM_WEIGHTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
@@ -63,7 +60,7 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def better(self) -> bool:
-        """Whether the settings are better than greedy decoding, beyond chance."""
+        """True where the settings are better than greedy decoding, beyond chance."""
         return self.interval[0] > 0
 
 
@@ -100,36 +97,20 @@ def keep_log_probs(
     Returns:
         The utterances, in the order of the manifest, and the errors of those that cannot be used.
     """
-    kept: dict[int, Utterance] = {}
-    errors: list[Ds2Error] = []
-    usable: list[Cut] = []
     alphabet = Alphabet(recognizer.description.labels)
-    for cut in cuts:
-        try:
-            check_transcript(cut, alphabet, manifest)
-        except AlphabetError as error:
-            errors.append(error)
+    checked = [(cut, transcript_error(cut, alphabet, manifest)) for cut in cuts]
+    errors = [error for _, error in checked if error is not None]
+    usable = [cut for cut, error in checked if error is None]
+    kept: list[Utterance] = []
+    for cut, item in zip(usable, recognize(recognizer, usable, progress), strict=True):
+        if isinstance(item.result, Ds2Error):
+            errors.append(item.result)
         else:
-            usable.append(cut)
-    references = [alphabet.normalize(transcript(cut)) for cut in usable]
-    rate = recognizer.description.features.sample_rate
-    audio_s = 0.0
-    sources = (cut_source(cut, rate) for cut in usable)
-    with closing(recognizer.transcribe_many(sources)) as results:
-        for done, item in enumerate(results, start=1):
-            if isinstance(item.result, Ds2Error):
-                errors.append(item.result)
-            else:
-                assert isinstance(item.result, KeptTranscript)
-                kept[item.index] = Utterance(
-                    item.result.log_probs,
-                    item.result.duration,
-                    references[item.index],
-                    item.result.text,
-                )
-            audio_s += item.audio_s
-            progress(done, audio_s)
-    return [kept[i] for i in sorted(kept)], errors
+            found = item.result
+            assert isinstance(found, KeptTranscript)
+            said = alphabet.normalize(transcript(cut))
+            kept.append(Utterance(found.log_probs, found.duration, said, found.text))
+    return kept, errors
 
 
 def tune(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.alignment import align
-from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState
+from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState, through_last_space
 from ds2deploy.runtimes.decoding.beam_search import Limits, Search
 from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
 from ds2deploy.runtimes.decoding.decoder import Decoder
@@ -175,7 +175,7 @@ class BeamDecoder:
             best = int(state.beam.score.argmax())
             path = (*state.committed, *state.history.path(int(state.beam.node[best])))
             text = [label for label, _ in path]
-            count = len(text) - text[::-1].index(self._space) if self._space in text else 0
+            count = through_last_space(text, self._space)
             labels = state.labels[: None if count else self._end_of_words(state)]
             if count:
                 held = np.concatenate(state.held)
@@ -201,11 +201,9 @@ class BeamDecoder:
         return words_of(labels, self._alphabet, self._frame_s, duration_s)
 
     def _end_of_words(self, state: BeamState) -> int:
-        """Where the last whole word of the aligned labels ends: after its space."""
-        for end in range(len(state.labels), state.told, -1):
-            if state.labels[end - 1][0] == self._space:
-                return end
-        return state.told
+        """Find the end of the last whole word of the aligned labels: after its space."""
+        new = [label for label, _, _ in state.labels[state.told :]]
+        return state.told + through_last_space(new, self._space)
 
     def _search(self, hot_words: Sequence[HotWords | None]) -> Search:
         """A search with the hot words of these utterances; their column is always there."""

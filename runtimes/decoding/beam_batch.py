@@ -185,6 +185,11 @@ class Batch:
         return found
 
 
+def through_last_space(labels: Sequence[int], space: int) -> int:
+    """Count the labels of whole words: those through the last space."""
+    return len(labels) - labels[::-1].index(space) if space in labels else 0
+
+
 def _align_words(states: Sequence[BeamState], limits: Sequence[int], space: int) -> None:
     """Give committed labels their times and forget their frames: whole words, or what is old."""
     ready: list[tuple[BeamState, int, FloatArray]] = []
@@ -193,7 +198,7 @@ def _align_words(states: Sequence[BeamState], limits: Sequence[int], space: int)
         if not labels:  # all that may still be heard comes after the limit
             _forget(state, limit + 1)
             continue
-        count = len(labels) - labels[::-1].index(space) if space in labels else 0
+        count = through_last_space(labels, space)
         if limit - state.committed[-1][1] > OLD:
             count = len(labels)
         if count:

@@ -232,7 +232,7 @@ def _salt(labels: int) -> npt.NDArray[np.uint64]:
 
 
 def _starts(groups: Ints) -> Ints:
-    """Where each group begins, of numbers from 0 that are grouped."""
+    """Find where each group begins, of numbers from 0 that are grouped."""
     if not groups[-1]:
         return np.zeros(1, np.int64)
     return (np.concatenate([[True], groups[1:] != groups[:-1]])).nonzero()[0]

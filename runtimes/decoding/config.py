@@ -82,7 +82,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     @property
     def limits(self) -> Limits:
-        """What the search keeps."""
+        """Limits of the search: those that are given, and the usual ones."""
         limits = CLOSED_LIST if self.phrases else USUAL
         return Limits(
             beam=limits.beam if self.beam is None else self.beam,

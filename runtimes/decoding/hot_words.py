@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding.scorers import Columns, Gains, States
+from ds2deploy.runtimes.decoding.scorers import Columns, Gains, States, spelled
 from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, Trie, build_trie
-from ds2deploy.runtimes.errors import AlphabetError, ConfigError
+from ds2deploy.runtimes.errors import ConfigError
 
 LONGEST = 200
 """Characters in a phrase."""
@@ -139,11 +139,7 @@ def _checked(phrase: str, alphabet: Alphabet) -> str:
         raise ConfigError(
             f"hot words: {phrase[:40]!r} has {len(written)} characters; expected 1 to {LONGEST}"
         )
-    if unknown := alphabet.unknown(written):
-        raise AlphabetError(
-            f"hot words: no label for {', '.join(map(repr, unknown))} in {phrase!r}; write it with "
-            f"the labels of the model, {alphabet.labels[1:]!r}"
-        )
+    spelled(phrase, alphabet, "hot words")
     return written
 
 

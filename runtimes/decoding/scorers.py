@@ -93,7 +93,7 @@ class PhraseScorer:
 
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
         # A space may follow a phrase, and one may stand before it.
-        entries = [_spelled(phrase, alphabet, "closed list") for phrase in phrases]
+        entries = [spelled(phrase, alphabet, "closed list") for phrase in phrases]
         space = _space(alphabet)
         if space is None:
             trie = build_trie(entries, len(alphabet))
@@ -144,7 +144,7 @@ class WordScorer:
         space = _space(alphabet)
         assert space is not None
         self._trie = build_trie(
-            [_spelled(word, alphabet, "lexicon") for word in words], len(alphabet)
+            [spelled(word, alphabet, "lexicon") for word in words], len(alphabet)
         )
         self._child, self._labels = self._trie.child.ravel(), len(alphabet)
         self._space, self._word_score, self._weight = space, word_score, weight
@@ -212,7 +212,17 @@ class WordScorer:
         return self._weight * best
 
 
-def _spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
+def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
+    """Spell a word or a phrase in labels.
+
+    Args:
+        entry: word or phrase; the alphabet's normalisation is applied.
+        alphabet: labels of the model.
+        what: what it is an entry of, for the error.
+
+    Raises:
+        AlphabetError: a character has no label.
+    """
     if unknown := alphabet.unknown(entry):
         raise AlphabetError(
             f"{what}: no label for {', '.join(map(repr, unknown))} in {entry!r}; write it with the "

@@ -1,4 +1,4 @@
-"""Whether the description in an ONNX file is that of its graph."""
+"""Check that the description in an ONNX file is that of its graph."""
 
 from __future__ import annotations
 
