@@ -9,7 +9,7 @@ import msgspec
 
 from ds2deploy.loading import file_kind
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple
 from ds2deploy.runtimes.decoding.decoder_file import SUFFIX as DECODER_SUFFIX
 from ds2deploy.runtimes.decoding.decoder_file import read_content
 from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
@@ -146,7 +146,7 @@ def _decoder(path: Path) -> dict[str, Any]:
         "file": f"{path}",
         "is": "settings of a beam search",
         "labels": f"{len(content.labels)}: {content.labels}",
-        "language model": settings["lm"] or "none",
+        "language model": ", ".join(as_tuple(content.settings.lm)) or "none",
         "settings": ", ".join(f"{name} {value}" for name, value in given.items() if name != "lm"),
         "tuned": ", ".join(f"{name} {value}" for name, value in content.tuned.items()) or "no",
         "details": {**_plain(content), "kind": "decoder"},

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 DECODING = "Decoding"
 """Title of the group of these options; without any, decoding is greedy."""
 
-Lm = Annotated[Path | None, option("FILE", "Language model; see ds2deploy lm.", DECODING)]
+LM_HELP = (
+    "Language model, see ds2deploy lm; may be given twice, for one of words and one of characters."
+)
+Lm = Annotated[list[Path] | None, option("FILE", LM_HELP, DECODING)]
 Decoder = Annotated[
     Path | None, option("FILE", "Settings that ds2deploy tune found, a .decoder file.", DECODING)
 ]
@@ -40,7 +43,7 @@ NBest = Annotated[
 
 def choose_decoder(
     decoder: Path | None = None,
-    lm: Path | None = None,
+    lm: list[Path] | None = None,
     beam: int | None = None,
     hot_words: str | None = None,
     phrases: Path | None = None,
@@ -52,18 +55,19 @@ def choose_decoder(
     Raises:
         MissingFileError, ModelFileError, ConfigError: a file that is not there, or damaged.
     """
-    if all(value is None for value in (decoder, lm, beam, hot_words, phrases, lexicon, nbest)):
+    given = (decoder, lm or None, beam, hot_words, phrases, lexicon, nbest)
+    if all(value is None for value in given):
         return None
     import msgspec
 
     from ds2deploy.runtimes.decoding.beam import HOT_WORD_WEIGHT
-    from ds2deploy.runtimes.decoding.config import DecoderConfig
+    from ds2deploy.runtimes.decoding.config import DecoderConfig, one_or_all
     from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     settings = DecoderConfig() if decoder is None else read_decoder_file(decoder)
     changes: dict[str, object] = {}
-    if lm is not None:
-        changes["lm"] = str(lm)
+    if lm:
+        changes["lm"] = one_or_all([str(path) for path in lm])
     if beam is not None:
         changes["beam"] = beam
     if nbest is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,8 +35,10 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         least_log_prob: log-probability below which a label extends none; None: -7, of a closed list
             -12.
         threshold: nats that a hypothesis may be behind the best; None: 12, of a closed list 50.
-        lm: path of a language model, see `ds2deploy lm`.
-        lm_weight: factor of its log-probabilities.
+        lm: path of a language model, see `ds2deploy lm`; or two paths, one of a model of words and
+            one of a model of characters.
+        lm_weight: factor of its log-probabilities; of two models, of that of words.
+        character_lm_weight: factor of those of the model of characters; None: `lm_weight`.
         word_score: added for every word, for models of words.
         lexicon: words that are known; by default those of the language model.
         unknown_letter: added for every letter of an unknown word, negative; None allows none.
@@ -51,8 +54,9 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels_per_frame: int | None = None
     least_log_prob: float | None = None
     threshold: float | None = None
-    lm: str | None = None
+    lm: str | tuple[str, ...] | None = None
     lm_weight: float = 0.5
+    character_lm_weight: float | None = None
     word_score: float = 0.0
     lexicon: tuple[str, ...] = ()
     unknown_letter: float | None = -2.0
@@ -70,6 +74,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             ("least_log_prob", limits.log_prob <= 0),
             ("threshold", limits.threshold > 0),
             ("lm_weight", 0 <= self.lm_weight < 100),
+            ("character_lm_weight", 0 <= (self.character_lm_weight or 0) < 100),
             ("word_score", -100 < self.word_score < 100),
             ("unknown_letter", self.unknown_letter is None or -100 < self.unknown_letter <= 0),
             ("hot_words", all(0 <= weight < 100 for weight in self.hot_words.values())),
@@ -79,6 +84,11 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         ):
             if not fine:
                 raise ConfigError(f"decoder: {name} = {getattr(self, name)} cannot be")
+
+    @property
+    def lm_paths(self) -> tuple[Path, ...]:
+        """Paths of the language models: none, one or two."""
+        return tuple(map(Path, as_tuple(self.lm)))
 
     @property
     def limits(self) -> Limits:
@@ -100,8 +110,8 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
         Raises:
             MissingFileError, ModelFileError: no language model, or a damaged one.
-            AlphabetError, ConfigError: words that the labels cannot spell, or a language model of
-                other labels.
+            AlphabetError, ConfigError: words that the labels cannot spell, a language model of
+                other labels, or two of one kind.
         """
         hot_words = HotWords(self.hot_words, alphabet) if self.hot_words else None
         return BeamDecoder(
@@ -117,17 +127,31 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     def _scorers(self, alphabet: Alphabet) -> list[Scorer]:
         scorers: list[Scorer] = []
-        model = None if self.lm is None else read_language_model(Path(self.lm))
-        if model is not None:
-            model.check_labels(alphabet.labels)
-        if model is not None and model.kind == "characters":
-            scorers.append(CharacterScorer(model, self.lm_weight))
-            model = None
-        if model is not None or self.lexicon:
-            scorers.append(self._words(alphabet, model))
+        models = self._models(alphabet)
+        if (characters := models.get("characters")) is not None:
+            weight = self.character_lm_weight
+            scorers.append(
+                CharacterScorer(characters, self.lm_weight if weight is None else weight)
+            )
+        if "words" in models or self.lexicon:
+            scorers.append(self._words(alphabet, models.get("words")))
         if self.phrases:
             scorers.append(PhraseScorer(self.phrases, alphabet))
         return scorers
+
+    def _models(self, alphabet: Alphabet) -> dict[str, LanguageModel]:
+        """Open the language models, by their kind."""
+        models: dict[str, LanguageModel] = {}
+        for path in self.lm_paths:
+            model = read_language_model(path)
+            model.check_labels(alphabet.labels)
+            if (other := models.get(model.kind)) is not None:
+                raise ConfigError(
+                    f"{other.path} and {path}: two language models of {model.kind}; give one of "
+                    "words and one of characters, or one alone"
+                )
+            models[model.kind] = model
+        return models
 
     def _words(self, alphabet: Alphabet, model: LanguageModel | None) -> WordScorer:
         words = self.lexicon
@@ -137,3 +161,15 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return WordScorer(
             words, alphabet, model, self.lm_weight, self.word_score, self.unknown_letter
         )
+
+
+def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Give none, one or several values as a tuple."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (str, Path)) else tuple(value)
+
+
+def one_or_all(values: Sequence[str]) -> str | tuple[str, ...] | None:
+    """Give several values as settings name them: none as None, one as itself."""
+    return tuple(values) if len(values) > 1 else next(iter(values), None)

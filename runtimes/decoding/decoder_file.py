@@ -1,4 +1,4 @@
-"""The `.decoder` file: settings that were tuned for a model and a language model."""
+"""The `.decoder` file: settings that were tuned for a model and its language models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple, one_or_all
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.errors import (
     DECODING_ERRORS,
@@ -30,15 +30,15 @@ class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         format_version: version of this format.
         labels: labels of the model that the settings were tuned for.
-        lm_sha256: hash of the language model's file; None without one.
-        settings: settings of the search; the language model is named relative to this file.
+        lm_sha256: hash of the language model's file, of each of two; None without one.
+        settings: settings of the search; language models are named relative to this file.
         tuned: facts about the tuning, for people.
     """
 
     format_version: int
     labels: str
     settings: DecoderConfig
-    lm_sha256: str | None = None
+    lm_sha256: str | tuple[str, ...] | None = None
     tuned: dict[str, float | int | str] = {}
 
 
@@ -48,26 +48,22 @@ def write_decoder_file(
     labels: str,
     tuned: Mapping[str, float | int | str] | None = None,
 ) -> None:
-    """Write settings and the hash of their language model.
+    """Write settings and the hashes of their language models.
 
     Args:
-        path: file to write; the language model should lie beside it.
-        settings: settings, with the language model's path as it is now.
+        path: file to write; the language models should lie beside it.
+        settings: settings, with the language models' paths as they are now.
         labels: labels of the model.
         tuned: facts about the tuning.
     """
-    digest = None
-    if settings.lm is not None:
-        model = Path(settings.lm).resolve()
-        digest = file_sha256(model)
-        folder = path.resolve().parent
-        name = model.name if model.parent == folder else str(model)
-        settings = msgspec.structs.replace(settings, lm=name)
+    folder = path.resolve().parent
+    models = [model.resolve() for model in settings.lm_paths]
+    names = [model.name if model.parent == folder else str(model) for model in models]
     content = DecoderFile(
         format_version=FORMAT_VERSION,
         labels=labels,
-        settings=settings,
-        lm_sha256=digest,
+        settings=msgspec.structs.replace(settings, lm=one_or_all(names)),
+        lm_sha256=one_or_all([file_sha256(model) for model in models]),
         tuned=dict(tuned or {}),
     )
     with whole_file(path) as temporary:
@@ -75,7 +71,7 @@ def write_decoder_file(
 
 
 def read_content(path: Path) -> DecoderFile:
-    """Read a file without its language model.
+    """Read a file without its language models.
 
     Raises:
         MissingFileError: no such file.
@@ -89,6 +85,8 @@ def read_content(path: Path) -> DecoderFile:
         ) from None
     try:
         found = msgspec.json.decode(content, type=DecoderFile)
+        if len(as_tuple(found.settings.lm)) != len(as_tuple(found.lm_sha256)):
+            raise ConfigError("expected one hash for each language model")
     except (*DECODING_ERRORS, ConfigError) as error:
         raise ModelFileError(
             f"{path}: not a decoder file, or damaged ({one_line(error)}); "
@@ -103,26 +101,24 @@ def read_content(path: Path) -> DecoderFile:
 
 
 def read_decoder_file(path: str | Path) -> DecoderConfig:
-    """Read settings, and check that their language model is the one that they were tuned with.
+    """Read settings, and check that their language models are those that they were tuned with.
 
     Raises:
-        MissingFileError: no such file, or its language model is not there.
+        MissingFileError: no such file, or a language model is not there.
         ModelFileError: damaged, of a newer format, or with another language model.
     """
     path = Path(path)
     found = read_content(path)
-    settings = found.settings
-    if settings.lm is None:
-        return settings
-    model = path.parent / settings.lm
-    if not model.is_file():
-        raise MissingFileError(f"{path}: its language model {model} is not there; copy it too")
-    if file_sha256(model) != found.lm_sha256:
-        raise ModelFileError(
-            f"{path}: {model} is not the language model that it was tuned with; copy that one, or "
-            "tune again"
-        )
-    return msgspec.structs.replace(settings, lm=str(model))
+    models = [path.parent / model for model in found.settings.lm_paths]
+    for model, digest in zip(models, as_tuple(found.lm_sha256), strict=True):
+        if not model.is_file():
+            raise MissingFileError(f"{path}: its language model {model} is not there; copy it too")
+        if file_sha256(model) != digest:
+            raise ModelFileError(
+                f"{path}: {model} is not the language model that it was tuned with; copy that one, "
+                "or tune again"
+            )
+    return msgspec.structs.replace(found.settings, lm=one_or_all([str(model) for model in models]))
 
 
 def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:

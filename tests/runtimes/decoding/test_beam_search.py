@@ -136,7 +136,12 @@ CONFIGS = {
     st.lists(st.integers(0, 40), max_size=4),
 )
 def test_alone_in_a_batch_and_in_pieces_are_one(name: str, cases: list[Any], cuts: list[int]):
-    config = CONFIGS[name]
+    check_alone_in_a_batch_and_in_pieces(CONFIGS[name], cases, cuts)
+
+
+def check_alone_in_a_batch_and_in_pieces(
+    config: DecoderConfig, cases: list[Any], cuts: list[int]
+) -> None:
     sounds = [log_probs(frames, seed, 2.0) for frames, seed in cases]
     alone = [decode(config, sound)[0] for sound in sounds]
     assert decode(config, *sounds) == alone
@@ -164,7 +169,12 @@ def test_alone_in_a_batch_and_in_pieces_are_one(name: str, cases: list[Any], cut
 def test_what_is_committed_stays_and_the_cut_decides_nothing(
     frames: int, seed: int, cuts: list[int], commit_s: float
 ):
-    config = DecoderConfig(beam=12, commit_s=commit_s)
+    check_that_cuts_decide_nothing(DecoderConfig(beam=12, commit_s=commit_s), frames, seed, cuts)
+
+
+def check_that_cuts_decide_nothing(
+    config: DecoderConfig, frames: int, seed: int, cuts: list[int]
+) -> None:
     decoder = config(ALPHABET, FRAME_S)
     sound = log_probs(frames, seed, 2.0)
 
