@@ -37,12 +37,14 @@ from ds2deploy.runtimes.decoding.decoder import decode_batch
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.error_analysis import wer_interval, word_errors
-from ds2deploy.training.tuning import (
+from ds2deploy.training.kept_log_probs import (
     KeepingDecoder,
     KeptTranscript,
-    Tuning,
     Utterance,
     decode_kept,
+)
+from ds2deploy.training.tuning import (
+    Tuning,
     hypotheses_of,
     tune,
     word_confidences,
@@ -90,8 +92,8 @@ def differences(
     utterances: Sequence[Utterance], settings: DecoderConfig, alphabet: Alphabet, frame_s: float
 ) -> int:
     """Texts that are not the same alone, in a batch, and as a stream that commits nothing."""
-    together = [one.text for one in decode_kept(utterances, alphabet, frame_s, settings)]
     decoder = settings(alphabet, frame_s)
+    together = [one.text for one in decode_kept(utterances, decoder)]
     count = 0
     for one, text in zip(utterances, together, strict=True):
         length = np.array([len(one.log_probs)])
@@ -200,7 +202,7 @@ def measure(
             data["wer"][f"greedy, {condition}"] = word_error_rate(utterances, greedy)
             for name, settings in decoders.items():
                 progress(f"{condition}: {name}")
-                found = decode_kept(utterances, alphabet, frame_s, settings)
+                found = decode_kept(utterances, settings(alphabet, frame_s))
                 texts = [one.text for one in found]
                 rows.setdefault(name, []).append(_shown(utterances, texts))
                 data["wer"][f"{name}, {condition}"] = word_error_rate(utterances, texts)
@@ -209,14 +211,14 @@ def measure(
             base = tunings["lexicon and word 3-gram"].settings
             boosted = msgspec.structs.replace(base, hot_words=dict.fromkeys(hot, HOT_WEIGHT))
             for name, settings in (("without", base), ("with", boosted)):
-                found = decode_kept(utterances, alphabet, frame_s, settings)
+                found = decode_kept(utterances, settings(alphabet, frame_s))
                 texts = [one.text for one in found]
                 counts = recall(utterances, texts, set(hot))
                 shown = [f"{counts[0]} of {counts[1]}", str(counts[2]), str(counts[3])]
                 hot_rows.append([condition, name, *shown])
             for name, scale in (("scale 1", 1.0), ("tuned scale", base.confidence_scale)):
                 settings = msgspec.structs.replace(base, confidence_scale=scale)
-                found = decode_kept(utterances, alphabet, frame_s, settings)
+                found = decode_kept(utterances, settings(alphabet, frame_s))
                 error, curve = calibration(*word_confidences(utterances, found))
                 data["ece"][f"{name}, {condition}"] = error
                 calibrated.append([condition, f"{name} ({scale:g})", f"{error:.3f}"])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ds2deploy.cli.decoding import Lm, choose_decoder
 from ds2deploy.cli.errors import BAD_RESULT
 from ds2deploy.cli.options import RUNTIME, Json, Threads, argument, option
 from ds2deploy.heartbeat import status
@@ -35,6 +36,7 @@ def bench(
     threads: Threads = 0,
     runtime: Annotated[list[str] | None, option("NAME", RUNTIME_HELP, RUNTIME)] = None,
     decoder: Annotated[Path | None, option("FILE", DECODER_HELP)] = None,
+    lm: Lm = None,
     json: Json = False,
 ) -> None:
     """Measure speed on this machine and recommend a runtime.
@@ -48,7 +50,6 @@ def bench(
     from ds2deploy.bench.report import advise, print_report, write_plots
     from ds2deploy.bench.stages import BEAM_SEARCH
     from ds2deploy.export.parity.speech import synthesize
-    from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     if plots is not None:
         require("matplotlib", "bench")
@@ -56,7 +57,7 @@ def bench(
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
         plots.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
-    beam_search = BEAM_SEARCH if decoder is None else read_decoder_file(decoder)
+    beam_search = choose_decoder(decoder, lm) or BEAM_SEARCH
     with status("measuring") as step:
         result = measure(plan, synthesize, step, beam_search)
     advice = advise(result)

@@ -1,4 +1,4 @@
-"""`ds2deploy tune`: weights of a language model for a network."""
+"""`ds2deploy tune`: weights of language models for a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds2deploy.cli.decoding import LM_HELP
 from ds2deploy.cli.errors import BAD_RESULT, complain
 from ds2deploy.cli.options import (
     Device,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def tune(
     model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
     manifest: Annotated[Path, argument("MANIFEST", "Validation data, never the test set.")],
-    lm: Annotated[Path, option("FILE", "Language model; see ds2deploy lm.")],
+    lm: Annotated[list[Path], option("FILE", LM_HELP)],
     out: Annotated[Path, option("FILE", "Settings to write; the name ends in .decoder.")],
     beam: Annotated[int, option("COUNT", "Hypotheses of the beam search.", min=1)] = 64,
     device: Device = None,
@@ -36,7 +37,7 @@ def tune(
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Find the weights of a language model.
+    """Find the weights of one or two language models.
 
     The network runs once. One half of the utterances chooses the weights, the other half measures
     them. Settings that are not better than greedy decoding are not written; the exit code is 1.
@@ -48,15 +49,15 @@ def tune(
     from ds2deploy.data.manifest import read_usable
     from ds2deploy.loading import load
     from ds2deploy.runtimes.alphabet import Alphabet
-    from ds2deploy.runtimes.decoding.config import DecoderConfig
+    from ds2deploy.runtimes.decoding.config import DecoderConfig, one_or_all
     from ds2deploy.runtimes.decoding.decoder_file import SUFFIX, write_decoder_file
-    from ds2deploy.training.tuning import KeepingDecoder, keep_log_probs
+    from ds2deploy.training.kept_log_probs import KeepingDecoder, keep_log_probs
     from ds2deploy.training.tuning import tune as tune_decoder
 
     if out.suffix != SUFFIX:
         raise ConfigError(f"--out {out}: expected a name that ends in {SUFFIX}")
     cuts, unusable = read_usable(manifest)
-    settings = DecoderConfig(lm=str(lm), beam=beam)
+    settings = DecoderConfig(lm=one_or_all([str(path) for path in lm]), beam=beam)
     with load(model, device, known_runtime(runtime), threads, KeepingDecoder) as recognizer:
         description = recognizer.description
         alphabet = Alphabet(description.labels)
@@ -101,10 +102,20 @@ def _facts(result: Tuning) -> dict[str, object]:
 def _print_result(result: Tuning, out: Path) -> None:
     best = result.settings
     low, high = result.interval
+    if result.all_equal:
+        typer.echo(
+            f"all {len(result.tried)} settings give the WER {100 * result.tried[0].wer:.2f} % on "
+            "the utterances that choose: no weights are better than others; these are amid them"
+        )
+    second = best.character_lm_weight
+    beside = "" if second is None else f"character_lm_weight {second:g}, "
     typer.echo(
-        f"lm_weight {best.lm_weight:g}, word_score {best.word_score:g}, confidence_scale "
-        f"{best.confidence_scale:g}"
+        f"lm_weight {best.lm_weight:g}, {beside}word_score {best.word_score:g}, "
+        f"confidence_scale {best.confidence_scale:g}"
     )
+    for weight, kind in ((best.lm_weight, "words"), (second, "characters")):
+        if weight == 0:
+            typer.echo(f"the model of {kind} is of no use beside the other: leave it out")
     typer.echo(
         f"WER {100 * result.wer:.2f} %, greedy {100 * result.greedy_wer:.2f} %: "
         f"{100 * result.gain:.2f} points saved, 95 % interval {100 * low:.2f} to {100 * high:.2f} "

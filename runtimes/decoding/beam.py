@@ -16,7 +16,12 @@ from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, poste
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.hypotheses import Floats, History
-from ds2deploy.runtimes.decoding.scorers import PhraseScorer, Scorer
+from ds2deploy.runtimes.decoding.scorers import (
+    PhraseScorer,
+    Scorer,
+    WeightedScorer,
+    Weights,
+)
 from ds2deploy.runtimes.decoding.transcript import (
     Alternative,
     Transcript,
@@ -51,7 +56,7 @@ class BeamDecoder:
         alphabet: Alphabet,
         frame_s: float,
         limits: Limits,
-        scorers: Sequence[Scorer] = (),
+        scorers: Sequence[WeightedScorer] = (),
         hot_words: HotWords | None = None,
         nbest: int = 1,
         commit_s: float | None = 1.0,
@@ -81,6 +86,18 @@ class BeamDecoder:
         """
         other = copy(self)
         other._hot_words = HotWords(phrases, self._alphabet) if phrases else None
+        return other
+
+    def with_weights(self, weights: Weights, confidence_scale: float) -> BeamDecoder:
+        """Make a decoder of other weights, which shares all tables with this one.
+
+        Args:
+            weights: weights of the language models.
+            confidence_scale: factor of scores before they become probabilities.
+        """
+        other = copy(self)
+        other._scorers = tuple(scorer.weighted(weights) for scorer in self._scorers)
+        other._scale = confidence_scale
         return other
 
     def take_hot_words(self, state: BeamState) -> None:

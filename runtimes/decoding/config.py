@@ -15,9 +15,10 @@ from ds2deploy.runtimes.decoding.language_model import LanguageModel, read_langu
 from ds2deploy.runtimes.decoding.scorers import (
     CharacterScorer,
     PhraseScorer,
-    Scorer,
-    WordScorer,
+    WeightedScorer,
+    Weights,
 )
+from ds2deploy.runtimes.decoding.word_scorer import WordScorer
 from ds2deploy.runtimes.errors import ConfigError
 
 USUAL = Limits(beam=64, labels=12, log_prob=-7.0, threshold=12.0)
@@ -91,6 +92,14 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return tuple(map(Path, as_tuple(self.lm)))
 
     @property
+    def weights(self) -> Weights:
+        """Weights of the language models."""
+        characters = self.character_lm_weight
+        return Weights(
+            self.lm_weight, self.lm_weight if characters is None else characters, self.word_score
+        )
+
+    @property
     def limits(self) -> Limits:
         """Limits of the search: those that are given, and the usual ones."""
         limits = CLOSED_LIST if self.phrases else USUAL
@@ -125,14 +134,11 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             self.confidence_scale,
         )
 
-    def _scorers(self, alphabet: Alphabet) -> list[Scorer]:
-        scorers: list[Scorer] = []
+    def _scorers(self, alphabet: Alphabet) -> list[WeightedScorer]:
+        scorers: list[WeightedScorer] = []
         models = self._models(alphabet)
         if (characters := models.get("characters")) is not None:
-            weight = self.character_lm_weight
-            scorers.append(
-                CharacterScorer(characters, self.lm_weight if weight is None else weight)
-            )
+            scorers.append(CharacterScorer(characters, self.weights))
         if "words" in models or self.lexicon:
             scorers.append(self._words(alphabet, models.get("words")))
         if self.phrases:
@@ -158,9 +164,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         if not words:
             assert model is not None
             words = tuple(word for word in model.words if not alphabet.unknown(word))
-        return WordScorer(
-            words, alphabet, model, self.lm_weight, self.word_score, self.unknown_letter
-        )
+        return WordScorer(words, alphabet, model, self.weights, self.unknown_letter)
 
 
 def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:

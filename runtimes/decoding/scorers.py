@@ -1,9 +1,10 @@
-"""What a search knows beside the network: language models, a lexicon, a closed list of phrases."""
+"""What a search knows beside the network: a model of characters, a closed list of phrases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from copy import copy
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,20 @@ Columns = tuple[npt.NDArray[np.int64], ...]
 Ints = npt.NDArray[np.int64]
 Gains = npt.NDArray[np.float64]
 """(hypotheses,) natural logarithms; -inf forbids."""
+
+
+class Weights(NamedTuple):
+    """What the language models count beside the network.
+
+    Attributes:
+        words: factor of the log-probabilities of a model of words.
+        characters: the same, of a model of characters.
+        word_score: added for every word.
+    """
+
+    words: float
+    characters: float
+    word_score: float
 
 
 class Scorer(Protocol):
@@ -51,19 +66,26 @@ class Scorer(Protocol):
         """Judge the end of the utterance."""
 
 
+class WeightedScorer(Scorer, Protocol):
+    """Scorer of what a decoder knows of all utterances, whose weights can be changed."""
+
+    def weighted(self, weights: Weights) -> WeightedScorer:
+        """Make a scorer of other weights, which shares the tables with this one."""
+
+
 class CharacterScorer:
     """A character n-gram model; see `Scorer`.
 
     Args:
         model: of characters.
-        weight: factor of its log-probabilities.
+        weights: of which `characters` counts.
     """
 
     most = 0.0
 
-    def __init__(self, model: LanguageModel, weight: float) -> None:
+    def __init__(self, model: LanguageModel, weights: Weights) -> None:
         tables = model.dense()
-        self._next, self._weight = tables.next, weight
+        self._next, self._weight = tables.next, weights.characters
         self._scores, self._ends = tables.score, tables.end
         self.start: tuple[int, ...] = (model.start,)
 
@@ -78,6 +100,12 @@ class CharacterScorer:
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
         """See `Scorer`."""
         return np.asarray(self._weight * self._ends[states[0]].astype(np.float64))
+
+    def weighted(self, weights: Weights) -> CharacterScorer:
+        """See `Scorer`."""
+        other = copy(self)
+        other._weight = weights.characters
+        return other
 
 
 class PhraseScorer:
@@ -94,7 +122,7 @@ class PhraseScorer:
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
         # A space may follow a phrase, and one may stand before it.
         entries = [spelled(phrase, alphabet, "closed list") for phrase in phrases]
-        space = _space(alphabet)
+        space = space_label(alphabet)
         if space is None:
             trie = build_trie(entries, len(alphabet))
         else:
@@ -114,102 +142,9 @@ class PhraseScorer:
         """See `Scorer`."""
         return np.asarray(self._ends[states[0]])
 
-
-class WordScorer:
-    """Words of a lexicon, and a word n-gram model of them; see `Scorer`.
-
-    A word is scored when it ends. Before that, its beginning is scored with the most frequent word
-    that it may become (language model look-ahead), so that the beam does not fill with beginnings
-    of rare words.
-
-    Args:
-        words: the lexicon.
-        alphabet: labels of the model; with a space.
-        model: of words; None where all words are equally likely.
-        weight: factor of its log-probabilities.
-        word_score: added for every word.
-        unknown_letter: added for every letter of a word that is not in the lexicon, negative;
-            None allows no such word.
-    """
-
-    def __init__(
-        self,
-        words: Sequence[str],
-        alphabet: Alphabet,
-        model: LanguageModel | None,
-        weight: float,
-        word_score: float,
-        unknown_letter: float | None,
-    ) -> None:
-        space = _space(alphabet)
-        assert space is not None
-        self._trie = build_trie(
-            [spelled(word, alphabet, "lexicon") for word in words], len(alphabet)
-        )
-        self._child, self._labels = self._trie.child.ravel(), len(alphabet)
-        self._space, self._word_score, self._weight = space, word_score, weight
-        self._unknown = -np.inf if unknown_letter is None else unknown_letter
-        self._model = model
-        self._look_ahead = np.zeros(len(self._trie.entry))
-        self.start: tuple[int, ...] = (ROOT, 0)
-        if model is not None:
-            self.start = (ROOT, model.start)
-            # One more for what is not in the lexicon, which entry -1 gives.
-            self._ids = np.append(model.word_ids(list(words)), model.unknown)
-            self._look_ahead = self._best_below(model)
-        # Where a word ends, the look-ahead is taken back; a word is never likelier than 1.
-        self.most = max(0.0, word_score) - float(self._look_ahead.min())
-
-    def step(
-        self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
-    ) -> tuple[Columns, Gains]:
-        """See `Scorer`."""
-        node, history = states
-        following = self._child.take(node * self._labels + labels).astype(np.int64)
-        gains = self._look_ahead.take(following) - self._look_ahead.take(node)
-        spaces = labels == self._space
-        outside = following == OUTSIDE
-        outside &= ~spaces
-        if outside.any():
-            # The first letter that leaves the lexicon pays for those before it too.
-            gains[outside] += self._unknown * (self._trie.depth[node[outside]] + 1)
-        if spaces.any():
-            following[spaces] = ROOT
-            history = history.copy()
-            history[spaces], gains[spaces] = self._end_word(node[spaces], history[spaces])
-        return (following, history), gains
-
-    def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
-        """See `Scorer`; the last word ends too."""
-        history, gains = self._end_word(*states)
-        if self._model is not None:
-            gains += self._weight * self._model.end_score(history)
-        return gains
-
-    def _end_word(self, node: Ints, history: Ints) -> tuple[Ints, Gains]:
-        """End the words that end at these nodes; of the root, there is none."""
-        gains = -self._look_ahead[node]
-        entry = self._trie.entry[node]
-        unknown = (entry < 0) & (node != OUTSIDE) & (node != ROOT)  # a beginning of known words
-        gains[unknown] += self._unknown * self._trie.depth[node[unknown]]
-        words = node != ROOT
-        gains[words] += self._word_score
-        if self._model is not None and words.any():
-            history = history.copy()
-            history[words], scores = self._model.score(history[words], self._ids[entry[words]])
-            gains[words] += self._weight * scores
-        return history, gains
-
-    def _best_below(self, model: LanguageModel) -> Gains:
-        """Weighted log-probability of the most frequent word below every node."""
-        trie = self._trie
-        _, scores = model.score(np.full(len(self._ids), model.empty), self._ids)
-        best = np.where(trie.entry >= 0, scores[trie.entry], -np.inf)
-        for depth in range(int(trie.depth.max()), 1, -1):
-            nodes = np.flatnonzero(trie.depth == depth)
-            np.maximum.at(best, trie.parent[nodes], best[nodes])
-        best[[OUTSIDE, ROOT]] = 0.0
-        return self._weight * best
+    def weighted(self, weights: Weights) -> PhraseScorer:
+        """See `Scorer`; a list has no weights."""
+        return self
 
 
 def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
@@ -231,5 +166,6 @@ def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
     return alphabet.encode(entry)
 
 
-def _space(alphabet: Alphabet) -> int | None:
+def space_label(alphabet: Alphabet) -> int | None:
+    """Find the label of the space; None where the labels have none."""
     return alphabet.labels.find(" ") if " " in alphabet.labels else None

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from ds2deploy.cli.app import app
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.training.tuning import Trial, Tuning
 
 RATE = 16_000
 
@@ -89,6 +91,20 @@ def test_what_cannot_be_is_one_line(
     assert told in line
 
 
+def test_two_language_models_of_two_kinds(digits_checkpoint: Path, sounds: list[Path], files: Path):
+    run("lm", files / "sentences", "--out", files / "letters.lm", "--characters")
+    command = ("transcribe", digits_checkpoint, *sounds[:6], "--json")
+    words, letters = (("--lm", files / name) for name in ("x.lm", "letters.lm"))
+    both = texts(run(*command, *words, *letters))
+    assert both == texts(run(*command, *letters, *words))
+    assert len({tuple(both), *(tuple(texts(run(*command, *one))) for one in (words, letters))}) == 3
+    quick = ("--batch", "1", "--seconds", "0.5", "--rounds", "1")
+    for call in (command, ("bench", digits_checkpoint, *quick)):
+        line = run(*call, *words, *words, code=2).stderr
+        assert str(files / "x.lm") in line
+        assert "one of words" in line
+
+
 @pytest.fixture
 def manifest(sounds: list[Path], tmp_path: Path) -> Path:
     run("prepare", sounds[0].parent, tmp_path / "data", "--valid", "0.9")
@@ -111,9 +127,29 @@ def test_tune_writes_nothing_that_is_not_better(
     assert not out.exists()
 
 
+def test_tune_says_that_all_settings_are_equal(
+    digits_checkpoint: Path, manifest: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trials = tuple(Trial(weight, 0.2, 0.0, 0.25) for weight in (0.1, 0.2))
+    settings = DecoderConfig(lm_weight=0.1, character_lm_weight=0.0)
+    equal = Tuning(
+        settings=settings, greedy_wer=0.5, wer=0.5, gain=0.0, interval=(0.0, 0.0), utterances=9,
+        tried=trials,
+    )  # fmt: skip
+    monkeypatch.setattr("ds2deploy.training.tuning.tune", lambda *given: equal)
+    command = ("tune", digits_checkpoint, manifest, "--lm", files / "x.lm", "--out", "x.decoder")
+    lines = run(*command, code=1).stdout.splitlines()
+    assert "all 2 settings" in lines[0]
+    assert "25.00 %" in lines[0]
+    assert "character_lm_weight 0" in lines[1]
+    assert "characters" in lines[2]
+    assert "leave it out" in lines[2]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["--lm", "x.lm", "--lm", "x.lm", "--out", "x.decoder"], "one of words"),
         (["--lm", "x.lm", "--out", "x.json"], ".decoder"),
         (["--lm", "none.lm", "--out", "x.decoder"], "none.lm"),
         (["--lm", "abc.lm", "--out", "x.decoder"], "labels"),

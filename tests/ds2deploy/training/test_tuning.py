@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +16,8 @@ from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file, write_decoder_file
 from ds2deploy.runtimes.decoding.greedy import greedy_text
 from ds2deploy.runtimes.errors import ManifestError, MissingFileError, ModelFileError
-from ds2deploy.training.tuning import Utterance, _steadiest, tune
+from ds2deploy.training.kept_log_probs import Utterance, decode_kept
+from ds2deploy.training.tuning import PAIR_WEIGHTS, Trial, _steadiest, tune, word_error_rate
 
 ALPHABET = Alphabet(ENGLISH)
 WORDS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
@@ -64,7 +66,36 @@ def test_a_model_of_what_is_said_is_better(noisy: list[Utterance], tmp_path: Pat
     assert result.gain == pytest.approx(result.greedy_wer - result.wer)
     assert result.utterances == 30
     assert seen[-1] == (len(result.tried), len(result.tried))
-    assert result.settings.lm_weight in {weight for weight, _, _ in result.tried}
+    assert result.settings.lm_weight in {trial.lm_weight for trial in result.tried}
+    assert result.settings.character_lm_weight is None
+    assert not result.all_equal
+
+
+def test_the_weights_of_two_models_are_searched_together(noisy: list[Utterance], tmp_path: Path):
+    models = tuple(model_of(tmp_path, digits(300), kind) for kind in ("words", "characters"))
+    random = np.random.default_rng(4)
+    noisier = [spoken(one.reference, random, 2.0) for one in noisy[:40]]
+    settings = DecoderConfig(lm=models, beam=8)
+    result = tune(noisier, ALPHABET, FRAME_S, settings)
+    assert result.better
+    pairs = {(trial.lm_weight, trial.character_lm_weight) for trial in result.tried}
+    assert pairs == set(itertools.product(PAIR_WEIGHTS, PAIR_WEIGHTS))
+    best = result.settings
+    assert (best.lm_weight, best.character_lm_weight) in pairs
+    assert best.lm == models
+    wers = {(t.lm_weight, t.character_lm_weight, t.word_score): t.wer for t in result.tried}
+    for weights in ((1.0, 0.0, 1.0), (0.0, 1.0, -1.0)):
+        names = ("lm_weight", "character_lm_weight", "word_score")
+        same = msgspec.structs.replace(settings, **dict(zip(names, weights, strict=True)))
+        texts = [one.text for one in decode_kept(noisier[::2], same(ALPHABET, FRAME_S))]
+        assert word_error_rate(noisier[::2], texts) == wers[weights] != wers[0.0, 0.0, 0.0]
+
+
+def test_where_all_settings_are_equal_the_result_says_so(tmp_path: Path):
+    random = np.random.default_rng(1)
+    clear = [spoken("ONE TWO", random, 0.0) for _ in range(20)]
+    settings = DecoderConfig(lm=model_of(tmp_path, ["ONE TWO"] * 30, "characters"), beam=8)
+    assert tune(clear, ALPHABET, FRAME_S, settings).all_equal
 
 
 def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: Path):
@@ -75,14 +106,22 @@ def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: 
     assert result.wer >= result.greedy_wer
 
 
-def test_the_best_by_chance_is_not_chosen():
-    grid = list(itertools.product((0.1, 0.2, 0.4, 0.8, 1.6), (-1.0, 0.0, 1.0)))
-    flat = [(weight, score, 0.2 if weight > 1 else 0.1) for weight, score in grid]
-    assert _steadiest(flat) == (0.2, 0.0)  # in the middle of all that are equal
-    lucky = [(w, s, 0.095 if (w, s) == (1.6, 1.0) else wer) for w, s, wer in flat]
-    assert _steadiest(lucky) == (0.2, 0.0)
-    better = [(w, s, 0.05 if w == 0.4 else wer) for w, s, wer in flat]
-    assert _steadiest(better) == (0.4, 0.0)
+@pytest.mark.parametrize("second", [(None,), (0.0, 0.5, 1.0)])
+def test_the_best_by_chance_is_not_chosen(second: tuple[float | None, ...]):
+    grid = list(itertools.product((0.1, 0.2, 0.4, 0.8, 1.6), second, (-1.0, 0.0, 1.0)))
+
+    def chosen(wers: dict[tuple[float, float], float]) -> Trial:
+        flat = {(w, s): 0.2 if w > 1 else 0.1 for w, _, s in grid}
+        found = _steadiest([Trial(w, c, s, (flat | wers)[w, s]) for w, c, s in grid])
+        assert found.character_lm_weight == second[len(second) // 2]
+        return found
+
+    best = chosen({})
+    assert (best.lm_weight, best.word_score) == (0.2, 0.0)  # in the middle of all that are equal
+    lucky = chosen({(1.6, 1.0): 0.095})
+    assert (lucky.lm_weight, lucky.word_score) == (0.2, 0.0)
+    better = chosen({(0.4, score): 0.05 for score in (-1.0, 0.0, 1.0)})
+    assert (better.lm_weight, better.word_score) == (0.4, 0.0)
 
 
 def test_too_few_utterances(noisy: list[Utterance], tmp_path: Path):
@@ -107,6 +146,24 @@ def test_a_decoder_file_finds_its_language_model_beside_it(tmp_path: Path):
     assert facts["language model"] == "words.lm"
     assert facts["details"]["tuned"] == {"wer": 0.1}
     assert facts["details"]["settings"]["lm_weight"] == 0.3
+
+
+def test_a_decoder_file_holds_two_language_models(tmp_path: Path):
+    models = tuple(model_of(tmp_path, digits(30), kind) for kind in ("words", "characters"))
+    path = tmp_path / "two.decoder"
+    settings = DecoderConfig(lm=models, lm_weight=0.3, character_lm_weight=0.2)
+    write_decoder_file(path, settings, ENGLISH)
+    assert read_decoder_file(path) == settings
+    assert inspect_file(path)["language model"] == "words.lm, characters.lm"
+    model_of(tmp_path, digits(31), "characters")
+    with pytest.raises(ModelFileError, match=rf"{path}.*characters\.lm.*tune again"):
+        read_decoder_file(path)
+    Path(models[0]).unlink()
+    with pytest.raises(MissingFileError, match=rf"{path}.*words\.lm.*copy"):
+        read_decoder_file(path)
+    path.write_text(path.read_text().replace('    "characters.lm"', '    "characters.lm", "x.lm"'))
+    with pytest.raises(ModelFileError, match=rf"{path}.*ds2deploy tune"):
+        read_decoder_file(path)
 
 
 @pytest.mark.parametrize(

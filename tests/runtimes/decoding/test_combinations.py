@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from ds2deploy.language_models.estimate import estimate
 from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder import Decoder, decode_batch
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import ConfigError
 from tests.ds2deploy.language_models.models import backed_off, entries, model_of, read_corpus
 from tests.runtimes.decoding.test_beam_search import (
@@ -183,6 +185,23 @@ def test_what_two_models_commit_stays_and_the_cut_decides_nothing(
 ):
     config = msgspec.structs.replace(NARROW, commit_s=0.3)
     check_that_cuts_decide_nothing(together(models, BOTH, config), frames, seed, cuts)
+
+
+def test_weights_can_be_changed_without_another_decoder(models: dict[str, str]):
+    sound = log_probs(60, 3, 2.0)
+    old = together(models, BOTH, msgspec.structs.replace(NARROW, phrases=PHRASES[:-1]))
+    new = msgspec.structs.replace(
+        old, lm_weight=1.3, character_lm_weight=0.1, word_score=-2.0, confidence_scale=0.5
+    )
+
+    def text_of(decoder: Decoder) -> Transcript:
+        return decode_batch(decoder, sound[None], np.array([len(sound)]), [1.2])[0]
+
+    first = old(ALPHABET, FRAME_S)
+    before = text_of(first)
+    changed = first.with_weights(new.weights, new.confidence_scale)
+    assert text_of(changed) == text_of(new(ALPHABET, FRAME_S)) != before
+    assert text_of(first) == before
 
 
 @pytest.mark.parametrize("kind", sorted(ORDERS))
