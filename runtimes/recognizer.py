@@ -307,7 +307,8 @@ class Recognizer(Closing):
                 f"{name}: a bidirectional model hears the end of an utterance before it reads the "
                 "beginning, and cannot stream; train a unidirectional one: ds2deploy train "
                 "digits-streaming is an example (model.bidirectional = false, "
-                'features.normalize = "global")'
+                'features.normalize = "global"); this model gives the text of whole recordings: '
+                "leave out --stream (in Python: transcribe)"
             )
         if self.description.features.normalize == "utterance":
             raise StreamError(

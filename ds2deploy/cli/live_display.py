@@ -182,7 +182,7 @@ class LineDisplay:
 
 
 class JsonDisplay:
-    """One JSON object a line: words that are new and the tail; at the end the whole transcript."""
+    """One JSON object a line: words that are new and the tail; the transcript of each segment."""
 
     def __init__(self, audio: str) -> None:
         self._audio, self._tail = audio, ""
@@ -196,7 +196,7 @@ class JsonDisplay:
 
     def finish(self, transcript: Transcript) -> None:
         """See `Display`."""
-        self._print(final=True, **msgspec.to_builtins(transcript))
+        self._print(final=True, **msgspec.to_builtins(transcript), end=transcript.end)
         self._tail = ""
 
     def abort(self) -> None:

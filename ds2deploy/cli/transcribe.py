@@ -88,7 +88,7 @@ def transcribe(
     from ds2deploy.loading import load
 
     kind = "json" if json else format_
-    _check(kind, stream, window, rate, endpoint, audio)
+    _check(kind, stream, window, rate, endpoint, audio, nbest)
     chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon, nbest)
     with load(model, device, known_runtime(runtime), threads, chosen) as recognizer:
         if stream:
@@ -113,8 +113,13 @@ def _check(
     rate: int | None,
     endpoint: float | None,
     audio: list[Path],
+    nbest: int | None,
 ) -> None:
-    """Raise a ConfigError for options that exclude each other."""
+    """Raise a ConfigError for values that cannot be, or options that exclude each other."""
+    from ds2deploy.runtimes.streaming.endpoint import LONGEST_S
+
+    if nbest is not None and kind != "json":
+        raise ConfigError(f"--nbest {nbest}: alternatives are part of the JSON; give --json too")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(
             f"--format {kind}: subtitles are of one recording, {len(audio)} given; run the "
@@ -124,6 +129,11 @@ def _check(
         raise ConfigError(f"--format {kind}: subtitles are made at the end; leave --stream out")
     if endpoint is not None and not stream:
         raise ConfigError(f"--endpoint {endpoint:g}: is for streams; give --stream too")
+    if endpoint is not None and not 0 < endpoint < LONGEST_S:
+        raise ConfigError(
+            f"--endpoint {endpoint:g}: expected seconds, more than 0 and less than {LONGEST_S}, "
+            "such as 1.2"
+        )
     if stream and window is not None:
         raise ConfigError(f"--window {window:g}: a stream needs no windows; leave it out")
     if STDIN in audio and len(audio) > 1:

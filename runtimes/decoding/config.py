@@ -68,23 +68,32 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     confidence_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        limits = self.limits
-        for name, fine in (
-            ("beam", limits.beam >= 1),
-            ("labels_per_frame", limits.labels >= 1),
-            ("least_log_prob", limits.log_prob <= 0),
-            ("threshold", limits.threshold > 0),
-            ("lm_weight", 0 <= self.lm_weight < 100),
-            ("character_lm_weight", 0 <= (self.character_lm_weight or 0) < 100),
-            ("word_score", -100 < self.word_score < 100),
-            ("unknown_letter", self.unknown_letter is None or -100 < self.unknown_letter <= 0),
-            ("hot_words", all(0 <= weight < 100 for weight in self.hot_words.values())),
-            ("nbest", self.nbest >= 1),
-            ("commit_s", self.commit_s is None or 0 < self.commit_s < 1e6),
-            ("confidence_scale", 0 < self.confidence_scale < 100),
+        limits, weight = self.limits, self.character_lm_weight
+        for name, fine, expected in (
+            ("beam", limits.beam >= 1, "1 or more"),
+            ("labels_per_frame", limits.labels >= 1, "1 or more"),
+            ("least_log_prob", limits.log_prob <= 0, "0 or less"),
+            ("threshold", limits.threshold > 0, "more than 0"),
+            ("lm_weight", 0 <= self.lm_weight < 100, "0 to 100"),
+            ("character_lm_weight", weight is None or 0 <= weight < 100, "0 to 100"),
+            ("word_score", -100 < self.word_score < 100, "-100 to 100"),
+            (
+                "unknown_letter",
+                self.unknown_letter is None or -100 < self.unknown_letter <= 0,
+                "-100 to 0, or none",
+            ),
+            ("nbest", self.nbest >= 1, "1 or more"),
+            ("commit_s", self.commit_s is None or 0 < self.commit_s < 1e6, "more than 0"),
+            ("confidence_scale", 0 < self.confidence_scale < 100, "more than 0, less than 100"),
         ):
             if not fine:
-                raise ConfigError(f"decoder: {name} = {getattr(self, name)} cannot be")
+                raise ConfigError(f"decoder: {name} = {getattr(self, name)}; expected {expected}")
+        for phrase, nats in self.hot_words.items():
+            if not 0 <= nats < 100:
+                raise ConfigError(
+                    f"hot words: {phrase[:40]!r} has the weight {nats:g}; expected 0 to 100 nats "
+                    "for every letter"
+                )
 
     @property
     def lm_paths(self) -> tuple[Path, ...]:

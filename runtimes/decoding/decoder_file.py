@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.beam import BeamDecoder
 from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple, one_or_all
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.errors import (
@@ -42,6 +44,32 @@ class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tuned: dict[str, float | int | str] = {}
 
 
+class TunedConfig(DecoderConfig, frozen=True, kw_only=True):
+    """Settings of a `.decoder` file; they make decoders for models of its labels only.
+
+    Attributes:
+        file: path of the file.
+        labels: labels of the model that the settings were tuned for.
+    """
+
+    file: str
+    labels: str
+
+    def __call__(self, alphabet: Alphabet, frame_s: float) -> BeamDecoder:
+        """Make the decoder of a model; see `DecoderConfig`.
+
+        Raises:
+            ConfigError: the model has other labels; the blank may be any character.
+        """
+        if alphabet.labels[1:] != self.labels[1:]:
+            raise ConfigError(
+                f"{self.file}: tuned for the labels {self.labels[1:]!r}, the model has "
+                f"{alphabet.labels[1:]!r}; tune for this model: ds2deploy tune MODEL MANIFEST "
+                "--lm LM --out FILE.decoder"
+            )
+        return super().__call__(alphabet, frame_s)
+
+
 def write_decoder_file(
     path: Path,
     settings: DecoderConfig,
@@ -62,12 +90,17 @@ def write_decoder_file(
     content = DecoderFile(
         format_version=FORMAT_VERSION,
         labels=labels,
-        settings=msgspec.structs.replace(settings, lm=one_or_all(names)),
+        settings=DecoderConfig(**(_fields(settings) | {"lm": one_or_all(names)})),
         lm_sha256=one_or_all([file_sha256(model) for model in models]),
         tuned=dict(tuned or {}),
     )
     with whole_file(path) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _fields(settings: DecoderConfig) -> dict[str, Any]:
+    """The settings of a search, without those of a file."""
+    return {name: getattr(settings, name) for name in DecoderConfig.__struct_fields__}
 
 
 def read_content(path: Path) -> DecoderFile:
@@ -100,7 +133,7 @@ def read_content(path: Path) -> DecoderFile:
     return found
 
 
-def read_decoder_file(path: str | Path) -> DecoderConfig:
+def read_decoder_file(path: str | Path) -> TunedConfig:
     """Read settings, and check that their language models are those that they were tuned with.
 
     Raises:
@@ -118,7 +151,10 @@ def read_decoder_file(path: str | Path) -> DecoderConfig:
                 f"{path}: {model} is not the language model that it was tuned with; copy that one, "
                 "or tune again"
             )
-    return msgspec.structs.replace(found.settings, lm=one_or_all([str(model) for model in models]))
+    lm = one_or_all([str(model) for model in models])
+    return TunedConfig(
+        **(_fields(found.settings) | {"lm": lm}), file=str(path), labels=found.labels
+    )
 
 
 def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:

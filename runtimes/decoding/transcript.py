@@ -61,6 +61,8 @@ class Transcript(msgspec.Struct, frozen=True):
         confidence: from 0 to 1, of the whole text; see `Word`.
         alternatives: the best texts, this one first, where more than one was asked for.
         hot_words: those of the hot words that stand in the text.
+        start: seconds from the beginning of the recording to that of the audio; 0 but for a segment
+            of a stream.
     """
 
     text: str
@@ -71,6 +73,12 @@ class Transcript(msgspec.Struct, frozen=True):
     confidence: float = 1.0
     alternatives: tuple[Alternative, ...] = ()
     hot_words: tuple[str, ...] = ()
+    start: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """Seconds from the beginning of the recording to the end of the audio."""
+        return round(self.start + self.duration, 3)
 
 
 class Update(msgspec.Struct, frozen=True):

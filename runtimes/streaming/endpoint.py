@@ -18,6 +18,10 @@ PATIENCE_S = 5.0
 """Seconds past the longest segment after which any frame without a letter is a boundary."""
 
 
+LONGEST_S = 3600
+"""Seconds that no rule reaches."""
+
+
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """When a segment of a stream ends, as in Kaldi's rules.
 
@@ -33,9 +37,10 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         for name in ("silence_s", "leading_silence_s", "longest_s"):
-            if not 0 < getattr(self, name) < 3600:
+            if not 0 < getattr(self, name) < LONGEST_S:
                 raise ConfigError(
-                    f"endpoint: {name} = {getattr(self, name):g}; expected seconds above 0"
+                    f"endpoint: {name} = {getattr(self, name):g}; expected seconds, more than 0 "
+                    f"and less than {LONGEST_S}"
                 )
 
 
@@ -103,21 +108,22 @@ def shifted(transcript: Transcript, start_s: float) -> Transcript:
         Span(char.text, round(char.start + start_s, 3), round(char.end + start_s, 3))
         for char in transcript.chars
     )
-    return msgspec.structs.replace(transcript, words=words, chars=chars)
+    return msgspec.structs.replace(transcript, words=words, chars=chars, start=round(start_s, 3))
 
 
 def joined(segments: Sequence[Transcript]) -> Transcript:
-    """Join segments that follow each other to one transcript."""
-    last = segments[-1]
+    """Join segments that follow each other to one transcript, with the silence between them."""
+    first, last = segments[0], segments[-1]
     return Transcript(
         text=" ".join(segment.text for segment in segments if segment.text),
         words=tuple(word for segment in segments for word in segment.words),
         chars=tuple(char for segment in segments for char in segment.chars),
         score=sum(segment.score for segment in segments) / len(segments),
-        duration=round(sum(segment.duration for segment in segments), 3),
+        duration=round(last.end - first.start, 3),
         confidence=min(segment.confidence for segment in segments),
         alternatives=last.alternatives if len(segments) == 1 else (),
         hot_words=tuple(dict.fromkeys(word for one in segments for word in one.hot_words)),
+        start=first.start,
     )
 
 

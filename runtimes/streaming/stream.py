@@ -113,7 +113,9 @@ class Channel:
 
     def finish(self) -> Transcript:
         """The whole utterance when it is done; with endpoints, what no update has told."""
-        found = self.decoder.finish(self.decoding, self.duration_s - self._start_s)
+        # The last frame may begin after the last sample.
+        length_s = max(0.0, self.duration_s - self._start_s)
+        found = self.decoder.finish(self.decoding, length_s)
         if self._start_s:
             found = shifted(found, self._start_s)
         segments, self._segments = self._segments, []

@@ -11,8 +11,11 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from ds2deploy.cli.app import app
+from ds2deploy.cli.decoding import choose_decoder
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.runtimes.alphabet import ENGLISH
 from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.decoder_file import write_decoder_file
 from ds2deploy.training.tuning import Trial, Tuning
 
 RATE = 16_000
@@ -43,7 +46,47 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "sentences").write_text("ZERO ONE\nTWO ONE ZERO\n" * 5)
     run("lm", tmp_path / "sentences", "--out", tmp_path / "x.lm")
     run("lm", tmp_path / "sentences", "--out", tmp_path / "abc.lm", "--labels", "_ERNOZTW ")
+    settings = DecoderConfig(lm=str(tmp_path / "x.lm"), beam=8)
+    write_decoder_file(tmp_path / "tuned.decoder", settings, ENGLISH)
+    write_decoder_file(tmp_path / "other.decoder", DecoderConfig(), "_ABC ")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("NINE", ("NINE", 0.8)),
+        ("HIGH STREET : 1.5", ("HIGH STREET", 1.5)),
+        ("AT 5:30:2", ("AT 5:30", 2.0)),
+        ("A:.5", ("A", 0.5)),
+        ("A:", ("A:", 0.8)),
+        ("ST. JOHN", ("ST. JOHN", 0.8)),
+    ],
+)
+def test_hot_words_have_weights(tmp_path: Path, entry: str, expected: tuple[str, float]):
+    path = tmp_path / "names"
+    path.write_text(f"{entry}\n\nTWO:1\n")
+    for given in (str(path), f"{entry}, TWO:1"):
+        settings = choose_decoder(hot_words=given)
+        assert isinstance(settings, DecoderConfig)
+        assert settings.hot_words == dict([expected, ("TWO", 1.0)])
+
+
+def test_the_weight_of_a_hot_word_changes_the_text(
+    digits_checkpoint: Path, sounds: list[Path], tmp_path: Path
+):
+    command = ("transcribe", digits_checkpoint, *sounds[:6], "--json", "--hotwords")
+    light, heavy = (texts(run(*command, f"NINE:{weight}")) for weight in (0, 9))
+    assert "".join(light).count("NINE") < "".join(heavy).count("NINE")
+
+
+def test_a_decoder_file_takes_other_settings_beside_it(
+    digits_checkpoint: Path, sounds: list[Path], files: Path
+):
+    command = ("transcribe", digits_checkpoint, *sounds[:3], "--json")
+    with_file = texts(run(*command, "--decoder", files / "tuned.decoder"))
+    assert with_file == texts(run(*command, "--lm", files / "x.lm", "--beam", "8"))
+    assert with_file != texts(run(*command, "--decoder", files / "tuned.decoder", "--beam", "1"))
 
 
 def texts(result: Result) -> list[str]:
@@ -73,6 +116,15 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--lexicon", "{}/empty"], "no line"),
         (["--phrases", "{}/odd"], "no label for"),
         (["--hotwords", "{}/odd"], "no label for"),
+        (["--hotwords", "nofile.txt"], "nofile.txt: no such file"),
+        (["--hotwords", "{}/nofile"], "nofile: no such file"),
+        (["--hotwords", "NINE:500"], "'NINE' has the weight 500; expected 0 to 100"),
+        (["--hotwords", "NINE:X"], "no label for ':'"),
+        (["--nbest", "3"], "--json"),
+        (["--nbest", "3", "--stream"], "--json"),
+        (["--stream", "--endpoint", "1e9"], "--endpoint 1e+09: expected seconds, more than 0"),
+        (["--decoder", "{}/tuned.decoder", "--lm", "{}/x.lm"], "leave --lm out"),
+        (["--decoder", "{}/other.decoder"], "other.decoder: tuned for the labels"),
         (["--hotwords", "A" * 1000], "1000 characters"),
         (["--hotwords", ","], "no phrase"),
         (["--lm", "{}/sentences"], "ds2deploy lm TEXT"),

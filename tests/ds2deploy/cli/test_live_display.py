@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -170,6 +171,32 @@ def test_an_object_a_line(streaming_onnx: Path, recording: Path, text: str):
     assert (
         lines_of(transcribe(streaming_onnx, recording, "--stream", "--format", "json")) == partial
     )
+
+
+def test_an_object_for_each_segment_with_its_place(streaming_onnx: Path, tmp_path: Path):
+    path = tmp_path / "pauses.wav"
+    pause = np.zeros(2 * RATE, np.float32)
+    soundfile.write(path, np.concatenate([HEARD, pause, HEARD[:RATE], pause, HEARD]), RATE)
+    command = (streaming_onnx, path, "--stream", "--json", "--endpoint", "0.5")
+    found = [line for line in lines_of(transcribe(*command)) if line["final"]]
+    assert len(found) > 2
+    for one in found:
+        assert one["end"] == pytest.approx(one["start"] + one["duration"], abs=2e-3)
+        for word in one["words"]:
+            assert one["start"] <= word["start"] <= word["end"] <= one["end"] + 1e-9
+    for one, following in itertools.pairwise(found):
+        assert one["end"] <= following["start"] + 1e-9
+    assert found[0]["start"] == 0
+    assert found[-1]["start"] > 5
+    assert found[-1]["end"] == 15
+    [whole] = [x for x in lines_of(transcribe(*command[:-2])) if x["final"]]
+    assert (whole["start"], whole["end"]) == (0, 15)
+
+
+def test_a_model_of_whole_utterances_says_how_to_get_text(digits_onnx: Path, recording: Path):
+    result = transcribe(digits_onnx, recording, "--stream", code=2)
+    [line] = result.stderr.splitlines()
+    assert "leave out --stream" in line
 
 
 def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: str):

@@ -153,7 +153,12 @@ def test_a_decoder_file_holds_two_language_models(tmp_path: Path):
     path = tmp_path / "two.decoder"
     settings = DecoderConfig(lm=models, lm_weight=0.3, character_lm_weight=0.2)
     write_decoder_file(path, settings, ENGLISH)
-    assert read_decoder_file(path) == settings
+    found = read_decoder_file(path)
+    fields = {name: getattr(found, name) for name in DecoderConfig.__struct_fields__}
+    assert DecoderConfig(**fields) == settings
+    again = tmp_path / "again.decoder"
+    write_decoder_file(again, found, ENGLISH)
+    assert again.read_bytes() == path.read_bytes()
     assert inspect_file(path)["language model"] == "words.lm, characters.lm"
     model_of(tmp_path, digits(31), "characters")
     with pytest.raises(ModelFileError, match=rf"{path}.*characters\.lm.*tune again"):

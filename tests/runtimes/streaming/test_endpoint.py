@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 import ds2deploy
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.decoding.greedy import greedy_labels
+from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import ConfigError
-from ds2deploy.runtimes.streaming.endpoint import Endpoint, EndpointRule
+from ds2deploy.runtimes.streaming.endpoint import Endpoint, EndpointRule, joined
 
 RATE = 16_000
 FRAME_S = 0.02
@@ -79,8 +81,17 @@ def test_the_cut_decides_nothing_and_no_letter_is_lost_or_doubled(path: list[int
 
 @pytest.mark.parametrize("name", ["silence_s", "leading_silence_s", "longest_s"])
 def test_rules_that_cannot_be(name: str):
-    with pytest.raises(ConfigError, match=name):
-        Endpoint(**{name: 0.0})
+    for value in (0.0, -1.0, 1e9, float("nan")):
+        with pytest.raises(ConfigError, match=rf"{name}.*more than 0 and less than"):
+            Endpoint(**{name: value})
+
+
+def test_joined_segments_have_the_silence_between_them():
+    first, second = (
+        Transcript(text, (), (), -0.1, 2.0, start=start) for text, start in (("A", 1.0), ("B", 6.0))
+    )
+    found = joined([first, second])
+    assert (found.text, found.start, found.duration, found.end) == ("A B", 1.0, 7.0, 8.0)
 
 
 @pytest.fixture(
@@ -109,6 +120,7 @@ def test_segments_are_what_the_whole_says(recognizer):
     whole = recognizer.transcribe(sound, RATE)
     text = "".join(segment.text for segment in found).replace(" ", "")
     assert text == whole.text.replace(" ", "")
+    assert all(one.end <= two.start for one, two in itertools.pairwise(found))
     times = [word.start for segment in found for word in segment.words]
     assert times == sorted(times)
     assert found[-1].words[-1].end <= len(sound) / RATE + 0.04
