@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from ds2deploy.loading import load as load
     from ds2deploy.runtimes.decoding.config import DecoderConfig as DecoderConfig
     from ds2deploy.runtimes.decoding.decoder import Decoder as Decoder
+    from ds2deploy.runtimes.decoding.decoder import HotWordDecoder as HotWordDecoder
+    from ds2deploy.runtimes.decoding.decoder import MakeDecoder as MakeDecoder
     from ds2deploy.runtimes.decoding.greedy import GreedyDecoder as GreedyDecoder
+    from ds2deploy.runtimes.decoding.rewriting import RewritingDecoder as RewritingDecoder
+    from ds2deploy.runtimes.decoding.rewriting import rewrite_words as rewrite_words
+    from ds2deploy.runtimes.decoding.transcript import Alternative as Alternative
     from ds2deploy.runtimes.decoding.transcript import Span as Span
     from ds2deploy.runtimes.decoding.transcript import Transcript as Transcript
     from ds2deploy.runtimes.decoding.transcript import Update as Update
+    from ds2deploy.runtimes.decoding.transcript import Word as Word
     from ds2deploy.runtimes.errors import AlphabetError as AlphabetError
     from ds2deploy.runtimes.errors import AudioError as AudioError
     from ds2deploy.runtimes.errors import BackPressureError as BackPressureError
@@ -60,18 +66,24 @@ _ERRORS = (
     "TrainingError",
 )
 _HOMES = {
+    "Alternative": "ds2deploy.runtimes.decoding.transcript",
     "DecoderConfig": "ds2deploy.runtimes.decoding.config",
     "Decoder": "ds2deploy.runtimes.decoding.decoder",
     "Endpoint": "ds2deploy.runtimes.streaming.endpoint",
     "GreedyDecoder": "ds2deploy.runtimes.decoding.greedy",
+    "HotWordDecoder": "ds2deploy.runtimes.decoding.decoder",
     "load": "ds2deploy.loading",
+    "MakeDecoder": "ds2deploy.runtimes.decoding.decoder",
     "Recognizer": "ds2deploy.runtimes.recognizer",
+    "rewrite_words": "ds2deploy.runtimes.decoding.rewriting",
+    "RewritingDecoder": "ds2deploy.runtimes.decoding.rewriting",
     "Span": "ds2deploy.runtimes.decoding.transcript",
     "PooledStream": "ds2deploy.runtimes.streaming.pool",
     "Stream": "ds2deploy.runtimes.streaming.stream",
     "StreamPool": "ds2deploy.runtimes.streaming.pool",
     "Transcript": "ds2deploy.runtimes.decoding.transcript",
     "Update": "ds2deploy.runtimes.decoding.transcript",
+    "Word": "ds2deploy.runtimes.decoding.transcript",
     **dict.fromkeys(_ERRORS, "ds2deploy.runtimes.errors"),
 }
 

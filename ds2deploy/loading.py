@@ -42,15 +42,16 @@ def load(
         runtime: name of the runtime that must run it, see `runtime_names`; None takes the one that
             the file is for.
         threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
-        decoder: `DecoderConfig`, a `.decoder` file, or what makes a decoder for labels and
-            seconds of a frame; greedy by default.
+        decoder: `DecoderConfig`, a `.decoder` file, `rewrite_words(...)`, or what else makes a
+            decoder for labels and seconds of a frame, such as a class; greedy by default.
 
     Raises:
         MissingFileError: no such file.
         ModelFileError: not a model, damaged, or of a newer format.
         RuntimeUnavailableError: the runtime or the device is not there; nothing else is tried.
-        ConfigError: fewer than 0 threads.
+        ConfigError: fewer than 0 threads, or a decoder in the place of what makes one.
     """
+    make = make_decoder(decoder)
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 or more")
     path = Path(path)
@@ -66,7 +67,7 @@ def load(
             "onnxruntime"
         )
     session = backend.open(path, kind, device, min(threads, usable_cores()))
-    return Recognizer(session, make_decoder(decoder))
+    return Recognizer(session, make)
 
 
 def runtime_names() -> tuple[str, ...]:

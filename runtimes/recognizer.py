@@ -13,8 +13,7 @@ from ds2deploy.runtimes.audio.checks import check_stream_rate
 from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.audio.samples import convert_audio, mono_pieces, resample_pieces
 from ds2deploy.runtimes.audio.source import AudioFile, audio_name, is_audio_file
-from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
-from ds2deploy.runtimes.decoding.decoder import MakeDecoder
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import (

@@ -110,7 +110,7 @@ def _hot_words(value: str) -> dict[str, float]:
 
 def _with_weight(entry: str) -> tuple[str, float]:
     """Split an entry into its phrase and its weight; the usual one where it has none."""
-    from ds2deploy.runtimes.decoding.beam import HOT_WORD_WEIGHT
+    from ds2deploy.runtimes.decoding.decoder import HOT_WORD_WEIGHT
 
     if (match := WEIGHTED.fullmatch(entry)) is None:
         return entry, HOT_WORD_WEIGHT

@@ -111,7 +111,8 @@ def evaluate(
         else:
             said = alphabet.normalize(transcript(listed[i]))
             facts = (round(item.audio_s, 3), cut_tags(listed[i]))
-            hypotheses.append(Hypothesis(audio_path(listed[i]), said, item.result.text, *facts))
+            heard = alphabet.normalize(item.result.text)  # of a decoder that writes small letters
+            hypotheses.append(Hypothesis(audio_path(listed[i]), said, heard, *facts))
     failed = [*unusable, *(Unusable(audio_path(listed[i]), rejected[i]) for i in sorted(rejected))]
     if not hypotheses:
         raise _none_left(failed)

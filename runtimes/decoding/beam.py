@@ -13,7 +13,6 @@ from ds2deploy.runtimes.decoding.alignment import align
 from ds2deploy.runtimes.decoding.beam_batch import Batch, BeamState, through_last_space
 from ds2deploy.runtimes.decoding.beam_search import Limits, Search
 from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
-from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.hypotheses import Floats, History
 from ds2deploy.runtimes.decoding.scorers import (
@@ -30,7 +29,7 @@ from ds2deploy.runtimes.decoding.transcript import (
     make_transcript,
     words_of,
 )
-from ds2deploy.runtimes.errors import ConfigError, NotFiniteError
+from ds2deploy.runtimes.errors import NotFiniteError
 from ds2deploy.runtimes.features import FloatArray
 
 NEGLIGIBLE = 1e-4
@@ -38,7 +37,7 @@ NEGLIGIBLE = 1e-4
 
 
 class BeamDecoder:
-    """Searches for the best text, with what is known beside the network; see `Decoder`.
+    """Searches for the best text, with what is known beside the network; see `HotWordDecoder`.
 
     Args:
         alphabet: labels of the model.
@@ -76,10 +75,7 @@ class BeamDecoder:
         return BeamState(beam, History.root(), self._commit if live else None, words)
 
     def with_hot_words(self, phrases: Mapping[str, float]) -> BeamDecoder:
-        """Make a decoder that shares all but the hot words with this one.
-
-        Args:
-            phrases: each with its weight, nats for every letter; empty for none.
+        """See `HotWordDecoder`.
 
         Raises:
             AlphabetError, ConfigError: see `HotWords`.
@@ -101,7 +97,7 @@ class BeamDecoder:
         return other
 
     def take_hot_words(self, state: BeamState) -> None:
-        """Give an utterance this decoder's hot words, from its next frame on."""
+        """See `HotWordDecoder`."""
         hot_words = self._hot_words
         beam = state.beam
         if state.hot_words is not None:
@@ -226,28 +222,3 @@ class BeamDecoder:
         """A search with the hot words of these utterances; their column is always there."""
         scorers: list[Scorer] = [*self._scorers, HotWordScorer(hot_words)]
         return Search(self._limits, scorers, len(self._alphabet))
-
-
-Phrases = Mapping[str, float] | Sequence[str]
-"""Hot words: phrases, or each with its weight, nats for every letter."""
-
-HOT_WORD_WEIGHT = 0.8
-"""Nats for a letter of a hot word that has no weight of its own."""
-
-
-def with_hot_words(decoder: Decoder, phrases: Phrases | None) -> Decoder:
-    """Give a decoder other hot words, unless there are none.
-
-    Raises:
-        ConfigError: greedy decoding, which has no hot words.
-        AlphabetError, ConfigError: see `HotWords`.
-    """
-    if phrases is None:
-        return decoder
-    if not isinstance(decoder, BeamDecoder):
-        raise ConfigError(
-            "hot words need a beam search: load the model with decoder=DecoderConfig()"
-        )
-    if not isinstance(phrases, Mapping):
-        phrases = dict.fromkeys(phrases, HOT_WORD_WEIGHT)
-    return decoder.with_hot_words(phrases)

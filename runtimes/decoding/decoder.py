@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FloatArray, IntArray
 
 
@@ -16,6 +17,16 @@ class Decoder(Protocol):
     One decoder serves all utterances and streams of a model. What belongs to one of them is in the
     state that `start` makes, so that several threads may use a decoder, each with its own states.
     A whole utterance is a stream of one block: both give the same text.
+
+    Streams, subtitles and evaluation rely on the following:
+
+    - The `text` of a transcript is that of its `words`, with one space between two. The `stable`
+      text of an update is that of all `words` that updates have given so far, and its `tail` that
+      of its `tail_words`.
+    - Words that an update gave never change: the words of the transcript begin with them.
+    - `chars` are the labels that were read, spaces included. They spell the text, unless a decoder
+      rewrites its words.
+    - Times are seconds from the beginning of the utterance, and do not decrease.
     """
 
     def start(self, live: bool = False) -> Any:
@@ -48,6 +59,53 @@ class Decoder(Protocol):
             state: state of the utterance.
             duration_s: duration of the utterance; no time goes past it.
         """
+
+
+@runtime_checkable
+class HotWordDecoder(Decoder, Protocol):
+    """Decoder that looks for hot words, which may differ between utterances."""
+
+    def with_hot_words(self, phrases: Mapping[str, float]) -> Decoder:
+        """Make a decoder that shares all but the hot words with this one.
+
+        Args:
+            phrases: each with its weight, nats for every letter; empty for none.
+
+        Raises:
+            AlphabetError, ConfigError: phrases that the decoder cannot look for.
+        """
+
+    def take_hot_words(self, state: Any) -> None:
+        """Give an utterance this decoder's hot words, from its next frame on.
+
+        Args:
+            state: state of the utterance, of this decoder or of one that it was made from.
+        """
+
+
+Phrases = Mapping[str, float] | Sequence[str]
+"""Hot words: phrases, or each with its weight, nats for every letter."""
+
+HOT_WORD_WEIGHT = 0.8
+"""Nats for a letter of a hot word that has no weight of its own."""
+
+
+def with_hot_words(decoder: Decoder, phrases: Phrases | None) -> Decoder:
+    """Give a decoder other hot words, unless there are none.
+
+    Raises:
+        ConfigError: a decoder without hot words, such as the greedy one.
+        AlphabetError, ConfigError: see `HotWordDecoder.with_hot_words`.
+    """
+    if phrases is None:
+        return decoder
+    if not isinstance(decoder, HotWordDecoder):
+        raise ConfigError(
+            "hot words need a beam search: load the model with decoder=DecoderConfig()"
+        )
+    if not isinstance(phrases, Mapping):
+        phrases = dict.fromkeys(phrases, HOT_WORD_WEIGHT)
+    return decoder.with_hot_words(phrases)
 
 
 MakeDecoder = Callable[[Alphabet, float], Decoder]

@@ -162,5 +162,15 @@ def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None
 
     Raises:
         MissingFileError, ModelFileError: see `read_decoder_file`.
+        ConfigError: what cannot make a decoder, such as a decoder.
     """
-    return read_decoder_file(decoder) if isinstance(decoder, (str, Path)) else decoder
+    if isinstance(decoder, (str, Path)):
+        return read_decoder_file(decoder)
+    given: object = decoder  # of no type that is checked, where a program calls it
+    if given is not None and not callable(given):
+        name = type(given).__name__
+        raise ConfigError(
+            f"decoder: an instance of {name}; give what makes one for the labels and the seconds "
+            f"of a frame of a model, such as the class: load(..., decoder={name})"
+        )
+    return decoder

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio.checks import as_samples
-from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
-from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.decoder import Decoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor

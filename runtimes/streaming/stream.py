@@ -6,8 +6,12 @@ from collections.abc import Sequence
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.decoding.beam import BeamDecoder, Phrases, with_hot_words
-from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.decoder import (
+    Decoder,
+    HotWordDecoder,
+    Phrases,
+    with_hot_words,
+)
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray
@@ -95,7 +99,7 @@ class Channel:
     def set_hot_words(self, hot_words: Phrases) -> None:
         """Look for other hot words from the next block on."""
         decoder = with_hot_words(self.decoder, hot_words)
-        assert isinstance(decoder, BeamDecoder)
+        assert isinstance(decoder, HotWordDecoder)
         decoder.take_hot_words(self.decoding)
         self.decoder = decoder
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import ds2deploy
 from ds2deploy.cli.app import app
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.training.error_analysis import (
     Confusion,
@@ -20,6 +22,7 @@ from ds2deploy.training.error_analysis import (
     wer_interval,
     word_errors,
 )
+from ds2deploy.training.evaluation import evaluate
 from ds2deploy.training.scoring import Hypothesis
 
 SAID = ["A B C", "A B", "D D D D", "B", "C A"]
@@ -153,6 +156,18 @@ def test_the_command(digits_checkpoint: Path, tone_manifests: Path, tmp_path: Pa
     assert again["comparison"]["verdict"] == "cannot be told"
     assert again["comparison"]["saved"] == 0
     assert again["interval"][0] <= again["wer"] <= again["interval"][1]
+
+
+def test_small_letters_of_a_decoder_are_no_errors(digits_checkpoint: Path, tone_manifests: Path):
+    manifest = tone_manifests / "valid.jsonl.gz"
+    plain, lower = (
+        evaluate(ds2deploy.load(digits_checkpoint, decoder=decoder), cuts, str(manifest))
+        for cuts in [read_manifest(manifest)]
+        for decoder in (None, ds2deploy.rewrite_words(None, str.lower))
+    )
+    assert lower.hypotheses == plain.hypotheses
+    assert plain.hypotheses[0].hypothesis
+    assert lower.wer == plain.wer
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{}", '{"hypotheses": [{"audio": 3}]}'])

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 
 import ds2deploy
 from ds2deploy.bench.stages import StagedRun
 from ds2deploy.export.parity.speech import synthesize
+from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.greedy import GreedyState
 from ds2deploy.runtimes.decoding.transcript import Span, Transcript, Update
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FloatArray
 
 RATE = 16_000
@@ -21,7 +24,7 @@ SPEECH = [synthesize(RATE, RATE + 4000 * i, seed=i) for i in range(3)]
 
 
 class LowerCase(ds2deploy.GreedyDecoder):
-    """Greedy's text in small letters."""
+    """Greedy's text in small letters, characters too."""
 
     def update(self, state: GreedyState, duration_s: float = float("inf")) -> Update:
         found = super().update(state, duration_s)
@@ -31,7 +34,7 @@ class LowerCase(ds2deploy.GreedyDecoder):
     def finish(self, state: GreedyState, duration_s: float) -> Transcript:
         found = super().finish(state, duration_s)
         words, chars = (tuple(map(lower, spans)) for spans in (found.words, found.chars))
-        return Transcript(found.text.lower(), words, chars, found.score, found.duration)
+        return msgspec.structs.replace(found, text=found.text.lower(), words=words, chars=chars)
 
 
 class Counting(LowerCase):
@@ -45,7 +48,7 @@ class Counting(LowerCase):
 
 
 def lower(span: Span) -> Span:
-    return Span(span.text.lower(), span.start, span.end)
+    return msgspec.structs.replace(span, text=span.text.lower())
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,15 @@ def recognizer(streaming_checkpoint: Path) -> Any:
     return ds2deploy.load(streaming_checkpoint, decoder=LowerCase)
 
 
-def test_recordings_through_a_streaming_model(recognizer, expected):
-    assert [found.text for found in recognizer.transcribe(SPEECH, RATE)] == expected
+def test_recordings_through_a_streaming_model(recognizer, expected, streaming_checkpoint: Path):
+    found = recognizer.transcribe(SPEECH, RATE)
+    assert [one.text for one in found] == expected
+    greedy = ds2deploy.load(streaming_checkpoint).transcribe(SPEECH, RATE)
+    assert [one.confidence for one in found] == [one.confidence for one in greedy]
+    assert [w.confidence for one in found for w in one.words] == [
+        w.confidence for one in greedy for w in one.words
+    ]
+    assert any(one.confidence < 1 for one in found)
 
 
 def test_one_stream(recognizer, expected):
@@ -97,3 +107,11 @@ def test_whole_utterances_windows_and_bench(digits_checkpoint: Path):
     windows = recognizer.transcribe(long, RATE, window_s=4.0).text
     assert windows == greedy.transcribe(long, RATE, window_s=4.0).text.lower()
     assert [found.text for found in StagedRun(recognizer.session, SPEECH, LowerCase)()] == texts
+
+
+@pytest.mark.parametrize("decoder", [LowerCase, ds2deploy.GreedyDecoder, ds2deploy.DecoderConfig()])
+def test_a_decoder_in_the_place_of_what_makes_one(digits_checkpoint: Path, decoder: Any):
+    instance = decoder(Alphabet(), 0.02)
+    with pytest.raises(ConfigError, match=rf"decoder={type(instance).__name__}\)") as error:
+        ds2deploy.load(digits_checkpoint, decoder=instance)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,115 @@
+"""Any decoder with other words: small letters, numbers as digits, words that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.decoding.decoder import (
+    Decoder,
+    HotWordDecoder,
+    MakeDecoder,
+    with_hot_words,
+)
+from ds2deploy.runtimes.decoding.decoder_file import make_decoder
+from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
+from ds2deploy.runtimes.features import FloatArray
+
+
+def rewrite_words(
+    decoder: MakeDecoder | str | Path | None, rewrite: Callable[[str], str]
+) -> MakeDecoder:
+    """Rewrite the words of any decoder: `load(..., decoder=rewrite_words(None, str.lower))`.
+
+    Args:
+        decoder: what `load` takes: settings, a `.decoder` file, a class; None for greedy decoding.
+        rewrite: gives what is written for a word; an empty text leaves the word out. It is called
+            more than once for a word, and must give the same each time.
+
+    Returns:
+        What makes the decoder, for `load`.
+
+    Raises:
+        MissingFileError, ModelFileError, ConfigError: see `load`.
+    """
+    make = make_decoder(decoder) or GreedyDecoder
+
+    def made(alphabet: Alphabet, frame_s: float) -> RewritingDecoder:
+        return RewritingDecoder(make(alphabet, frame_s), rewrite)
+
+    return made
+
+
+class RewritingDecoder:
+    """Rewrites the words of another decoder; see `HotWordDecoder` for its methods.
+
+    Times, confidence and scores stay, and `chars` are the labels that were read. Hot words are
+    written in the labels of the model.
+
+    Args:
+        decoder: any decoder.
+        rewrite: see `rewrite_words`.
+    """
+
+    def __init__(self, decoder: Decoder, rewrite: Callable[[str], str]) -> None:
+        self._decoder, self._rewrite = decoder, rewrite
+
+    def start(self, live: bool = False) -> Any:
+        """See `Decoder`."""
+        return self._decoder.start(live)
+
+    def advance(self, states: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
+        """See `Decoder`."""
+        self._decoder.advance(states, blocks)
+
+    def update(self, state: Any, duration_s: float = float("inf")) -> Update:
+        """See `Decoder`."""
+        found = self._decoder.update(state, duration_s)
+        return msgspec.structs.replace(
+            found,
+            stable=self._text(found.stable),
+            tail=self._text(found.tail),
+            words=self._words(found.words),
+            tail_words=self._words(found.tail_words),
+        )
+
+    def finish(self, state: Any, duration_s: float) -> Transcript:
+        """See `Decoder`; alternatives are rewritten too."""
+        found = self._decoder.finish(state, duration_s)
+        alternatives = tuple(
+            msgspec.structs.replace(one, text=self._text(one.text)) for one in found.alternatives
+        )
+        return msgspec.structs.replace(
+            found,
+            text=self._text(found.text),
+            words=self._words(found.words),
+            alternatives=alternatives,
+        )
+
+    def with_hot_words(self, phrases: Mapping[str, float]) -> RewritingDecoder:
+        """See `HotWordDecoder`.
+
+        Raises:
+            ConfigError: the other decoder has no hot words.
+        """
+        other = copy(self)
+        other._decoder = with_hot_words(self._decoder, phrases)
+        return other
+
+    def take_hot_words(self, state: Any) -> None:
+        """See `HotWordDecoder`."""
+        assert isinstance(self._decoder, HotWordDecoder)
+        self._decoder.take_hot_words(state)
+
+    def _text(self, text: str) -> str:
+        return " ".join(filter(None, map(self._rewrite, text.split())))
+
+    def _words(self, words: Sequence[Word]) -> tuple[Word, ...]:
+        written = ((word, self._rewrite(word.text)) for word in words)
+        return tuple(msgspec.structs.replace(word, text=text) for word, text in written if text)
