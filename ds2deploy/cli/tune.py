@@ -114,7 +114,7 @@ def _print_result(result: Tuning, out: Path) -> None:
         f"confidence_scale {best.confidence_scale:g}"
     )
     for weight, kind in ((best.lm_weight, "words"), (second, "characters")):
-        if weight == 0:
+        if weight == 0 and not result.all_equal:
             typer.echo(f"the model of {kind} is of no use beside the other: leave it out")
     typer.echo(
         f"WER {100 * result.wer:.2f} %, greedy {100 * result.greedy_wer:.2f} %: "

@@ -171,10 +171,11 @@ def _steadiest(tried: Sequence[Trial]) -> Trial:
         return round((trials[place].wer + sum(wers) / len(wers)) / 2, 9)
 
     least = min(map(around, trials))
-    best = [trials[place] for place in sorted(trials) if around(place) == least]
-    plain = min(abs(one.word_score) for one in best)
-    best = [one for one in best if abs(one.word_score) == plain]
-    return best[len(best) // 2]
+    best = [place for place in sorted(trials) if around(place) == least]
+    plain = min(abs(trials[place].word_score) for place in best)
+    best = [place for place in best if abs(trials[place].word_score) == plain]
+    off = np.abs(np.array(best) - np.median(best, axis=0)).sum(axis=1)
+    return trials[best[np.flatnonzero(off == off.min())[-1]]]
 
 
 def _texts(utterances: Sequence[Utterance], decoder: BeamDecoder) -> list[str]:

@@ -106,7 +106,7 @@ def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: 
     assert result.wer >= result.greedy_wer
 
 
-@pytest.mark.parametrize("second", [(None,), (0.0, 0.5, 1.0)])
+@pytest.mark.parametrize("second", [(None,), (0.0, 0.5, 1.0), (0.0, 0.2, 0.5, 1.0)])
 def test_the_best_by_chance_is_not_chosen(second: tuple[float | None, ...]):
     grid = list(itertools.product((0.1, 0.2, 0.4, 0.8, 1.6), second, (-1.0, 0.0, 1.0)))
 
