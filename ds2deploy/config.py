@@ -62,6 +62,9 @@ class AugmentConfig(_Section, frozen=True):
     """Augmentation of training audio, anew in every epoch; all of it is off by default.
 
     Attributes:
+        warm_up_epochs: number of epochs at the start without augmentation, without joined
+            utterances and without added silence, in which a network that would learn nothing from
+            such speech finds a beginning.
         speed: slowest and fastest playing speed; pitch moves along.
         tempo: slowest and fastest tempo; pitch stays.
         gain_db: weakest and strongest gain, in decibels.
@@ -82,6 +85,7 @@ class AugmentConfig(_Section, frozen=True):
         time_mask_frames: maximum length of such a stretch, in frames.
     """
 
+    warm_up_epochs: int = 0
     speed: tuple[float, float] = (1.0, 1.0)
     tempo: tuple[float, float] = (1.0, 1.0)
     gain_db: tuple[float, float] = (0.0, 0.0)
@@ -99,6 +103,8 @@ class AugmentConfig(_Section, frozen=True):
     time_mask_frames: int = 10
 
     def __post_init__(self) -> None:
+        if self.warm_up_epochs < 0:
+            raise ConfigError(f"augment.warm_up_epochs = {self.warm_up_epochs}: expected 0 or more")
         _interval("augment.speed", self.speed, least=0.5)
         _interval("augment.tempo", self.tempo, least=0.5)
         _interval("augment.gain_db", self.gain_db)
