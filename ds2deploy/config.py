@@ -62,6 +62,9 @@ class AugmentConfig(_Section, frozen=True):
     """Augmentation of training audio, anew in every epoch; all of it is off by default.
 
     Attributes:
+        warm_up_epochs: number of epochs at the start without augmentation, without joined
+            utterances and without added silence, in which a network that would learn nothing from
+            such speech finds a beginning.
         speed: slowest and fastest playing speed; pitch moves along.
         tempo: slowest and fastest tempo; pitch stays.
         gain_db: weakest and strongest gain, in decibels.
@@ -69,24 +72,39 @@ class AugmentConfig(_Section, frozen=True):
         noise_folder: folder of recordings, parts of which are added; without one, the noise is
             synthetic, stationary and of random colour.
         noise_share: share of the utterances that get noise.
+        noise_music_share: share of the synthetic noises that are chords of tones instead.
+        room_rt60_s: shortest and longest reverberation time (RT60) of a simulated room, in
+            seconds.
+        room_share: share of the utterances that are spoken in a room.
+        band_hz: lowest and highest upper edge of a narrow band, in Hz; its lower edge is between 0
+            and 300 Hz. A telephone's band ends at 3,400 Hz.
+        band_share: share of the utterances that are limited to a narrow band, noise included.
         frequency_masks: number of bands of bins that are set to the mean (SpecAugment).
         frequency_mask_bins: maximum width of such a band, in bins.
         time_masks: number of stretches of frames that are set to the mean (SpecAugment).
         time_mask_frames: maximum length of such a stretch, in frames.
     """
 
+    warm_up_epochs: int = 0
     speed: tuple[float, float] = (1.0, 1.0)
     tempo: tuple[float, float] = (1.0, 1.0)
     gain_db: tuple[float, float] = (0.0, 0.0)
     noise_snr_db: tuple[float, float] | None = None
     noise_folder: str = ""
     noise_share: float = 0.5
+    noise_music_share: float = 0.0
+    room_rt60_s: tuple[float, float] | None = None
+    room_share: float = 0.5
+    band_hz: tuple[float, float] | None = None
+    band_share: float = 0.5
     frequency_masks: int = 0
     frequency_mask_bins: int = 20
     time_masks: int = 0
     time_mask_frames: int = 10
 
     def __post_init__(self) -> None:
+        if self.warm_up_epochs < 0:
+            raise ConfigError(f"augment.warm_up_epochs = {self.warm_up_epochs}: expected 0 or more")
         _interval("augment.speed", self.speed, least=0.5)
         _interval("augment.tempo", self.tempo, least=0.5)
         _interval("augment.gain_db", self.gain_db)
@@ -97,8 +115,18 @@ class AugmentConfig(_Section, frozen=True):
                 f"augment.noise_folder = {self.noise_folder}: say how loud, such as "
                 "augment.noise_snr_db = [5, 20]"
             )
-        if not 0 <= self.noise_share <= 1:
-            raise ConfigError(f"augment.noise_share = {self.noise_share}: expected 0 to 1")
+        if self.noise_folder and self.noise_music_share:
+            raise ConfigError(
+                "augment.noise_music_share is for synthetic noise; leave out augment.noise_folder, "
+                "or add recordings of music to it"
+            )
+        if self.room_rt60_s is not None:
+            _interval("augment.room_rt60_s", self.room_rt60_s, least=0.05)
+        if self.band_hz is not None:
+            _interval("augment.band_hz", self.band_hz, least=1000)
+        for share in ("noise_share", "noise_music_share", "room_share", "band_share"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise ConfigError(f"augment.{share} = {getattr(self, share)}: expected 0 to 1")
 
 
 class TrainingConfig(_Section, frozen=True):

@@ -9,6 +9,7 @@ import numpy as np
 import soxr
 
 from ds2deploy.config import AugmentConfig
+from ds2deploy.data.acoustics import LOW_EDGE_HZ, limit_band, make_music, reverberate
 from ds2deploy.data.listing import list_files
 from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
 from ds2deploy.runtimes.audio.loading import load_part, measure_audio
@@ -26,7 +27,7 @@ NOISE_TILTS_DB = (0.0, 12.0)
 def augment_audio(
     samples: FloatArray, sample_rate: int, config: AugmentConfig, random: np.random.Generator
 ) -> FloatArray:
-    """Change speed, tempo and gain and add noise, each drawn at random.
+    """Change speed, tempo and gain, add a room and noise, narrow the band, each drawn at random.
 
     Args:
         samples: (samples,) float32.
@@ -42,15 +43,22 @@ def augment_audio(
         samples = soxr.resample(samples, sample_rate * speed, sample_rate, quality="LQ")
     if config.tempo != NEUTRAL.tempo:
         samples = change_tempo(samples, sample_rate, float(random.uniform(*config.tempo)))
+    if config.room_rt60_s is not None and random.random() < config.room_share:
+        samples = reverberate(samples, sample_rate, random.uniform(*config.room_rt60_s), random)
     if config.gain_db != NEUTRAL.gain_db:
         samples = samples * np.float32(10 ** (random.uniform(*config.gain_db) / 20))
     if config.noise_snr_db is not None and random.random() < config.noise_share:
         snr_db = float(random.uniform(*config.noise_snr_db))
         if config.noise_folder:
             noise = recorded_noise(config.noise_folder, len(samples), sample_rate, random)
+        elif config.noise_music_share and random.random() < config.noise_music_share:
+            noise = make_music(len(samples), sample_rate, random)
         else:
             noise = made_noise(len(samples), random)
         samples = add_noise(samples, noise, snr_db)
+    if config.band_hz is not None and random.random() < config.band_share:
+        low_hz, high_hz = random.uniform(*LOW_EDGE_HZ), random.uniform(*config.band_hz)
+        samples = limit_band(samples, sample_rate, low_hz, high_hz)
     return np.asarray(samples, np.float32)
 
 

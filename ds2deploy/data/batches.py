@@ -63,6 +63,7 @@ class SpeechDataset(Dataset[Batch]):
     def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
         self._alphabet = Alphabet(recipe.labels)
         self._extract = FeatureExtractor(recipe.features)
+        augment = augment and epoch >= recipe.augment.warm_up_epochs
         self._augment = recipe.augment if augment else NEUTRAL
         self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
         self._seed = (recipe.training.seed, epoch)

@@ -48,7 +48,7 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
         ConfigError: fewer utterances than processes.
     """
     data, seed = recipe.data, recipe.training.seed
-    if data.join != (1, 1):
+    if data.join != (1, 1) and epoch >= recipe.augment.warm_up_epochs:
         cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
     _check_count(cuts, processes, f"data.train = {data.train}")
     # lhotse draws for one process: `process_batches` divides the batches.

@@ -24,11 +24,16 @@ from ds2deploy.runtimes.files import whole_file
 SECTIONS = {
     "speed": ("speed",),
     "tempo": ("tempo",),
+    "room": ("room_rt60_s", "room_share"),
     "gain": ("gain_db",),
-    "noise": ("noise_snr_db", "noise_folder", "noise_share"),
+    "noise": ("noise_snr_db", "noise_folder", "noise_share", "noise_music_share"),
+    "band": ("band_hz", "band_share"),
     "masks": ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"),
 }
 """Parts of `augment` in the order in which they are applied, and their keys."""
+
+SHARED = ("room", "noise", "band")
+"""Sections that only a share of the utterances gets: `augment.SECTION_share`."""
 
 
 def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> list[Path]:
@@ -72,14 +77,17 @@ def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
         values: dict[str, Any] = {key: getattr(augment, key) for key in keys}
         alone = msgspec.structs.replace(NEUTRAL, **values)
         if _changes(alone):
-            if section == "noise":  # in every utterance of a preview
-                alone = msgspec.structs.replace(alone, noise_share=1.0)
+            if section in SHARED:  # in every utterance of a preview
+                alone = msgspec.structs.replace(alone, **{f"{section}_share": 1.0})
             found[f"{number}-{section}"] = alone
     return found | ({"9-all": augment} if found else {})
 
 
 def _changes(config: AugmentConfig) -> bool:
-    keys = ("speed", "tempo", "gain_db", "noise_snr_db", "frequency_masks", "time_masks")
+    keys = (
+        "speed", "tempo", "room_rt60_s", "gain_db", "noise_snr_db", "band_hz", "frequency_masks",
+        "time_masks",
+    )  # fmt: skip
     return any(getattr(config, key) != getattr(NEUTRAL, key) for key in keys)
 
 

@@ -69,10 +69,9 @@ class TrainingLoop:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         optimizer = make_optimizer(network, training)
         self._batches = self._plan(0)
-        steps_per_epoch = -(-len(self._batches) // training.accumulate)
-        self._schedule = make_schedule(optimizer, recipe, steps_per_epoch)
-        total = steps_per_epoch * training.epochs
-        self._total_steps = min(total, training.max_steps or total)
+        epoch_ends = self._epoch_ends()
+        self._schedule = make_schedule(optimizer, recipe, epoch_ends)
+        self._total_steps = min(epoch_ends[-1], training.max_steps or epoch_ends[-1])
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
         if initial.document is not None:
             restore(optimizer, self._schedule, initial.document, training)
@@ -210,6 +209,22 @@ class TrainingLoop:
     def _plan(self, epoch: int) -> Batches:
         rank, processes = self._fabric.global_rank, self._fabric.world_size
         return training_batches(self._train, self.recipe, epoch, rank, processes)
+
+    def _epoch_ends(self) -> list[int]:
+        """Count the steps that are done at the end of each epoch.
+
+        Epochs of one kind have about as many: the first one (SortaGrad), those without
+        augmentation, and the others.
+        """
+        training, warm_up = self.recipe.training, self.recipe.augment.warm_up_epochs
+        counts: dict[int, int] = {0: len(self._batches)}
+        ends: list[int] = []
+        for epoch in range(training.epochs):
+            alike = 0 if epoch == 0 else max(1, warm_up if epoch >= warm_up else 1)
+            if alike not in counts:
+                counts[alike] = len(self._plan(alike))
+            ends.append((ends or [0])[-1] + -(-counts[alike] // training.accumulate))
+        return ends
 
     def _content(self) -> dict[str, Any]:
         """Collect everything that a checkpoint needs for resuming."""

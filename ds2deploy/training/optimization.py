@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -46,9 +48,9 @@ def make_optimizer(network: nn.Module, training: TrainingConfig) -> Optimizer:
     return AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), eps=1e-8)
 
 
-def make_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
-    """Make the recipe's learning rate of every step."""
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch))
+def make_schedule(optimizer: Optimizer, recipe: Recipe, epoch_ends: Sequence[int]) -> LambdaLR:
+    """Make the recipe's learning rate of every step; see `learning_rate_factor`."""
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, epoch_ends))
 
 
 def restore(
@@ -66,14 +68,20 @@ def restore(
     optimizer.load_state_dict(state)
 
 
-def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Compute the learning rate at a step, relative to its maximum: 0 to 1."""
+def learning_rate_factor(recipe: Recipe, step: int, epoch_ends: Sequence[int]) -> float:
+    """Compute the learning rate at a step, relative to its maximum: 0 to 1.
+
+    Args:
+        recipe: recipe of the training.
+        step: number of the step, from 0.
+        epoch_ends: number of steps that are done at the end of each epoch.
+    """
     training = recipe.training
     if training.schedule == "constant":
         return 1.0
     if training.schedule == "anneal":
-        return float(training.anneal ** -(step // steps_per_epoch))
-    steps = training.epochs * steps_per_epoch
+        return float(training.anneal ** -bisect_right(epoch_ends, step))
+    steps = epoch_ends[-1]
     if training.max_steps is not None:
         steps = min(steps, training.max_steps)
     rise = training.warm_up * steps

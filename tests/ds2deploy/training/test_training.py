@@ -163,15 +163,15 @@ def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
 
 def test_one_cycle(tone_recipe: Recipe):
     recipe = tone_recipe.changed("training", schedule="one-cycle", epochs=10, warm_up=0.2)
-    factors = [learning_rate_factor(recipe, step, 10) for step in range(101)]
+    factors = [learning_rate_factor(recipe, step, ENDS) for step in range(101)]
     assert factors[0] == pytest.approx(0.04)
     assert max(factors) == pytest.approx(1.0)
     assert factors.index(max(factors)) == 20
     assert factors[100] == pytest.approx(1e-4)
-    assert learning_rate_factor(recipe, 500, 10) == pytest.approx(1e-4)
+    assert learning_rate_factor(recipe, 500, ENDS) == pytest.approx(1e-4)
 
 
 def test_annealing(tone_recipe: Recipe):
     recipe = tone_recipe.changed("training", schedule="anneal", anneal=1.1)
-    assert learning_rate_factor(recipe, 9, 10) == 1.0
-    assert learning_rate_factor(recipe, 20, 10) == pytest.approx(1.1**-2)
+    assert learning_rate_factor(recipe, 9, ENDS) == 1.0
+    assert learning_rate_factor(recipe, 20, ENDS) == pytest.approx(1.1**-2)
