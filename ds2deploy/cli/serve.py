@@ -94,7 +94,7 @@ def _opener(
     def opened() -> Recognizer:
         from ds2deploy.loading import load
 
-        return load(path, device, runtime, threads, decoder)  # type: ignore[arg-type]
+        return load(path, device, runtime, threads, decoder)
 
     return opened
 

@@ -172,4 +172,4 @@ def merged(first: Update, second: Update) -> Update:
 def pcm16(content: bytes) -> FloatArray:
     """Read 16-bit little-endian PCM as (samples,) float32; an odd last byte is dropped."""
     whole = len(content) // 2 * 2
-    return np.frombuffer(content[:whole], "<i2").astype(np.float32) / 32768
+    return np.frombuffer(content[:whole], "<i2").astype(np.float32) / np.float32(32768)

@@ -131,7 +131,7 @@ class _Runner(uvicorn.Server):
 
 
 def _config(app: FastAPI, server: Server, address: Address) -> uvicorn.Config:
-    tls = {} if address.tls_cert is None else _tls(address)
+    _check_tls(address)
     return uvicorn.Config(
         app,
         log_config=None,
@@ -143,18 +143,15 @@ def _config(app: FastAPI, server: Server, address: Address) -> uvicorn.Config:
         limit_concurrency=server.limits.connections,
         timeout_graceful_shutdown=5,
         lifespan="on",
-        **tls,
+        ssl_certfile=address.tls_cert,
+        ssl_keyfile=address.tls_key,
     )
 
 
-def _tls(address: Address) -> dict[str, str | None]:
+def _check_tls(address: Address) -> None:
     for path in (address.tls_cert, address.tls_key):
         if path is not None and not path.is_file():
             raise ConfigError(f"{path}: no such file; expected a PEM file")
-    return {
-        "ssl_certfile": str(address.tls_cert),
-        "ssl_keyfile": None if address.tls_key is None else str(address.tls_key),
-    }
 
 
 def _listen(address: Address) -> socket.socket:
