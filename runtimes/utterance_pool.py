@@ -8,11 +8,11 @@ from concurrent.futures import Future
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.audio.checks import as_samples
+from ds2deploy.runtimes.audio.samples import convert_audio
 from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.decoder import Decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import AudioError, BackPressureError, StreamError
+from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_sounds
 from ds2deploy.runtimes.pipeline import batch_limits, batches
 from ds2deploy.runtimes.session import Closing, Session
@@ -99,9 +99,7 @@ class UtterancePool(Closing):
             AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
         """
         self._check_room()
-        waveform = as_samples(samples, name)
-        if not len(waveform):
-            raise AudioError(f"{name}: 0 samples; expected speech")
+        waveform = convert_audio(samples, self._rate, self._rate, name)
         decoder = with_hot_words(self._decoder, hot_words)
         sound = waveform
         if self._session.description.input == "features":
