@@ -31,6 +31,7 @@ from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.pool import BACKLOG_S, BATCH, STREAMS, StreamPool
 from ds2deploy.runtimes.streaming.recordings import run_recordings
 from ds2deploy.runtimes.streaming.stream import Channel, Stream
+from ds2deploy.runtimes.utterance_pool import WAITING, UtterancePool
 from ds2deploy.runtimes.whole_utterances import WholeUtterances
 
 Audio = AudioFile | FloatArray
@@ -232,6 +233,19 @@ class Recognizer(Closing):
         return StreamPool(
             self._streaming_session(), self._extract, self.decoder, streams, backlog_s, batch
         )
+
+    def utterance_pool(self, waiting: int = WAITING) -> UtterancePool:
+        """Recognise whole utterances of many callers, in batches; see `UtterancePool`.
+
+        Args:
+            waiting: maximum of utterances that may wait.
+        """
+        return UtterancePool(self.session, self._extract, self.decoder, waiting)
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of audio that are recognised whole; longer audio is taken in windows."""
+        return self._whole.longest_s
 
     def log_probs(
         self, features: npt.ArrayLike, lengths: npt.ArrayLike

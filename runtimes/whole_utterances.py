@@ -59,6 +59,11 @@ class WholeUtterances:
         shape, limit = self._windows(window_s)
         return self._run(sources, threads, shape, limit, window_s is None, decoder)
 
+    @property
+    def longest_s(self) -> float:
+        """Seconds of audio that are taken whole."""
+        return self._windows(None)[1] / self._rate
+
     def check_length(self, samples: int, name: str) -> None:
         """Refuse audio that an engine takes neither whole nor in windows.
 

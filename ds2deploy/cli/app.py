@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ds2deploy.cli.bench import bench
+from ds2deploy.cli.bulk import bulk
 from ds2deploy.cli.demo import demo
 from ds2deploy.cli.doctor import doctor
 from ds2deploy.cli.errors import BAD_INPUT, ErrorsInOneLine, complain
@@ -22,6 +23,7 @@ from ds2deploy.cli.help import GroupedCommand
 from ds2deploy.cli.inspect import inspect
 from ds2deploy.cli.lm import lm
 from ds2deploy.cli.prepare import prepare
+from ds2deploy.cli.serve import serve
 from ds2deploy.cli.train import train
 from ds2deploy.cli.transcribe import transcribe
 from ds2deploy.cli.tune import tune
@@ -30,7 +32,8 @@ from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
 COMMANDS = (
-    prepare, train, evaluate, export, verify, lm, tune, transcribe, bench, inspect, doctor, demo,
+    prepare, train, evaluate, export, verify, lm, tune, transcribe, bulk, serve, bench, inspect,
+    doctor, demo,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -49,6 +49,11 @@ class PooledStream:
         """Seconds of audio that wait for a tick."""
         return self._channel.audio.waiting_s
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a tick has something to do for it."""
+        return self._due()
+
     def accept(self, samples: npt.ArrayLike) -> None:
         """Take more audio, which the next ticks run; never waits.
 

@@ -1,0 +1,176 @@
+"""Workers on this machine: processes that are replaced when they die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import NamedTuple
+
+from ds2deploy.bulk.inputs import Input
+from ds2deploy.bulk.worker import Done, Job, Worker, failed
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error
+
+ATTEMPTS = 2
+"""Workers that may die of a chunk before its inputs are tried one by one, and then given up."""
+
+AHEAD = 2
+"""Chunks that each worker has, so that it never waits for the next one."""
+
+LEAST_LIVES = 3
+"""Workers that may fail at their start, one after the other, before the command ends."""
+
+
+class Chunk(NamedTuple):
+    """Inputs that one worker recognises together.
+
+    Attributes:
+        inputs: the inputs.
+        wanted: places of those whose result is missing.
+        deaths: number of workers that died of it.
+    """
+
+    inputs: Sequence[Input]
+    wanted: frozenset[int]
+    deaths: int = 0
+
+
+def run_local(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[Done]:
+    """Recognise chunks in processes of this machine.
+
+    Args:
+        job: model and decoder.
+        chunks: chunks, asked for as they are needed.
+        workers: number of processes.
+
+    Yields:
+        The result of every wanted input once.
+
+    Raises:
+        DeviceError: no worker can be started.
+    """
+    pool = _Pool(job, iter(chunks), workers)
+    try:
+        yield from pool.run()
+    finally:
+        pool.close()
+
+
+class _Process:
+    """A worker's process, and the chunks that it has."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(job, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.chunks: deque[Chunk] = deque()
+        self.proved = False
+
+    def give(self, chunk: Chunk) -> None:
+        """Hand over a chunk."""
+        self.chunks.append(chunk)
+        with suppress(OSError):  # its death is seen when its connection is read
+            self.connection.send(chunk.inputs)
+
+    def end(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+
+class _Pool:
+    def __init__(self, job: Job, chunks: Iterator[Chunk], workers: int) -> None:
+        self._job, self._coming = job, chunks
+        self._again: deque[Chunk] = deque()
+        self._early_deaths = 0
+        self._processes = [_Process(job) for _ in range(workers)]
+
+    def run(self) -> Iterator[Done]:
+        """Give out chunks, and yield what comes back, until all is done."""
+        for _ in range(AHEAD):
+            for process in self._processes:
+                self._feed(process)
+        while busy := [one for one in self._processes if one.chunks]:
+            for connection in wait([one.connection for one in busy]):
+                process = next(one for one in busy if one.connection is connection)
+                yield from self._hear(process)
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._processes:
+            process.end()
+
+    def _hear(self, process: _Process) -> Iterator[Done]:
+        try:
+            message = process.connection.recv()
+        except (EOFError, OSError):
+            yield from self._replace(process)
+            return
+        if isinstance(message, Ds2Error):
+            raise message
+        process.proved = True
+        self._early_deaths = 0
+        chunk = process.chunks[0]
+        if message is None:  # the chunk is done
+            process.chunks.popleft()
+            self._feed(process)
+        elif message.index in chunk.wanted:
+            process.chunks[0] = chunk._replace(wanted=chunk.wanted - {message.index})
+            yield message
+
+    def _replace(self, process: _Process) -> Iterator[Done]:
+        """Start another process for one that died, and give its chunks out again."""
+        process.end()
+        if not process.proved:
+            self._early_deaths += 1
+            if self._early_deaths >= LEAST_LIVES:
+                raise DeviceError(
+                    f"{self._job.model}: workers die at their start (exit code "
+                    f"{process.process.exitcode}); is there enough memory? Take fewer --workers"
+                )
+        first, *rest = process.chunks
+        self._again.extend(rest)
+        first = first._replace(deaths=first.deaths + 1) if process.proved else first
+        if first.deaths < ATTEMPTS:
+            self._again.append(first)
+        elif len(first.inputs) > 1:
+            for i in sorted(first.wanted):
+                self._again.append(Chunk([first.inputs[i]], frozenset({0}), first.deaths - 1))
+        else:
+            code = process.process.exitcode
+            error = DeviceError(
+                f"{first.inputs[0].audio}: {ATTEMPTS} workers died of it (exit code {code}); "
+                "try it alone: ds2deploy transcribe"
+            )
+            yield failed(first.inputs[0], 0, error, self._job.header)
+        self._processes.remove(process)
+        fresh = _Process(self._job)
+        self._processes.append(fresh)
+        for _ in range(AHEAD):
+            self._feed(fresh)
+
+    def _feed(self, process: _Process) -> None:
+        chunk = self._again.popleft() if self._again else next(self._coming, None)
+        if chunk is not None:
+            process.give(chunk)
+
+
+def _work(job: Job, connection: Connection) -> None:
+    """Body of a process: chunks in, results out, until the connection closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends it
+    try:
+        worker = Worker(job)
+    except Ds2Error as error:
+        connection.send(error)
+        return
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            for found in worker.run(connection.recv()):
+                connection.send(found)
+            connection.send(None)

@@ -1,0 +1,110 @@
+"""Workers on a Ray cluster: a pool of actors, each with one session."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from ds2deploy.bulk.local import ATTEMPTS, Chunk
+from ds2deploy.bulk.worker import Done, Job, Worker, failed
+from ds2deploy.runtimes.errors import DeviceError
+
+AHEAD = 2
+"""Chunks that each actor has, so that it never waits for the next one."""
+
+
+def run_ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str | None) -> Iterator[Done]:
+    """Recognise chunks by actors of a Ray cluster.
+
+    Only paths go to the actors and only text comes back. An actor that dies, with its node or
+    alone, is started again elsewhere, and its chunks are given out again.
+
+    Args:
+        job: model and decoder; every node must see the model's file, and the recordings.
+        chunks: chunks, asked for as they are needed.
+        workers: number of actors.
+        address: address of the cluster; None starts one on this machine.
+
+    Yields:
+        The result of every wanted input once.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield from _Actors(job, chunks, workers).run()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class _Actors:
+    def __init__(self, job: Job, chunks: Iterator[Chunk], workers: int) -> None:
+        self._job, self._coming = job, chunks
+        gpus = 1 if (job.device or "").startswith("cuda") else 0
+        cores = 1 if gpus else max(1, job.threads)
+        self._make: Any = ray.remote(num_cpus=cores, num_gpus=gpus)(_Actor)
+        self._again: list[Chunk] = []
+        self._running: dict[Any, tuple[Any, Chunk]] = {}
+        self._actors = [self._make.remote(job) for _ in range(workers)]
+
+    def run(self) -> Iterator[Done]:
+        """Give out chunks, and yield what comes back, until all is done."""
+        for _ in range(AHEAD):
+            for actor in self._actors:
+                self._feed(actor)
+        while self._running:
+            ready, _ = ray.wait(list(self._running), num_returns=1)
+            actor, chunk = self._running.pop(ready[0])
+            try:
+                found = ray.get(ready[0])
+            except ray.exceptions.RayActorError as error:
+                actor = self._replaced(actor)
+                yield from self._retry(chunk, error)
+            else:
+                yield from (one for one in found if one.index in chunk.wanted)
+            self._feed(actor)
+
+    def _replaced(self, actor: Any) -> Any:
+        """Start another actor for one that died; once for all of its chunks."""
+        if actor not in self._actors:
+            return self._actors[-1]
+        self._actors.remove(actor)
+        self._actors.append(self._make.remote(self._job))
+        return self._actors[-1]
+
+    def _retry(self, chunk: Chunk, error: Exception) -> Iterator[Done]:
+        chunk = chunk._replace(deaths=chunk.deaths + 1)
+        if chunk.deaths <= 2 * ATTEMPTS:  # a node that goes takes innocent chunks with it
+            self._again.append(chunk)
+        elif len(chunk.inputs) > 1:
+            self._again += [
+                Chunk([chunk.inputs[i]], frozenset({0}), chunk.deaths - 1) for i in chunk.wanted
+            ]
+        else:
+            reason = DeviceError(
+                f"{chunk.inputs[0].audio}: workers died of it ({type(error).__name__}); try it "
+                "alone: ds2deploy transcribe"
+            )
+            yield failed(chunk.inputs[0], 0, reason, self._job.header)
+
+    def _feed(self, actor: Any) -> None:
+        chunk = self._again.pop() if self._again else next(self._coming, None)
+        if chunk is not None:
+            self._running[actor.run.remote(chunk.inputs)] = (actor, chunk)
+
+
+class _Actor:
+    """A worker as an actor."""
+
+    def __init__(self, job: Job) -> None:
+        self._worker = Worker(job)
+
+    def run(self, inputs: Any) -> list[Done]:
+        """Recognise a chunk."""
+        return list(self._worker.run(inputs))

@@ -1,0 +1,189 @@
+"""The folder of results: sharded JSON lines that a killed process leaves whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ds2deploy.bulk.inputs import Input, file_facts
+from ds2deploy.runtimes.decoding.transcript import Transcript
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, Ds2Error
+from ds2deploy.runtimes.files import whole_file
+from ds2deploy.runtimes.session import Closing
+
+SHARD_LINES = 10_000
+"""Lines of a shard."""
+
+HEADER = "bulk.json"
+"""File with what all lines have in common."""
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What all lines of a folder have in common.
+
+    Attributes:
+        format_version: version of this format.
+        model_sha256: hash of the model's file.
+        decoder_sha256: hash of the decoder's settings.
+    """
+
+    format_version: int
+    model_sha256: str
+    decoder_sha256: str
+
+
+class Results(Closing):
+    """Writes one line for each input, and knows which inputs have one.
+
+    A line is written by one call, so that a process that is killed leaves it whole or not at all.
+    A last line that is not whole (full disk, power cut) is removed when the folder is opened again.
+
+    Args:
+        folder: folder of the results; made where there is none.
+        header: model and decoder.
+        retry: also recompute inputs that had an error.
+
+    Raises:
+        ConfigError: the folder holds transcripts of another model or decoder.
+    """
+
+    def __init__(self, folder: Path, header: Header, retry: bool = False) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_header(folder / HEADER, header)
+        self._done: Counter[bytes] = Counter()
+        self._number, self._lines, self._file = 0, 0, -1
+        self.errors: Counter[str] = Counter()
+        for path in sorted(folder.glob("part-*.jsonl")):
+            self._number = int(path.stem.removeprefix("part-"))
+            self._lines = self._repair(path, retry)
+
+    def missing(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, bool]]:
+        """Tell for each input whether it still has to be recognised; each line counts once."""
+        for item in inputs:
+            key = _identity(item)
+            if self._done.get(key, 0):
+                self._done[key] -= 1
+                yield item, False
+            else:
+                yield item, True
+
+    def write(self, line: bytes) -> None:
+        """Append one line of `result_line`."""
+        if self._lines >= SHARD_LINES:
+            self._number, self._lines = self._number + 1, 0
+            self.close()
+        if self._file < 0:
+            path = self._folder / f"part-{self._number:05}.jsonl"
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        if os.write(self._file, line) != len(line):
+            raise OSError(28, "the disk is full", str(self._folder))
+        self._lines += 1
+
+    def close(self) -> None:
+        """Close the shard; a later `write` opens it again."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _repair(self, path: Path, retry: bool) -> int:
+        """Drop lines that are broken, or whose file has changed since; returns the rest's count."""
+        kept, dropped = 0, False
+        with path.open("rb") as file:
+            for line in file:
+                if self._counts(line, retry):
+                    kept += 1
+                else:
+                    dropped = True
+        if dropped:
+            with whole_file(path) as temporary, path.open("rb") as file:
+                done, self._done = self._done, Counter()
+                errors, self.errors = self.errors, Counter()
+                with temporary.open("wb") as out:
+                    out.writelines(line for line in file if self._counts(line, retry))
+                self._done, self.errors = done, errors
+        return kept
+
+    def _counts(self, line: bytes, retry: bool) -> bool:
+        """Check a line, and remember the input that it is of."""
+        try:
+            entry = msgspec.json.decode(line)
+            item = Input(entry["audio"], entry.get("start", 0.0), entry.get("part"))
+            facts = (entry["size"], entry["mtime_ns"])
+        except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
+            return False
+        if not line.endswith(b"\n") or (retry and "error" in entry):
+            return False
+        if facts != file_facts(item.audio):
+            return False
+        self._done[_identity(item)] += 1
+        if "error" in entry:
+            self.errors[entry["kind"]] += 1
+        return True
+
+
+def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header: Header) -> bytes:
+    """Make the line of one input: its transcript, or its error.
+
+    Args:
+        item: the input.
+        result: its transcript or its error.
+        sha256: hash of its file; empty where there is none.
+        header: model and decoder.
+    """
+    size, mtime_ns = file_facts(item.audio)
+    line: dict[str, Any] = {"audio": item.audio}
+    if item.start_s or item.duration_s is not None:
+        line |= {"start": item.start_s, "part": item.duration_s}
+    if isinstance(result, Transcript):
+        line |= msgspec.to_builtins(result)
+        line["score"] = round(result.score, 4)
+    else:
+        line |= {"error": str(result), "kind": type(result).__name__}
+    if sha256:
+        line["key"] = result_key(sha256, header)
+    line |= {"size": size, "mtime_ns": mtime_ns}
+    return _json(line) + b"\n"
+
+
+def result_key(audio_sha256: str, header: Header) -> str:
+    """Hash of what a transcript depends on: audio, model and decoder."""
+    parts = (audio_sha256, header.model_sha256, header.decoder_sha256)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _json(value: object) -> bytes:
+    """Encode JSON; names that are not UTF-8 are written with their lone surrogates escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        import json
+
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _identity(item: Input) -> bytes:
+    text = f"{item.audio}\n{item.start_s!r}\n{item.duration_s!r}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def _check_header(path: Path, header: Header) -> None:
+    if not path.exists():
+        with whole_file(path) as temporary:
+            temporary.write_bytes(msgspec.json.encode(header) + b"\n")
+        return
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=Header)
+    except DECODING_ERRORS:
+        raise ConfigError(f"{path}: damaged; choose another --out") from None
+    if known != header:
+        differs = "model" if known.model_sha256 != header.model_sha256 else "decoder"
+        raise ConfigError(
+            f"{path.parent}: holds transcripts of another {differs}; choose another --out"
+        )

@@ -1,0 +1,132 @@
+"""One worker: a session that recognises chunks of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+
+from ds2deploy.bulk.inputs import Input, Opened
+from ds2deploy.bulk.results import Header, result_line
+from ds2deploy.runtimes.decoding.config import DecoderConfig
+from ds2deploy.runtimes.decoding.transcript import Transcript
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error
+from ds2deploy.runtimes.recognizer import Recognizer
+
+CHUNK = 128
+"""Inputs of a chunk. Its batches depend on its inputs alone, so that the number of workers, and
+interruptions, change no digit of a result."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What every worker needs to open its session.
+
+    Attributes:
+        model: path of the model.
+        header: hashes of model and decoder.
+        device: device to run on; None for the runtime's own.
+        runtime: name of the runtime; None for the one that the file is made for.
+        threads: number of CPU threads; 0 lets the runtime choose.
+        decoder: settings of a beam search; None for greedy decoding.
+    """
+
+    model: str
+    header: Header
+    device: str | None = None
+    runtime: str | None = None
+    threads: int = 0
+    decoder: DecoderConfig | None = None
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True):
+    """Result of one input.
+
+    Attributes:
+        index: place of the input in its chunk.
+        line: line of the result.
+        audio_s: seconds of audio that were recognised.
+        error: class of its error; empty for a transcript.
+    """
+
+    index: int
+    line: bytes
+    audio_s: float
+    error: str = ""
+
+
+class Worker:
+    """Recognises chunks with one session.
+
+    Args:
+        job: model and decoder.
+        opened: the model, if it is open already.
+    """
+
+    def __init__(self, job: Job, opened: Recognizer | None = None) -> None:
+        self._job = job
+        self._recognizer = opened or open_model(job)
+        self._rate = self._recognizer.description.features.sample_rate
+
+    def run(self, chunk: Sequence[Input]) -> Iterator[Done]:
+        """Recognise the inputs of a chunk; a chunk that is too much for the memory in halves.
+
+        Yields:
+            The result of every input once, not in order.
+        """
+        done: set[int] = set()
+        try:
+            for found in self._attempt(chunk, range(len(chunk))):
+                done.add(found.index)
+                yield found
+        except (MemoryError, DeviceError) as error:
+            rest = [i for i in range(len(chunk)) if i not in done]
+            yield from self._with_less(chunk, rest, error)
+
+    def failure(self, chunk: Sequence[Input], index: int, error: Ds2Error) -> Done:
+        """Make the result of an input that could not be recognised."""
+        return failed(chunk[index], index, error, self._job.header)
+
+    def _with_less(
+        self, chunk: Sequence[Input], indices: Sequence[int], error: Exception
+    ) -> Iterator[Done]:
+        if len(indices) == 1:
+            known = error if isinstance(error, Ds2Error) else DeviceError("out of memory")
+            yield self.failure(chunk, indices[0], known)
+            return
+        middle = len(indices) // 2
+        for half in (indices[:middle], indices[middle:]):
+            done: set[int] = set()
+            try:
+                for found in self._attempt([chunk[i] for i in half], half):
+                    done.add(found.index)
+                    yield found
+            except (MemoryError, DeviceError) as again:
+                yield from self._with_less(chunk, [i for i in half if i not in done], again)
+
+    def _attempt(self, chunk: Sequence[Input], indices: Sequence[int]) -> Iterator[Done]:
+        opened = [Opened(item, self._rate) for item in chunk]
+        sources = (item.source() for item in opened)
+        with closing(self._recognizer.transcribe_many(sources)) as results:
+            for found in results:
+                item, sha256 = chunk[found.index], opened[found.index].sha256
+                line = result_line(item, found.result, sha256, self._job.header)
+                is_text = isinstance(found.result, Transcript)
+                kind = "" if is_text else type(found.result).__name__
+                yield Done(indices[found.index], line, found.audio_s, kind)
+
+
+def failed(item: Input, index: int, error: Ds2Error, header: Header) -> Done:
+    """Make the result of an input that no worker could recognise."""
+    return Done(index, result_line(item, error, "", header), 0.0, type(error).__name__)
+
+
+def open_model(job: Job) -> Recognizer:
+    """Open the session of a worker."""
+    from ds2deploy.loading import load
+
+    return load(Path(job.model), job.device, job.runtime, job.threads, job.decoder)
+
+
+MakeWorker = Callable[[Job], Worker]

@@ -1,0 +1,1 @@
+"""A server: live streams and uploads of many callers, over HTTP and WebSockets."""

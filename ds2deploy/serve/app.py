@@ -1,0 +1,98 @@
+"""The application: routes of all protocols over one server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from ds2deploy.serve import plain_socket, transcriptions
+from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.middleware import Gate, error_body, error_headers
+from ds2deploy.serve.server import Server
+from ds2deploy.version import __version__
+
+log = logging.getLogger("ds2deploy.serve")
+
+
+def make_app(make_server: Callable[[], Server]) -> FastAPI:
+    """Make the ASGI application.
+
+    Args:
+        make_server: makes the server; called once here.
+
+    Returns:
+        The application; its lifespan opens and closes the models.
+    """
+    server = make_server()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop()
+
+    app = FastAPI(
+        title="ds2deploy", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.server = server
+    app.include_router(transcriptions.router)
+    app.include_router(plain_socket.router)
+    _add_probes(app, server)
+    _add_errors(app)
+    app.add_middleware(Gate, server=server)
+    return app
+
+
+def _add_probes(app: FastAPI, server: Server) -> None:
+    @app.get("/health", summary="Tell that the process lives")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", summary="Tell whether requests will be served", response_model=None)
+    async def ready() -> Response:
+        problem = server.problem()
+        if problem is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": problem}, 503)
+
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return _response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return _response(RefusedError(422, f"{name}: {first['msg']}", "invalid_value", name))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = _response(RefusedError(error.status_code, str(error.detail), "invalid_request"))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("internal error", exc_info=error, extra={"path": request.url.path})
+        return _response(RefusedError(500, "internal error", "internal_error"))
+
+
+def _response(error: RefusedError) -> JSONResponse:
+    return JSONResponse(error_body(error), error.status, error_headers(error))

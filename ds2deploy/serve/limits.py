@@ -1,0 +1,107 @@
+"""Limits of the server, and the errors of requests that are refused."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ds2deploy.runtimes.errors import (
+    AlphabetError,
+    AudioError,
+    BackPressureError,
+    ConfigError,
+    DeviceError,
+    Ds2Error,
+    MissingFileError,
+    StreamError,
+)
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits of what the server accepts; each is checked before the work it bounds.
+
+    Attributes:
+        streams: maximum of live streams for each model; None measures it at the start.
+        uploads: maximum of recordings that are decoded at a time.
+        waiting: maximum of uploads that wait behind those.
+        upload_mb: maximum size of an upload, in 10^6 bytes.
+        audio_s: maximum of audio in an upload, in seconds.
+        backlog_s: seconds of audio of a live stream that may wait; a client that sends faster is
+            read more slowly.
+        idle_s: seconds after which a WebSocket that sends nothing is closed.
+        connections: maximum of open connections.
+        drain_s: seconds after SIGTERM in which streams and requests may end.
+        stuck_s: seconds of one tick after which the server is not ready.
+    """
+
+    streams: int | None = None
+    uploads: int = 8
+    waiting: int = 64
+    upload_mb: float = 25.0
+    audio_s: float = 3600.0
+    backlog_s: float = 10.0
+    idle_s: float = 60.0
+    connections: int = 1024
+    drain_s: float = 30.0
+    stuck_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} {value:g}: expected above 0")
+
+
+class RefusedError(Exception):
+    """A request that is refused, in the terms of OpenAI's errors.
+
+    Attributes:
+        status: HTTP status.
+        message: one line with the remedy.
+        code: short name of the reason.
+        param: name of the parameter; None if there is none to blame.
+        retry_after_s: seconds after which a retry makes sense; None where it never does.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+        self.param, self.retry_after_s = param, retry_after_s
+
+    @property
+    def type(self) -> str:
+        """OpenAI's name for the kind of error."""
+        names = {401: "authentication_error", 429: "rate_limit_error"}
+        fallback = "server_error" if self.status >= 500 else "invalid_request_error"
+        return names.get(self.status, fallback)
+
+
+def draining_error() -> RefusedError:
+    """Make the error of requests that come while the server ends."""
+    return RefusedError(503, "the server is shutting down: try again", "draining", None, 5)
+
+
+def refusal(error: Ds2Error) -> RefusedError:
+    """Translate an error of the library into a refusal.
+
+    Args:
+        error: error of a recording, of hot words, of a pool or of the engine.
+    """
+    message = str(error)
+    if isinstance(error, BackPressureError):
+        return RefusedError(429, message, "overloaded", None, 1)
+    if isinstance(error, DeviceError):
+        return RefusedError(503, f"the engine failed: {message}", "engine_failed", None, 5)
+    if isinstance(error, StreamError):
+        return RefusedError(503, message, "unavailable", None, 5)
+    if isinstance(error, (AudioError, MissingFileError)):
+        return RefusedError(400, message, "invalid_audio", "file")
+    if isinstance(error, (ConfigError, AlphabetError)):
+        return RefusedError(400, message, "invalid_value")
+    return RefusedError(500, message, "internal_error")

@@ -1,0 +1,175 @@
+"""A live stream for one caller: samples in, updates out, without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ds2deploy.runtimes.decoding.beam import Phrases
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
+from ds2deploy.runtimes.errors import Ds2Error, StreamError
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.streaming.pool import PooledStream
+
+if TYPE_CHECKING:
+    from ds2deploy.serve.models import StreamingModel
+
+PIECE_S = 0.5
+"""Seconds of audio that are handed over at a time."""
+
+
+class LiveStream:
+    """One stream of a model; all methods are for the event loop's thread.
+
+    `StreamingModel.open` makes it. Updates that the caller does not fetch are merged, so that a
+    slow reader costs no memory.
+
+    Attributes:
+        ready_at: when the oldest block that waits was complete (`time.monotonic`); None if no
+            complete block waits.
+        audio_s: seconds of audio that were accepted.
+        upload: whether it is a recording rather than somebody who speaks.
+    """
+
+    def __init__(
+        self, model: StreamingModel, stream: PooledStream, sample_rate: float, upload: bool
+    ) -> None:
+        self._model, self._stream, self._rate = model, stream, sample_rate
+        self._pending: Update | None = None
+        self._transcript: Transcript | None = None
+        self._error: Ds2Error | None = None
+        self._news = asyncio.Event()
+        self._finished = False
+        self._closed = False
+        self._told = False
+        self.upload = upload
+        self.ready_at: float | None = None
+        self.audio_s = 0.0
+
+    async def accept(self, samples: FloatArray) -> None:
+        """Take more audio; waits while as much waits as may.
+
+        Args:
+            samples: (samples,) float32 in [-1, 1], at the stream's rate.
+
+        Raises:
+            AudioError: samples that are not finite.
+            StreamError, DeviceError: the stream has ended, or its engine failed.
+        """
+        size = max(1, int(PIECE_S * self._rate))
+        for start in range(0, len(samples), size):
+            piece = samples[start : start + size]
+            while self._error is None and not self._room(len(piece) / self._rate):
+                await self._wait_for_tick()
+            self._check()
+            self._stream.accept(piece)
+            self.audio_s += len(piece) / self._rate
+            if self.ready_at is None and self._stream.is_ready:
+                self.ready_at = time.monotonic()
+
+    async def caught_up(self) -> None:
+        """Wait until every complete block has been recognised."""
+        while self._error is None and not self._closed and self._stream.is_ready:
+            await self._wait_for_tick()
+        self._check()
+
+    def set_hot_words(self, hot_words: Phrases) -> None:
+        """Look for other hot words from the next tick on; see `PooledStream.set_hot_words`."""
+        self._check()
+        self._stream.set_hot_words(hot_words)
+
+    def finish(self) -> None:
+        """End the audio; `updates` then ends with the transcript."""
+        if not self._finished:
+            self._finished = True
+            self._check()
+            self._stream.finish()
+            self.ready_at = self.ready_at or time.monotonic()
+
+    def take(self) -> Update | None:
+        """Take what is new since the last call; None if nothing is."""
+        found, self._pending = self._pending, None
+        return found
+
+    async def next(self) -> Update | Transcript:
+        """Wait for news: an update, or the transcript, which is the last.
+
+        Of a stream with endpoints, the transcript holds what no update has told.
+
+        Raises:
+            DeviceError, StreamError: the engine failed, or the stream was closed.
+        """
+        while True:
+            if (update := self.take()) is not None:
+                return update
+            self._check()
+            if self._transcript is not None:
+                return self._transcript
+            self._news.clear()
+            await self._news.wait()
+
+    async def result(self) -> Transcript:
+        """Finish, and wait for the transcript; updates are skipped."""
+        self.finish()
+        while not isinstance(found := await self.next(), Transcript):
+            pass
+        return found
+
+    def close(self) -> None:
+        """Give the place back; again does nothing."""
+        self._closed = True
+        self._news.set()
+        self._model.forget(self._stream.number)
+
+    def deliver(self, update: Update, transcript: Transcript | None) -> None:
+        """Take what a tick found; called by the model."""
+        self._pending = update if self._pending is None else merged(self._pending, update)
+        self._transcript = transcript
+        self.ready_at = time.monotonic() if self._stream.is_ready else None
+        self._news.set()
+
+    def fail(self, error: Ds2Error) -> None:
+        """Take the error of an engine that failed; called by the model."""
+        self._error = error
+        self._news.set()
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio that wait."""
+        return self._stream.backlog_s
+
+    def _room(self, coming_s: float) -> bool:
+        return self._stream.backlog_s + coming_s <= self._model.backlog_s
+
+    async def _wait_for_tick(self) -> None:
+        await self._model.next_tick()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closed:
+            raise StreamError("this stream was closed; open another")
+
+
+def merged(first: Update, second: Update) -> Update:
+    """Join two updates of a stream that follow each other.
+
+    Words of a segment that ended in the second stand in that segment's transcript.
+    """
+    words = second.words if second.segments else (*first.words, *second.words)
+    return Update(
+        second.stable,
+        second.tail,
+        words,
+        second.tail_words,
+        (*first.segments, *second.segments),
+    )
+
+
+def pcm16(content: bytes) -> FloatArray:
+    """Read 16-bit little-endian PCM as (samples,) float32; an odd last byte is dropped."""
+    whole = len(content) // 2 * 2
+    return np.frombuffer(content[:whole], "<i2").astype(np.float32) / np.float32(32768)

@@ -1,0 +1,155 @@
+"""The WebSocket protocol of ds2deploy: PCM in, one JSON object for each update out.
+
+The client may first send `{"sample_rate": 16000, "model": "", "hot_words": [], "endpoint": 1.2}`,
+each key of which may be left out; then 16-bit little-endian mono PCM in binary messages;
+then `{"end": true}`. `{"hot_words": [...]}` changes them in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
+from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.live import LiveStream, pcm16
+from ds2deploy.serve.server import Server
+from ds2deploy.serve.sockets import Socket, serve_socket
+
+router = APIRouter()
+
+PROTOCOL = "stream"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text message of the client.
+
+    Attributes:
+        sample_rate: sample rate of the audio that follows, in Hz.
+        model: name of a model; empty for the first one that streams.
+        hot_words: phrases to look for; None leaves them as they are.
+        endpoint: seconds of silence that end a segment; 0 for one segment.
+        end: no more audio comes.
+    """
+
+    sample_rate: int = 16_000
+    model: str = ""
+    hot_words: list[str] | None = None
+    endpoint: float = 0.0
+    end: bool = False
+
+
+@router.websocket("/stream")
+async def stream(websocket: WebSocket) -> None:
+    """Recognise speech while it is spoken."""
+    await serve_socket(websocket, PROTOCOL, _talk, _send_error)
+
+
+async def _talk(socket: Socket, server: Server) -> None:
+    live: LiveStream | None = None
+    sender: asyncio.Task[None] | None = None
+    try:
+        async for message in socket.messages():
+            if isinstance(message, str):
+                settings = _settings(message)
+                if live is None:
+                    live = _open(server, settings)
+                elif settings.hot_words is not None:
+                    live.set_hot_words(settings.hot_words)
+                if settings.end:
+                    break
+            else:
+                live = live or _open(server, Settings())
+                sender = sender or asyncio.ensure_future(_tell(socket, live))
+                await live.accept(pcm16(message))
+            if sender is not None and sender.done():
+                break
+        if live is not None:
+            live.finish()
+            await (sender or _tell(socket, live))
+    finally:
+        if sender is not None:
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await sender
+        if live is not None:
+            live.close()
+
+
+async def _tell(socket: Socket, live: LiveStream) -> None:
+    """Send updates until the transcript, which is the last message."""
+    while True:
+        found = await live.next()
+        if isinstance(found, Transcript):
+            await socket.send(_json({"final": True, **_segment(found)}))
+            return
+        for segment in found.segments:
+            await socket.send(_json({"segment": _segment(segment)}))
+        if found.words or found.tail or not found.segments:
+            await socket.send(_json(_update(found)))
+
+
+def _open(server: Server, settings: Settings) -> LiveStream:
+    endpoint = None
+    if settings.endpoint:
+        rules = server.endpoint
+        endpoint = Endpoint(
+            silence_s=settings.endpoint,
+            leading_silence_s=max(settings.endpoint, rules.leading_silence_s),
+            longest_s=rules.longest_s,
+        )
+    model = server.streaming_model(settings.model)
+    hot_words = settings.hot_words or None
+    return model.open(settings.sample_rate, "", hot_words, endpoint)
+
+
+def _settings(message: str) -> Settings:
+    try:
+        return msgspec.json.decode(message, type=Settings)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise RefusedError(
+            400, f"message: {' '.join(str(error).split())[:200]}; expected JSON with sample_rate, "
+            "model, hot_words, endpoint or end", "invalid_message",
+        ) from None  # fmt: skip
+
+
+def _update(update: Update) -> dict[str, Any]:
+    return {
+        "committed": update.stable,
+        "tail": update.tail,
+        "words": [_word(word) for word in update.words],
+    }
+
+
+def _segment(transcript: Transcript) -> dict[str, Any]:
+    return {
+        "text": transcript.text,
+        "confidence": round(transcript.confidence, 4),
+        "words": [_word(word) for word in transcript.words],
+    }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {
+        "word": word.text,
+        "start": word.start,
+        "end": word.end,
+        "confidence": round(word.confidence, 4),
+    }
+
+
+async def _send_error(socket: Socket, error: RefusedError) -> None:
+    body: dict[str, Any] = {"message": error.message, "code": error.code}
+    if error.retry_after_s is not None:
+        body["retry_after_ms"] = round(1000 * error.retry_after_s)
+    await socket.send(_json({"error": body}))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,174 @@
+"""The process of a server: sockets, signals, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+
+from ds2deploy.runtimes.errors import ConfigError, Ds2Error
+from ds2deploy.serve.app import make_app
+from ds2deploy.serve.logs import configure_logs
+from ds2deploy.serve.server import Server
+
+log = logging.getLogger("ds2deploy.serve")
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+MESSAGE_BYTES = 16 << 20
+"""Largest message of a WebSocket."""
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server listens.
+
+    Attributes:
+        host: name or address of the interface.
+        port: TCP port; 0 takes a free one.
+        tls_cert: certificate chain in PEM; None for plain HTTP.
+        tls_key: its private key in PEM.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+def run_server(
+    make_server: Callable[[], Server],
+    address: Address,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is under way. A second signal ends at once.
+
+    Args:
+        make_server: makes the server.
+        address: where it listens.
+        ready: called with the URL once models are loaded and connections are accepted.
+
+    Raises:
+        ConfigError: the address cannot be used, or the certificate cannot be read.
+        Ds2Error: a model cannot be opened.
+    """
+    configure_logs()
+    app = make_app(make_server)
+    server: Server = app.state.server
+    if address.host not in LOOPBACK and server.api_key is None:
+        log.warning(
+            "open to the network without a key: anybody who reaches this address can use it; "
+            "set --api-key, or listen on 127.0.0.1",
+            extra={"host": address.host},
+        )
+    listening = _listen(address)
+    runner = _Runner(_config(app, server, address), server)
+    url = _url(address, listening)
+    runner.on_start = lambda: ready(url) if ready else None
+    with contextlib.closing(listening):
+        asyncio.run(runner.serve([listening]))
+    if runner.failure is not None:
+        raise runner.failure
+
+
+class _Runner(uvicorn.Server):
+    """uvicorn's server, which drains before it closes connections."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self.failure: Ds2Error | None = None
+        self.on_start: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open models, then accept connections."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            log.info("ready")
+            self.on_start()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGTERM and SIGINT until the end; uvicorn would raise them again afterwards."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; at the second signal end at once."""
+        if self._loop is None or self._draining is not None or not self.started:
+            self.should_exit = self.force_exit = True
+            return
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        if self._draining is None:
+            log.info("shutting down: finishing what is under way")
+            self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        await self._server.drain()
+        self.should_exit = True
+
+
+def _config(app: FastAPI, server: Server, address: Address) -> uvicorn.Config:
+    _check_tls(address)
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws_max_size=MESSAGE_BYTES,
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
+        limit_concurrency=server.limits.connections,
+        timeout_graceful_shutdown=5,
+        lifespan="on",
+        ssl_certfile=address.tls_cert,
+        ssl_keyfile=address.tls_key,
+    )
+
+
+def _check_tls(address: Address) -> None:
+    for path in (address.tls_cert, address.tls_key):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{path}: no such file; expected a PEM file")
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        listening = socket.create_server(
+            (address.host, address.port), family=family, backlog=2048, reuse_port=False
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"{address.host}:{address.port}: cannot listen there ({error.strerror or error}); "
+            "choose another --host or --port"
+        ) from None
+    return listening
+
+
+def _url(address: Address, listening: socket.socket) -> str:
+    scheme = "http" if address.tls_cert is None else "https"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{scheme}://{host}:{listening.getsockname()[1]}"

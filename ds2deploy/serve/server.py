@@ -1,0 +1,180 @@
+"""State of a server: its models, its limits, and whether it is shutting down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
+from ds2deploy.serve.limits import Limits, RefusedError, draining_error
+from ds2deploy.serve.metrics import Metrics
+from ds2deploy.serve.models import Model, StreamingModel, Turn, open_model
+
+log = logging.getLogger("ds2deploy.serve")
+
+Load = Callable[[], Recognizer]
+
+
+class Server:
+    """Everything that the protocols share.
+
+    Args:
+        models: how each model is opened, by name; the first one is the default.
+        limits: limits of what is accepted.
+        endpoint: rules that end a segment of a live stream, unless a client sets others.
+        api_key: key that clients must send; None for none.
+        log_text: write recognised text to the log.
+        tick_s: see `Model`.
+
+    Attributes:
+        models: opened models, by name.
+        limits: limits of what is accepted.
+        metrics: metrics for Prometheus.
+        endpoint: rules that end a segment.
+        api_key: key that clients must send.
+        draining: set once the server is shutting down.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Load],
+        limits: Limits | None = None,
+        endpoint: Endpoint | None = None,
+        api_key: str | None = None,
+        log_text: bool = False,
+        tick_s: float = 0.0,
+    ) -> None:
+        self._loads, self._tick_s = dict(models), tick_s
+        self.limits = limits or Limits()
+        self.endpoint = endpoint or Endpoint()
+        self.api_key, self.log_text = api_key, log_text
+        self.metrics = Metrics()
+        self.models: dict[str, Model] = {}
+        self.draining = asyncio.Event()
+        self._uploads = asyncio.Semaphore(self.limits.uploads)
+        self._waiting_uploads = 0
+        self._work: set[object] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def start(self) -> None:
+        """Open all models, and begin to run their ticks."""
+        turn = Turn()
+        for name, load in self._loads.items():
+            model = open_model(name, load, self.limits, self.metrics, turn, self._tick_s)
+            self.models[name] = model
+            log.info("model opened", extra={"model": name, **_facts(model)})
+        for model in self.models.values():
+            model.start()
+
+    async def drain(self) -> None:
+        """Refuse new work, and wait for the end of the work under way, at most `drain_s`."""
+        self.draining.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), self.limits.drain_s)
+
+    async def stop(self) -> None:
+        """End the threads of the models."""
+        for model in self.models.values():
+            await model.stop()
+
+    def problem(self) -> str | None:
+        """Say why the server is not ready; None if it is."""
+        if self.draining.is_set():
+            return "the server is shutting down"
+        if len(self.models) < len(self._loads):
+            return "models are being loaded"
+        return next(filter(None, (model.problem() for model in self.models.values())), None)
+
+    def model(self, name: str | None) -> Model:
+        """Find a model by name; the first one without a name.
+
+        Raises:
+            RefusedError: no such model, or the server is shutting down.
+        """
+        if self.draining.is_set():
+            raise draining_error()
+        if not self.models:
+            raise RefusedError(503, "models are being loaded: try again", "loading", None, 5)
+        if not name:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise RefusedError(
+                404, f"model {name!r}: not served here; expected one of {known}",
+                "model_not_found", "model",
+            )  # fmt: skip
+        return self.models[name]
+
+    def streaming_model(self, name: str | None) -> StreamingModel:
+        """Find a model that streams; without a name the first one that does.
+
+        Raises:
+            RefusedError: no such model, or it takes whole utterances only.
+        """
+        if not name:
+            streaming = (one for one in self.models.values() if one.streaming)
+            name = next(streaming, self.model(None)).name
+        model = self.model(name)
+        if not isinstance(model, StreamingModel):
+            raise RefusedError(
+                400,
+                f"model {name!r} takes whole utterances: send a file to "
+                "/v1/audio/transcriptions, or serve a streaming model (export --streaming)",
+                "not_streaming",
+                "model",
+            )
+        return model
+
+    @contextlib.asynccontextmanager
+    async def upload(self) -> AsyncIterator[None]:
+        """Hold a place among the uploads that are decoded at a time.
+
+        Raises:
+            RefusedError: as many uploads wait as may.
+        """
+        if self._waiting_uploads >= self.limits.waiting:
+            raise RefusedError(
+                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None, 2
+            )
+        self._waiting_uploads += 1
+        try:
+            await self._uploads.acquire()
+        finally:
+            self._waiting_uploads -= 1
+        try:
+            yield
+        finally:
+            self._uploads.release()
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """Count a request or a stream as work that `drain` waits for."""
+        token = object()
+        self._work.add(token)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._work.discard(token)
+            if not self._work:
+                self._idle.set()
+
+    def count(self, model: str, protocol: str, outcome: str) -> None:
+        """Count a finished request, or a refused one by its reason."""
+        self.metrics.requests.labels(model, protocol, outcome).inc()
+
+    def refuse(self, model: str, reason: str) -> None:
+        """Count a refused request."""
+        self.metrics.refused.labels(model, reason).inc()
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {"runtime": model.recognizer.session.runtime}
+    if isinstance(model, StreamingModel):
+        found["streams"] = model.most_streams
+    return found

@@ -1,0 +1,136 @@
+"""WebSockets: admission, messages with an idle time, and the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from ds2deploy.runtimes.errors import Ds2Error
+from ds2deploy.serve.limits import RefusedError, refusal
+from ds2deploy.serve.middleware import KEY_PROTOCOLS
+from ds2deploy.serve.server import Server
+
+log = logging.getLogger("ds2deploy.serve")
+
+GOING_AWAY, POLICY, TOO_BIG, INTERNAL, TRY_AGAIN = 1001, 1008, 1009, 1011, 1013
+"""Close codes (RFC 6455, and IANA's registry for 1013)."""
+
+Message = str | bytes
+SendError = Callable[[RefusedError], Awaitable[None]]
+
+
+class Socket:
+    """A WebSocket of a client.
+
+    Args:
+        socket: the WebSocket.
+        server: server with the limits.
+    """
+
+    def __init__(self, socket: WebSocket, server: Server) -> None:
+        self._socket, self._server = socket, server
+        self._drain: asyncio.Task[Any] | None = None
+
+    async def accept(self) -> None:
+        """Finish the handshake, with a subprotocol that the client offered."""
+        offered = self._socket.scope.get("subprotocols", [])
+        usable = [name for name in offered if not name.startswith(KEY_PROTOCOLS)]
+        await self._socket.accept(usable[0] if usable else None)
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield what the client sends, until it leaves or the server shuts down.
+
+        Raises:
+            RefusedError: the client was silent for too long.
+            WebSocketDisconnect: the client left without saying so.
+        """
+        draining = asyncio.ensure_future(self._server.draining.wait())
+        try:
+            while not self._server.draining.is_set():
+                receiving = asyncio.ensure_future(self._socket.receive())
+                done, _ = await asyncio.wait(
+                    {receiving, draining},
+                    timeout=self._server.limits.idle_s,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if receiving not in done:
+                    receiving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await receiving
+                    if done:
+                        return
+                    raise RefusedError(
+                        408, f"no message for {self._server.limits.idle_s:g} s", "idle"
+                    )
+                message = receiving.result()
+                if message["type"] == "websocket.disconnect":
+                    raise WebSocketDisconnect(message.get("code", 1006))
+                found = message.get("bytes")
+                yield found if found is not None else message.get("text") or ""
+        finally:
+            draining.cancel()
+
+    async def send(self, text: str) -> None:
+        """Send a text message; nothing to a client that left."""
+        if self._socket.client_state is WebSocketState.CONNECTED:
+            await self._socket.send_text(text)
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection; again does nothing."""
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+            await self._socket.close(code, reason[:120])
+
+
+async def serve_socket(
+    websocket: WebSocket,
+    protocol: str,
+    talk: Callable[[Socket, Server], Awaitable[None]],
+    send_error: Callable[[Socket, RefusedError], Awaitable[None]],
+) -> None:
+    """Run a protocol on a WebSocket, and end it with the error and the code that fit.
+
+    Args:
+        websocket: WebSocket before its handshake.
+        protocol: name of the protocol, for metrics.
+        talk: runs the protocol to its end.
+        send_error: sends an error in the protocol's form.
+    """
+    server: Server = websocket.app.state.server
+    socket = Socket(websocket, server)
+    await socket.accept()
+    outcome, code, reason = "ok", 1000, ""
+    try:
+        with server.work():
+            await talk(socket, server)
+        if server.draining.is_set():
+            code, reason = GOING_AWAY, "the server is shutting down"
+    except WebSocketDisconnect:
+        outcome = "vanished"
+    except (RefusedError, Ds2Error) as error:
+        refused = error if isinstance(error, RefusedError) else refusal(error)
+        outcome, code, reason = refused.code, close_code(refused), refused.message
+        server.refuse("", refused.code)
+        with contextlib.suppress(Exception):
+            await send_error(socket, refused)
+    except Exception:
+        log.exception("failure in a WebSocket", extra={"protocol": protocol})
+        outcome, code, reason = "internal_error", INTERNAL, "internal error"
+    finally:
+        server.count("", protocol, outcome)
+        await socket.close(code, reason)
+
+
+def close_code(error: RefusedError) -> int:
+    """Choose the close code of a refusal."""
+    if error.status == 413:
+        return TOO_BIG
+    if error.code == "draining":
+        return GOING_AWAY
+    if error.retry_after_s is not None:
+        return TRY_AGAIN
+    return INTERNAL if error.status >= 500 else POLICY

@@ -1,0 +1,180 @@
+"""`POST /v1/audio/transcriptions` and `GET /v1/models`, as OpenAI's clients call them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Request, UploadFile
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from ds2deploy.runtimes.decoding.transcript import Transcript, Update
+from ds2deploy.runtimes.errors import Ds2Error
+from ds2deploy.serve.limits import RefusedError, refusal
+from ds2deploy.serve.middleware import error_body
+from ds2deploy.serve.models import Model
+from ds2deploy.serve.openai_forms import (
+    FORMATS,
+    MEDIA_TYPES,
+    json_body,
+    plain_body,
+    token_logprobs,
+    verbose_body,
+)
+from ds2deploy.serve.server import Server
+
+router = APIRouter()
+
+PROTOCOL = "openai"
+
+MOST_KEYWORDS = 1000
+"""Hot words of one request."""
+
+
+@router.get("/v1/models", summary="List the models")
+async def models(request: Request) -> dict[str, Any]:
+    """List the models that this server offers."""
+    server: Server = request.app.state.server
+    return {"object": "list", "data": [_model(name) for name in server.models]}
+
+
+@router.get("/v1/models/{name}", summary="Describe a model")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """Describe one model."""
+    server: Server = request.app.state.server
+    return _model(server.model(name).name)
+
+
+@router.post("/v1/audio/transcriptions", summary="Recognise a recording", response_model=None)
+async def transcriptions(
+    request: Request,
+    file: Annotated[UploadFile, File(description="A recording in any format.")],
+    model: Annotated[str, Form(description="Name of the model; empty for the first.")] = "",
+    response_format: Annotated[str, Form(description=", ".join(FORMATS))] = "json",
+    stream: Annotated[bool, Form(description="Send events while it is recognised.")] = False,
+) -> Response:
+    """Recognise a recording; OpenAI's other fields are accepted.
+
+    `keywords[]` are hot words, which need a model that is served with a beam search.
+    """
+    server: Server = request.app.state.server
+    form = await request.form()
+    granularities = _list(form, "timestamp_granularities")
+    _check(response_format, granularities)
+    found = server.model(model)
+    keywords = _list(form, "keywords")
+    if len(keywords) > MOST_KEYWORDS:
+        raise RefusedError(
+            400, f"{len(keywords)} keywords: at most {MOST_KEYWORDS}", "invalid_value", "keywords"
+        )
+    logprobs = "logprobs" in _list(form, "include")
+    if stream:
+        events = _events(server, found, file, keywords, logprobs)
+        first = await anext(events)
+        return StreamingResponse(_from(first, events), media_type="text/event-stream")
+    transcript = await _transcribe(server, found, file, keywords)
+    if response_format == "json":
+        return JSONResponse(json_body(transcript, logprobs))
+    if response_format == "verbose_json":
+        return JSONResponse(verbose_body(transcript, granularities))
+    return PlainTextResponse(
+        plain_body(transcript, response_format), media_type=MEDIA_TYPES[response_format]
+    )
+
+
+async def _transcribe(
+    server: Server, model: Model, file: UploadFile, keywords: tuple[str, ...], on_update: Any = None
+) -> Transcript:
+    """Recognise an upload.
+
+    Raises:
+        RefusedError: the recording, or the server, is in no state for it.
+    """
+    try:
+        with server.work():
+            async with server.upload():
+                found = await model.transcribe(
+                    file.file, file.filename or "file", keywords or None, on_update
+                )
+    except (Ds2Error, RefusedError) as error:
+        refused = refusal(error) if isinstance(error, Ds2Error) else error
+        server.refuse(model.name, refused.code)
+        raise refused from None
+    server.count(model.name, PROTOCOL, "ok")
+    return found
+
+
+async def _events(
+    server: Server, model: Model, file: UploadFile, keywords: tuple[str, ...], logprobs: bool
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield OpenAI's events of a streamed transcription."""
+    updates: asyncio.Queue[Update | None] = asyncio.Queue()
+    task = asyncio.ensure_future(_transcribe(server, model, file, keywords, updates.put_nowait))
+    task.add_done_callback(lambda _: updates.put_nowait(None))
+    sent = ""
+    try:
+        while (update := await updates.get()) is not None:
+            words = " ".join(word.text for word in update.words)
+            if words:
+                delta = f" {words}" if sent else words
+                sent += delta
+                yield {"type": "transcript.text.delta", "delta": delta}
+        transcript = await task
+        if rest := transcript.text[len(sent) :] if transcript.text.startswith(sent) else "":
+            yield {"type": "transcript.text.delta", "delta": rest}
+        done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
+        if logprobs:
+            done["logprobs"] = token_logprobs(transcript)
+        done["usage"] = json_body(transcript)["usage"]
+        yield done
+    finally:
+        task.cancel()
+
+
+async def _from(
+    first: dict[str, Any], events: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[bytes]:
+    """Write events; an error after the first one is an event, too."""
+    yield _event(first)
+    try:
+        async for event in events:
+            yield _event(event)
+    except RefusedError as error:
+        yield _event({"type": "error", **error_body(error)})
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+def _check(response_format: str, granularities: tuple[str, ...]) -> None:
+    if response_format not in FORMATS:
+        raise RefusedError(
+            400, f"response_format {response_format[:40]!r}: expected one of {', '.join(FORMATS)}",
+            "invalid_value", "response_format",
+        )  # fmt: skip
+    unknown = [value for value in granularities if value not in ("word", "segment")]
+    if unknown or (granularities and response_format != "verbose_json"):
+        raise RefusedError(
+            400,
+            "timestamp_granularities: expected word or segment, with response_format=verbose_json",
+            "invalid_value",
+            "timestamp_granularities",
+        )
+
+
+def _list(form: Any, name: str) -> tuple[str, ...]:
+    """Read a field that may be sent several times, with or without brackets."""
+    values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
+    return tuple(value for value in values if isinstance(value, str) and value)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "ds2deploy"}
+
+
+STARTED = int(time.time())
+"""Creation time of the models that `GET /v1/models` lists: the start of the process."""
