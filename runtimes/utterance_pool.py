@@ -9,8 +9,7 @@ from concurrent.futures import Future
 import numpy.typing as npt
 
 from ds2deploy.runtimes.audio.samples import convert_audio
-from ds2deploy.runtimes.decoding.beam import Phrases, with_hot_words
-from ds2deploy.runtimes.decoding.decoder import Decoder
+from ds2deploy.runtimes.decoding.decoder import Decoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_sounds

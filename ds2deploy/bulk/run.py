@@ -113,7 +113,7 @@ def make_header(model: Path, decoder: DecoderConfig | None) -> Header:
         decoder: settings of a beam search; None for greedy decoding.
     """
     digest = hashlib.sha256(b"greedy" if decoder is None else msgspec.json.encode(decoder))
-    for path in () if decoder is None or decoder.lm is None else (Path(decoder.lm),):
+    for path in () if decoder is None else decoder.lm_paths:
         digest.update(file_sha256(path).encode())
     return Header(
         format_version=FORMAT_VERSION,

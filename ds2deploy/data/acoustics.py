@@ -46,7 +46,7 @@ def reverberate(
     delay = int(random.uniform(*FIRST_REFLECTION_MS) * sample_rate / 1000)
     tail /= ratio * np.sqrt(np.sum(tail**2))
     response = np.concatenate([[1.0], np.zeros(delay), tail])
-    return fftconvolve(samples, response)[: len(samples)].astype(np.float32)
+    return np.asarray(fftconvolve(samples, response)[: len(samples)], np.float32)
 
 
 def limit_band(samples: FloatArray, sample_rate: int, low_hz: float, high_hz: float) -> FloatArray:

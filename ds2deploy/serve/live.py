@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ds2deploy.runtimes.decoding.beam import Phrases
+from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray

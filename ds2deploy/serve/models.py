@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ds2deploy.runtimes.audio.loading import read_blocks
-from ds2deploy.runtimes.decoding.beam import Phrases
+from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, DeviceError, Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray

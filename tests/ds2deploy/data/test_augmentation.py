@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
 from ds2deploy.config import AugmentConfig, Recipe
+from ds2deploy.data.acoustics import limit_band, reverberate
 from ds2deploy.data.augmentation import add_noise, augment_audio, change_tempo, mask_features
 from ds2deploy.data.batches import SpeechDataset
-from ds2deploy.data.epoch_plan import ProcessBatch
+from ds2deploy.data.epoch_plan import ProcessBatch, plan_training
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.runtimes.errors import AudioError, ConfigError
 from ds2deploy.training.train import train
@@ -183,6 +184,98 @@ def test_noise_that_is_broken_further_on_leaves_the_utterance(tone_recipe: Recip
     assert all("hum.flac" in error and "take it out of" in error for error in batch.broken)
 
 
+def octave_db(samples: np.ndarray, low: float, high: float) -> float:
+    spectrum = np.abs(np.fft.rfft(samples.astype(float))) ** 2
+    hz = np.fft.rfftfreq(len(samples), 1 / RATE)
+    return float(10 * np.log10(spectrum[(hz >= low) & (hz < high)].mean() + 1e-20))
+
+
+@pytest.mark.parametrize("rt60_s", [0.2, 0.6])
+def test_reverberation_decays_by_60_db_in_its_time(rt60_s: float):
+    """Schroeder's backward integration of the response to a click, -5 to -25 dB."""
+    measured = []
+    for seed in range(8):
+        click = np.zeros(2 * RATE, np.float32)
+        click[0] = 1.0
+        room = reverberate(click, RATE, rt60_s, np.random.default_rng(seed)).astype(float)
+        assert room[0] == pytest.approx(1.0, abs=1e-3)
+        tail = np.cumsum(room[1:][::-1] ** 2)[::-1]
+        level = 10 * np.log10(tail / tail[0] + 1e-12)
+        first, last = np.argmax(level < -5), np.argmax(level < -25)
+        measured.append(3 * (last - first) / RATE)
+    assert np.mean(measured) == pytest.approx(rt60_s, rel=0.1)
+
+
+def test_reverberation_keeps_length_and_is_causal(random: np.random.Generator):
+    samples = np.concatenate([np.zeros(RATE), tone(440, 1.0)]).astype(np.float32)
+    room = augmented(samples, 3, room_rt60_s=(0.3, 0.5), room_share=1.0)
+    assert room.shape == samples.shape
+    assert np.abs(room[: RATE - 1]).max() < 1e-5
+    assert not np.allclose(room, samples)
+
+
+def test_a_narrow_band_loses_what_lies_outside(random: np.random.Generator):
+    noise = random.standard_normal(4 * RATE).astype(np.float32)
+    narrow = limit_band(noise, RATE, 300, 3400)
+    assert octave_db(narrow, 500, 2500) == pytest.approx(octave_db(noise, 500, 2500), abs=0.5)
+    assert octave_db(narrow, 3500, 8000) < octave_db(noise, 3500, 8000) - 60
+    assert octave_db(narrow, 10, 200) < octave_db(noise, 10, 200) - 60
+    whole = limit_band(noise, RATE, 0, RATE / 2)
+    assert octave_db(whole, 10, 200) == pytest.approx(octave_db(noise, 10, 200), abs=0.1)
+
+
+def test_music_has_harmonics_and_noise_has_none():
+    keys: dict[str, Any] = {"noise_snr_db": (0.0, 0.0), "noise_share": 1.0}
+    silence = tone(440, 2.0) * 1e-3
+
+    def crest(share: float) -> float:
+        """Peak of the spectrum between 400 and 1600 Hz over its median, on average."""
+        found = []
+        for seed in range(8):
+            added = augmented(silence, seed, noise_music_share=share, **keys) - silence
+            spectrum = np.abs(np.fft.rfft(added.astype(float)))[800:3200]
+            found.append(spectrum.max() / np.median(spectrum))
+        return float(np.mean(found))
+
+    assert crest(1.0) > 3 * crest(0.0)
+
+
+@pytest.mark.parametrize("key", ["room", "band"])
+def test_rooms_and_bands_in_a_share_of_the_utterances(key: str):
+    keys: dict[str, Any] = {"room_rt60_s": (0.3, 0.4)} if key == "room" else {"band_hz": (2e3, 3e3)}
+    samples = tone(440, 0.2) + tone(3500, 0.2)
+    changed = [
+        not np.array_equal(augmented(samples, seed, **keys, **{f"{key}_share": 0.3}), samples)
+        for seed in range(200)
+    ]
+    assert 0.2 < np.mean(changed) < 0.4
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"room_rt60_s": (0.0, 0.3)}, {"band_hz": (500.0, 4000.0)}, {"room_share": 1.5},
+        {"noise_music_share": -0.1}, {"warm_up_epochs": -1},
+        {"noise_folder": "n", "noise_snr_db": (5.0, 9.0), "noise_music_share": 0.5},
+    ],
+)  # fmt: skip
+def test_augmentation_that_cannot_be_is_refused(keys: dict[str, Any]):
+    with pytest.raises(ConfigError, match=rf"augment\.({'|'.join(keys)})"):
+        AugmentConfig(**keys)
+
+
+def test_epochs_of_the_warm_up_are_not_augmented(tone_recipe: Recipe):
+    recipe = with_augment(tone_recipe, warm_up_epochs=2, gain_db=(-20.0, -10.0))
+    recipe = recipe.changed("data", silence_s=(0.2, 0.3), join=(2, 3))
+    cuts = read_manifest(tone_recipe.data.train).subset(first=4)
+    planned = ProcessBatch(cuts, 0.25)
+    plain = SpeechDataset(tone_recipe, augment=False)[planned]
+    for epoch, is_plain in enumerate([True, True, False]):
+        batch = SpeechDataset(recipe, augment=True, epoch=epoch)[planned]
+        assert torch.equal(batch.lengths, plain.lengths) == is_plain
+        assert sum(map(len, plan_training(cuts, recipe, epoch))) == (4 if is_plain else 2)
+
+
 def test_masks(random: np.random.Generator):
     features = np.ones((81, 200), np.float32)
     config = AugmentConfig(frequency_masks=2, frequency_mask_bins=9, time_masks=1)
@@ -208,7 +301,7 @@ def test_it_can_be_heard_and_seen(tone_manifests: Path, tone_toml: Path, tmp_pat
     assert done.exit_code == 0, done.output
     written = sorted(Path(line) for line in done.stdout.splitlines())
     assert written == sorted((tmp_path / "heard").iterdir())
-    labels = ["0-before", "1-speed", "2-tempo", "3-gain", "4-noise", "5-masks", "9-all"]
+    labels = ["0-before", "1-speed", "2-tempo", "4-gain", "5-noise", "7-masks", "9-all"]
     stem = written[0].name.removesuffix(".0-before.png")
     names = [f"{stem}.{label}" for label in labels]
     assert [p.stem for p in written if p.suffix == ".png" and p.name.startswith(stem)] == names
@@ -217,12 +310,12 @@ def test_it_can_be_heard_and_seen(tone_manifests: Path, tone_toml: Path, tmp_pat
         for path in written
         if path.suffix == ".wav" and path.name.startswith(stem)
     }
-    assert sounds.keys() == set(labels) - {"5-masks"}
+    assert sounds.keys() == set(labels) - {"7-masks"}
     before = sounds["0-before"]
     assert len(sounds["1-speed"]) == pytest.approx(len(before) / 0.805, rel=0.02)
     assert len(sounds["2-tempo"]) == pytest.approx(len(before) / 0.505, rel=0.02)
-    assert np.abs(sounds["3-gain"]).max() == pytest.approx(0.106 * np.abs(before).max(), rel=0.1)
-    added = sounds["4-noise"] - before
+    assert np.abs(sounds["4-gain"]).max() == pytest.approx(0.106 * np.abs(before).max(), rel=0.1)
+    added = sounds["5-noise"] - before
     assert np.sqrt(np.mean(added**2) / np.mean(before**2)) == pytest.approx(
         0.945, abs=0.06
     )  # 0.5 dB

@@ -161,6 +161,10 @@ def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
         train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 
+ENDS = [10 * (epoch + 1) for epoch in range(10)]
+"""Steps that are done after each of ten epochs."""
+
+
 def test_one_cycle(tone_recipe: Recipe):
     recipe = tone_recipe.changed("training", schedule="one-cycle", epochs=10, warm_up=0.2)
     factors = [learning_rate_factor(recipe, step, ENDS) for step in range(101)]
@@ -169,6 +173,23 @@ def test_one_cycle(tone_recipe: Recipe):
     assert factors.index(max(factors)) == 20
     assert factors[100] == pytest.approx(1e-4)
     assert learning_rate_factor(recipe, 500, ENDS) == pytest.approx(1e-4)
+
+
+def test_the_schedule_ends_with_the_last_step(tone_recipe: Recipe, tmp_path: Path):
+    """Epochs differ in length: the first one (SortaGrad), those that join nothing, the others."""
+    recipe = tone_recipe.changed("data", sortagrad=True, join=(2, 2), batch_size=4)
+    recipe = recipe.changed("augment", warm_up_epochs=2)
+    recipe = recipe.changed("training", epochs=4, schedule="one-cycle", log_every=1)
+    steps = []
+    train(recipe)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        if (entry := json.loads(line))["kind"] == "train":
+            steps.append((entry["epoch"], entry["step"], entry["learning_rate"]))
+    counts = [sum(epoch == one[0] for one in steps) for epoch in (1, 2, 3, 4)]
+    assert counts[0] != counts[2]
+    assert counts[1] != counts[2]
+    assert steps[-1][2] < 0.02 * max(one[2] for one in steps)
+    assert steps[-1][2] > 0.99e-4 * recipe.training.learning_rate
 
 
 def test_annealing(tone_recipe: Recipe):
