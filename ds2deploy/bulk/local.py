@@ -20,6 +20,9 @@ ATTEMPTS = 2
 AHEAD = 2
 """Chunks that each worker has, so that it never waits for the next one."""
 
+READY = "ready"
+"""First message of a worker, whose session is open."""
+
 LEAST_LIVES = 3
 """Workers that may fail at their start, one after the other, before the command ends."""
 
@@ -114,8 +117,10 @@ class _Pool:
             return
         if isinstance(message, Ds2Error):
             raise message
-        process.proved = True
-        self._early_deaths = 0
+        if message == READY:
+            process.proved = True
+            self._early_deaths = 0
+            return
         chunk = process.chunks[0]
         if message is None:  # the chunk is done
             process.chunks.popleft()
@@ -169,6 +174,7 @@ def _work(job: Job, connection: Connection) -> None:
     except Ds2Error as error:
         connection.send(error)
         return
+    connection.send(READY)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             for found in worker.run(connection.recv()):

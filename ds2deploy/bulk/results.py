@@ -114,7 +114,7 @@ class Results(Closing):
         """Check a line, and remember the input that it is of."""
         try:
             entry = msgspec.json.decode(line)
-            item = Input(entry["audio"], entry.get("start", 0.0), entry.get("part"))
+            item = Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
             facts = (entry["size"], entry["mtime_ns"])
         except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
             return False
@@ -140,7 +140,7 @@ def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header:
     size, mtime_ns = file_facts(item.audio)
     line: dict[str, Any] = {"audio": item.audio}
     if item.start_s or item.duration_s is not None:
-        line |= {"start": item.start_s, "part": item.duration_s}
+        line |= {"offset": item.start_s, "length": item.duration_s}
     if isinstance(result, Transcript):
         line |= msgspec.to_builtins(result)
         line["score"] = round(result.score, 4)
