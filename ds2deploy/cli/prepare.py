@@ -108,7 +108,7 @@ def prepare(
     manifests, report = prepare_manifests(source, out, alphabet, options)
     for error in report.left_out:
         complain(f"left out: {error}")
-    if valid and layout == "folder" and "valid" not in manifests:
+    if valid and "train" in manifests and "valid" not in manifests:
         complain(
             f"{out}: no utterance fell into the validation set, which a training needs; give more "
             f"recordings, or a larger share than --valid {valid:g}"

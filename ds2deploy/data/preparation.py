@@ -165,9 +165,12 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
+        content = "utterance"
+        if layout == "folder":
+            content = f"audio ({', '.join(sorted(READ_SUFFIXES))})"
         raise ManifestError(
-            f"{source}: holds no audio ({', '.join(sorted(READ_SUFFIXES))}); "
-            "expected recordings with a .txt transcript beside each"
+            f"{source}: holds no {content}; --layout {layout} expects "
+            f"{find_layout(layout).expected}"
         )
     return utterances
 

@@ -25,24 +25,45 @@ class Layout(NamedTuple):
 
     Attributes:
         content: contents of the folder, for help texts.
+        expected: files that the reader looks for, for errors.
         origin: page and license of the corpus; empty if it has no page.
     """
 
     content: str
+    expected: str
     origin: str = ""
 
 
 LAYOUTS = {
-    "folder": Layout("recordings with a .txt beside each"),
-    "librispeech": Layout("LibriSpeech", "https://www.openslr.org/12, CC BY 4.0"),
-    "commonvoice": Layout(
-        "a language of Common Voice", "https://commonvoice.mozilla.org/datasets, CC0 1.0"
+    "folder": Layout("recordings with a .txt beside each", "a recording with a .txt beside it"),
+    "librispeech": Layout(
+        "LibriSpeech",
+        "PART/SPEAKER/CHAPTER/*.trans.txt with a line for each .flac beside it",
+        "https://www.openslr.org/12, CC BY 4.0",
     ),
-    "tedlium": Layout("TED-LIUM", "https://www.openslr.org/51, CC BY-NC-ND 3.0"),
-    "voxforge": Layout("VoxForge", "http://www.voxforge.org, GPL 3"),
-    "an4": Layout("CMU AN4", "http://www.speech.cs.cmu.edu/databases/an4"),
+    "commonvoice": Layout(
+        "a language of Common Voice",
+        "train.tsv, dev.tsv or test.tsv with a row for each recording that is used of clips/",
+        "https://commonvoice.mozilla.org/datasets, CC0 1.0",
+    ),
+    "tedlium": Layout(
+        "TED-LIUM",
+        "PART/stm/*.stm with a line for each utterance of the talk in PART/sph/",
+        "https://www.openslr.org/51, CC BY-NC-ND 3.0",
+    ),
+    "voxforge": Layout(
+        "VoxForge",
+        "VISIT/etc/PROMPTS with a line for each recording in VISIT/wav/ or VISIT/flac/",
+        "http://www.voxforge.org, GPL 3",
+    ),
+    "an4": Layout(
+        "CMU AN4",
+        "etc/an4_train.transcription with a line for each line of etc/an4_train.fileids",
+        "http://www.speech.cs.cmu.edu/databases/an4",
+    ),
     "fsdd": Layout(
         "Free Spoken Digit Dataset",
+        "recordings with names such as 7_jackson_32.wav",
         "https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0",
     ),
 }
@@ -55,7 +76,8 @@ def find_layout(name: str) -> Layout:
         ConfigError: no such layout.
     """
     if name.startswith(LHOTSE):
-        return Layout(f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}")
+        content = f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}"
+        return Layout(content, content)
     if name not in LAYOUTS:
         raise ConfigError(f"--layout {name}: expected one of {', '.join(LAYOUTS)}, {LHOTSE}NAME")
     return LAYOUTS[name]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ds2deploy.data.listing import Listing, is_file
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.errors import ManifestError
-from ds2deploy.text_files import read_text
+from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.text_files import read_text, text_lines
 
 TEST, VALID, TRAIN = "test", "valid", "train"
 
@@ -20,14 +20,18 @@ Lines = list[tuple[str, str]]
 def read_lists(
     listings: Sequence[Path], read: Callable[[Path, Lines], Iterator[Utterance]]
 ) -> Iterator[Utterance]:
-    """Read list after list; one that cannot be opened is rejected, and does not end the rest."""
+    """Read list after list; one that cannot be read is rejected, and does not end the rest.
+
+    Args:
+        listings: the lists.
+        read: yields the utterances of the lines of a list. It raises ManifestError or
+            MissingFileError for a list that it cannot read.
+    """
     for listing in listings:
         try:
-            lines = read_lines(listing)
-        except ManifestError as error:
+            yield from read(listing, read_lines(listing))
+        except (ManifestError, MissingFileError) as error:
             yield Utterance(listing, "", error=error)
-        else:
-            yield from read(listing, lines)
 
 
 def read_lines(path: Path) -> Lines:
@@ -36,7 +40,7 @@ def read_lines(path: Path) -> Lines:
     Raises:
         ManifestError: the list cannot be read.
     """
-    lines = read_text(path, "a list of the corpus; unpack it again").splitlines()
+    lines = text_lines(read_text(path, "a list of the corpus; unpack it again"))
     return [(f"{path}: line {i}", line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -11,6 +11,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from ds2deploy.cli.app import app
+from ds2deploy.cli.decoding import choose_decoder
 from ds2deploy.export.parity.speech import synthesize
 
 RATE = 16_000
@@ -46,6 +47,13 @@ def files(tmp_path: Path) -> Path:
 
 def texts(result: Result) -> list[str]:
     return [found["text"] for found in json.loads(result.stdout)["transcripts"]]
+
+
+def test_a_line_separator_splits_no_phrase(tmp_path: Path):
+    path = tmp_path / "phrases"
+    path.write_bytes("ONE\u2028TWO\r\nZERO\n".encode())
+    assert choose_decoder(phrases=path).phrases == ("ONE\u2028TWO", "ZERO")
+    assert list(choose_decoder(hot_words=str(path)).hot_words) == ["ONE\u2028TWO", "ZERO"]
 
 
 def test_a_lexicon_and_a_closed_list_bound_the_text(
