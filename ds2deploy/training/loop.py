@@ -23,7 +23,7 @@ from ds2deploy.training.optimization import ctc_loss, make_optimizer, make_sched
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
-from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
+from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder, steps_of
 from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
@@ -68,11 +68,10 @@ class TrainingLoop:
         if training.batch_norm == "synchronized":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         optimizer = make_optimizer(network, training)
-        self._batches = self._plan(0)
-        steps_per_epoch = -(-len(self._batches) // training.accumulate)
-        self._schedule = make_schedule(optimizer, recipe, steps_per_epoch)
-        total = steps_per_epoch * training.epochs
-        self._total_steps = min(total, training.max_steps or total)
+        self._batches = self._plan(self.point.epochs)
+        self._schedule = make_schedule(
+            optimizer, recipe, lambda: self.point.epochs_done(self._batches, training.accumulate)
+        )
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
         if initial.document is not None:
             restore(optimizer, self._schedule, initial.document, training)
@@ -87,7 +86,7 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the end, after a validation that an earlier process did not finish."""
         every = self.recipe.training.validate_every
-        bar = self._progress.bar(self.point.step, self._total_steps)
+        bar = self._progress.bar(self.point.step, self._planned_steps())
         try:
             with bar, self._last.signals():
                 if self._unvalidated:
@@ -105,6 +104,7 @@ class TrainingLoop:
         """Learn from the batches that are left of an epoch, or until the steps are enough."""
         if self._batches.epoch != self.point.epochs:
             self._batches = self._plan(self.point.epochs)
+            self._progress.note_plan(self._planned_steps())
         if self.point.batches:
             self._batches.skip(self.point.batches, self.point.fingerprint)
         self._network.train()
@@ -136,6 +136,8 @@ class TrainingLoop:
             self._fabric.backward(loss / accumulate)
         gradient_norm = self._step() if makes_step else 0.0
         self.point = self.point.after_batch(self._batches, makes_step)
+        if makes_step:
+            self._schedule.step()
         self._note_broken(batch)
         if makes_step:
             self._note_step(value, gradient_norm)
@@ -185,7 +187,6 @@ class TrainingLoop:
                 raise self._diverged(f"the norm of the gradients is {norm:g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._schedule.step()
         return norm
 
     def _note_step(self, loss: float, gradient_norm: float) -> None:
@@ -210,6 +211,18 @@ class TrainingLoop:
     def _plan(self, epoch: int) -> Batches:
         rank, processes = self._fabric.global_rank, self._fabric.world_size
         return training_batches(self._train, self.recipe, epoch, rank, processes)
+
+    def _planned_steps(self) -> int:
+        """Steps of the training: exact in its last epoch, and before it if all that follow have as
+        many steps as this one, or as the second while the first is sorted.
+        """
+        recipe, training, epoch = self.recipe, self.recipe.training, self.point.epochs
+        this = later = steps_of(len(self._batches), training.accumulate)
+        if recipe.data.sortagrad and epoch == 0 and training.epochs > 1:
+            later = steps_of(len(self._plan(1)), training.accumulate)
+        begun = self.point.step - steps_of(self.point.batches, training.accumulate)
+        total = begun + this + later * (training.epochs - epoch - 1)
+        return min(total, training.max_steps or total)
 
     def _content(self) -> dict[str, Any]:
         """Collect everything that a checkpoint needs for resuming."""
