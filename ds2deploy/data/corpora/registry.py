@@ -1,7 +1,28 @@
 """The layouts of `ds2deploy prepare --layout`.
 
-To add the layout NAME: write `read_NAME` in `NAME.py` beside this file, and give it a row in
-`LAYOUTS`. The help text, the check of `--layout` and the error messages read the table.
+To add the layout NAME:
+
+- write `read_NAME(folder)` in `NAME.py` beside this file;
+- give it a row in `LAYOUTS`: the help text, the check of `--layout` and error messages read it;
+- give it a tree in `TREES` of `tests/ds2deploy/data/corpora/trees.py`: the tests of all layouts run
+  through this table, and fail for a layout without a tree;
+- name it in the table of options in `docs/training.md`.
+
+A reader yields an `Utterance` for each transcript, in any order: the path of the recording, whether
+it is there or not; the text as the corpus has it; the speaker; and the set, for which `in_part`
+reads the name of a part of the corpus. What cannot be used and can be told apart (a bad line, a
+list that cannot be read) is yielded too, as an utterance with its error, so that `--leave-out` can
+name it and go on. The reader raises ManifestError only if the folder has another layout. An error
+names the file, the line where there is one, and the remedy. `transcript_list` has the parts that
+readers share.
+
+A reader checks nothing else. `Screener` opens the recordings, and rejects duplicates, missing or
+damaged audio, and transcripts without labels or with more than CTC can place.
+
+A recording without a transcript is rejected too where each list stands beside its recordings and
+should name them all (`folder`, `librispeech`, `tedlium`, `voxforge`). Where tables choose among the
+recordings (`commonvoice`, whose clips/ also holds those that voters refused, and `an4`), it is no
+part of the corpus' sets, and is ignored.
 """
 
 from __future__ import annotations

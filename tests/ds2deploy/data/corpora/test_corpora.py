@@ -29,7 +29,7 @@ from tests.ds2deploy.data.corpora.trees import (
     tedlium,
     tedlium_as_shipped,
 )
-from tests.ds2deploy.data.recordings import RATE, record, speech, write
+from tests.ds2deploy.data.recordings import RATE, speech, write
 
 AUDIO = ("wav", "flac", "mp3", "sph")
 
@@ -164,14 +164,6 @@ def test_half_of_an4(tmp_path: Path):
     (source / "etc" / "an4_train.fileids").unlink()
     with pytest.raises(MissingFileError, match=r"an4_train\.fileids: no such file, but"):
         prepare(source, tmp_path / "out", Alphabet(), PrepareOptions(layout="an4"))
-
-
-def test_a_recording_without_a_line_is_named(tmp_path: Path):
-    source = librispeech(tmp_path / "corpus")
-    extra = record(source / "train-clean-100" / "19" / "198" / "19-198-9999.flac")
-    options = PrepareOptions(layout="librispeech", leave_out=True)
-    _, report = prepare(source, tmp_path / "out", Alphabet(), options)
-    assert report.left_out == [f"{extra}: no transcript of it in {extra.parent}"]
 
 
 @pytest.mark.slow

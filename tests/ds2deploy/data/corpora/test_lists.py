@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lhotse import recipes
 
 from ds2deploy.data.corpora.registry import LAYOUTS
+from ds2deploy.data.corpora.transcript_list import split_of
 from ds2deploy.data.cuts import audio_path, transcript
 from ds2deploy.data.preparation import PrepareOptions, Report, prepare
 from ds2deploy.data.screening import Screening
 from ds2deploy.runtimes.alphabet import Alphabet
-from tests.ds2deploy.data.corpora.trees import LISTED, TREES, commonvoice
-from tests.ds2deploy.data.recordings import run, write
+from tests.ds2deploy.data.corpora.trees import LISTED, TREES, commonvoice, ljspeech
+from tests.ds2deploy.data.recordings import record, run, write
 
 NO_LINE_ENDS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 """Characters at which `str.splitlines` splits, and that end no line of a list."""
@@ -149,3 +152,86 @@ def test_a_validation_set_that_stays_empty_is_told(layout: str, tmp_path: Path):
 def test_a_set_to_test_with_needs_no_validation_set(tmp_path: Path):
     source = TREES["librispeech"].make(tmp_path / "corpus") / "test-clean"
     assert run("prepare", source, tmp_path / "out", "--layout", "librispeech").stderr == ""
+
+
+UNLISTED = {
+    "folder": "anna/b.wav",
+    "librispeech": "train-clean-100/19/198/19-198-9999.flac",
+    "tedlium": "legacy/train/sph/Nobody_2010.sph",
+    "voxforge": "anna-1/wav/b99.wav",
+    "voxforge, a visit without a list": "zoe-1/flac/b99.flac",
+    "commonvoice": "clips/refused.mp3",
+    "an4": "wav/an4_clstk/fash/an9-fash-b.wav",
+}
+
+
+@pytest.mark.parametrize("case", UNLISTED)
+def test_a_recording_without_a_line_is_named_where_every_one_has_a_line(case: str, tmp_path: Path):
+    layout = case.partition(",")[0]
+    source = TREES[layout].make(tmp_path / "corpus")
+    before, _ = texts_of(source, layout)
+    extra = source / UNLISTED[case]
+    record(extra, **({"format": "NIST"} if extra.suffix == ".sph" else {}))
+    after, report = texts_of(source, layout)
+    assert after == before
+    if layout in ("commonvoice", "an4"):
+        assert report.left_out == []
+    else:
+        (line,) = report.left_out
+        assert str(extra) in line
+
+
+def test_a_recording_in_two_formats_has_its_line(tmp_path: Path):
+    source = TREES["voxforge"].make(tmp_path / "corpus")
+    record(source / "anna-1" / "flac" / "a01.flac")
+    assert texts_of(source, "voxforge")[1].left_out == []
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        ("train-clean-100 train_L Train training main1_train 92_clean_train trn", "train"),
+        ("dev-clean dev DEV val valid validation devtest cv/dev_oov", "valid"),
+        ("test-other TEST test1 eval eval2000 evaltest tst-COMMON cw_test dev_test", "test"),
+        ("test/room/single_channel en/test test_dev93", "test"),
+        ("XL core noncore other validated invalidated mine latest devices", None),
+    ],
+)
+def test_the_words_of_a_name_tell_the_set(names: str, split: str | None):
+    for name in names.split():
+        assert split_of(name) == split, name
+
+
+@pytest.mark.parametrize("layout", ["librispeech", "tedlium"])
+def test_a_part_whose_name_tells_no_set_is_told(layout: str, tmp_path: Path):
+    source = TREES[layout].make(tmp_path / "corpus")
+    known = source / TREES[layout].list.partition("/stm")[0].partition("/19")[0]
+    known.rename(known.with_name("mine"))
+    call = ("prepare", source, tmp_path / "out", "--layout", layout, "--normalize")
+    (line,) = run(*call).stderr.splitlines()
+    assert "'mine'" in line
+    _, report = texts_of(source, layout)
+    count = {"librispeech": 8, "tedlium": 2}[layout]
+    assert report.unknown_parts == {"mine": count}
+    assert sum(made.utterances for made in report.sets if "train" in made.manifest) == count
+    (source / "mine" if layout == "librispeech" else known.with_name("mine")).rename(known)
+    assert run(*call).stderr == ""
+
+
+def test_sets_of_a_recipe_of_lhotse_by_all_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The innermost key may name microphones, and some recipes write in capitals."""
+
+    def recipe(folder: Path) -> dict[str, Any]:
+        made = [ljspeech(folder / name) for name in "abcd"]
+        dev, test, large, train = map(recipes.prepare_ljspeech, made)
+        return {"DEV": dev, "test": {"near": {"one": test}}, "XL": large, "train": train}
+
+    monkeypatch.setattr(recipes, "prepare_made_up", recipe, raising=False)
+    source = tmp_path / "corpus"
+    source.mkdir()
+    _, report = texts_of(source, "lhotse:made_up")
+    found = {Path(made.manifest).name.partition(".")[0]: made.utterances for made in report.sets}
+    assert found == {"train": 6, "valid": 3, "test": 3}
+    assert report.unknown_parts == {"XL": 3}
