@@ -138,7 +138,7 @@ class TrainingConfig(_Section, frozen=True):
         learning_rate: maximum of the learning rate.
         schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
             by `anneal` after every epoch, as deepspeech.pytorch does; `constant`.
-        warm_up: share of the steps in which `one-cycle` rises.
+        warm_up: share of the training in which `one-cycle` rises.
         anneal: divisor per epoch.
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
         weight_decay: weight decay of the optimizer.

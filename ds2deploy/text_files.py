@@ -32,6 +32,15 @@ def read_text(path: Path, expected: str, names: bool = False) -> str:
         raise ManifestError(f"{path}: not UTF-8 text; expected {expected}") from None
 
 
+def text_lines(text: str) -> list[str]:
+    """Split a text at the ends of its lines: LF or CR LF, or CR alone in a text without LF.
+
+    `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which stand inside
+    sentences: half of a transcript would become a line of its own.
+    """
+    return [line.rstrip("\r") for line in text.split("\n" if "\n" in text else "\r")]
+
+
 def decode_text(content: bytes, names: bool = False) -> str:
     """Decode text, see `read_text`.
 

@@ -125,10 +125,10 @@ def _is_file(value: str) -> bool:
 
 
 def _lines(path: Path, name: str) -> list[str]:
-    from ds2deploy.text_files import read_text
+    from ds2deploy.text_files import read_text, text_lines
 
     text = read_text(path, "one entry on each line")
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [line.strip() for line in text_lines(text) if line.strip()]
     if not found:
         raise ConfigError(f"{name} {path}: no line in it; write one entry on each")
     return found

@@ -108,7 +108,12 @@ def prepare(
     manifests, report = prepare_manifests(source, out, alphabet, options)
     for error in report.left_out:
         complain(f"left out: {error}")
-    if valid and layout == "folder" and "valid" not in manifests:
+    for part, count in report.unknown_parts.items():
+        complain(
+            f"{source}: the name of the part {part!r} tells no set (train, dev, test): its {count} "
+            "utterances are trained on; rename it if they are held out"
+        )
+    if valid and "train" in manifests and "valid" not in manifests:
         complain(
             f"{out}: no utterance fell into the validation set, which a training needs; give more "
             f"recordings, or a larger share than --valid {valid:g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
     system_reason,
 )
-from ds2deploy.text_files import read_text
+from ds2deploy.text_files import read_text, text_lines
 
 
 def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
@@ -62,21 +61,21 @@ def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
 
 
 def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
-    """Read CSV: a line for each utterance, audio path and transcript path."""
-    lines = read_text(manifest, "audio,transcript lines", names=True)
-    rows = csv.reader(io.StringIO(lines, newline=""))
-    try:
-        for row in rows:
-            if not any(field.strip() for field in row):
-                continue
-            if len(row) == 2:
-                yield manifest.parent / row[0].strip(), manifest.parent / row[1].strip()
-                continue
-            yield ManifestError(
-                f"{manifest}: line {rows.line_num} has {len(row)} fields; expected "
-                "audio,transcript paths"
-            )
-    except csv.Error as error:
-        raise ManifestError(
-            f"{manifest}: line {rows.line_num} is no CSV ({error}); expected audio,transcript lines"
-        ) from None
+    """Read CSV: a line for each utterance, audio path and transcript path.
+
+    Each line is read by itself, so that a quotation mark that stands alone damages no other.
+    """
+    lines = text_lines(read_text(manifest, "audio,transcript lines", names=True))
+    for number, line in enumerate(lines, start=1):
+        place = f"{manifest}: line {number}"
+        try:
+            row = next(csv.reader([line]), [])
+        except csv.Error as error:
+            yield ManifestError(f"{place} is no CSV ({error}); expected audio,transcript lines")
+            continue
+        if not any(field.strip() for field in row):
+            continue
+        if len(row) == 2:
+            yield manifest.parent / row[0].strip(), manifest.parent / row[1].strip()
+        else:
+            yield ManifestError(f"{place} has {len(row)} fields; expected audio,transcript paths")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,6 +76,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         sets: sizes of the manifests.
         characters: characters without a label, with their replacements.
         left_out: error of each rejected utterance, in the source's order.
+        unknown_parts: number of utterances of each part of a corpus whose name tells no set, so
+            that they are trained on.
     """
 
     source: str
@@ -87,6 +90,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     sets: list[SetReport]
     characters: list[Change]
     left_out: list[str]
+    unknown_parts: dict[str, int]
 
 
 def prepare(
@@ -138,6 +142,9 @@ def prepare(
         sets=[_set_report(out / f"{name}.jsonl.gz", cuts) for name, cuts in manifests.items()],
         characters=screener.normalizer.changes,
         left_out=[str(item.error) for item in rejected],
+        unknown_parts=dict(
+            Counter(x.unknown_part for x in utterances if x.unknown_part and x.error is None)
+        ),
     )
     for name, cuts in manifests.items():
         write_manifest(cuts, out / f"{name}.jsonl.gz")
@@ -165,9 +172,12 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: lists no utterances; expected at least one")
     if not utterances:
+        content = "utterance"
+        if layout == "folder":
+            content = f"audio ({', '.join(sorted(READ_SUFFIXES))})"
         raise ManifestError(
-            f"{source}: holds no audio ({', '.join(sorted(READ_SUFFIXES))}); "
-            "expected recordings with a .txt transcript beside each"
+            f"{source}: holds no {content}; --layout {layout} expects "
+            f"{find_layout(layout).expected}"
         )
     return utterances
 

@@ -21,6 +21,8 @@ class Utterance(NamedTuple):
         duration_s: duration in seconds; None for the rest of the file.
         error: reason to reject the utterance, such as a missing transcript; None without one.
         unreadable: True if the recording or its folder causes the error, not the transcript.
+        unknown_part: part of the corpus whose name tells no set, so that `split` is `train`; empty
+            otherwise.
     """
 
     audio: Path
@@ -31,6 +33,7 @@ class Utterance(NamedTuple):
     duration_s: float | None = None
     error: Ds2Error | None = None
     unreadable: bool = False
+    unknown_part: str = ""
 
 
 def with_transcript(audio: Path, text: Path, speaker: str = "") -> Utterance:

@@ -61,6 +61,7 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
             )
         fitting[name] = checked_weight(fitting[name], name, path)
         if fitting[name].shape != parameter.shape:
+            _check_kernel(fitting[name].shape, parameter.shape, name, path)
             raise ModelFileError(
                 f"{path}: weights {name!r} are {tuple(fitting[name].shape)}, its recipe "
                 f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
@@ -72,6 +73,31 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
             "restore the original"
         )
     return fitting
+
+
+def _check_kernel(found: torch.Size, expected: torch.Size, name: str, path: Path) -> None:
+    """Refuse the weights of a convolution that differ in nothing but the size of the kernel.
+
+    Args:
+        found: (maps, maps of the input, bins, frames) of the checkpoint.
+        expected: that of the network.
+        name: name of the weights, for the error.
+        path: the checkpoint's path, for the error.
+
+    Raises:
+        ModelFileError: they do; the network was trained with another kernel.
+    """
+    if (
+        len(found) == len(expected) == 4
+        and found[:2] == expected[:2]
+        and all(size % 2 for size in found[2:])
+    ):
+        sizes = " x ".join(map(str, found[2:])), " x ".join(map(str, expected[2:]))
+        raise ModelFileError(
+            f"{path}: trained with another kernel: {name!r} is {sizes[0]} bins x frames, and "
+            f"{sizes[1]} in runtimes/geometry.py; load it with the geometry that it was trained "
+            "with, or train again"
+        )
 
 
 def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:

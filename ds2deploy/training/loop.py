@@ -23,7 +23,7 @@ from ds2deploy.training.optimization import ctc_loss, make_optimizer, make_sched
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
-from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
+from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder, steps_of
 from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
@@ -68,10 +68,10 @@ class TrainingLoop:
         if training.batch_norm == "synchronized":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         optimizer = make_optimizer(network, training)
-        self._batches = self._plan(0)
-        epoch_ends = self._epoch_ends()
-        self._schedule = make_schedule(optimizer, recipe, epoch_ends)
-        self._total_steps = min(epoch_ends[-1], training.max_steps or epoch_ends[-1])
+        self._batches = self._plan(self.point.epochs)
+        self._schedule = make_schedule(
+            optimizer, recipe, lambda: self.point.epochs_done(self._batches, training.accumulate)
+        )
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
         if initial.document is not None:
             restore(optimizer, self._schedule, initial.document, training)
@@ -86,7 +86,7 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the end, after a validation that an earlier process did not finish."""
         every = self.recipe.training.validate_every
-        bar = self._progress.bar(self.point.step, self._total_steps)
+        bar = self._progress.bar(self.point.step, self._planned_steps())
         try:
             with bar, self._last.signals():
                 if self._unvalidated:
@@ -104,6 +104,7 @@ class TrainingLoop:
         """Learn from the batches that are left of an epoch, or until the steps are enough."""
         if self._batches.epoch != self.point.epochs:
             self._batches = self._plan(self.point.epochs)
+            self._progress.note_plan(self._planned_steps())
         if self.point.batches:
             self._batches.skip(self.point.batches, self.point.fingerprint)
         self._network.train()
@@ -135,6 +136,8 @@ class TrainingLoop:
             self._fabric.backward(loss / accumulate)
         gradient_norm = self._step() if makes_step else 0.0
         self.point = self.point.after_batch(self._batches, makes_step)
+        if makes_step:
+            self._schedule.step()
         self._note_broken(batch)
         if makes_step:
             self._note_step(value, gradient_norm)
@@ -184,7 +187,6 @@ class TrainingLoop:
                 raise self._diverged(f"the norm of the gradients is {norm:g}")
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._schedule.step()
         return norm
 
     def _note_step(self, loss: float, gradient_norm: float) -> None:
@@ -210,21 +212,30 @@ class TrainingLoop:
         rank, processes = self._fabric.global_rank, self._fabric.world_size
         return training_batches(self._train, self.recipe, epoch, rank, processes)
 
-    def _epoch_ends(self) -> list[int]:
-        """Count the steps that are done at the end of each epoch.
-
-        Epochs of one kind have about as many: the first one (SortaGrad), those without
-        augmentation, and the others.
+    def _planned_steps(self) -> int:
+        """Count the steps of the training: exactly in its last epoch, and before it if epochs of
+        one kind have as many steps. The kinds are the sorted first epoch, those of the warm-up of
+        the augmentation, and the others.
         """
-        training, warm_up = self.recipe.training, self.recipe.augment.warm_up_epochs
-        counts: dict[int, int] = {0: len(self._batches)}
-        ends: list[int] = []
-        for epoch in range(training.epochs):
-            alike = 0 if epoch == 0 else max(1, warm_up if epoch >= warm_up else 1)
-            if alike not in counts:
-                counts[alike] = len(self._plan(alike))
-            ends.append((ends or [0])[-1] + -(-counts[alike] // training.accumulate))
-        return ends
+        training, epoch = self.recipe.training, self.point.epochs
+        kinds = [self._kind(number) for number in range(epoch, training.epochs)]
+        if not kinds:
+            return self.point.step
+        counts = {kinds[0]: steps_of(len(self._batches), training.accumulate)}
+        for kind in kinds[1:]:
+            if kind not in counts:
+                counts[kind] = steps_of(len(self._plan(kind)), training.accumulate)
+        begun = self.point.step - steps_of(self.point.batches, training.accumulate)
+        total = begun + sum(counts[kind] for kind in kinds)
+        return min(total, training.max_steps or total)
+
+    def _kind(self, epoch: int) -> int:
+        """Give the first epoch of the kind that an epoch is of."""
+        if self.recipe.data.sortagrad and epoch == 0:
+            return 0
+        warm_up = self.recipe.augment.warm_up_epochs
+        regular = max(warm_up, 1 if self.recipe.data.sortagrad else 0)
+        return regular if epoch >= regular else 1 if self.recipe.data.sortagrad else 0
 
     def _content(self) -> dict[str, Any]:
         """Collect everything that a checkpoint needs for resuming."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -48,9 +47,17 @@ def make_optimizer(network: nn.Module, training: TrainingConfig) -> Optimizer:
     return AdamW(parameters, lr=rate, weight_decay=decay, betas=(0.9, 0.999), eps=1e-8)
 
 
-def make_schedule(optimizer: Optimizer, recipe: Recipe, epoch_ends: Sequence[int]) -> LambdaLR:
-    """Make the recipe's learning rate of every step; see `learning_rate_factor`."""
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, epoch_ends))
+def make_schedule(
+    optimizer: Optimizer, recipe: Recipe, epochs_done: Callable[[], float]
+) -> LambdaLR:
+    """Make the recipe's learning rate of every step.
+
+    Args:
+        optimizer: optimiser, whose learning rate is the maximum.
+        recipe: recipe of the training.
+        epochs_done: returns the number of epochs that are done, see `learning_rate_factor`.
+    """
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, epochs_done()))
 
 
 def restore(
@@ -68,24 +75,27 @@ def restore(
     optimizer.load_state_dict(state)
 
 
-def learning_rate_factor(recipe: Recipe, step: int, epoch_ends: Sequence[int]) -> float:
-    """Compute the learning rate at a step, relative to its maximum: 0 to 1.
+def learning_rate_factor(recipe: Recipe, step: int, epochs: float) -> float:
+    """Compute the learning rate at a position of a training, relative to its maximum: 0 to 1.
+
+    Not every epoch has as many steps as another (sorted, joined anew, or filled by duration), so
+    the position is counted in epochs: the schedule ends with the last step, however many there are.
 
     Args:
         recipe: recipe of the training.
-        step: number of the step, from 0.
-        epoch_ends: number of steps that are done at the end of each epoch.
+        step: number of steps that are done.
+        epochs: number of epochs that are done, with the share of the one in progress.
     """
     training = recipe.training
     if training.schedule == "constant":
         return 1.0
     if training.schedule == "anneal":
-        return float(training.anneal ** -bisect_right(epoch_ends, step))
-    steps = epoch_ends[-1]
+        return float(training.anneal ** -int(epochs))
+    done = epochs / training.epochs
     if training.max_steps is not None:
-        steps = min(steps, training.max_steps)
-    rise = training.warm_up * steps
-    if step < rise:
-        return 0.04 + 0.96 * (1 - math.cos(math.pi * step / rise)) / 2
-    done = min((step - rise) / max(steps - rise, 1), 1.0)
-    return max((1 + math.cos(math.pi * done)) / 2, 1e-4)
+        done = max(done, step / training.max_steps)
+    rise = training.warm_up
+    if done < rise:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * done / rise)) / 2
+    fallen = min((done - rise) / (1 - rise), 1.0)
+    return max((1 + math.cos(math.pi * fallen)) / 2, 1e-4)

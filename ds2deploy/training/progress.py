@@ -52,6 +52,12 @@ class TrainingProgress:
             self._task = self._bar.add_task("", total=total, completed=step)
             yield
 
+    def note_plan(self, total: int) -> None:
+        """Change the number of all steps, where an epoch has more or fewer than one before."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def note_batch(self, point: ResumePoint, loss: float | None) -> None:
         """Show the loss of a batch; None for a batch without an utterance that can be used."""
         if loss is not None:

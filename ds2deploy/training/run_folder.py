@@ -56,11 +56,26 @@ class ResumePoint(msgspec.Struct, frozen=True):
             return ResumePoint(step, self.epochs + 1)
         return ResumePoint(step, self.epochs, done, batches.fingerprint)
 
+    def epochs_done(self, batches: Batches, accumulate: int) -> float:
+        """Epochs that have ended, with the share of the steps of the one in progress.
+
+        Args:
+            batches: batches of the epoch in progress.
+            accumulate: batches of a step.
+        """
+        done, steps = (steps_of(count, accumulate) for count in (self.batches, len(batches)))
+        return self.epochs + done / steps
+
     def finishes(self, recipe: Recipe) -> bool:
         """Return True if the recipe asks for no step after this."""
         training = recipe.training
         enough = training.max_steps is not None and self.step >= training.max_steps
         return enough or self.epochs >= training.epochs
+
+
+def steps_of(batches: int, accumulate: int) -> int:
+    """Count the steps that batches of an epoch make; the last may have fewer than the others."""
+    return -(-batches // accumulate)
 
 
 class _Known(msgspec.Struct):

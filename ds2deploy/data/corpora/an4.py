@@ -8,9 +8,11 @@ from pathlib import Path
 from ds2deploy.data.corpora.transcript_list import (
     TEST,
     TRAIN,
+    Lines,
     first_file,
     listed_utterance,
     read_lines,
+    read_lists,
 )
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError, MissingFileError
@@ -25,20 +27,25 @@ def read_an4(folder: Path) -> Iterator[Utterance]:
             f"{folder}: holds no etc/an4_train.transcription with an4_train.fileids; expected AN4 "
             "as it is unpacked"
         )
-    for split in there:
-        transcripts, ids = etc / f"an4_{split}.transcription", etc / f"an4_{split}.fileids"
-        if not ids.is_file():
-            raise MissingFileError(
-                f"{ids}: no such file, but {transcripts.name} is there; unpack the corpus again"
-            )
-        texts, paths = read_lines(transcripts), read_lines(ids)
-        if len(texts) != len(paths):
-            raise ManifestError(
-                f"{transcripts}: {len(texts)} lines, {ids.name} has {len(paths)}; unpack the "
-                "corpus again"
-            )
-        for (place, line), (_, path) in zip(texts, paths, strict=True):
-            yield _utterance(place, folder, line, path, split)
+    transcripts = [etc / f"an4_{split}.transcription" for split in there]
+    yield from read_lists(transcripts, _read_set)
+
+
+def _read_set(transcripts: Path, lines: Lines) -> Iterator[Utterance]:
+    ids = transcripts.with_suffix(".fileids")
+    if not ids.is_file():
+        raise MissingFileError(
+            f"{ids}: no such file, but {transcripts.name} is there; unpack the corpus again"
+        )
+    paths = read_lines(ids)
+    if len(lines) != len(paths):
+        raise ManifestError(
+            f"{transcripts}: {len(lines)} lines, {ids.name} has {len(paths)}; unpack the corpus "
+            "again"
+        )
+    folder, split = transcripts.parent.parent, transcripts.stem.removeprefix("an4_")
+    for (place, line), (_, path) in zip(lines, paths, strict=True):
+        yield _utterance(place, folder, line, path, split)
 
 
 def _utterance(place: str, folder: Path, line: str, path: str, split: str) -> Utterance:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,12 @@ from ds2deploy.runtimes.errors import ManifestError
 TABLES = {"train.tsv": TRAIN, "dev.tsv": VALID, "test.tsv": TEST}
 """Tables of the clips that somebody has validated."""
 
+COLUMNS = ("client_id", "path", "sentence")
+"""Columns that are used; others, which differ between releases, may stand anywhere."""
+
+MOST_CHARACTERS = 10_000
+"""Most characters of a field; a clip lasts some seconds."""
+
 
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
     """Read a language of Common Voice."""
@@ -33,11 +38,32 @@ def read_commonvoice(folder: Path) -> Iterator[Utterance]:
 
 
 def _read_table(table: Path, lines: Lines) -> Iterator[Utterance]:
-    # Quotation marks are part of the sentences, and often stand alone.
-    rows = csv.DictReader((line for _, line in lines), delimiter="\t", quoting=csv.QUOTE_NONE)
-    if not {"path", "sentence", "client_id"} <= set(rows.fieldnames or ()):
-        raise ManifestError(f"{table}: expected the columns client_id, path and sentence")
-    for (place, _), row in zip(lines[1:], rows, strict=True):
-        audio = table.parent / "clips" / (row["path"] or "")
-        text, speaker = row["sentence"] or "", row["client_id"] or ""
-        yield listed_utterance(place, audio, text, speaker, TABLES[table.name])
+    # Nothing is quoted: quotation marks are part of the sentences, and often stand alone.
+    header = lines[0][1].split("\t") if lines else []
+    if not set(COLUMNS) <= set(header):
+        raise ManifestError(
+            f"{table}: expected the columns {', '.join(COLUMNS)}, with tabs between them; unpack "
+            "it again"
+        )
+    for place, line in lines[1:]:
+        fields = line.split("\t")
+        row = dict(zip(header, fields, strict=False))
+        speaker, name, text = (row.get(column, "") for column in COLUMNS)
+        if (
+            error := _row_error(place, len(header), len(fields), max(len(name), len(text)))
+        ) is None:
+            audio = table.parent / "clips" / name
+            yield listed_utterance(place, audio, text, speaker, TABLES[table.name])
+        else:
+            yield Utterance(table, "", error=error)
+
+
+def _row_error(place: str, columns: int, fields: int, longest: int) -> ManifestError | None:
+    """Reject a row whose columns are not those of the header, or that holds no clip."""
+    if fields != columns:
+        found = f"{fields} fields, the header has {columns}"
+    elif longest > MOST_CHARACTERS:
+        found = f"a field of {longest:,} characters, no clip has as many"
+    else:
+        return None
+    return ManifestError(f"{place}: {found}; correct it, or unpack the table again")

@@ -18,7 +18,7 @@ from typing import Any
 
 from lhotse import CutSet, RecordingSet, SupervisionSet, recipes
 
-from ds2deploy.data.corpora.transcript_list import TRAIN, listed_utterance, split_of
+from ds2deploy.data.corpora.transcript_list import TRAIN, in_part, listed_utterance
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import AudioError, ConfigError, ManifestError
 
@@ -41,18 +41,19 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
     with _logged_warnings() as warnings, tempfile.TemporaryDirectory(prefix="ds2deploy-") as out:
         takes_out = "output_dir" in inspect.signature(recipe).parameters
         try:
-            found = list(_sets(recipe(folder, **({"output_dir": out} if takes_out else {})), TRAIN))
+            found = list(_sets(recipe(folder, **({"output_dir": out} if takes_out else {}))))
         except Exception as error:  # recipes raise any class
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ManifestError(f"{folder}: lhotse's recipe {name} ends with: {reason}") from None
-        for split, recordings, supervisions in found:
+        for part, recordings, supervisions in found:
             for cut in CutSet.from_manifests(recordings, supervisions).trim_to_supervisions():
                 spoken = cut.supervisions[0]
                 audio = Path(cut.recording.sources[0].source)
                 utterance = listed_utterance(
                     f"{folder}: {spoken.id}", audio, spoken.text or "", spoken.speaker or "",
-                    split, cut.start, cut.duration,
+                    TRAIN, cut.start, cut.duration,
                 )  # fmt: skip
+                utterance = in_part(part, utterance) if part else utterance
                 if cut.recording.num_channels > 1:
                     several = AudioError(
                         f"{audio}: {cut.recording.num_channels} channels, each with words of its "
@@ -77,12 +78,12 @@ def _logged_warnings() -> Iterator[list[logging.LogRecord]]:
         logging.getLogger().removeHandler(handler)
 
 
-def _sets(found: Any, name: str) -> Iterator[tuple[str, RecordingSet, SupervisionSet]]:
-    """Find the sets of a recipe's result, at any depth."""
+def _sets(found: Any, part: str = "") -> Iterator[tuple[str, RecordingSet, SupervisionSet]]:
+    """Find the sets of a recipe's result, at any depth, with their keys as the name of a part."""
     if not isinstance(found, dict):
         return
     if isinstance(found.get("recordings"), RecordingSet) and found.get("supervisions"):
-        yield split_of(name), found["recordings"], found["supervisions"]
+        yield part, found["recordings"], found["supervisions"]
         return
     for key, inner in found.items():
-        yield from _sets(inner, str(key))
+        yield from _sets(inner, f"{part}/{key}" if part else str(key))

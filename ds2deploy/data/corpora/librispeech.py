@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
+    in_part,
     listed_utterance,
     locked_folders,
     read_lines,
-    split_of,
+    reject_unlisted,
 )
 from ds2deploy.data.listing import list_files
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import ManifestError
 
 
 def read_librispeech(folder: Path) -> Iterator[Utterance]:
     """Read LibriSpeech.
 
-    Parts that begin with `dev` become `valid`, with `test`, `test`; all others `train`.
+    The name of a part tells its set, see `split_of`. A .flac that the list beside it lacks is
+    rejected.
     """
     below = list_files(folder)
     yield from locked_folders(below)
@@ -32,7 +34,7 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
     listed = set()
     unread = set()
     for listing in listings:
-        split = split_of(listing.absolute().parts[-4])
+        part = "".join(folder.name for folder in listing.absolute().parents[2:3])
         try:
             lines = read_lines(listing)
         except ManifestError as error:
@@ -43,8 +45,8 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
             name, _, text = line.partition(" ")
             audio = listing.parent / f"{name}.flac"
             listed.add(audio)
-            yield listed_utterance(place, audio, text, name.partition("-")[0], split)
-    for audio in below.files:
-        if audio.suffix == ".flac" and audio not in listed and audio.parent not in unread:
-            unlisted = MissingFileError(f"{audio}: no transcript of it in {audio.parent}")
-            yield Utterance(audio, "", error=unlisted)
+            speaker = name.partition("-")[0]
+            yield in_part(part, listed_utterance(place, audio, text, speaker))
+    for path in below.files:
+        if path.suffix == ".flac" and path.parent not in unread:
+            yield from reject_unlisted([path], listed, path.parent)

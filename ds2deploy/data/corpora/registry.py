@@ -1,7 +1,28 @@
 """The layouts of `ds2deploy prepare --layout`.
 
-To add the layout NAME: write `read_NAME` in `NAME.py` beside this file, and give it a row in
-`LAYOUTS`. The help text, the check of `--layout` and the error messages read the table.
+To add the layout NAME:
+
+- write `read_NAME(folder)` in `NAME.py` beside this file;
+- give it a row in `LAYOUTS`: the help text, the check of `--layout` and error messages read it;
+- give it a tree in `TREES` of `tests/ds2deploy/data/corpora/trees.py`: the tests of all layouts run
+  through this table, and fail for a layout without a tree;
+- name it in the table of options in `docs/training.md`.
+
+A reader yields an `Utterance` for each transcript, in any order: the path of the recording, whether
+it is there or not; the text as the corpus has it; the speaker; and the set, for which `in_part`
+reads the name of a part of the corpus. What cannot be used and can be told apart (a bad line, a
+list that cannot be read) is yielded too, as an utterance with its error, so that `--leave-out` can
+name it and go on. The reader raises ManifestError only if the folder has another layout. An error
+names the file, the line where there is one, and the remedy. `transcript_list` has the parts that
+readers share.
+
+A reader checks nothing else. `Screener` opens the recordings, and rejects duplicates, missing or
+damaged audio, and transcripts without labels or with more than CTC can place.
+
+A recording without a transcript is rejected too where each list stands beside its recordings and
+should name them all (`folder`, `librispeech`, `tedlium`, `voxforge`). Where tables choose among the
+recordings (`commonvoice`, whose clips/ also holds those that voters refused, and `an4`), it is no
+part of the corpus' sets, and is ignored.
 """
 
 from __future__ import annotations
@@ -25,24 +46,45 @@ class Layout(NamedTuple):
 
     Attributes:
         content: contents of the folder, for help texts.
+        expected: files that the reader looks for, for errors.
         origin: page and license of the corpus; empty if it has no page.
     """
 
     content: str
+    expected: str
     origin: str = ""
 
 
 LAYOUTS = {
-    "folder": Layout("recordings with a .txt beside each"),
-    "librispeech": Layout("LibriSpeech", "https://www.openslr.org/12, CC BY 4.0"),
-    "commonvoice": Layout(
-        "a language of Common Voice", "https://commonvoice.mozilla.org/datasets, CC0 1.0"
+    "folder": Layout("recordings with a .txt beside each", "a recording with a .txt beside it"),
+    "librispeech": Layout(
+        "LibriSpeech",
+        "PART/SPEAKER/CHAPTER/*.trans.txt with a line for each .flac beside it",
+        "https://www.openslr.org/12, CC BY 4.0",
     ),
-    "tedlium": Layout("TED-LIUM", "https://www.openslr.org/51, CC BY-NC-ND 3.0"),
-    "voxforge": Layout("VoxForge", "http://www.voxforge.org, GPL 3"),
-    "an4": Layout("CMU AN4", "http://www.speech.cs.cmu.edu/databases/an4"),
+    "commonvoice": Layout(
+        "a language of Common Voice",
+        "train.tsv, dev.tsv or test.tsv with a row for each recording that is used of clips/",
+        "https://commonvoice.mozilla.org/datasets, CC0 1.0",
+    ),
+    "tedlium": Layout(
+        "TED-LIUM",
+        "PART/stm/*.stm with a line for each utterance of the talk in PART/sph/",
+        "https://www.openslr.org/51, CC BY-NC-ND 3.0",
+    ),
+    "voxforge": Layout(
+        "VoxForge",
+        "VISIT/etc/PROMPTS with a line for each recording in VISIT/wav/ or VISIT/flac/",
+        "http://www.voxforge.org, GPL 3",
+    ),
+    "an4": Layout(
+        "CMU AN4",
+        "etc/an4_train.transcription with a line for each line of etc/an4_train.fileids",
+        "http://www.speech.cs.cmu.edu/databases/an4",
+    ),
     "fsdd": Layout(
         "Free Spoken Digit Dataset",
+        "recordings with names such as 7_jackson_32.wav",
         "https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0",
     ),
 }
@@ -55,7 +97,8 @@ def find_layout(name: str) -> Layout:
         ConfigError: no such layout.
     """
     if name.startswith(LHOTSE):
-        return Layout(f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}")
+        content = f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}"
+        return Layout(content, content)
     if name not in LAYOUTS:
         raise ConfigError(f"--layout {name}: expected one of {', '.join(LAYOUTS)}, {LHOTSE}NAME")
     return LAYOUTS[name]

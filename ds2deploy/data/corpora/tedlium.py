@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds2deploy.data.corpora.transcript_list import Lines, listed_utterance, read_lists, split_of
+from ds2deploy.data.corpora.transcript_list import (
+    Lines,
+    in_part,
+    listed_utterance,
+    read_lists,
+    reject_unlisted,
+)
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
@@ -15,7 +21,7 @@ PLACES = ("legacy/*/stm/*.stm", "*/stm/*.stm", "*/legacy/*/stm/*.stm", "*/*/stm/
 
 
 def read_tedlium(folder: Path) -> Iterator[Utterance]:
-    """Read TED-LIUM."""
+    """Read TED-LIUM; a talk without a list is rejected."""
     listings = next(filter(None, (sorted(folder.glob(place)) for place in PLACES)), [])
     if not listings:
         raise ManifestError(
@@ -23,10 +29,14 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
             "legacy/train/stm/AaronHuey_2010X.stm"
         )
     yield from read_lists(listings, _read_talk)
+    for part in sorted({listing.parent.parent for listing in listings}):
+        listed = {part / "sph" / f"{x.stem}.sph" for x in listings if x.parent.parent == part}
+        talks = sorted(part.glob("sph/*.sph"))
+        yield from reject_unlisted(talks, listed, part / "stm")
 
 
 def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
-    split = split_of(listing.parts[-3])
+    part = listing.parts[-3]
     audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
     for place, line in lines:
         fields = line.split(maxsplit=6)
@@ -37,7 +47,10 @@ def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
         text = _without_marks(fields[6] if len(fields) > 6 else "")
         if text != "ignore_time_segment_in_scoring":  # marks the format, and is no utterance
             start, end = float(fields[3]), float(fields[4])
-            yield listed_utterance(place, audio, text, fields[2], split, start, end - start)
+            utterance = listed_utterance(
+                place, audio, text, fields[2], start_s=start, duration_s=end - start
+            )
+            yield in_part(part, utterance)
 
 
 def _without_marks(text: str) -> str:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ds2deploy.data.listing import Listing, is_file
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.errors import ManifestError
-from ds2deploy.text_files import read_text
+from ds2deploy.runtimes.errors import ManifestError, MissingFileError
+from ds2deploy.text_files import read_text, text_lines
 
 TEST, VALID, TRAIN = "test", "valid", "train"
+
+WORDS = {
+    TEST: re.compile("(test|tst|eval)(s|set|ing|test|uation)?"),
+    VALID: re.compile("(dev|val)(set|test|elopment|id|idation)?"),
+    TRAIN: re.compile("(train|trn)(s|set|ing)?"),
+}
+"""Words in the names of the parts of a corpus, in any case."""
 
 Lines = list[tuple[str, str]]
 """Lines of a list: the place of each, such as `a/b.txt: line 3`, and its text."""
@@ -20,14 +27,18 @@ Lines = list[tuple[str, str]]
 def read_lists(
     listings: Sequence[Path], read: Callable[[Path, Lines], Iterator[Utterance]]
 ) -> Iterator[Utterance]:
-    """Read list after list; one that cannot be opened is rejected, and does not end the rest."""
+    """Read list after list; one that cannot be read is rejected, and does not end the rest.
+
+    Args:
+        listings: the lists.
+        read: yields the utterances of the lines of a list. It raises ManifestError or
+            MissingFileError for a list that it cannot read.
+    """
     for listing in listings:
         try:
-            lines = read_lines(listing)
-        except ManifestError as error:
+            yield from read(listing, read_lines(listing))
+        except (ManifestError, MissingFileError) as error:
             yield Utterance(listing, "", error=error)
-        else:
-            yield from read(listing, lines)
 
 
 def read_lines(path: Path) -> Lines:
@@ -36,7 +47,7 @@ def read_lines(path: Path) -> Lines:
     Raises:
         ManifestError: the list cannot be read.
     """
-    lines = read_text(path, "a list of the corpus; unpack it again").splitlines()
+    lines = text_lines(read_text(path, "a list of the corpus; unpack it again"))
     return [(f"{path}: line {i}", line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -66,8 +77,41 @@ def first_file(paths: Sequence[Path]) -> Path:
     return next(filter(is_file, paths), paths[0])
 
 
-def split_of(name: str) -> str:
-    """Choose the set of a part of a corpus by its name: `dev-clean` is validation."""
-    if re.match(r"(dev|valid)", name):
-        return VALID
-    return TEST if re.match(r"(test|eval)", name) else TRAIN
+def in_part(part: str, utterance: Utterance) -> Utterance:
+    """Put an utterance into the set that the name of its part of the corpus tells."""
+    split = split_of(part)
+    if split is None:
+        return utterance._replace(split=TRAIN, unknown_part=part)
+    return utterance._replace(split=split)
+
+
+def split_of(part: str) -> str | None:
+    """Choose the set of a part of a corpus by the words of its name: `dev-clean` is validation.
+
+    Returns:
+        None if no word tells a set. Of several, a set that is not trained on comes first.
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)]
+    found = (split for split in WORDS if any(WORDS[split].fullmatch(word) for word in words))
+    return next(found, None)
+
+
+def reject_unlisted(
+    recordings: Iterable[Path], listed: Collection[Path], place: Path
+) -> Iterator[Utterance]:
+    """Reject the recordings that no list names.
+
+    For corpora whose lists stand beside the recordings, each of them complete. Where tables choose
+    among recordings, such as those of Common Voice, the others are no part of any set.
+
+    Args:
+        recordings: all that are there.
+        listed: those with a line.
+        place: list, or folder of the lists, that should name them; for the errors.
+    """
+    for audio in recordings:
+        if audio not in listed:
+            error = MissingFileError(
+                f"{audio}: no transcript of it in {place}; add its line, or take it out"
+            )
+            yield Utterance(audio, "", error=error)

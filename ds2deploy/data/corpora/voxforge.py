@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +12,18 @@ from ds2deploy.data.corpora.transcript_list import (
     listed_utterance,
     locked_folders,
     read_lists,
+    reject_unlisted,
 )
 from ds2deploy.data.listing import list_files
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
+KINDS = ("wav", "flac")
+"""Folders of a visit, and suffixes in them; the first is taken where both are there."""
+
 
 def read_voxforge(folder: Path) -> Iterator[Utterance]:
-    """Read VoxForge."""
+    """Read VoxForge; a recording without a line in the PROMPTS of its visit is rejected."""
     below = list_files(folder)
     yield from locked_folders(below)
     listings = [path for path in below.files if path.parts[-2:] == ("etc", "PROMPTS")]
@@ -27,16 +32,27 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
             f"{folder}: holds no etc/PROMPTS; expected VoxForge as it is unpacked, a folder for "
             "each speaker"
         )
-    yield from read_lists(listings, _read_visit)
+    recordings = defaultdict(list)
+    for path in below.files:
+        if path.parent.name in KINDS and path.suffix == f".{path.parent.name}":
+            recordings[path.parent.parent].append(path)
+    yield from read_lists(listings, lambda path, lines: _read_visit(path, lines, recordings))
+    for visit in sorted(recordings.keys() - {listing.parent.parent for listing in listings}):
+        yield from reject_unlisted(recordings[visit], (), visit / "etc" / "PROMPTS")
 
 
-def _read_visit(listing: Path, lines: Lines) -> Iterator[Utterance]:
+def _read_visit(
+    listing: Path, lines: Lines, recordings: dict[Path, list[Path]]
+) -> Iterator[Utterance]:
     visit = listing.parent.parent
     speaker = visit.name.partition("-")[0]
     if speaker == "anonymous":  # each visit is somebody else
         speaker = visit.name
+    listed = set()
     for place, line in lines:
         name, _, text = line.partition(" ")
         stem = Path(name).name
-        audio = first_file([visit / kind / f"{stem}.{kind}" for kind in ("wav", "flac")])
-        yield listed_utterance(place, audio, text, speaker)
+        named = [visit / kind / f"{stem}.{kind}" for kind in KINDS]
+        listed.update(named)
+        yield listed_utterance(place, first_file(named), text, speaker)
+    yield from reject_unlisted(recordings.get(visit, ()), listed, listing)

@@ -93,6 +93,13 @@ def texts(result: Result) -> list[str]:
     return [found["text"] for found in json.loads(result.stdout)["transcripts"]]
 
 
+def test_a_line_separator_splits_no_phrase(tmp_path: Path):
+    path = tmp_path / "phrases"
+    path.write_bytes("ONE\u2028TWO\r\nZERO\n".encode())
+    assert choose_decoder(phrases=path).phrases == ("ONE\u2028TWO", "ZERO")
+    assert list(choose_decoder(hot_words=str(path)).hot_words) == ["ONE\u2028TWO", "ZERO"]
+
+
 def test_a_lexicon_and_a_closed_list_bound_the_text(
     digits_checkpoint: Path, sounds: list[Path], files: Path
 ):

@@ -126,6 +126,18 @@ def test_a_bad_line_of_a_list_is_named(tmp_path: Path):
     used, report = prepared(manifest)
     assert used == {"a.wav"}
     assert report.left_out[0].startswith(f"{manifest}: line 2 has 3 fields")
+    for bad in (
+        f"a.wav,{'x' * 200_000}",
+        f'a.wav,"{"x" * 200_000}',
+        '"a.wav,a.txt',
+        "b\rc.wav,b.txt",
+    ):
+        manifest.write_bytes(f"{bad}\na.wav,a.txt\n".encode())
+        used, report = prepared(manifest)
+        assert used == {"a.wav"}
+        (line,) = report.left_out
+        assert line.startswith(f"{manifest}: line 1 ")
+        assert "audio,transcript" in line
     manifest = tmp_path / "m.json"
     samples = [{"wav_path": "a.wav", "transcript_path": "a.txt"}, {"wav_path": "a.wav"}, 7]
     manifest.write_text(json.dumps({"root_path": ".", "samples": samples}))

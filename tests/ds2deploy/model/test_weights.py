@@ -466,6 +466,47 @@ def test_a_weight_whose_name_is_no_text(foreign: Callable[..., Path], tmp_path: 
         load_checkpoint(tmp_path / "odd.ckpt")
 
 
+@pytest.mark.parametrize("width", [9, 13])
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_checkpoint_of_another_kernel_says_so(
+    number: int, width: int, small_checkpoint: Path, tmp_path: Path
+):
+    name = f"conv.layers.{number}.weight"
+
+    def widen(document: dict[str, Any]) -> None:
+        weights = document["state_dict"]
+        weights[name] = torch.zeros(*weights[name].shape[:3], width)
+
+    path = edit(small_checkpoint, tmp_path / "kernel.ckpt", widen)
+    with pytest.raises(ModelFileError, match="another kernel") as raised:
+        load_checkpoint(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: ")
+    assert f"x {width} " in message
+    assert "x 11 " in message
+    assert "train again" in message
+    assert "restore" not in message
+    assert "another kernel" in refused("inspect", path)
+
+
+def test_a_checkpoint_of_deepspeech_pytorch_with_another_kernel_says_so(
+    foreign: Callable[..., Path],
+):
+    path = foreign(**{"conv.seq_module.0.weight": torch.zeros(32, 1, 41, 13)})
+    with pytest.raises(ModelFileError, match=r"another kernel.*train again") as raised:
+        load_checkpoint(path)
+    assert str(raised.value).startswith(f"{path}: ")
+
+
+def test_a_kernel_of_no_size_is_damage(small_checkpoint: Path, tmp_path: Path):
+    def empty(document: dict[str, Any]) -> None:
+        document["state_dict"]["conv.layers.0.weight"] = torch.zeros(32, 1, 41, 0)
+
+    path = edit(small_checkpoint, tmp_path / "kernel.ckpt", empty)
+    with pytest.raises(ModelFileError, match=r"expects.*restore the original"):
+        load_checkpoint(path)
+
+
 # Files that ask for all memory --------------------------------------------------------------------
 
 

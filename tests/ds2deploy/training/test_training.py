@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from rich.console import Console
 
 from ds2deploy.config import Recipe
+from ds2deploy.data.epoch_plan import plan_training
+from ds2deploy.data.manifest import read_manifest
+from ds2deploy.heartbeat import Heartbeat
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.errors import ConfigError, TrainingError
 from ds2deploy.training.optimization import learning_rate_factor
@@ -136,6 +140,41 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
     assert "WER" in screen.getvalue()
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("join", [(1, 1), (1, 3)])
+def test_epochs_of_other_lengths_end_the_schedule_and_the_count_together(
+    tone_recipe: Recipe,
+    join: tuple[int, int],
+    accumulate: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The sorted epoch has fewer batches; joined anew, each has as many as it has."""
+    told: list[str] = []
+    monkeypatch.setattr(Heartbeat, "tell", lambda _, text: told.append(text))
+    recipe = tone_recipe.changed("data", sortagrad=True, batch_size=3, join=join)
+    recipe = recipe.changed(
+        "training", epochs=4, accumulate=accumulate, schedule="one-cycle", log_every=1
+    )
+    cuts = read_manifest(recipe.data.train)
+    batches = [len(plan_training(cuts, recipe, epoch)) for epoch in range(4)]
+    assert len(set(batches)) > 1, batches
+    total = sum(-(-count // accumulate) for count in batches)
+    train(recipe)
+
+    lines = [line for line in RunFolder(tmp_path / "run").metrics() if line["kind"] == "train"]
+    assert lines[-1]["step"] == total
+    rates = [line["learning_rate"] / recipe.training.learning_rate for line in lines]
+    assert rates[-1] == pytest.approx(1e-4)
+    assert min(rates[:-1]) > 1e-4
+    found = re.findall(r"step (\d+) of (\d+)", "\n".join(told))
+    shown = [(int(step), int(planned)) for step, planned in found]
+    assert all(step <= planned for step, planned in shown)
+    assert shown[-1] == (total, total)
+    if join == (1, 1):
+        assert {planned for _, planned in shown} == {total}
+
+
 def test_resuming_another_model_is_refused(tone_recipe: Recipe):
     train(tone_recipe.changed("training", epochs=1))
     other = msgspec.structs.replace(
@@ -161,38 +200,17 @@ def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
         train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 
-ENDS = [10 * (epoch + 1) for epoch in range(10)]
-"""Steps that are done after each of ten epochs."""
-
-
 def test_one_cycle(tone_recipe: Recipe):
     recipe = tone_recipe.changed("training", schedule="one-cycle", epochs=10, warm_up=0.2)
-    factors = [learning_rate_factor(recipe, step, ENDS) for step in range(101)]
+    factors = [learning_rate_factor(recipe, step, step / 10) for step in range(101)]
     assert factors[0] == pytest.approx(0.04)
     assert max(factors) == pytest.approx(1.0)
     assert factors.index(max(factors)) == 20
     assert factors[100] == pytest.approx(1e-4)
-    assert learning_rate_factor(recipe, 500, ENDS) == pytest.approx(1e-4)
-
-
-def test_the_schedule_ends_with_the_last_step(tone_recipe: Recipe, tmp_path: Path):
-    """Epochs differ in length: the first one (SortaGrad), those that join nothing, the others."""
-    recipe = tone_recipe.changed("data", sortagrad=True, join=(2, 2), batch_size=4)
-    recipe = recipe.changed("augment", warm_up_epochs=2)
-    recipe = recipe.changed("training", epochs=4, schedule="one-cycle", log_every=1)
-    steps = []
-    train(recipe)
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
-        if (entry := json.loads(line))["kind"] == "train":
-            steps.append((entry["epoch"], entry["step"], entry["learning_rate"]))
-    counts = [sum(epoch == one[0] for one in steps) for epoch in (1, 2, 3, 4)]
-    assert counts[0] != counts[2]
-    assert counts[1] != counts[2]
-    assert steps[-1][2] < 0.02 * max(one[2] for one in steps)
-    assert steps[-1][2] > 0.99e-4 * recipe.training.learning_rate
+    assert learning_rate_factor(recipe, 500, 50) == pytest.approx(1e-4)
 
 
 def test_annealing(tone_recipe: Recipe):
     recipe = tone_recipe.changed("training", schedule="anneal", anneal=1.1)
-    assert learning_rate_factor(recipe, 9, ENDS) == 1.0
-    assert learning_rate_factor(recipe, 20, ENDS) == pytest.approx(1.1**-2)
+    assert learning_rate_factor(recipe, 9, 0.9) == 1.0
+    assert learning_rate_factor(recipe, 20, 2) == pytest.approx(1.1**-2)

@@ -23,6 +23,12 @@ def test_the_help_text_names_every_layout():
     assert all(f"{name}: " in " ".join(shown.split()) for name in LAYOUTS)
 
 
+def test_the_documentation_names_every_layout():
+    page = Path(__file__).parents[4] / "docs" / "training.md"
+    row = next(x for x in page.read_text().split("\n") if x.startswith("| `--layout"))
+    assert all(f"`{name}`" in row for name in LAYOUTS if name != "folder")
+
+
 def test_an_unknown_layout_lists_the_known_ones():
     with pytest.raises(ConfigError) as raised:
         find_layout("nothing")
