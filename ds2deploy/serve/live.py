@@ -122,7 +122,7 @@ class LiveStream:
         """Give the place back; again does nothing."""
         self._closed = True
         self._news.set()
-        self._model.forget(self._stream.number)
+        self._model.forget(self._stream.number, self)
 
     def deliver(self, update: Update, transcript: Transcript | None) -> None:
         """Take what a tick found; called by the model."""

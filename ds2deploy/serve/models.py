@@ -298,10 +298,14 @@ class StreamingModel(Model):
         finally:
             stream.close()
 
-    def forget(self, number: int) -> None:
-        """Let go of a stream; called when it is closed."""
-        self._live.pop(number, None)
-        self._count()
+    def forget(self, number: int, live: LiveStream) -> None:
+        """Let go of a stream; called when it is closed.
+
+        After a restart of the engine the number may be that of another stream, which stays.
+        """
+        if self._live.get(number) is live:
+            del self._live[number]
+            self._count()
 
     def _opened(
         self,
