@@ -66,10 +66,10 @@ async def _talk(socket: Socket, server: Server) -> None:
                     break
             else:
                 live = live or _open(server, Settings())
-                sender = sender or asyncio.ensure_future(_tell(socket, live))
+                if sender is None:
+                    sender = asyncio.ensure_future(_tell(socket, live))
+                    sender.add_done_callback(lambda _: socket.end())
                 await live.accept(pcm16(message))
-            if sender is not None and sender.done():
-                break
         if live is not None:
             live.finish()
             await (sender or _tell(socket, live))
