@@ -28,6 +28,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MESSAGE_BYTES = 16 << 20
 """Largest message of a WebSocket."""
 
+UNREAD_S = 60
+"""Seconds after which a connection ends whose client takes nothing of what was sent to it."""
+
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Where a server listens.
@@ -165,6 +168,8 @@ def _listen(address: Address) -> socket.socket:
             f"{address.host}:{address.port}: cannot listen there ({error.strerror or error}); "
             "choose another --host or --port"
         ) from None
+    if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux; connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, option, 1000 * UNREAD_S)
     return listening
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import os
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ import ds2deploy
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import DeviceError
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.serve import run
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.live import pcm16
 from ds2deploy.serve.metrics import Metrics
@@ -261,6 +264,24 @@ def test_connections_that_come_and_go_leave_nothing(one_place: Served, count: in
     assert said(one_place, pcm(0.5)) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is of Linux")
+def test_client_that_reads_nothing_is_cut_off(
+    load: Callable[[], Recognizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "UNREAD_S", 1)
+    with served(load, Limits(streams=1)) as server:
+        url = httpx.URL(server.url)
+        before = files_open(os.getpid())
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect((url.host, url.port))
+            raw.settimeout(60)
+            request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 1_000_000
+            with pytest.raises(ConnectionError):
+                raw.sendall(request)
+        wait_for(lambda: files_open(os.getpid()) <= before + 1)  # that of the HTTP client
+
+
 class Breaking:
     """Session whose next computations fail, as often as it is told to."""
 
@@ -432,6 +453,15 @@ def test_second_sigterm_ends_at_once(server_process: Process) -> None:
         server_process.process.terminate()
         server_process.wait()
     assert time.monotonic() - started < 15  # draining would take 30 s
+    assert "Traceback" not in server_process.log()
+
+
+def test_log_holds_json_and_nothing_of_a_recording(server_process: Process) -> None:
+    assert server_process.transcribe(wav(bytes(2 * RATE)), "secret.wav").status_code == 200
+    lines = server_process.log().splitlines()
+    lines = [line for line in lines if "serving " not in line]
+    assert {json.loads(line)["level"] for line in lines} == {"info"}
+    assert "secret" not in server_process.log()
 
 
 def test_killed_server_starts_again_on_its_port(streaming_onnx: Path, tmp_path: Path) -> None:
