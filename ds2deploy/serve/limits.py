@@ -51,6 +51,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ConfigError(f"{name} {value:g}: expected above 0")
 
 
+MOST_HOT_WORDS = 1000
+"""Hot words of one request or stream."""
+
+
 class RefusedError(Exception):
     """A request that is refused, in the terms of OpenAI's errors.
 

@@ -19,6 +19,9 @@ log = logging.getLogger("ds2deploy.serve")
 GOING_AWAY, POLICY, TOO_BIG, INTERNAL, TRY_AGAIN = 1001, 1008, 1009, 1011, 1013
 """Close codes (RFC 6455, and IANA's registry for 1013)."""
 
+REASON_BYTES = 120
+"""Most that a close frame has room for, almost."""
+
 Message = str | bytes
 SendError = Callable[[RefusedError], Awaitable[None]]
 
@@ -96,7 +99,7 @@ class Socket:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; again does nothing."""
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-            await self._socket.close(code, reason[:120])
+            await self._socket.close(code, reason.encode()[:REASON_BYTES].decode(errors="ignore"))
 
 
 async def serve_socket(
