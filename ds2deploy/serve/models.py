@@ -249,6 +249,11 @@ class StreamingModel(Model):
         """Seconds of audio of a stream that may wait."""
         return self._pool.backlog_s
 
+    @property
+    def block_s(self) -> float:
+        """Seconds of audio in a block."""
+        return self._pool.block_s
+
     def open(
         self,
         sample_rate: float,
@@ -341,9 +346,9 @@ class StreamingModel(Model):
                 live = self._live.get(tick.stream.number)
                 if live is None:
                     continue
-                if live.ready_at is not None:
-                    self.metrics.lateness.labels(self.name).observe(now - live.ready_at)
-                live.deliver(tick.update, tick.stream.transcript)
+                complete_at = live.deliver(tick.update, tick.stream.transcript)
+                if complete_at is not None and not live.upload:
+                    self.metrics.lateness.labels(self.name).observe(now - complete_at)
                 self.metrics.audio.labels(self.name).inc(self._pool.block_s)
         waiting_s = max((live.backlog_s for live in self._live.values()), default=0.0)
         self.metrics.waiting.labels(self.name).set(waiting_s)
