@@ -41,6 +41,7 @@ class Gate:
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app, self._server = app, server
         self._most = int(server.limits.upload_mb * 1e6) + FORM_BYTES
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -53,12 +54,14 @@ class Gate:
         started = time.monotonic()
         body = _Body(receive, self._most, self._too_large)
         answer = _Answer(scope, send, request_id, body)
+        self._open += 1
         try:
             self._check(scope, headers)
             await self._app(scope, body if scope["type"] == "http" else receive, answer)
         except RefusedError as error:
             await _refuse(scope, answer, error)
         finally:
+            self._open -= 1
             log.info(
                 "request",
                 extra={
@@ -80,6 +83,11 @@ class Gate:
                     401, "no API key, or a wrong one: send Authorization: Bearer KEY",
                     "invalid_api_key",
                 )  # fmt: skip
+        most = self._server.limits.connections
+        if self._open > most and scope["path"] not in OPEN_PATHS:
+            raise RefusedError(
+                503, f"{most} requests and WebSockets are open: try again", "overloaded", None, 2
+            )
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._most:
             raise self._too_large()

@@ -282,6 +282,20 @@ def test_client_that_reads_nothing_is_cut_off(
         wait_for(lambda: files_open(os.getpid()) <= before + 1)  # that of the HTTP client
 
 
+def test_connections_are_bounded_and_probes_are_answered(load: Callable[[], Recognizer]) -> None:
+    with served(load, Limits(streams=8, connections=3)) as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(server.stream())
+            with pytest.raises(InvalidStatus) as raised:
+                server.stream()
+            assert raised.value.response.status_code == 503
+            assert raised.value.response.headers["retry-after"]
+            assert server.http.get("/v1/models").status_code == 503
+            assert server.http.get("/ready").status_code == 200
+        wait_for(lambda: server.http.get("/v1/models").status_code == 200)
+
+
 class Breaking:
     """Session whose next computations fail, as often as it is told to."""
 
