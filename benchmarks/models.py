@@ -45,9 +45,15 @@ VOICE_S = 10.0
 
 
 def make_checkpoint(shape: ModelShape, folder: Path) -> Path:
-    """A checkpoint of such a network, the same every time."""
+    """A checkpoint of such a network, the same every time.
+
+    The features of a unidirectional one are not normalised, so that it streams.
+    """
     torch.manual_seed(0)
     recipe = Recipe(model=shape)
+    if not shape.bidirectional:
+        features = msgspec.structs.replace(recipe.features, normalize="none")
+        recipe = msgspec.structs.replace(recipe, features=features)
     network = build_network(recipe)
     with torch.no_grad():
         network.output.weight.mul_(OUTPUT_GAIN)
@@ -56,14 +62,20 @@ def make_checkpoint(shape: ModelShape, folder: Path) -> Path:
     return path
 
 
-def write_onnx(checkpoint: Path, folder: Path, precision: Precision = "fp32") -> Path:
+def write_onnx(
+    checkpoint: Path,
+    folder: Path,
+    precision: Precision = "fp32",
+    export_format: ExportFormat | None = None,
+) -> Path:
     """The checkpoint's artifact as an export writes it, but not compared with the checkpoint.
 
     The comparison takes minutes, and says nothing of speed.
     """
     loaded = load_checkpoint(checkpoint)
-    export_format = ExportFormat()
-    description = export_format.describe(loaded, precision)
+    export_format = export_format or ExportFormat()
+    blocks = export_format.blocks(loaded, checkpoint.name)
+    description = export_format.describe(loaded, precision, blocks)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{checkpoint.stem}.{artifact_name(export_format, precision)}"
     deploy = lower(loaded.network, columns=precision != "int8")

@@ -23,6 +23,7 @@ KEY_VARIABLE = "DS2DEPLOY_API_KEY"
 MODELS_HELP = "Artifacts or checkpoints; clients name them by file name, or by NAME=FILE."
 KEY_HELP = f"Key that clients must send. Default: the environment variable {KEY_VARIABLE}, or none."
 STREAMS_HELP = "Maximum of live streams for each model. Default: measured at the start."
+TICK_HELP = "Begin batches only at multiples of so many seconds; 0 when the last one has ended."
 
 
 def serve(
@@ -46,6 +47,7 @@ def serve(
     drain: Annotated[
         float, option("SECONDS", "Time to finish streams after SIGTERM.", LIMITS)
     ] = 30.0,
+    tick: Annotated[float, option("SECONDS", TICK_HELP, LIMITS, min=0.0, max=10.0)] = 0.0,
     decoder: Decoder = None,
     lm: Lm = None,
     beam: Beam = None,
@@ -82,7 +84,7 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     address = Address(host=host, port=port, tls_cert=tls_cert, tls_key=tls_key)
     run_server(
-        lambda: Server(loads, limits, api_key=key),
+        lambda: Server(loads, limits, api_key=key, tick_s=tick),
         address,
         lambda url: complain(f"serving {', '.join(loads)} at {url}"),
     )

@@ -28,7 +28,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         backlog_s: seconds of audio of a live stream that may wait; a client that sends faster is
             read more slowly.
         idle_s: seconds after which a WebSocket that sends nothing is closed.
-        connections: maximum of open connections.
+        connections: maximum of open requests and WebSockets, the probes' apart.
         drain_s: seconds after SIGTERM in which streams and requests may end.
         stuck_s: seconds of one tick after which the server is not ready.
     """
@@ -49,6 +49,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} {value:g}: expected above 0")
+
+
+MOST_HOT_WORDS = 1000
+"""Hot words of one request or stream."""
 
 
 class RefusedError(Exception):

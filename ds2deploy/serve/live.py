@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -13,12 +13,28 @@ from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.streaming.pool import PooledStream
-
-if TYPE_CHECKING:
-    from ds2deploy.serve.models import StreamingModel
+from ds2deploy.serve.arrivals import Arrivals
 
 PIECE_S = 0.5
 """Seconds of audio that are handed over at a time."""
+
+
+class Owner(Protocol):
+    """What a live stream needs of its model; see `StreamingModel`."""
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio of a stream that may wait."""
+
+    @property
+    def block_s(self) -> float:
+        """Seconds of audio in a block."""
+
+    async def next_tick(self) -> None:
+        """Wait until the tick under way, or the next one, has ended."""
+
+    def forget(self, number: int, live: LiveStream) -> None:
+        """Let go of a stream; called when it is closed."""
 
 
 class LiveStream:
@@ -28,14 +44,12 @@ class LiveStream:
     slow reader costs no memory.
 
     Attributes:
-        ready_at: when the oldest block that waits was complete (`time.monotonic`); None if no
-            complete block waits.
         audio_s: seconds of audio that were accepted.
         upload: whether it is a recording rather than somebody who speaks.
     """
 
     def __init__(
-        self, model: StreamingModel, stream: PooledStream, sample_rate: float, upload: bool
+        self, model: Owner, stream: PooledStream, sample_rate: float, upload: bool
     ) -> None:
         self._model, self._stream, self._rate = model, stream, sample_rate
         self._pending: Update | None = None
@@ -46,7 +60,7 @@ class LiveStream:
         self._closed = False
         self._told = False
         self.upload = upload
-        self.ready_at: float | None = None
+        self._arrivals = Arrivals(model.block_s)
         self.audio_s = 0.0
 
     async def accept(self, samples: FloatArray) -> None:
@@ -67,8 +81,7 @@ class LiveStream:
             self._check()
             self._stream.accept(piece)
             self.audio_s += len(piece) / self._rate
-            if self.ready_at is None and self._stream.is_ready:
-                self.ready_at = time.monotonic()
+            self._arrivals.add(self.audio_s, time.monotonic())
 
     async def caught_up(self) -> None:
         """Wait until every complete block has been recognised."""
@@ -87,7 +100,7 @@ class LiveStream:
             self._finished = True
             self._check()
             self._stream.finish()
-            self.ready_at = self.ready_at or time.monotonic()
+            self._arrivals.end(time.monotonic())
 
     def take(self) -> Update | None:
         """Take what is new since the last call; None if nothing is."""
@@ -122,14 +135,18 @@ class LiveStream:
         """Give the place back; again does nothing."""
         self._closed = True
         self._news.set()
-        self._model.forget(self._stream.number)
+        self._model.forget(self._stream.number, self)
 
-    def deliver(self, update: Update, transcript: Transcript | None) -> None:
-        """Take what a tick found; called by the model."""
+    def deliver(self, update: Update, transcript: Transcript | None) -> float | None:
+        """Take what a tick found; called by the model.
+
+        Returns:
+            When the tick's block was complete (`time.monotonic`); None where it never was.
+        """
         self._pending = update if self._pending is None else merged(self._pending, update)
         self._transcript = transcript
-        self.ready_at = time.monotonic() if self._stream.is_ready else None
         self._news.set()
+        return self._arrivals.next_block()
 
     def fail(self, error: Ds2Error) -> None:
         """Take the error of an engine that failed; called by the model."""

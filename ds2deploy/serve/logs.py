@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import logging
 import sys
+import warnings
+
+from ds2deploy.runtimes.errors import AudioWarning
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 """Attributes that every record has; the others are facts of this one."""
@@ -29,10 +33,24 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs() -> None:
-    """Write the logs of the server, and of uvicorn from warnings on, to standard error."""
+    """Write the logs of the server, and of uvicorn from warnings on, to standard error.
+
+    Warnings about a client's audio (silence, clipping) are dropped: they would name its file, and
+    Python remembers each distinct one for ever.
+    """
+    warnings.simplefilter("ignore", AudioWarning)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(_is_no_cancellation)
     for name, level in {"ds2deploy.serve": logging.INFO, "uvicorn": logging.WARNING}.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Drop uvicorn's tracebacks of what a second signal cancels."""
+    kind = record.exc_info[0] if record.exc_info else None
+    if kind is not None and issubclass(kind, asyncio.CancelledError):
+        return False
+    return not record.getMessage().rstrip().endswith("CancelledError")

@@ -9,31 +9,48 @@ from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.tensors import Tensors
 
 
+class NetworkClock:
+    """Adds up seconds; read and changed by the thread that runs the session.
+
+    Attributes:
+        seconds: seconds so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
 class MeasuredSession:
     """Session that adds up the seconds in its network; see `Session`.
 
-    Attributes:
-        network_s: seconds so far; read and changed by the thread that runs the session.
+    Args:
+        session: the session.
+        clock: where seconds are added up; a session and its streaming one share it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, clock: NetworkClock | None = None) -> None:
         self._session = session
+        self._clock = clock or NetworkClock()
         self.description, self.runtime = session.description, session.runtime
         self.profile, self.at_once = session.profile, session.at_once
-        self.network_s = 0.0
+
+    @property
+    def network_s(self) -> float:
+        """Seconds in the network so far."""
+        return self._clock.seconds
 
     def compute(self, tensors: Tensors) -> Tensors:
         """See `Session.compute`."""
         started = time.perf_counter()
         found = self._session.compute(tensors)
-        self.network_s += time.perf_counter() - started
+        self._clock.seconds += time.perf_counter() - started
         return found
 
     def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """See `Session.run`."""
         started = time.perf_counter()
         found = self._session.run(sound, lengths)
-        self.network_s += time.perf_counter() - started
+        self._clock.seconds += time.perf_counter() - started
         return found
 
     def streaming(self) -> Session | None:
@@ -41,7 +58,7 @@ class MeasuredSession:
         found = self._session.streaming()
         if found is self._session:
             return self
-        return None if found is None else MeasuredSession(found)
+        return None if found is None else MeasuredSession(found, self._clock)
 
     def close(self) -> None:
         """See `Session.close`."""

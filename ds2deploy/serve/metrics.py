@@ -22,7 +22,8 @@ class Metrics:
     Attributes:
         registry: registry of all of them, and of the process (memory, descriptors, CPU).
         tick: duration of a tick (a batch of blocks, or of whole utterances), in seconds.
-        lateness: time from the moment a block was complete to the end of its tick, in seconds.
+        lateness: time from the moment a block of a live stream was complete to the end of its
+            tick, in seconds.
         fill: number of streams or utterances in a tick.
         busy: seconds in which the scheduler computed.
         network: seconds of those that the network took.

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ class Gate:
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app, self._server = app, server
         self._most = int(server.limits.upload_mb * 1e6) + FORM_BYTES
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or WebSocket."""
@@ -49,27 +51,23 @@ class Gate:
         headers = Headers(scope=scope)
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.monotonic(), 101 if scope["type"] == "websocket" else 500
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                status = message["status"]
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
-            await send(message)
-
+        started = time.monotonic()
+        body = _Body(receive, self._most, self._too_large)
+        answer = _Answer(scope, send, request_id, body)
+        self._open += 1
         try:
             self._check(scope, headers)
-            await self._app(scope, self._limited(scope, receive), sending)
+            await self._app(scope, body if scope["type"] == "http" else receive, answer)
         except RefusedError as error:
-            await _refuse(scope, sending, error)
+            await _refuse(scope, answer, error)
         finally:
+            self._open -= 1
             log.info(
                 "request",
                 extra={
                     "request_id": request_id,
                     "path": scope["path"],
-                    "status": status,
+                    "status": answer.status,
                     "took_s": round(time.monotonic() - started, 4),
                 },
             )
@@ -85,25 +83,14 @@ class Gate:
                     401, "no API key, or a wrong one: send Authorization: Bearer KEY",
                     "invalid_api_key",
                 )  # fmt: skip
+        most = self._server.limits.connections
+        if self._open > most and scope["path"] not in OPEN_PATHS:
+            raise RefusedError(
+                503, f"{most} requests and WebSockets are open: try again", "overloaded", None, 2
+            )
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._most:
             raise self._too_large()
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Count the bytes of a body that does not say how long it is."""
-        if scope["type"] != "http":
-            return receive
-        count = 0
-
-        async def receiving() -> Message:
-            nonlocal count
-            message = await receive()
-            count += len(message.get("body", b""))
-            if count > self._most:
-                raise self._too_large()
-            return message
-
-        return receiving
 
     def _too_large(self) -> RefusedError:
         most = self._server.limits.upload_mb
@@ -111,6 +98,57 @@ class Gate:
             413, f"upload larger than {most:g} MB: split the recording, or compress it",
             "upload_too_large", "file",
         )  # fmt: skip
+
+
+class _Body:
+    """Counts the bytes of a body that does not say how long it is.
+
+    Attributes:
+        error: error that was raised; None before.
+    """
+
+    def __init__(self, receive: Receive, most: int, too_large: Callable[[], RefusedError]) -> None:
+        self._receive, self._most, self._too_large = receive, most, too_large
+        self._count = 0
+        self.error: RefusedError | None = None
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._count += len(message.get("body", b""))
+        if self._count > self._most:
+            self.error = self._too_large()
+            raise self.error
+        return message
+
+
+class _Answer:
+    """Sends an answer with the request id.
+
+    The framework answers 400 to whatever is raised while it reads a form; the error of the body
+    takes the place of that answer.
+
+    Attributes:
+        status: HTTP status that was sent; 101 of a WebSocket, 500 where nothing was sent.
+    """
+
+    def __init__(self, scope: Scope, send: Send, request_id: str, body: _Body) -> None:
+        self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
+        self._replaced = False
+        self.status = 101 if scope["type"] == "websocket" else 500
+
+    async def __call__(self, message: Message) -> None:
+        if self._replaced:
+            return
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            if self._body.error is not None:
+                error, self._body.error = self._body.error, None
+                await _refuse(self._scope, self, error)
+                self._replaced = True
+                return
+            self.status = message["status"]
+            headers = message.setdefault("headers", [])
+            headers.append((b"x-request-id", self._request_id.encode()))
+        await self._send(message)
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:

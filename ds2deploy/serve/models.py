@@ -249,6 +249,11 @@ class StreamingModel(Model):
         """Seconds of audio of a stream that may wait."""
         return self._pool.backlog_s
 
+    @property
+    def block_s(self) -> float:
+        """Seconds of audio in a block."""
+        return self._pool.block_s
+
     def open(
         self,
         sample_rate: float,
@@ -298,10 +303,14 @@ class StreamingModel(Model):
         finally:
             stream.close()
 
-    def forget(self, number: int) -> None:
-        """Let go of a stream; called when it is closed."""
-        self._live.pop(number, None)
-        self._count()
+    def forget(self, number: int, live: LiveStream) -> None:
+        """Let go of a stream; called when it is closed.
+
+        After a restart of the engine the number may be that of another stream, which stays.
+        """
+        if self._live.get(number) is live:
+            del self._live[number]
+            self._count()
 
     def _opened(
         self,
@@ -337,9 +346,9 @@ class StreamingModel(Model):
                 live = self._live.get(tick.stream.number)
                 if live is None:
                     continue
-                if live.ready_at is not None:
-                    self.metrics.lateness.labels(self.name).observe(now - live.ready_at)
-                live.deliver(tick.update, tick.stream.transcript)
+                complete_at = live.deliver(tick.update, tick.stream.transcript)
+                if complete_at is not None and not live.upload:
+                    self.metrics.lateness.labels(self.name).observe(now - complete_at)
                 self.metrics.audio.labels(self.name).inc(self._pool.block_s)
         waiting_s = max((live.backlog_s for live in self._live.values()), default=0.0)
         self.metrics.waiting.labels(self.name).set(waiting_s)

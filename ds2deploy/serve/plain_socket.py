@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter
@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
-from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
@@ -25,6 +25,9 @@ from ds2deploy.serve.sockets import Socket, serve_socket
 router = APIRouter()
 
 PROTOCOL = "stream"
+
+
+HotWords = Annotated[list[str], msgspec.Meta(max_length=MOST_HOT_WORDS)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sample_rate: int = 16_000
     model: str = ""
-    hot_words: list[str] | None = None
+    hot_words: HotWords | None = None
     endpoint: float = 0.0
     end: bool = False
 
@@ -66,10 +69,10 @@ async def _talk(socket: Socket, server: Server) -> None:
                     break
             else:
                 live = live or _open(server, Settings())
-                sender = sender or asyncio.ensure_future(_tell(socket, live))
+                if sender is None:
+                    sender = asyncio.ensure_future(_tell(socket, live))
+                    sender.add_done_callback(lambda _: socket.end())
                 await live.accept(pcm16(message))
-            if sender is not None and sender.done():
-                break
         if live is not None:
             live.finish()
             await (sender or _tell(socket, live))

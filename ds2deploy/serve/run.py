@@ -28,6 +28,12 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 MESSAGE_BYTES = 16 << 20
 """Largest message of a WebSocket."""
 
+SPARE_CONNECTIONS = 64
+"""Connections for probes, and idle ones, where as many are in use as may be."""
+
+UNREAD_S = 60
+"""Seconds after which a connection ends whose client takes nothing of what was sent to it."""
+
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
     """Where a server listens.
@@ -140,7 +146,7 @@ def _config(app: FastAPI, server: Server, address: Address) -> uvicorn.Config:
         ws_max_size=MESSAGE_BYTES,
         ws_ping_interval=20,
         ws_ping_timeout=20,
-        limit_concurrency=server.limits.connections,
+        limit_concurrency=server.limits.connections + SPARE_CONNECTIONS,
         timeout_graceful_shutdown=5,
         lifespan="on",
         ssl_certfile=address.tls_cert,
@@ -165,6 +171,8 @@ def _listen(address: Address) -> socket.socket:
             f"{address.host}:{address.port}: cannot listen there ({error.strerror or error}); "
             "choose another --host or --port"
         ) from None
+    if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux; connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, option, 1000 * UNREAD_S)
     return listening
 
 

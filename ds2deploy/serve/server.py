@@ -105,7 +105,7 @@ class Server:
         if name not in self.models:
             known = ", ".join(self.models)
             raise RefusedError(
-                404, f"model {name!r}: not served here; expected one of {known}",
+                404, f"model {name[:100]!r}: not served here; expected one of {known}",
                 "model_not_found", "model",
             )  # fmt: skip
         return self.models[name]

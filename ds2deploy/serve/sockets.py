@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -19,6 +18,9 @@ log = logging.getLogger("ds2deploy.serve")
 
 GOING_AWAY, POLICY, TOO_BIG, INTERNAL, TRY_AGAIN = 1001, 1008, 1009, 1011, 1013
 """Close codes (RFC 6455, and IANA's registry for 1013)."""
+
+REASON_BYTES = 120
+"""Most that a close frame has room for, almost."""
 
 Message = str | bytes
 SendError = Callable[[RefusedError], Awaitable[None]]
@@ -34,7 +36,7 @@ class Socket:
 
     def __init__(self, socket: WebSocket, server: Server) -> None:
         self._socket, self._server = socket, server
-        self._drain: asyncio.Task[Any] | None = None
+        self._ended = asyncio.Event()
 
     async def accept(self) -> None:
         """Finish the handshake, with a subprotocol that the client offered."""
@@ -43,18 +45,20 @@ class Socket:
         await self._socket.accept(usable[0] if usable else None)
 
     async def messages(self) -> AsyncIterator[Message]:
-        """Yield what the client sends, until it leaves or the server shuts down.
+        """Yield what the client sends, until `end` is called or the server shuts down.
 
         Raises:
             RefusedError: the client was silent for too long.
             WebSocketDisconnect: the client left without saying so.
         """
-        draining = asyncio.ensure_future(self._server.draining.wait())
+        ends = [
+            asyncio.ensure_future(event.wait()) for event in (self._server.draining, self._ended)
+        ]
         try:
-            while not self._server.draining.is_set():
+            while not (self._server.draining.is_set() or self._ended.is_set()):
                 receiving = asyncio.ensure_future(self._socket.receive())
                 done, _ = await asyncio.wait(
-                    {receiving, draining},
+                    {receiving, *ends},
                     timeout=self._server.limits.idle_s,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -73,17 +77,29 @@ class Socket:
                 found = message.get("bytes")
                 yield found if found is not None else message.get("text") or ""
         finally:
-            draining.cancel()
+            for end in ends:
+                end.cancel()
+
+    def end(self) -> None:
+        """End `messages`, although the client may send more; a silent one, too."""
+        self._ended.set()
 
     async def send(self, text: str) -> None:
-        """Send a text message; nothing to a client that left."""
+        """Send a text message; nothing to a client that left.
+
+        Raises:
+            WebSocketDisconnect: the connection was closed meanwhile.
+        """
         if self._socket.client_state is WebSocketState.CONNECTED:
-            await self._socket.send_text(text)
+            try:
+                await self._socket.send_text(text)
+            except RuntimeError:  # the server's closing handshake, or its ping timeout, came first
+                raise WebSocketDisconnect(1006) from None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; again does nothing."""
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-            await self._socket.close(code, reason[:120])
+            await self._socket.close(code, reason.encode()[:REASON_BYTES].decode(errors="ignore"))
 
 
 async def serve_socket(

@@ -22,6 +22,7 @@ COMMANDS = [
     "lm",
     "tune",
     "transcribe",
+    "serve",
     "bench",
     "inspect",
     "doctor",

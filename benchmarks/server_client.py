@@ -1,0 +1,115 @@
+"""Client of `server.py`: many speakers in one process, each in real time.
+
+    python benchmarks/server_client.py ws://127.0.0.1:8000/stream --streams 8 --seconds 10
+
+Prints one JSON object: for each stream the seconds from its end message to its transcript, what
+went wrong, and by how much the client itself was late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import time
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.client import connect
+
+from ds2deploy.export.parity.speech import synthesize
+
+RATE = 16_000
+VOICES = 8
+
+PIECES_S = (0.02, 0.2)
+"""Shortest and longest piece that a speaker sends, in seconds."""
+
+OFFSET_S = 1.0
+"""Speakers begin within so many seconds."""
+
+PATIENCE_S = 20.0
+"""Seconds after its last audio in which a stream must have its transcript."""
+
+
+class Speaker:
+    """One stream.
+
+    Args:
+        number: number of the stream, which chooses voice, start and pieces.
+        pcm: 16-bit PCM to send.
+    """
+
+    def __init__(self, number: int, pcm: bytes) -> None:
+        self._random, self._pcm = random.Random(number), pcm
+        self.final_s: float | None = None
+        self.late_s = 0.0
+        self.problem: str | None = None
+        self._ended_at = 0.0
+
+    async def speak(self, url: str, connecting: asyncio.Semaphore) -> None:
+        """Connect, begin at a random moment, speak, and wait for the transcript."""
+        try:
+            async with connecting:
+                socket = await connect(url, open_timeout=PATIENCE_S, compression=None)
+            async with socket:
+                await asyncio.sleep(self._random.uniform(0, OFFSET_S))
+                sending = asyncio.ensure_future(self._send(socket))
+                patience_s = len(self._pcm) / 2 / RATE + PATIENCE_S
+                await asyncio.wait_for(self._receive(socket), patience_s)
+                await sending
+        except Exception as error:
+            self.problem = self.problem or f"{type(error).__name__}: {error}"[:200]
+
+    async def _send(self, socket: Any) -> None:
+        started, sent = time.monotonic(), 0
+        while sent < len(self._pcm):
+            size = 2 * int(RATE * self._random.uniform(*PIECES_S))
+            piece = self._pcm[sent : sent + size]
+            sent += len(piece)
+            due = started + sent / 2 / RATE  # a piece exists once it has been spoken
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            self.late_s = max(self.late_s, time.monotonic() - due)
+            await socket.send(piece)
+        self._ended_at = time.monotonic()
+        await socket.send('{"end": true}')
+
+    async def _receive(self, socket: Any) -> None:
+        async for message in socket:
+            found = json.loads(message)
+            if "error" in found:
+                self.problem = found["error"]["code"]
+            if "final" in found:
+                self.final_s = time.monotonic() - self._ended_at
+                return
+        self.problem = self.problem or "no transcript"
+
+
+async def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
+    """Let so many speakers talk for so many seconds each."""
+    voices = [synthesize(RATE, int(seconds * RATE), seed=i) for i in range(VOICES)]
+    pcm = [(voice * 32767).astype("<i2") for voice in voices]
+    shifts = [random.Random(-i - 1).randrange(len(pcm[0])) for i in range(streams)]
+    speakers = [Speaker(i, np.roll(pcm[i % VOICES], shifts[i]).tobytes()) for i in range(streams)]
+    connecting = asyncio.Semaphore(32)
+    await asyncio.gather(*(one.speak(url, connecting) for one in speakers))
+    return {
+        "final_s": [one.final_s for one in speakers if one.final_s is not None],
+        "problems": [one.problem for one in speakers if one.problem is not None],
+        "late_s": max(one.late_s for one in speakers),
+    }
+
+
+def main() -> None:
+    """Talk, and print what was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url")
+    parser.add_argument("--streams", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each stream")
+    options = parser.parse_args()
+    print(json.dumps(asyncio.run(talk(options.url, options.streams, options.seconds))))
+
+
+if __name__ == "__main__":
+    main()
