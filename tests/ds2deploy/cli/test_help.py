@@ -22,6 +22,7 @@ COMMANDS = [
     "lm",
     "tune",
     "transcribe",
+    "bulk",
     "serve",
     "bench",
     "inspect",
