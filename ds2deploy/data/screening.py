@@ -136,8 +136,8 @@ class Screener:
         text = self.normalizer.normalize(utterance.text)
         if not text:
             raise ManifestError(
-                f"{utterance.audio}: nothing of its transcript {_shown(utterance.text)} has a label; "
-                "correct it"
+                f"{utterance.audio}: nothing of its transcript {_shown(utterance.text)} has a "
+                "label; correct it"
             )
         return text
 
@@ -157,8 +157,8 @@ class Screener:
         text = transcript(cut)
         if unknown := self._alphabet.unknown(text):
             raise AlphabetError(
-                f"{path}: no label for {', '.join(map(repr, unknown))} in {_shown(text)}; correct the "
-                f"transcript{self._remedy(text, unknown)}"
+                f"{path}: no label for {', '.join(map(repr, unknown))} in {_shown(text)}; correct "
+                f"the transcript{self._remedy(text, unknown)}"
             )
         frames = self._features.frames(round(cut.duration * self._features.sample_rate))
         check_room(self._alphabet.encode(text), frames, path)
