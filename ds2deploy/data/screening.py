@@ -27,6 +27,10 @@ SILENCE = 1e-4
 """Largest sample of a silent recording: -80 dB."""
 
 
+SHOWN = 200
+"""Characters of a transcript that an error shows."""
+
+
 class Screening(msgspec.Struct, frozen=True, kw_only=True):
     """Requirements of a usable utterance.
 
@@ -132,8 +136,8 @@ class Screener:
         text = self.normalizer.normalize(utterance.text)
         if not text:
             raise ManifestError(
-                f"{utterance.audio}: nothing of its transcript {utterance.text!r} has a label; "
-                "correct it"
+                f"{utterance.audio}: nothing of its transcript {_shown(utterance.text)} has a "
+                "label; correct it"
             )
         return text
 
@@ -153,8 +157,8 @@ class Screener:
         text = transcript(cut)
         if unknown := self._alphabet.unknown(text):
             raise AlphabetError(
-                f"{path}: no label for {', '.join(map(repr, unknown))} in {text!r}; correct the "
-                f"transcript{self._remedy(text, unknown)}"
+                f"{path}: no label for {', '.join(map(repr, unknown))} in {_shown(text)}; correct "
+                f"the transcript{self._remedy(text, unknown)}"
             )
         frames = self._features.frames(round(cut.duration * self._features.sample_rate))
         check_room(self._alphabet.encode(text), frames, path)
@@ -187,3 +191,7 @@ class Screener:
             )
         if float(np.abs(samples).max(initial=0.0)) < SILENCE:
             raise AudioError(f"{audio_path(cut)}: silence, but {self._source} has words for it")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")

@@ -87,6 +87,14 @@ def test_a_field_that_is_too_long_rejects_its_row_alone(column: str, tmp_path: P
     assert len(after) == len(before) - 1
 
 
+def test_a_transcript_that_is_too_long_is_not_written_out(tmp_path: Path):
+    source = TREES["librispeech"].make(tmp_path / "corpus")
+    replace_row(source, "librispeech", f"9{LONG}")
+    (line,) = texts_of(source, "librispeech")[1].left_out
+    assert "19-198-0000.flac: " in line
+    assert len(line) < 1000
+
+
 @pytest.mark.parametrize("row", ["me\tclip.mp3\tONE", "me\tclip.mp3\tONE\tTWO\t2"])
 def test_a_row_with_other_columns_than_the_header_is_named(row: str, tmp_path: Path):
     """A tab or a line break inside a sentence would cut it."""
