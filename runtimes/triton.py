@@ -144,7 +144,8 @@ class TritonSession:
         whole = sound[..., :length]
         padding = self._padded(int(length)) - int(length)
         whole = np.pad(whole, [(0, 0)] * (whole.ndim - 1) + [(0, padding)])
-        inputs = {self.description.inputs[0]: whole[None], LENGTHS: np.full((1, 1), length)}
+        counts = np.full((1, 1), length, np.int64)
+        inputs: Tensors = {self.description.inputs[0]: whole[None], LENGTHS: counts}
         results = self._infer(inputs, (LOG_PROBS, OUTPUT_LENGTHS), None)
         return results[LOG_PROBS], results[OUTPUT_LENGTHS][:, 0]
 
@@ -191,6 +192,11 @@ class TritonSession:
         state.total = length
         state.position += self.description.blocks.frames
         return state.done
+
+
+def _new_id() -> int:
+    """An id that no other client has: random, since clients do not know each other."""
+    return secrets.randbelow(2 ** (DIGITS * DIGIT_BITS) - 1) + 1
 
 
 def _holding(number: int, state: FloatArray) -> FloatArray:

@@ -169,10 +169,10 @@ def _batching_problems(config: Any, description: ArtifactDescription) -> list[st
     if config.max_batch_size != sizes.largest:
         problems.append(f"max_batch_size {config.max_batch_size}: expected {sizes.largest}")
     kind = config.WhichOneof("scheduling_choice")
-    expected = "sequence_batching" if description.blocks is not None else "dynamic_batching"
-    if sizes.largest == 1 and description.blocks is None:
-        expected = None
-    if kind != expected:
+    expected = "sequence_batching"
+    if description.blocks is None:
+        expected = "dynamic_batching" if sizes.largest > 1 else ""
+    if (kind or "") != expected:
         problems.append(f"{kind or 'no batching'}: expected {expected or 'no batching'}")
     oldest = config.sequence_batching.oldest
     batcher = oldest if kind == "sequence_batching" else config.dynamic_batching

@@ -24,7 +24,10 @@ from ds2deploy.runtimes.triton import SequencePart
 Run = Callable[[Tensors], Tensors]
 """Runs the model itself: all inputs, states included, to all outputs."""
 
-NUMPY_TYPES = {"TYPE_FP32": np.dtype(np.float32), "TYPE_INT64": np.dtype(np.int64)}
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
+    "TYPE_FP32": np.dtype(np.float32),
+    "TYPE_INT64": np.dtype(np.int64),
+}
 
 
 class RequestError(Ds2Error, ValueError):

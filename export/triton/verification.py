@@ -16,7 +16,7 @@ from ds2deploy.export.triton.config import warmup_size
 from ds2deploy.export.triton.simulator import Request, Run, SimulatedModel
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
-from ds2deploy.runtimes.errors import ParityError
+from ds2deploy.runtimes.errors import ParityError, one_line
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
@@ -125,9 +125,7 @@ def simulate(
         clients = [client(waveform) for waveform in speech]
         served = run_clients(make_batcher(model), clients, stagger=int(streams))
     except Exception as error:  # of the simulated server, or of the engine that it runs
-        raise ParityError(
-            f"simulated on Triton it fails: {' '.join(str(error).split())}"
-        ) from error
+        raise ParityError(f"simulated on Triton, a request fails: {one_line(error)}") from error
     expected = [hear(direct, waveform) for waveform in speech]
     return _judged(description, model, served, expected)
 
