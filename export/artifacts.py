@@ -18,7 +18,7 @@ from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
-from ds2deploy.export.triton.config import check_servable
+from ds2deploy.export.triton.config import check_engine, check_servable
 from ds2deploy.export.triton.repository import (
     TritonExport,
     TritonOptions,
@@ -161,7 +161,9 @@ def _check_request(
             "be verified; it is for engines: add --trt or --rtx, or choose fp16"
         )
     if triton is not None:
-        check_repository(triton, engines)
+        check_repository(triton)
+        for options in engines:
+            check_engine(options.flavor, options.batch)
     for options in engines:
         check_builder(options)
 

@@ -168,9 +168,7 @@ class TritonSession:
         states = {name: array for name, array in tensors.items() if name.startswith(STATE)}
         start, length = position == 0, int(tensors[LENGTHS][0])
         of_features = states[STATE + FEATURES]
-        number = (
-            secrets.randbelow(2 ** (DIGITS * DIGIT_BITS) - 1) + 1 if start else _id(of_features)
-        )
+        number = _new_id() if start else _id(of_features)
         part = SequencePart(number, start, self._is_last(position, length))
         inputs = {sound: tensors[sound], LENGTHS: tensors[LENGTHS][:, None]}
         results = self._infer(inputs, (LOG_PROBS, OUTPUT_LENGTHS), part)

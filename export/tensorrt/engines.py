@@ -15,6 +15,7 @@ from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
+from ds2deploy.export.triton.config import check_engine
 from ds2deploy.export.triton.repository import (
     TritonExport,
     TritonOptions,
@@ -62,7 +63,9 @@ def export_engines(
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the engines")
     if triton is not None:
-        check_repository(triton, engines)
+        check_repository(triton)
+        for options in engines:
+            check_engine(options.flavor, options.batch)
     for options in engines:
         check_builder(options)
     description = describe_artifact(artifact)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from ds2deploy.export.tensorrt.profiles import BATCH
 from ds2deploy.export.triton.schema import TYPES, load_schema, write_text
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription
 from ds2deploy.runtimes.engine_description import Flavor, frames_of
@@ -29,6 +28,9 @@ from ds2deploy.runtimes.tensors import (
 )
 
 Device = Literal["cpu", "gpu"]
+
+BATCH = (1, 4, 16)
+"""Smallest, preferred and largest batch of whole utterances, as in the default profile of engines."""
 
 QUEUE_DELAY_US = 5_000
 """Longest time that a request waits for others to be batched with, in microseconds: short beside

@@ -10,12 +10,10 @@ import msgspec
 import numpy as np
 
 from ds2deploy.export.parity.report import Progress
-from ds2deploy.export.tensorrt.options import EngineOptions
 from ds2deploy.export.triton.check import check_config, declared_graph, onnx_graph
 from ds2deploy.export.triton.config import (
     WARMUP_LENGTH,
     Device,
-    check_engine,
     check_servable,
     make_config,
     warmup_size,
@@ -68,20 +66,13 @@ class TritonExport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     simulation: Simulation | None
 
 
-def check_repository(options: TritonOptions, engines: Sequence[EngineOptions]) -> None:
+def check_repository(options: TritonOptions) -> None:
     """Refuse a repository that cannot be written or checked here, before any work.
 
-    Args:
-        options: repository and device.
-        engines: engines that will be in it.
-
     Raises:
-        ConfigError: an engine that Triton cannot run.
         MissingFileError: a file of that name.
         RuntimeUnavailableError: tritonclient is not installed.
     """
-    for engine in engines:
-        check_engine(engine.flavor, engine.batch)
     folder = Path(options.repository)
     if folder.exists() and not folder.is_dir():
         raise MissingFileError(f"{folder}: is a file; expected a folder for the model repository")
