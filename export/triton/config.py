@@ -30,7 +30,7 @@ from ds2deploy.runtimes.tensors import (
 Device = Literal["cpu", "gpu"]
 
 BATCH = (1, 4, 16)
-"""Smallest, preferred and largest batch of whole utterances, as in the default profile of engines."""
+"""Smallest, preferred and largest batch of whole utterances, as in engines by default."""
 
 QUEUE_DELAY_US = 5_000
 """Longest time that a request waits for others to be batched with, in microseconds: short beside

@@ -25,6 +25,7 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import MissingFileError, ParityError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.files import WholeFiles
+from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.onnx.session import OnnxSession
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine_description
 
@@ -136,7 +137,8 @@ def write_model(
         progress("simulating Triton")
         # Of the engine's description: its profile bounds what a client sends.
         direct = OnnxSession(onnx, description=description)
-        simulation = simulate(config, onnx_run(onnx), direct, waveforms)
+        own = (read_onnx_description(onnx).parity or {}).get("pytorch_difference")
+        simulation = simulate(config, onnx_run(onnx), direct, waveforms, own)
         if not simulation.passed:
             raise ParityError(
                 f"{name}: served by Triton, in simulation, it does not give the text that it gives "
