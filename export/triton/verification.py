@@ -97,7 +97,11 @@ def hear(session: Session, waveform: FloatArray) -> Heard:
 
 
 def simulate(
-    config: Any, run: Run, direct: Session, waveforms: Sequence[FloatArray] | None = None
+    config: Any,
+    run: Run,
+    direct: Session,
+    waveforms: Sequence[FloatArray] | None = None,
+    pytorch_difference: float | None = None,
 ) -> Simulation:
     """Serve utterances or streams of several clients, in simulation, and compare.
 

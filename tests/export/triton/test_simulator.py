@@ -236,10 +236,11 @@ def test_a_cancelled_stream_frees_its_slot_once(streams: Any):
 
 def test_states_are_paired_by_their_sorted_names():
     """As configured a goes to z; sorted, it goes to w."""
-    text = STREAMS.replace(STATE, "").rstrip("}\n")
-    for name, following in (("a", "z"), ("b", "w")):
-        state = STATE.replace("state.sum", name).replace("next.sum", following)
-        text += state
+    states = [
+        STATE.replace("state.sum", name).replace("next.sum", following)
+        for name, following in (("a", "z"), ("b", "w"))
+    ]
+    text = STREAMS.replace(STATE, "".join(states))
     seen = []
 
     def run(tensors: Any) -> Any:
@@ -247,7 +248,7 @@ def test_states_are_paired_by_their_sorted_names():
         one = np.ones_like(tensors["x"])
         return {"y": one, "z": one * 26, "w": one * 25}
 
-    batcher = SequenceBatcher(SimulatedModel(parse_config(text + "}"), run))
+    batcher = SequenceBatcher(SimulatedModel(parse_config(text), run))
     for turn in range(2):
         batcher.submit(block(1, 0, turn == 0, turn == 1), turn * 200)
         batcher.advance(turn * 200 + 100)
