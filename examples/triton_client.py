@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
 
-import soundfile
 import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.tensors import Tensors
@@ -74,9 +74,9 @@ def recognise(path: str, model: str, url: str, use_grpc: bool, live: bool) -> st
     recognizer = Recognizer(connect(model, url, use_grpc))
     if recognizer.description.blocks is None:
         return recognizer.transcribe(path).text
-    rate = soundfile.info(path).samplerate
+    rate = recognizer.description.features.sample_rate
     with recognizer.stream(rate, name=path) as stream:
-        for samples in soundfile.blocks(path, blocksize=rate // 4, dtype="float32"):
+        for samples in read_blocks(path, rate):  # or of a microphone
             update = stream.accept(samples)
             if live and (update.words or update.tail):
                 print(f"{path}: {update.text} ...", file=sys.stderr)

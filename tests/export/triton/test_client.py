@@ -114,10 +114,11 @@ def test_errors_of_the_server_are_one_line(
         assert "nothing" in line
 
 
+@pytest.mark.parametrize("model", ["whole", "sound"])
 def test_a_missing_recording_is_named(
-    client: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: Any, server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ):
-    assert client.main(["whole", str(tmp_path / "none.wav"), "--url", server[0]]) == 2
+    assert client.main([model, str(tmp_path / "none.wav"), "--url", server[0]]) == 2
     assert "none.wav" in capsys.readouterr().err
 
 
