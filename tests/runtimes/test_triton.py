@@ -33,8 +33,9 @@ class Server:
 
 
 @pytest.mark.parametrize(
-    ("length", "batched", "padded"), [(1, True, 200), (200, True, 200), (201, True, 400), (7, False, 7)]
-)  # fmt: skip
+    ("length", "batched", "padded"),
+    [(1, True, 200), (200, True, 200), (201, True, 400), (7, False, 7)],
+)
 def test_utterances_are_padded_to_buckets_where_the_server_batches(
     describe: Callable[..., Any], length: int, batched: bool, padded: int
 ):
