@@ -35,6 +35,7 @@ def files_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_offline_artifacts_of_two_precisions(digits_checkpoint: Path, tmp_path: Path):
     models = tmp_path / "models"
     result = run("export", digits_checkpoint, "--out", tmp_path / "out", "--precision",
@@ -73,6 +74,7 @@ def test_a_streaming_artifact(streaming_checkpoint: Path, tmp_path: Path):
     assert "KIND_CPU" in (models / "model_streaming_waveform/config.pbtxt").read_text()
 
 
+@pytest.mark.slow
 def test_the_speech_of_a_manifest_is_simulated(
     digits_checkpoint: Path, tone_manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
