@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import lhotse
 import msgspec
 
+from ds2deploy.data.cuts import read_audio
 from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
+from ds2deploy.export.triton.config import check_engine, check_servable
+from ds2deploy.export.triton.repository import (
+    TritonExport,
+    TritonOptions,
+    check_repository,
+    write_engine_model,
+    write_model,
+)
+from ds2deploy.export.triton.verification import CLIENTS, LONGEST_S
 from ds2deploy.export.verified_onnx import (
     Exported,
     check_int8,
@@ -25,7 +37,9 @@ from ds2deploy.export.verified_onnx import (
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.files import WholeFiles
+from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.tensorrt.library import import_tensorrt
 
 WHOLE_FEATURES = ExportFormat()
@@ -55,7 +69,8 @@ def export_checkpoint(
     engines: Sequence[EngineOptions] = (),
     keep_onnx: bool = True,
     export_format: ExportFormat = WHOLE_FEATURES,
-) -> list[Exported | EngineExport]:
+    triton: TritonOptions | None = None,
+) -> list[Exported | EngineExport | TritonExport]:
     """Export a checkpoint to ONNX and to TensorRT engines, each verified.
 
     Args:
@@ -67,30 +82,38 @@ def export_checkpoint(
         engines: what to build of every precision.
         keep_onnx: whether the ONNX files, of which the engines are built, are written too.
         export_format: input of the artifacts.
+        triton: repository of Triton for all that is written; None for none.
 
     Returns:
-        What was written: of each precision the ONNX file, then its engines.
+        What was written: of each precision the ONNX file, then its engines; after each of them,
+        its model of the repository.
 
     Raises:
-        ParityError: an artifact differs from the checkpoint; none is written.
+        ParityError: an artifact differs from the checkpoint, or a model of the repository from its
+            artifact; none is written.
         MissingFileError, ModelFileError, ManifestError: a bad input; none is written.
         ConfigError: a precision that the model, or what it is exported to, does not take.
         RuntimeUnavailableError: the library for an engine is not there, or cannot build here.
     """
     out = Path(out)
-    _check_request(out, precisions, engines)
+    _check_request(out, precisions, engines, triton)
     loaded = load_checkpoint(checkpoint)
     blocks = export_format.blocks(loaded, str(checkpoint))
     if "int8" in precisions:
         check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
+    if triton is not None and keep_onnx:
+        for precision in precisions:
+            described = export_format.describe(loaded, precision, blocks)
+            check_servable(described, triton.device)
     recordings = read_recordings(audio)
     profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
     progress("gathering statistics" if export_format.statistics_from else "reading")
     loaded = export_format.prepare(loaded)
     reference = make_reference(loaded, export_format.input, recordings, longest_frames(profiles))
-    exported: list[Exported | EngineExport] = []
+    exported: list[Exported | EngineExport | TritonExport] = []
+    speech = None if triton is None else _speech(recordings, loaded.recipe.features.sample_rate)
     with ExitStack() as stack:
         files = stack.enter_context(WholeFiles())  # all take their names at its end, or none does
         scratch = "" if keep_onnx else stack.enter_context(TemporaryDirectory(prefix="ds2deploy-"))
@@ -107,17 +130,27 @@ def export_checkpoint(
             def say(what: str, name: str = precision) -> None:
                 progress(f"{name}: {what}")
 
+            if triton is not None and keep_onnx:
+                described = read_onnx_description(onnx)
+                exported.append(
+                    write_model(onnx, path.name, onnx, described, triton, files, say, speech)
+                )
             parsed = written.report if library is not None else None  # of the first library alone
             for options in engines:
-                exported.append(
-                    export_engine(onnx, options, reference, path, command, files, say, parsed)
-                )
+                built = export_engine(onnx, options, reference, path, command, files, say, parsed)
+                exported.append(built)
                 parsed = None
+                if triton is not None:
+                    engine = Path(built.path)
+                    exported.append(write_engine_model(engine, onnx, triton, files, say, speech))
     return exported
 
 
 def _check_request(
-    out: Path, precisions: Sequence[Precision], engines: Sequence[EngineOptions]
+    out: Path,
+    precisions: Sequence[Precision],
+    engines: Sequence[EngineOptions],
+    triton: TritonOptions | None,
 ) -> None:
     """Refuse what cannot be written or verified here, before anything is read."""
     if out.exists() and not out.is_dir():
@@ -127,8 +160,22 @@ def _check_request(
             "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
             "be verified; it is for engines: add --trt or --rtx, or choose fp16"
         )
+    if triton is not None:
+        check_repository(triton)
+        for options in engines:
+            check_engine(options.flavor, options.batch)
     for options in engines:
         check_builder(options)
+
+
+def _speech(
+    recordings: tuple[str, lhotse.CutSet] | None, sample_rate: int
+) -> list[FloatArray] | None:
+    """The first recordings of the manifest, for the simulation of Triton; None without one."""
+    if recordings is None:
+        return None
+    cuts = itertools.islice(recordings[1], CLIENTS)
+    return [read_audio(cut, sample_rate)[: int(LONGEST_S * sample_rate)] for cut in cuts]
 
 
 def _command(

@@ -73,6 +73,10 @@ class WholeFiles:
         _remove_leftovers(path)
         return temporary
 
+    def temporary(self, path: Path) -> Path:
+        """The temporary path of a file that was added."""
+        return next(temporary for temporary, name in self._names if name == path)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -117,7 +121,7 @@ class WholeFiles:
     def _discard(self) -> None:
         for temporary, _ in self._names:
             temporary.unlink(missing_ok=True)
-        for folder in self._made:
+        for folder in sorted(self._made, key=lambda path: len(path.parts), reverse=True):
             with suppress(OSError):  # another file is in it by now
                 folder.rmdir()
 

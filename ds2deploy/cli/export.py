@@ -15,7 +15,7 @@ from ds2deploy.runtimes.errors import ConfigError, require
 
 T = TypeVar("T")
 
-STREAMING, ENGINES = "Streaming", "Engines"
+STREAMING, ENGINES, TRITON = "Streaming", "Engines", "Triton"
 """Groups of the options."""
 
 SOURCE_HELP = (
@@ -41,6 +41,9 @@ OTHER_GPUS_HELP = (
 )
 TARGETS_HELP = "With --rtx: compute capabilities, such as 8.6,8.9,12.0. Default: Ampere and later."
 
+TRITON_HELP = "Model repository of NVIDIA Triton to write too: a model for each artifact."
+TRITON_DEVICE_HELP = "Device that Triton runs the ONNX files on: cpu or gpu. Default: cpu."
+
 
 def export(
     source: Annotated[Path, argument("CHECKPOINT", SOURCE_HELP)],
@@ -62,6 +65,8 @@ def export(
     timing_cache: Annotated[Path | None, option("FILE", TIMING_CACHE_HELP, ENGINES)] = None,
     hardware_compatibility: Annotated[str | None, option("NAME", OTHER_GPUS_HELP, ENGINES)] = None,
     targets: Annotated[str | None, option("X.Y,...", TARGETS_HELP, ENGINES)] = None,
+    triton: Annotated[Path | None, option("REPOSITORY", TRITON_HELP, TRITON)] = None,
+    triton_device: Annotated[str | None, option("NAME", TRITON_DEVICE_HELP, TRITON)] = None,
     json: Json = False,
 ) -> None:
     """Export a checkpoint to verified ONNX files and engines.
@@ -73,6 +78,8 @@ def export(
     For streams: ds2deploy export best.ckpt --out deploy --streaming --waveform
 
     On the device: ds2deploy export deploy/model.fp16.onnx --out deploy --trt --seconds 0.5,5,20
+
+    For Triton: ds2deploy export best.ckpt --out deploy --streaming --waveform --triton repository
     """
     require("onnxruntime", "cpu")
     import msgspec
@@ -92,6 +99,7 @@ def export(
         hardware_compatibility=hardware_compatibility,
         targets=targets,
     )
+    repository = _repository(triton, triton_device)
     if not onnx and not engines:
         raise ConfigError("--no-onnx: nothing would be written; add --trt or --rtx")
     if source.suffix == ".engine":
@@ -109,11 +117,12 @@ def export(
                     "--block-ms": block_ms is not None,
                     "--waveform": waveform,
                     "--statistics-from": statistics_from is not None,
+                    "--triton-device": triton_device is not None,
                 },
             )
             from ds2deploy.export.tensorrt.engines import export_engines
 
-            exported = export_engines(source, out, engines, step)
+            exported = export_engines(source, out, engines, step, repository)
         else:
             require("onnx", "export")
             from ds2deploy.export.artifacts import export_checkpoint
@@ -127,13 +136,26 @@ def export(
             )
             precisions = _precisions("fp32" if precision is None else precision)
             exported = export_checkpoint(
-                source, out, precisions, audio, step, engines, onnx, export_format
+                source, out, precisions, audio, step, engines, onnx, export_format, repository
             )
     if json:
         print_json({"artifacts": msgspec.to_builtins(exported)})
     else:
         for item in exported:
             typer.echo("\n".join(artifact_lines(item)))
+
+
+def _repository(folder: Path | None, device: str | None) -> Any:
+    """The options of the model repository; None without one."""
+    from ds2deploy.export.triton.repository import TritonOptions
+
+    if device not in (None, "cpu", "gpu"):
+        raise ConfigError(f"--triton-device {device}: expected cpu or gpu")
+    if folder is None:
+        if device is not None:
+            raise ConfigError("--triton-device: is for a model repository; add --triton REPOSITORY")
+        return None
+    return TritonOptions(repository=str(folder), device="gpu" if device == "gpu" else "cpu")
 
 
 def _refuse_for_onnx(source: Path, given: dict[str, bool]) -> None:

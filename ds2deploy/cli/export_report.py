@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt.verified_engine import EngineExport
+from ds2deploy.export.triton.repository import TritonExport
 
 if TYPE_CHECKING:  # it needs torch, which a device that builds its engine has not
     from ds2deploy.export.verified_onnx import Exported
@@ -50,8 +51,12 @@ def report_lines(report: ParityReport) -> Iterator[str]:
     )
 
 
-def artifact_lines(item: Exported | EngineExport) -> Iterator[str]:
-    """What was written: an ONNX file in a line, an engine in three."""
+def artifact_lines(item: Exported | EngineExport | TritonExport) -> Iterator[str]:
+    """What was written: an ONNX file in a line, a model of Triton in two, an engine in three."""
+    if isinstance(item, TritonExport):
+        yield f"{item.path}  {item.artifact} for Triton, {item.device.upper()}"
+        yield f"  {item.verification}"
+        return
     size = f"{item.path}  {item.size / 1e6:.1f} MB"
     if not isinstance(item, EngineExport):
         yield (

@@ -15,6 +15,13 @@ from ds2deploy.export.parity.report import Progress
 from ds2deploy.export.tensorrt.build_process import check_builder
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
+from ds2deploy.export.triton.config import check_engine
+from ds2deploy.export.triton.repository import (
+    TritonExport,
+    TritonOptions,
+    check_repository,
+    write_engine_model,
+)
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError, ModelFileError
 from ds2deploy.runtimes.files import WholeFiles
@@ -26,7 +33,8 @@ def export_engines(
     out: str | Path,
     engines: Sequence[EngineOptions],
     progress: Progress = lambda message: None,
-) -> list[EngineExport]:
+    triton: TritonOptions | None = None,
+) -> list[EngineExport | TritonExport]:
     """Build engines of an ONNX artifact, on or for the device, without its checkpoint.
 
     The artifact was compared with the checkpoint when it was exported; the engines are compared
@@ -37,9 +45,11 @@ def export_engines(
         out: folder for the engines.
         engines: what to build.
         progress: called with what is being done.
+        triton: repository of Triton for the engines; None for none.
 
     Raises:
-        ParityError: an engine differs from the artifact; none is written.
+        ParityError: an engine differs from the artifact, or a model of the repository from its
+            engine; none is written.
         MissingFileError, ModelFileError: a bad input.
         ConfigError: an artifact in bf16, which has nothing to be compared with here.
         RuntimeUnavailableError: TensorRT or ONNX Runtime is not there, or cannot build here.
@@ -52,6 +62,10 @@ def export_engines(
         )
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the engines")
+    if triton is not None:
+        check_repository(triton)
+        for options in engines:
+            check_engine(options.flavor, options.batch)
     for options in engines:
         check_builder(options)
     description = describe_artifact(artifact)
@@ -71,13 +85,17 @@ def export_engines(
         pytorch_difference=_pytorch_difference(description),
     )
     command = shlex.join(["ds2deploy", "export", str(artifact), "--out", str(out)])
+    written: list[EngineExport | TritonExport] = []
     with WholeFiles() as files:
-        return [
-            export_engine(
+        for options in engines:
+            built = export_engine(
                 artifact, options, reference, out / artifact.name, command, files, progress
             )
-            for options in engines
-        ]
+            written.append(built)
+            if triton is not None:
+                engine = Path(built.path)
+                written.append(write_engine_model(engine, artifact, triton, files, progress))
+    return written
 
 
 def _pytorch_difference(description: ArtifactDescription) -> float | None:

@@ -55,7 +55,7 @@ def test_commands_are_listed_in_order_and_uncut_at_80_columns():
 
 def test_long_commands_group_their_options():
     export = sections_of("export")
-    assert list(export) == ["Arguments", "Options", "Streaming", "Engines"]
+    assert list(export) == ["Arguments", "Options", "Streaming", "Engines", "Triton"]
     assert {"--out", "--precision", "--help"} <= export["Options"]
     assert {"--trt", "--targets"} <= export["Engines"]
     assert export["Streaming"] == {"--streaming", "--block-ms", "--statistics-from"}

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -22,6 +24,8 @@ from ds2deploy.cli.app import app
 from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt import verified_engine as tensorrt
 from ds2deploy.export.tensorrt.build import Job
+from ds2deploy.export.verified_onnx import append_description
+from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 
@@ -107,6 +111,56 @@ def test_the_engine_is_run_and_verified(machine: Any, digits_onnx: Path, tmp_pat
     assert engine.verification == item["verification"]
     assert engine.compared_with == f"onnxruntime cpu, {digits_onnx.name}"
     assert not any(machine.left().values()), machine.left()
+
+
+@pytest.mark.usefixtures("builder")
+@pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)  # Triton runs no others
+@pytest.mark.parametrize("kind", ["digits_onnx", "streaming_onnx"])
+def test_an_engine_for_triton(
+    machine: Any, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    pytest.importorskip("tritonclient", reason="the extra triton is not installed")
+    source = passed(request.getfixturevalue(kind), tmp_path / "in")
+    profile = ["--batch", "1,2,3"] + (PROFILE[2:] if kind == "digits_onnx" else [])
+    models = tmp_path / "models"
+    arguments = ["export", str(source), "--trt", "--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(app, [*arguments, *profile, "--triton", str(models)])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    engine, model = json.loads(result.stdout)["artifacts"]
+    assert model["device"] == "gpu"
+    assert model["max_batch_size"] == 3
+    assert model["simulation"]["passed"]
+    assert "its ONNX file" in model["verification"]  # the engine itself has a check of its own
+    folder = Path(model["path"])
+    assert folder == models / f"{source.stem.replace('.', '_')}_trt"
+    assert (folder / "1" / "model.plan").read_bytes() == Path(engine["path"]).read_bytes()
+    text = (folder / "config.pbtxt").read_text()
+    assert "tensorrt_plan" in text
+    assert "KIND_GPU" in text
+    assert json.loads((folder / "ds2deploy.json").read_text())["engine"]["version"] == "10.3.0"
+
+
+@pytest.mark.usefixtures("builder")
+@pytest.mark.parametrize("machine", ["tensorrt"], indirect=True)
+def test_an_engine_that_takes_no_single_request_is_not_for_triton(
+    machine: Any, digits_onnx: Path, tmp_path: Path
+):
+    pytest.importorskip("tritonclient", reason="the extra triton is not installed")
+    options = ["--batch", "2,2,3", "--triton", str(tmp_path / "models")]
+    result = export(machine, digits_onnx, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert "--batch 1,2,3" in result.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def passed(onnx_file: Path, folder: Path) -> Path:
+    """A copy of an artifact, as if it had been verified."""
+    folder.mkdir()
+    copy = folder / onnx_file.name
+    shutil.copy(onnx_file, copy)
+    description = read_onnx_description(copy)
+    append_description(copy, msgspec.structs.replace(description, parity={"passed": True}))
+    return copy
 
 
 def nudge(model: onnx.ModelProto) -> None:
