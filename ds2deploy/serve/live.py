@@ -71,9 +71,10 @@ class LiveStream:
                 self.ready_at = time.monotonic()
 
     async def caught_up(self) -> None:
-        """Wait until every complete block has been recognised."""
+        """Wait until every complete block has been recognised, and `take` gives its words."""
         while self._error is None and not self._closed and self._stream.is_ready:
             await self._wait_for_tick()
+        await self._model.told()  # a tick takes a block long before it has its words
         self._check()
 
     def set_hot_words(self, hot_words: Phrases) -> None:
