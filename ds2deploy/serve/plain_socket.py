@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
-from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.limits import RefusedError, check_hot_words
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
@@ -58,6 +58,7 @@ async def _talk(socket: Socket, server: Server) -> None:
         async for message in socket.messages():
             if isinstance(message, str):
                 settings = _settings(message)
+                check_hot_words(settings.hot_words or (), "hot_words")
                 if live is None:
                     live = _open(server, settings)
                 elif settings.hot_words is not None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import RefusedError, refusal
+from ds2deploy.serve.limits import RefusedError, check_hot_words, refusal
 from ds2deploy.serve.middleware import error_body
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.openai_forms import (
@@ -29,9 +29,6 @@ from ds2deploy.serve.server import Server
 router = APIRouter()
 
 PROTOCOL = "openai"
-
-MOST_KEYWORDS = 1000
-"""Hot words of one request."""
 
 
 @router.get("/v1/models", summary="List the models")
@@ -66,10 +63,7 @@ async def transcriptions(
     _check(response_format, granularities)
     found = server.model(model)
     keywords = _list(form, "keywords")
-    if len(keywords) > MOST_KEYWORDS:
-        raise RefusedError(
-            400, f"{len(keywords)} keywords: at most {MOST_KEYWORDS}", "invalid_value", "keywords"
-        )
+    check_hot_words(keywords, "keywords")
     logprobs = "logprobs" in _list(form, "include")
     if stream:
         events = _events(server, found, file, keywords, logprobs)
