@@ -108,7 +108,8 @@ class Utterance:
         """Recognise the rest, and make the reply to the end."""
         if self.live is None:
             return self._result(())
-        live, segments = self.live, []
+        live = self.live
+        segments: list[Transcript] = []
         live.finish()
         while not isinstance(found := await live.next(), Transcript):
             segments += found.segments

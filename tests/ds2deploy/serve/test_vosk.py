@@ -141,7 +141,7 @@ def test_phrases_are_ignored_by_a_greedy_decoder(client, speech, recognizer) -> 
         ['{"config": {"sample_rate": 0}}', b"ab"],
         ['{"config": {"model": "other"}}', b"ab"],
         ['{"config": {"model": "beam", "phrase_list": ["4711"]}}', b"ab"],
-        ['{"config": {"model": "beam", "phrase_list": %s}}' % json.dumps(["one"] * 2000), b"ab"],
+        [json.dumps({"config": {"model": "beam", "phrase_list": ["one"] * 2000}}), b"ab"],
     ],
 )  # fmt: skip
 def test_unusable_messages_end_with_an_error(client, messages) -> None:
