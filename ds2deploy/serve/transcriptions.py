@@ -122,7 +122,6 @@ async def _events(
         done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
         if logprobs:
             done["logprobs"] = token_logprobs(transcript)
-        done["usage"] = json_body(transcript)["usage"]
         yield done
     finally:
         task.cancel()
