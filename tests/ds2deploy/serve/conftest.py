@@ -56,6 +56,12 @@ def serve_models() -> Iterator[ServeModels]:
 
 
 @pytest.fixture(scope="session")
+def serving() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """Serves until the end of a `with`; the arguments are those of `serve_models`."""
+    return served
+
+
+@pytest.fixture(scope="session")
 def load_streaming(streaming_onnx: Path) -> Callable[..., Recognizer]:
     """Opens the streaming model of digits; takes the options of `ds2deploy.load`."""
     return lambda **options: ds2deploy.load(streaming_onnx, threads=1, **options)

@@ -68,7 +68,11 @@ def opened(base: str, query: str = "?intent=transcription", **options: Any) -> I
 
 
 def receive(client: ClientConnection) -> Any:
-    body = json.loads(client.recv(timeout=60))
+    return read(client.recv(timeout=60))
+
+
+def read(message: str) -> Any:
+    body = json.loads(message)
     found = EVENTS[body["type"]].model_validate(body)
     assert found.event_id
     return found
@@ -379,3 +383,25 @@ def test_the_client_of_openai_transcribes(base, recognizer, speech) -> None:
             assert event.type in (DELTA, "input_audio_buffer.committed")
     expected = recognizer.transcribe(audio.astype(np.float32) / 32768, 24_000)
     assert event.transcript == expected.text
+
+
+@pytest.mark.parametrize("detection", [None, {"type": "server_vad"}])
+def test_a_server_that_ends_sends_the_rest(
+    serving, load_streaming, recognizer, speech, detection
+) -> None:
+    audio = at_24_khz(speech)
+    with contextlib.ExitStack() as stack:
+        with serving({"digits": load_streaming}) as base:
+            client = stack.enter_context(opened(base))
+            receive(client)
+            update(client, turn_detection=detection)
+            append(client, audio.tobytes())
+            send(client, type="session.update", session={"type": "transcription"})
+            events = receive_until(client, "session.updated")  # the audio has come
+        texts = [event.transcript for event in events if event.type == COMPLETED]
+        for message in client:
+            event = read(message)
+            texts += [event.transcript] if event.type == COMPLETED else []
+    assert client.close_code == 1001
+    expected = recognizer.transcribe(audio.astype(np.float32) / 32768, 24_000)
+    assert " ".join(texts) == expected.text

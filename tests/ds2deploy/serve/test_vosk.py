@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
+from ds2deploy.serve.limits import Limits
 
 EOF = '{"eof" : 1}'
 
@@ -163,8 +166,6 @@ def test_config_after_audio_is_an_error(client) -> None:
 def test_a_full_server_says_when_to_try_again(
     serve_models: Callable[..., str], load_streaming: Callable[..., Recognizer]
 ) -> None:
-    from ds2deploy.serve.limits import Limits
-
     base = serve_models({"digits": load_streaming}, limits=Limits(streams=1))
     url = base.replace("http", "ws") + "/vosk"
     with connect(url) as one:
@@ -179,3 +180,29 @@ def test_a_full_server_says_when_to_try_again(
         assert "text" in ask(one, EOF)
     with connect(url) as again:
         assert ask(again, bytes(320)) == {"partial": ""}
+
+
+def test_a_server_that_ends_sends_the_rest(serving, load_streaming, recognizer, speech) -> None:
+    with ExitStack() as stack:
+        with serving({"digits": load_streaming}) as base:
+            client = stack.enter_context(connect(base.replace("http", "ws") + "/vosk"))
+            found = [ask(client, speech.tobytes())]
+        found += [json.loads(message) for message in client]
+    assert client.close_code == 1001
+    assert len(found) == 2
+    expected = recognizer.transcribe(speech.astype(np.float32) / 32768, 16_000)
+    assert whole_text(found) == expected.text
+
+
+def test_a_client_that_vanishes_leaves_its_place(serving, load_streaming, wait_until) -> None:
+    def is_taken() -> bool:
+        with connect(url) as other:
+            return "error" in ask(other, bytes(320))
+
+    with serving({"digits": load_streaming}, limits=Limits(streams=1)) as base:
+        url = base.replace("http", "ws") + "/vosk"
+        with connect(url) as client:
+            ask(client, bytes(320))
+            assert is_taken()
+            client.socket.shutdown(socket.SHUT_RDWR)
+            wait_until(lambda: not is_taken())
