@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -14,11 +14,26 @@ from ds2deploy.runtimes.errors import Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.streaming.pool import PooledStream
 
-if TYPE_CHECKING:
-    from ds2deploy.serve.models import StreamingModel
-
 PIECE_S = 0.5
 """Seconds of audio that are handed over at a time."""
+
+
+class Ticking(Protocol):
+    """What a live stream needs of its model; see `StreamingModel`."""
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio of a stream that may wait."""
+        ...
+
+    async def next_tick(self) -> None:
+        """Wait until the tick under way, or the next one, has ended."""
+
+    async def told(self) -> None:
+        """Wait until the results of every tick that has begun were given to the streams."""
+
+    def forget(self, number: int) -> None:
+        """Let go of a stream."""
 
 
 class LiveStream:
@@ -35,7 +50,7 @@ class LiveStream:
     """
 
     def __init__(
-        self, model: StreamingModel, stream: PooledStream, sample_rate: float, upload: bool
+        self, model: Ticking, stream: PooledStream, sample_rate: float, upload: bool
     ) -> None:
         self._model, self._stream, self._rate = model, stream, sample_rate
         self._pending: Update | None = None
