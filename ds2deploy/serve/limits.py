@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from ds2deploy.runtimes.errors import (
@@ -14,6 +16,9 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
     StreamError,
 )
+
+MOST_HOT_WORDS = 1000
+"""Hot words of one request or stream."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,10 +56,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 raise ConfigError(f"{name} {value:g}: expected above 0")
 
 
-MOST_HOT_WORDS = 1000
-"""Hot words of one request or stream."""
-
-
 class RefusedError(Exception):
     """A request that is refused, in the terms of OpenAI's errors.
 
@@ -84,6 +85,23 @@ class RefusedError(Exception):
         names = {401: "authentication_error", 429: "rate_limit_error"}
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         return names.get(self.status, fallback)
+
+
+def check_hot_words(hot_words: Sequence[str], param: str) -> None:
+    """Refuse more hot words than a request may have.
+
+    Args:
+        hot_words: phrases of a client.
+        param: name of the parameter that carries them.
+
+    Raises:
+        RefusedError: more than `MOST_HOT_WORDS`.
+    """
+    if len(hot_words) > MOST_HOT_WORDS:
+        raise RefusedError(
+            400, f"{param}: {len(hot_words)} phrases, at most {MOST_HOT_WORDS}; send fewer",
+            "invalid_value", param,
+        )  # fmt: skip
 
 
 def draining_error() -> RefusedError:

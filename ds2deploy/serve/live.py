@@ -33,6 +33,9 @@ class Owner(Protocol):
     async def next_tick(self) -> None:
         """Wait until the tick under way, or the next one, has ended."""
 
+    async def told(self) -> None:
+        """Wait until the results of every tick that has begun were given to the streams."""
+
     def forget(self, number: int, live: LiveStream) -> None:
         """Let go of a stream; called when it is closed."""
 
@@ -84,9 +87,10 @@ class LiveStream:
             self._arrivals.add(self.audio_s, time.monotonic())
 
     async def caught_up(self) -> None:
-        """Wait until every complete block has been recognised."""
+        """Wait until every complete block has been recognised, and `take` gives its words."""
         while self._error is None and not self._closed and self._stream.is_ready:
             await self._wait_for_tick()
+        await self._model.told()  # a tick takes a block long before it has its words
         self._check()
 
     def set_hot_words(self, hot_words: Phrases) -> None:

@@ -94,6 +94,7 @@ class Model:
         self._restarted = False
         self._stopping = False
         self._tick_began: float | None = None
+        self._ticks_begun = self._ticks_told = 0
         self._loop = asyncio.get_running_loop()
         self._ticked = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"ds2deploy-{name}", daemon=True)
@@ -121,6 +122,12 @@ class Model:
         if began is not None and (took_s := time.monotonic() - began) > self.limits.stuck_s:
             return f"{self.name}: a tick has not ended for {took_s:.0f} s"
         return None
+
+    async def told(self) -> None:
+        """Wait until the results of every tick that has begun were given to the streams."""
+        begun = self._ticks_begun
+        while self._ticks_told < begun:
+            await self.next_tick()
 
     async def next_tick(self) -> None:
         """Wait until the tick under way, or the next one, has ended."""
@@ -174,6 +181,7 @@ class Model:
         session = self.recognizer.session
         with self._turn.take():
             self._tick_began = time.monotonic()
+            self._ticks_begun += 1
             started, network_s = time.perf_counter(), _network_s(session)
             try:
                 fill = self._tick()
@@ -211,6 +219,7 @@ class Model:
 
     def _announce_tick(self) -> None:
         """Wake the tasks that wait for a tick; in the event loop's thread."""
+        self._ticks_told += 1
         event, self._ticked = self._ticked, asyncio.Event()
         event.set()
 

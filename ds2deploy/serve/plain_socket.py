@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter
@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
-from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError
+from ds2deploy.serve.limits import RefusedError, check_hot_words
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
@@ -25,9 +25,6 @@ from ds2deploy.serve.sockets import Socket, serve_socket
 router = APIRouter()
 
 PROTOCOL = "stream"
-
-
-HotWords = Annotated[list[str], msgspec.Meta(max_length=MOST_HOT_WORDS)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     sample_rate: int = 16_000
     model: str = ""
-    hot_words: HotWords | None = None
+    hot_words: list[str] | None = None
     endpoint: float = 0.0
     end: bool = False
 
@@ -61,6 +58,7 @@ async def _talk(socket: Socket, server: Server) -> None:
         async for message in socket.messages():
             if isinstance(message, str):
                 settings = _settings(message)
+                check_hot_words(settings.hot_words or (), "hot_words")
                 if live is None:
                     live = _open(server, settings)
                 elif settings.hot_words is not None:

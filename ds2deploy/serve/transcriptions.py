@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError, refusal
+from ds2deploy.serve.limits import RefusedError, check_hot_words, refusal
 from ds2deploy.serve.middleware import error_body
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.openai_forms import (
@@ -63,10 +63,7 @@ async def transcriptions(
     _check(response_format, granularities)
     found = server.model(model)
     keywords = _list(form, "keywords")
-    if len(keywords) > MOST_HOT_WORDS:
-        raise RefusedError(
-            400, f"{len(keywords)} keywords: at most {MOST_HOT_WORDS}", "invalid_value", "keywords"
-        )
+    check_hot_words(keywords, "keywords")
     logprobs = "logprobs" in _list(form, "include")
     if stream:
         events = _events(server, found, file, keywords, logprobs)
@@ -125,7 +122,6 @@ async def _events(
         done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
         if logprobs:
             done["logprobs"] = token_logprobs(transcript)
-        done["usage"] = json_body(transcript)["usage"]
         yield done
     finally:
         task.cancel()
