@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ds2deploy.serve import plain_socket, transcriptions
+from ds2deploy.serve import page, plain_socket, transcriptions
 from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.middleware import Gate, error_body, error_headers
 from ds2deploy.serve.server import Server
@@ -45,6 +45,7 @@ def make_app(make_server: Callable[[], Server]) -> FastAPI:
     app.state.server = server
     app.include_router(transcriptions.router)
     app.include_router(plain_socket.router)
+    app.include_router(page.router)
     _add_probes(app, server)
     _add_errors(app)
     app.add_middleware(Gate, server=server)
