@@ -12,6 +12,7 @@ let busy = ""; // "", "starting", "speaking", "finishing" or "uploading"
 let session = null;
 let upload = null;
 let ticking = 0;
+let told = false; // that the server cannot be used
 
 const chosen = () => models.find((model) => model.id === $("model").value);
 const hotWords = () => $("hot-words").disabled ? [] :
@@ -23,14 +24,20 @@ function setBusy(state) {
   const texts = { starting: "Starting", speaking: "Stop", finishing: "Finishing" };
   $("record-text").textContent = texts[state] ?? "Start speaking";
   $("record").classList.toggle("on", state === "speaking");
-  $("record").disabled = !ready || !["", "speaking"].includes(state);
+  setUsable($("record"), ready, ["", "speaking"].includes(state));
   $("choose").textContent = state === "uploading" ? "Cancel" : "Open a recording";
-  $("choose").disabled = !ready || !["", "uploading"].includes(state);
+  setUsable($("choose"), ready, ["", "uploading"].includes(state));
   $("model").disabled = !ready || state !== "";
   $("listening").hidden = state !== "speaking";
   clearInterval(ticking);
   if (state === "speaking" || state === "uploading") startClock(state);
   else if (ready) showState("good", "Ready");
+}
+
+// A button that waits is not disabled, which would take the focus from it.
+function setUsable(button, ready, now) {
+  button.disabled = !ready;
+  button.setAttribute("aria-disabled", String(!now));
 }
 
 function startClock(state) {
@@ -61,21 +68,24 @@ function fail(error) {
 }
 
 async function connect() {
+  const first = !told;
   try {
     await checkReady();
     models = await listModels();
   } catch (error) {
     models = [];
+    told = true;
     showState("bad", error.status === 503 ? "Not ready" : "No connection");
     setBusy("");
-    fail(error);
+    if (first || error.status) fail(error);
     return;
   }
+  if (told) say("");
+  told = false;
   $("key-form").hidden = true;
   const before = $("model").value;
   $("model").replaceChildren(...models.map(({ id }) => new Option(id)));
   if (models.some(({ id }) => id === before)) $("model").value = before;
-  say("");
   fitModel();
   setBusy("");
 }
@@ -85,8 +95,6 @@ function fitModel() {
   const takes = model?.hot_words !== false;
   $("hot-words").disabled = !takes;
   $("hot-words-note").hidden = takes;
-  $("hot-words-note").textContent = "This model is served without a beam search (--decoder beam), " +
-    "which hot words need.";
 }
 
 async function speak() {
@@ -116,7 +124,10 @@ function live(model) {
     end: (error) => {
       session = null;
       setBusy("");
-      if (error) fail(error);
+      if (error) {
+        fail(error);
+        checkReady().catch(() => { models = []; connect(); });
+      }
     },
   });
 }
@@ -173,8 +184,14 @@ function dropped(event) {
   if (file && busy === "" && models.length) recognise(file, file.name);
 }
 
-$("record").addEventListener("click", () => (busy === "speaking" ? stop() : speak()));
-$("choose").addEventListener("click", () => (busy === "uploading" ? stop() : $("file").click()));
+$("record").addEventListener("click", () => {
+  if (busy === "speaking") stop();
+  else if (busy === "") speak();
+});
+$("choose").addEventListener("click", () => {
+  if (busy === "uploading") stop();
+  else if (busy === "") $("file").click();
+});
 $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) recognise(file, file.name);

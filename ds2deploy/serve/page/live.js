@@ -10,9 +10,9 @@ const MOST_BYTES = 20e6; // audio for a model of whole utterances
 
 // Speech for a model that streams.
 export class LiveSession {
-  // on.level(peak), on.late(seconds), on.end(error or null)
+  // on.level(peak), on.late(whether the server is behind), on.end(error or null)
   constructor(model, hotWords, on) {
-    Object.assign(this, { model, hotWords, on, words: [], tail: "", error: null });
+    Object.assign(this, { model, hotWords, on, words: [], error: null });
   }
 
   async start() {
@@ -66,12 +66,11 @@ export class LiveSession {
     } else if (message.segment || message.final) {
       addLine((message.segment ?? message).words);
       this.words = [];
-      this.tail = "";
       this.finished ||= Boolean(message.final);
+      showLive([], "");
     } else {
       this.words.push(...message.words);
-      this.tail = message.tail;
-      showLive(this.words, this.tail);
+      showLive(this.words, message.tail);
     }
   }
 

@@ -58,6 +58,7 @@ export function showLive(words, tail, listening = true) {
   if (tail) live.append(element("span", "tail", tail));
   else if (!words.length) live.append(element("span", "tail waiting", "…"));
   refresh();
+  live.scrollIntoView({ block: "nearest" });
 }
 
 export function text() {
@@ -74,15 +75,14 @@ export function clear() {
 function refresh() {
   const any = $("lines").childElementCount > 0;
   $("copy").disabled = $("clear").disabled = !any;
-  $("lines").hidden = !any;
+  $("lines").tabIndex = any ? 0 : -1;
   $("empty").hidden = any || !$("live").hidden;
 }
 
-// Shows a message; good news is shown in another colour, and nothing hides it.
-export function say(message, good = false) {
+// Shows a message; an empty one hides it.
+export function say(message) {
   $("message").textContent = message;
   $("message").hidden = !message;
-  $("message").classList.toggle("good", good);
 }
 
 export function showState(state, words) {
