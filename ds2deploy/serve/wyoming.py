@@ -24,7 +24,7 @@ from ds2deploy.serve.models import Model, StreamingModel
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.transcriptions import MOST_KEYWORDS
 from ds2deploy.serve.wyoming_audio import Audio, wav_file
-from ds2deploy.serve.wyoming_events import EventReader, MalformedError
+from ds2deploy.serve.wyoming_events import EventReader, MalformedError, forget
 from ds2deploy.version import __version__
 
 log = logging.getLogger("ds2deploy.serve")
@@ -69,15 +69,18 @@ class WyomingServer:
         await self._server.draining.wait()
         accepting.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= self._server.limits.connections:
+            writer.close()
+            return
+        task = asyncio.ensure_future(self._serve(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if len(self._tasks) <= self._server.limits.connections:
-                await _Connection(self._server, reader, writer).run()
+            await _Connection(self._server, reader, writer).run()
         finally:
-            self._tasks.discard(task)
             writer.close()
 
 
@@ -188,9 +191,14 @@ class _Connection:
 
     async def _send(self, event: Event) -> None:
         """Write an event; a client that does not read is left after the idle time."""
-        await asyncio.wait_for(
-            async_write_event(event, self._writer), timeout=self._server.limits.idle_s
-        )
+        # Not wait_for: before Python 3.12 it may swallow that this task is cancelled.
+        writing = asyncio.ensure_future(async_write_event(event, self._writer))
+        writing.add_done_callback(forget)
+        done, _ = await asyncio.wait({writing}, timeout=self._server.limits.idle_s)
+        if not done:
+            writing.cancel()
+            raise asyncio.TimeoutError
+        writing.result()
 
 
 def _info(server: Server) -> Info:

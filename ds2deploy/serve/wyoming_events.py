@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import msgspec
@@ -54,10 +53,9 @@ class EventReader:
             self.ended_by_server = draining.done()
             return None
         finally:
-            for task in (reading, draining):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+            draining.cancel()
+            reading.cancel()
+            reading.add_done_callback(forget)
 
     async def _read(self) -> Event | None:
         try:
@@ -77,6 +75,12 @@ class EventReader:
         if not isinstance(kind, str):
             raise MalformedError("an event without a type")
         return Event(type=kind, data=data, payload=payload)
+
+
+def forget(task: asyncio.Task[Any]) -> None:
+    """Take the error of a task that nobody waits for, so that asyncio does not log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _object(content: object) -> dict[str, Any]:
