@@ -77,7 +77,7 @@ async function connect() {
     told = true;
     showState("bad", error.status === 503 ? "Not ready" : "No connection");
     setBusy("");
-    if (first || error.status) fail(error);
+    if (first || error.status === 401) fail(error);
     return;
   }
   if (told) say("");
@@ -126,7 +126,10 @@ function live(model) {
       setBusy("");
       if (error) {
         fail(error);
-        checkReady().catch(() => { models = []; connect(); });
+        checkReady().catch(() => {
+          told = true;
+          connect();
+        });
       }
     },
   });
