@@ -22,6 +22,7 @@ KEY_VARIABLE = "DS2DEPLOY_API_KEY"
 
 MODELS_HELP = "Artifacts or checkpoints; clients name them by file name, or by NAME=FILE."
 KEY_HELP = f"Key that clients must send. Default: the environment variable {KEY_VARIABLE}, or none."
+WYOMING_HELP = "TCP port for Home Assistant (Wyoming protocol). Default: none."
 STREAMS_HELP = "Maximum of live streams for each model. Default: measured at the start."
 TICK_HELP = "Begin batches only at multiples of so many seconds; 0 when the last one has ended."
 
@@ -33,6 +34,9 @@ def serve(
         int, option("PORT", "TCP port; 0 takes a free one.", NETWORK, min=0, max=65535)
     ] = 8000,
     api_key: Annotated[str | None, option("KEY", KEY_HELP, NETWORK)] = None,
+    wyoming_port: Annotated[
+        int | None, option("PORT", WYOMING_HELP, NETWORK, min=0, max=65535)
+    ] = None,
     tls_cert: Annotated[Path | None, option("FILE", "Certificate chain (PEM).", NETWORK)] = None,
     tls_key: Annotated[Path | None, option("FILE", "Its private key (PEM).", NETWORK)] = None,
     streams: Annotated[int | None, option("COUNT", STREAMS_HELP, LIMITS, min=1)] = None,
@@ -66,6 +70,8 @@ def serve(
     Example: ds2deploy serve model.onnx --port 8000
     """
     require("fastapi", "serve")
+    if wyoming_port is not None:
+        require("wyoming", "serve")
     from ds2deploy.serve.limits import Limits
     from ds2deploy.serve.run import Address, run_server
     from ds2deploy.serve.server import Server
@@ -82,7 +88,9 @@ def serve(
         drain_s=drain,
     )  # fmt: skip
     key = api_key or os.environ.get(KEY_VARIABLE) or None
-    address = Address(host=host, port=port, tls_cert=tls_cert, tls_key=tls_key)
+    address = Address(
+        host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, wyoming_port=wyoming_port
+    )
     run_server(
         lambda: Server(loads, limits, api_key=key, tick_s=tick),
         address,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ds2deploy.serve import plain_socket, realtime, transcriptions, vosk
+from ds2deploy.serve import page, plain_socket, realtime, transcriptions, vosk
 from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.middleware import Gate, error_body, error_headers
 from ds2deploy.serve.server import Server
@@ -20,11 +21,12 @@ from ds2deploy.version import __version__
 log = logging.getLogger("ds2deploy.serve")
 
 
-def make_app(make_server: Callable[[], Server]) -> FastAPI:
+def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = None) -> FastAPI:
     """Make the ASGI application.
 
     Args:
         make_server: makes the server; called once here.
+        wyoming: TCP socket that listens for Wyoming clients; None for none.
 
     Returns:
         The application; its lifespan opens and closes the models.
@@ -35,7 +37,8 @@ def make_app(make_server: Callable[[], Server]) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await server.start()
         try:
-            yield
+            async with _wyoming(server, wyoming):
+                yield
         finally:
             await server.stop()
 
@@ -47,10 +50,21 @@ def make_app(make_server: Callable[[], Server]) -> FastAPI:
     app.include_router(plain_socket.router)
     app.include_router(realtime.router)
     app.include_router(vosk.router)
+    app.include_router(page.router)
     _add_probes(app, server)
     _add_errors(app)
     app.add_middleware(Gate, server=server)
     return app
+
+
+def _wyoming(
+    server: Server, listening: socket.socket | None
+) -> contextlib.AbstractAsyncContextManager[None]:
+    if listening is None:
+        return contextlib.nullcontext()
+    from ds2deploy.serve.wyoming import WyomingServer
+
+    return WyomingServer(server, listening).running()
 
 
 def _add_probes(app: FastAPI, server: Server) -> None:

@@ -10,21 +10,25 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ds2deploy.serve import page
 from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.server import Server
 
 log = logging.getLogger("ds2deploy.serve")
 
-OPEN_PATHS = ("/", "/health", "/ready", "/page/app.js", "/page/recorder.js", "/page/style.css")
+OPEN_PATHS = ("/health", "/ready", *page.PATHS)
 """Paths that need no key: probes, and the page, which asks for it."""
 
 KEY_PROTOCOLS = ("openai-insecure-api-key.", "ds2deploy-key.")
-"""Prefixes of WebSocket subprotocols that carry the key; a browser can send no other header."""
+"""Prefixes of WebSocket subprotocols that carry the key; a browser can send no other header.
+
+With the second one the key is percent-encoded: a subprotocol has no `/` and no `=`.
+"""
 
 FORM_BYTES = 1 << 20
 """Room for the fields of a form beside its file."""
@@ -201,7 +205,8 @@ def _given_key(headers: Headers) -> str | None:
     for protocol in headers.get("sec-websocket-protocol", "").split(","):
         for prefix in KEY_PROTOCOLS:
             if protocol.strip().startswith(prefix):
-                return protocol.strip()[len(prefix) :]
+                key = protocol.strip()[len(prefix) :]
+                return unquote(key) if prefix == KEY_PROTOCOLS[1] else key
     return None
 
 

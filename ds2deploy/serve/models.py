@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ds2deploy.runtimes.audio.loading import read_blocks
-from ds2deploy.runtimes.decoding.decoder import Phrases
+from ds2deploy.runtimes.decoding.decoder import HotWordDecoder, Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import BackPressureError, DeviceError, Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray
@@ -108,6 +108,11 @@ class Model:
     def sample_rate(self) -> int:
         """Sample rate of the model, in Hz."""
         return self.recognizer.description.features.sample_rate
+
+    @property
+    def takes_hot_words(self) -> bool:
+        """Whether the model is served with a beam search."""
+        return isinstance(self.recognizer.decoder, HotWordDecoder)
 
     def start(self) -> None:
         """Begin to run ticks."""

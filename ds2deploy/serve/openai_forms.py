@@ -52,7 +52,13 @@ def verbose_body(transcript: Transcript, granularities: tuple[str, ...]) -> dict
     }
     if "word" in granularities:
         body["words"] = [
-            {"word": word.text, "start": word.start, "end": word.end} for word in transcript.words
+            {
+                "word": word.text,
+                "start": word.start,
+                "end": word.end,
+                "confidence": round(word.confidence, 4),
+            }
+            for word in transcript.words
         ]
     if "segment" in granularities or not granularities:
         groups = list(cues(transcript.words))

@@ -16,7 +16,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI
 
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.serve.app import make_app
 from ds2deploy.serve.logs import configure_logs
 from ds2deploy.serve.server import Server
@@ -43,12 +43,14 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         port: TCP port; 0 takes a free one.
         tls_cert: certificate chain in PEM; None for plain HTTP.
         tls_key: its private key in PEM.
+        wyoming_port: TCP port for Wyoming clients; 0 takes a free one, None does not listen.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    wyoming_port: int | None = None
 
 
 def run_server(
@@ -68,22 +70,25 @@ def run_server(
         Ds2Error: a model cannot be opened.
     """
     configure_logs()
-    app = make_app(make_server)
+    wyoming = _listen_for_wyoming(address)
+    app = make_app(make_server, wyoming)
     server: Server = app.state.server
+    if wyoming is not None and server.api_key is not None and address.host not in LOOPBACK:
+        log.warning("Wyoming has no keys: anybody who reaches its port can use it")
     if address.host not in LOOPBACK and server.api_key is None:
         log.warning(
             "open to the network without a key: anybody who reaches this address can use it; "
             "set --api-key, or listen on 127.0.0.1",
             extra={"host": address.host},
         )
-    listening = _listen(address)
+    listening = _listen(address.host, address.port, "--port")
     runner = _Runner(_config(app, server, address), server)
     url = _url(address, listening)
     runner.on_start = lambda: ready(url) if ready else None
     with contextlib.closing(listening):
         asyncio.run(runner.serve([listening]))
-    if runner.failure is not None:
-        raise runner.failure
+    if server.failure is not None:
+        raise server.failure
 
 
 class _Runner(uvicorn.Server):
@@ -94,14 +99,15 @@ class _Runner(uvicorn.Server):
         self._server = server
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
-        self.failure: Ds2Error | None = None
         self.on_start: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open models, then accept connections."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        if self.started:
+        if self._server.failure is not None:
+            self.should_exit = True
+        elif self.started:
             log.info("ready")
             self.on_start()
 
@@ -160,19 +166,27 @@ def _check_tls(address: Address) -> None:
             raise ConfigError(f"{path}: no such file; expected a PEM file")
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server(
-            (address.host, address.port), family=family, backlog=2048, reuse_port=False
+            (host, port), family=family, backlog=2048, reuse_port=False
         )
     except OSError as error:
         raise ConfigError(
-            f"{address.host}:{address.port}: cannot listen there ({error.strerror or error}); "
-            "choose another --host or --port"
+            f"{host}:{port}: cannot listen there ({error.strerror or error}); "
+            f"choose another --host or {option}"
         ) from None
-    if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux; connections inherit it
-        listening.setsockopt(socket.IPPROTO_TCP, option, 1000 * UNREAD_S)
+    if unread := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux; connections inherit it
+        listening.setsockopt(socket.IPPROTO_TCP, unread, 1000 * UNREAD_S)
+    return listening
+
+
+def _listen_for_wyoming(address: Address) -> socket.socket | None:
+    if address.wyoming_port is None:
+        return None
+    listening = _listen(address.host, address.wyoming_port, "--wyoming-port")
+    log.info("listening for Wyoming", extra={"port": listening.getsockname()[1]})
     return listening
 
 

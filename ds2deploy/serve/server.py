@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
+from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.serve.limits import Limits, RefusedError, draining_error
@@ -37,6 +38,7 @@ class Server:
         endpoint: rules that end a segment.
         api_key: key that clients must send.
         draining: set once the server is shutting down.
+        failure: error of a model that could not be opened; None if all could.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Server:
         self.api_key, self.log_text = api_key, log_text
         self.metrics = Metrics()
         self.models: dict[str, Model] = {}
+        self.failure: Ds2Error | None = None
         self.draining = asyncio.Event()
         self._uploads = asyncio.Semaphore(self.limits.uploads)
         self._waiting_uploads = 0
@@ -62,10 +65,14 @@ class Server:
         self._idle.set()
 
     async def start(self) -> None:
-        """Open all models, and begin to run their ticks."""
+        """Open all models, and begin to run their ticks; `failure` says which cannot be opened."""
         turn = Turn()
         for name, load in self._loads.items():
-            model = open_model(name, load, self.limits, self.metrics, turn, self._tick_s)
+            try:
+                model = open_model(name, load, self.limits, self.metrics, turn, self._tick_s)
+            except Ds2Error as error:
+                self.failure = error
+                return
             self.models[name] = model
             log.info("model opened", extra={"model": name, **_facts(model)})
         for model in self.models.values():

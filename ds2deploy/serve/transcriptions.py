@@ -35,14 +35,14 @@ PROTOCOL = "openai"
 async def models(request: Request) -> dict[str, Any]:
     """List the models that this server offers."""
     server: Server = request.app.state.server
-    return {"object": "list", "data": [_model(name) for name in server.models]}
+    return {"object": "list", "data": [_model(one) for one in server.models.values()]}
 
 
 @router.get("/v1/models/{name}", summary="Describe a model")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """Describe one model."""
     server: Server = request.app.state.server
-    return _model(server.model(name).name)
+    return _model(server.model(name))
 
 
 @router.post("/v1/audio/transcriptions", summary="Recognise a recording", response_model=None)
@@ -165,8 +165,15 @@ def _list(form: Any, name: str) -> tuple[str, ...]:
     return tuple(value for value in values if isinstance(value, str) and value)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": STARTED, "owned_by": "ds2deploy"}
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": STARTED,
+        "owned_by": "ds2deploy",
+        "streaming": model.streaming,
+        "hot_words": model.takes_hot_words,
+    }
 
 
 STARTED = int(time.time())

@@ -15,7 +15,6 @@ import msgspec
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
-from ds2deploy.runtimes.decoding.beam import BeamDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Word
 from ds2deploy.runtimes.streaming.endpoint import shifted
 from ds2deploy.serve.limits import RefusedError, check_hot_words
@@ -166,7 +165,7 @@ async def _talk(socket: Socket, server: Server) -> None:
 
 def _hot_words(model: StreamingModel, config: Config) -> list[str] | None:
     """Choose the phrases to look for; None for a greedy decoder, which knows none."""
-    if not isinstance(model.recognizer.decoder, BeamDecoder):
+    if not model.takes_hot_words:
         return None
     return [phrase for phrase in config.phrase_list if phrase != UNKNOWN] or None
 
