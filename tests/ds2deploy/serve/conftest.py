@@ -33,7 +33,7 @@ def served(models: Mapping[str, Callable[[], Recognizer]], **options: Any) -> It
     options.setdefault("limits", Limits(streams=8))
     app = make_app(lambda: Server(models, **options))
     server, address, ready = app.state.server, Address(port=0), threading.Event()
-    listening = _listen(address)
+    listening = _listen(address.host, address.port, "--port")
     runner = _Runner(_config(app, server, address), server)
     runner.on_start = ready.set
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listening])))

@@ -112,7 +112,7 @@ def served(
     """Serve a model as `m` in a thread, with the settings of the command."""
     app = make_app(lambda: Server({"m": load}, limits, **options))
     address = Address(port=0)
-    listening = _listen(address)
+    listening = _listen(address.host, address.port, "--port")
     runner = _Runner(_config(app, app.state.server, address), app.state.server)
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listening])))
     with contextlib.closing(listening):
