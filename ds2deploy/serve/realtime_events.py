@@ -18,8 +18,8 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.serve.limits import RefusedError, check_hot_words
 from ds2deploy.serve.live import pcm16
-from ds2deploy.serve.models import StreamingModel
 from ds2deploy.serve.server import Server
+from ds2deploy.serve.streaming_model import StreamingModel
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
 

@@ -13,7 +13,10 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.serve.limits import Limits, RefusedError, draining_error
 from ds2deploy.serve.metrics import Metrics
-from ds2deploy.serve.models import Model, StreamingModel, Turn, open_model
+from ds2deploy.serve.models import Model
+from ds2deploy.serve.opening import open_model
+from ds2deploy.serve.streaming_model import StreamingModel
+from ds2deploy.serve.turn import Turn
 
 log = logging.getLogger("ds2deploy.serve")
 

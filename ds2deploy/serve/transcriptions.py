@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -29,6 +29,8 @@ from ds2deploy.serve.server import Server
 router = APIRouter()
 
 PROTOCOL = "openai"
+
+T = TypeVar("T")
 
 
 @router.get("/v1/models", summary="List the models")
@@ -67,9 +69,9 @@ async def transcriptions(
     logprobs = "logprobs" in _list(form, "include")
     if stream:
         events = _events(server, found, file, keywords, logprobs)
-        first = await anext(events)
+        first = await _unless_gone(request, anext(events))
         return StreamingResponse(_from(first, events), media_type="text/event-stream")
-    transcript = await _transcribe(server, found, file, keywords)
+    transcript = await _unless_gone(request, _transcribe(server, found, file, keywords))
     if response_format == "json":
         return JSONResponse(json_body(transcript, logprobs))
     if response_format == "verbose_json":
@@ -77,6 +79,31 @@ async def transcriptions(
     return PlainTextResponse(
         plain_body(transcript, response_format), media_type=MEDIA_TYPES[response_format]
     )
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Await work for a client, and cancel it when the client leaves.
+
+    Raises:
+        RefusedError: the client left; nobody will read it.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        request.app.state.server.count("", PROTOCOL, "client_left")
+        raise RefusedError(499, "the client left before the end", "client_left")
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _transcribe(

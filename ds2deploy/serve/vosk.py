@@ -19,9 +19,9 @@ from ds2deploy.runtimes.decoding.transcript import Transcript, Word
 from ds2deploy.runtimes.streaming.endpoint import shifted
 from ds2deploy.serve.limits import RefusedError, check_hot_words
 from ds2deploy.serve.live import LiveStream, pcm16
-from ds2deploy.serve.models import StreamingModel
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
+from ds2deploy.serve.streaming_model import StreamingModel
 
 router = APIRouter()
 

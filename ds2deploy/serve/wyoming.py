@@ -20,8 +20,9 @@ from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError, draining_error, refusal
 from ds2deploy.serve.live import LiveStream, pcm16
-from ds2deploy.serve.models import Model, StreamingModel
+from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
+from ds2deploy.serve.streaming_model import StreamingModel
 from ds2deploy.serve.wyoming_audio import Audio, wav_file
 from ds2deploy.serve.wyoming_events import EventReader, MalformedError, forget
 from ds2deploy.version import __version__

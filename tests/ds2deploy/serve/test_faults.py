@@ -11,9 +11,11 @@ import select
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,8 +33,11 @@ from ds2deploy.serve import run
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.live import pcm16
 from ds2deploy.serve.metrics import Metrics
-from ds2deploy.serve.models import StreamingModel, Turn, open_model
+from ds2deploy.serve.opening import open_model
+from ds2deploy.serve.streaming_model import StreamingModel
+from ds2deploy.serve.turn import Turn
 from tests.ds2deploy.serve.serving import (
+    PATIENCE_S,
     RATE,
     Client,
     Process,
@@ -227,6 +232,43 @@ def test_samples_that_are_not_finite_are_refused(one_place: Served) -> None:
     assert found.status_code == 400
     assert found.json()["error"]["code"] == "invalid_audio"
     assert "not finite" in found.json()["error"]["message"]
+
+
+def test_error_names_the_upload(one_place: Served) -> None:
+    answer = one_place.transcribe(b"RIFF of no use", name="call 7.wav")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("call 7.wav: ")
+
+
+@pytest.mark.parametrize("streamed", ["false", "true"])
+def test_upload_of_a_client_that_left_is_given_up(
+    one_place: Served, monkeypatch: pytest.MonkeyPatch, streamed: str
+) -> None:
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def transcribe(*_: Any) -> Any:
+        begun.set()
+        try:
+            await asyncio.sleep(PATIENCE_S)
+        finally:
+            cancelled.set()
+
+    monkeypatch.setattr(one_place.server.models["m"], "transcribe", transcribe)
+    host, port = one_place.url.removeprefix("http://").split(":")
+    request = httpx.Request(
+        "POST", f"{one_place.url}/v1/audio/transcriptions",
+        files={"file": ("a.wav", wav(pcm(1)))}, data={"stream": streamed},
+    )  # fmt: skip
+    before = one_place.metric("ds2deploy_requests_total", outcome="client_left")
+    with socket.create_connection((host, int(port))) as client:
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        body = request.read()
+        client.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+        assert begun.wait(PATIENCE_S)
+    assert cancelled.wait(PATIENCE_S)
+    wait_for(
+        lambda: one_place.metric("ds2deploy_requests_total", outcome="client_left") == before + 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.metrics import Metrics
-from ds2deploy.serve.models import StreamingModel, Turn, open_model
+from ds2deploy.serve.opening import open_model
+from ds2deploy.serve.streaming_model import StreamingModel
+from ds2deploy.serve.turn import Turn
 
 PATIENCE_S = 600
 

@@ -1,0 +1,160 @@
+"""A model that streams: live streams and uploads go through the same ticks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+from ds2deploy.runtimes.decoding.decoder import Phrases
+from ds2deploy.runtimes.decoding.transcript import Transcript
+from ds2deploy.runtimes.errors import (
+    BackPressureError,
+    DeviceError,
+    Ds2Error,
+)
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.streaming.endpoint import Endpoint
+from ds2deploy.runtimes.streaming.pool import StreamPool, Tick
+from ds2deploy.serve.capacity import measure_streams
+from ds2deploy.serve.live import LiveStream
+from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.uploads import limited
+
+
+class StreamingModel(Model):
+    """A model that streams; uploads go through the same ticks, as streams."""
+
+    streaming = True
+
+    def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
+        super().__init__(name, load, *rest)  # type: ignore[arg-type]
+        self._live: dict[int, LiveStream] = {}
+        self._open_pool()
+        self.most_streams = self.limits.streams or measure_streams(self.recognizer)
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of audio of a stream that may wait."""
+        return self._pool.backlog_s
+
+    @property
+    def block_s(self) -> float:
+        """Seconds of audio in a block."""
+        return self._pool.block_s
+
+    def open(
+        self,
+        sample_rate: float,
+        name: str = "",
+        hot_words: Phrases | None = None,
+        endpoint: Endpoint | None = None,
+    ) -> LiveStream:
+        """Open a live stream.
+
+        Args:
+            sample_rate: sample rate of its audio, in Hz.
+            name: name of the stream, for errors.
+            hot_words: see `Recognizer.transcribe`.
+            endpoint: see `Recognizer.stream`.
+
+        Raises:
+            BackPressureError: as many streams are open as the server takes.
+            AudioError, ConfigError, AlphabetError: a rate that is none; unusable hot words.
+            DeviceError: the engine failed.
+        """
+        if sum(not one.upload for one in self._live.values()) >= self.most_streams:
+            raise BackPressureError(
+                f"{self.most_streams} streams are open, as many as {self.name} takes: try again"
+            )
+        return self._opened(sample_rate, name, hot_words, endpoint, upload=False)
+
+    async def transcribe(
+        self,
+        file: BinaryIO,
+        name: str,
+        hot_words: Phrases | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> Transcript:
+        """Recognise a recording as a stream; see `Model.transcribe`."""
+        pieces = limited(file, name, self.sample_rate, self.limits.audio_s)
+        stream = self._opened(self.sample_rate, name, hot_words, None, upload=True)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                await stream.accept(piece)
+                if on_update is not None and (update := stream.take()) is not None:
+                    on_update(update)
+            stream.finish()
+            while not isinstance(found := await stream.next(), Transcript):
+                if on_update is not None:
+                    on_update(found)
+            return found
+        finally:
+            stream.close()
+
+    def forget(self, number: int, live: LiveStream) -> None:
+        """Let go of a stream; called when it is closed.
+
+        After a restart of the engine the number may be that of another stream, which stays.
+        """
+        if self._live.get(number) is live:
+            del self._live[number]
+            self._count()
+
+    def _opened(
+        self,
+        sample_rate: float,
+        name: str,
+        hot_words: Phrases | None,
+        endpoint: Endpoint | None,
+        upload: bool,
+    ) -> LiveStream:
+        self._check_working()
+        stream = self._pool.open(sample_rate, name, hot_words, endpoint)
+        live = LiveStream(self, stream, sample_rate, upload)
+        self._live[stream.number] = live
+        self._count()
+        return live
+
+    def _count(self) -> None:
+        count = sum(not one.upload for one in self._live.values())
+        self.metrics.streams.labels(self.name).set(count)
+
+    def _wait(self, timeout_s: float) -> bool:
+        return self._pool.wait(timeout_s)
+
+    def _tick(self) -> int:
+        ticks = self._pool.tick()
+        self._loop.call_soon_threadsafe(self._deliver, self._pool, ticks)
+        return len(ticks)
+
+    def _deliver(self, pool: StreamPool, ticks: list[Tick]) -> None:
+        now = time.monotonic()
+        if pool is self._pool:
+            for tick in ticks:
+                live = self._live.get(tick.stream.number)
+                if live is None:
+                    continue
+                complete_at = live.deliver(tick.update, tick.stream.transcript)
+                if complete_at is not None and not live.upload:
+                    self.metrics.lateness.labels(self.name).observe(now - complete_at)
+                self.metrics.audio.labels(self.name).inc(self._pool.block_s)
+        waiting_s = max((live.backlog_s for live in self._live.values()), default=0.0)
+        self.metrics.waiting.labels(self.name).set(waiting_s)
+        self._announce_tick()
+
+    def _abandon(self, error: Ds2Error) -> None:
+        self._pool.close()
+        self._loop.call_soon_threadsafe(self._fail_all, error)
+
+    def _fail_all(self, error: Ds2Error) -> None:
+        for live in list(self._live.values()):
+            live.fail(DeviceError(str(error)))
+        self._live.clear()
+        self._count()
+        self._announce_tick()
+
+    def _open_pool(self) -> None:
+        # Places are counted here; the pool has room for uploads, and for streams that are ending.
+        self._pool = self.recognizer.pool(streams=1 << 20, backlog_s=self.limits.backlog_s)

@@ -1,0 +1,47 @@
+"""Recordings that clients send: read in pieces, within the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from ds2deploy.runtimes.audio.loading import read_blocks
+from ds2deploy.runtimes.audio.source import audio_name
+from ds2deploy.runtimes.errors import (
+    FILE_ERRORS,
+)
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.preparation import AudioInput, readable
+from ds2deploy.serve.limits import RefusedError
+
+
+def _readable(file: BinaryIO, name: str, sample_rate: int) -> Iterator[FloatArray]:
+    """Read a recording in pieces; errors have the name of the upload."""
+    try:
+        yield from readable(AudioInput(name, read_blocks(file, sample_rate)))
+    except FILE_ERRORS as error:
+        text = str(error)
+        unnamed = audio_name(file) + ":"
+        raise type(error)(
+            name + text[len(unnamed) - 1 :] if text.startswith(unnamed) else text
+        ) from None
+
+
+def limited(file: BinaryIO, name: str, sample_rate: int, most_s: float) -> Iterator[FloatArray]:
+    """Read a recording in pieces, up to the limit of its duration.
+
+    Raises:
+        AudioError: not audio, or damaged; names the upload.
+        RefusedError: longer than the limit.
+    """
+    count = 0
+    for piece in _readable(file, name, sample_rate):
+        count += len(piece)
+        if count > most_s * sample_rate:
+            raise RefusedError(
+                413,
+                f"{name}: longer than {most_s:g} s of audio; split it",
+                "audio_too_long",
+                "file",
+            )
+        yield piece

@@ -1,0 +1,90 @@
+"""A model of whole utterances: uploads go through it in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from ds2deploy.runtimes.decoding.decoder import Phrases
+from ds2deploy.runtimes.decoding.transcript import Transcript
+from ds2deploy.runtimes.errors import (
+    DeviceError,
+    Ds2Error,
+    StreamError,
+)
+from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.uploads import limited
+
+
+class WholeModel(Model):
+    """A model of whole utterances, in batches; longer recordings go in windows, one at a time."""
+
+    def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
+        super().__init__(name, load, *rest)  # type: ignore[arg-type]
+        self._open_pool()
+        self._long = asyncio.Semaphore(1)
+
+    async def transcribe(
+        self,
+        file: BinaryIO,
+        name: str,
+        hot_words: Phrases | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> Transcript:
+        """Recognise a recording; see `Model.transcribe`."""
+        self._check_working()
+        pieces = limited(file, name, self.sample_rate, self.limits.audio_s)
+        limit = int(self.recognizer.longest_s * self.sample_rate)
+        begun, rest = await asyncio.to_thread(_begin, pieces, limit)
+        if rest is not None:
+            async with self._long:
+                whole = itertools.chain(begun, rest)
+                return await asyncio.to_thread(
+                    self.recognizer.transcribe_pieces,
+                    whole, self.sample_rate, None, name, hot_words,
+                )  # fmt: skip
+        samples = np.concatenate(begun) if begun else np.zeros(0, np.float32)
+        future = await asyncio.to_thread(self._pool.submit, samples, hot_words, name)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.cancelled():  # by the pool, not by the client
+                raise StreamError("the server is shutting down: try again") from None
+            raise
+
+    def _wait(self, timeout_s: float) -> bool:
+        return self._pool.wait(timeout_s)
+
+    def _tick(self) -> int:
+        waiting_s = self._pool.waiting_s
+        self.metrics.waiting.labels(self.name).set(waiting_s)
+        count = self._pool.tick()
+        self.metrics.audio.labels(self.name).inc(max(0.0, waiting_s - self._pool.waiting_s))
+        self._loop.call_soon_threadsafe(self._announce_tick)
+        return count
+
+    def _abandon(self, error: Ds2Error) -> None:
+        self._pool.fail(DeviceError(str(error)))
+
+    def _open_pool(self) -> None:
+        self._pool = self.recognizer.utterance_pool(self.limits.waiting)
+
+
+def _begin(
+    pieces: Iterator[FloatArray], limit: int
+) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
+    """Read until there is more than the limit; the rest is None where there is not."""
+    read: list[FloatArray] = []
+    count = 0
+    for piece in pieces:
+        read.append(piece)
+        count += len(piece)
+        if count > limit:
+            return read, pieces
+    return read, None
