@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "inspection"),
     ("export",),
     ("training",),
+    ("compression",),
     ("loading",),
     ("data", "language_models", "model"),
     ("config", "recipes", "heartbeat", "output", "text_files", "version"),
