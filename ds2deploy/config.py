@@ -162,7 +162,13 @@ class TrainingConfig(_Section, frozen=True):
         export: precisions in which the best checkpoint is exported to ONNX at the end, to RUN;
             none by default. int8 is judged by the words of the validation set.
         start: checkpoint of ds2deploy or deepspeech.pytorch with the initial weights and
-            statistics of features; random weights without one.
+            statistics of features; random weights without one. A compressed one also gives
+            `model.hidden`, `model.ranks` and `model.maps`.
+        teacher: checkpoint whose log-probabilities are learnt beside the transcripts; of the same
+            labels and features.
+        teacher_weight: weight of the divergence from the teacher, beside the CTC loss.
+        trace_norm: weight of the trace norm of the recurrent layers' input sides, which lowers
+            their ranks; on a whole input side every step takes a singular value decomposition.
     """
 
     run: str = "runs/ds2"
@@ -190,6 +196,9 @@ class TrainingConfig(_Section, frozen=True):
     report: bool = False
     export: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
     start: str = ""
+    teacher: str = ""
+    teacher_weight: float = 1.0
+    trace_norm: float = 0.0
 
     def __post_init__(self) -> None:
         _positive(
@@ -202,6 +211,9 @@ class TrainingConfig(_Section, frozen=True):
             raise ConfigError(
                 "training: devices, threads, seed and weight_decay must not be negative"
             )
+        for name in ("teacher_weight", "trace_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"training.{name} = {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"training.max_steps = {self.max_steps}: expected at least 1")
 

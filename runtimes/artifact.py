@@ -106,6 +106,11 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return 0 if self.bidirectional else self.lookahead - 1
 
 
+def is_compressed(model: ModelShape) -> bool:
+    """Tell whether a model has sizes that `compress` gives: by layer, ranks, or fewer maps."""
+    return model.ranks != () or model.maps != ModelShape().maps or not isinstance(model.hidden, int)
+
+
 class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Origin of the weights.
 
