@@ -65,6 +65,7 @@ class RefusedError(Exception):
         code: short name of the reason.
         param: name of the parameter; None if there is none to blame.
         retry_after_s: seconds after which a retry makes sense; None where it never does.
+        model: name of the model that was asked for, for metrics; empty where none was found.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class RefusedError(Exception):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
         self.param, self.retry_after_s = param, retry_after_s
+        self.model = ""
 
     @property
     def type(self) -> str:

@@ -10,7 +10,7 @@ from ds2deploy.runtimes.tensors import Tensors
 
 
 class NetworkClock:
-    """Adds up seconds; read and changed by the thread that runs the session.
+    """Adds up seconds; read and changed by the thread that has the turn.
 
     Attributes:
         seconds: seconds so far.

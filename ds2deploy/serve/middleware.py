@@ -57,12 +57,13 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         body = _Body(receive, self._most, self._too_large)
-        answer = _Answer(scope, send, request_id, body)
+        answer = _Answer(scope, send, request_id, body, self._server)
         self._open += 1
         try:
             self._check(scope, headers)
             await self._app(scope, body if scope["type"] == "http" else receive, answer)
         except RefusedError as error:
+            self._server.refuse_http(error)
             await _refuse(scope, answer, error)
         finally:
             self._open -= 1
@@ -135,8 +136,11 @@ class _Answer:
         status: HTTP status that was sent; 101 of a WebSocket, 500 where nothing was sent.
     """
 
-    def __init__(self, scope: Scope, send: Send, request_id: str, body: _Body) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, request_id: str, body: _Body, server: Server
+    ) -> None:
         self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
+        self._server = server
         self._replaced = False
         self.status = 101 if scope["type"] == "websocket" else 500
 
@@ -146,6 +150,7 @@ class _Answer:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None
+                self._server.refuse_http(error)
                 await _refuse(self._scope, self, error)
                 self._replaced = True
                 return

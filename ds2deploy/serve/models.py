@@ -62,6 +62,7 @@ class Model:
         self.failure: Ds2Error | None = None
         self._load, self._turn, self._tick_s = load, turn, tick_s
         self._restarted = False
+        self._reported: Exception | None = None
         self._stopping = False
         self._tick_began: float | None = None
         self._ticks_begun = self._ticks_told = 0
@@ -141,9 +142,15 @@ class Model:
     def _run(self) -> None:
         """Run ticks until the server ends: body of the thread."""
         while not self._stopping:
-            if self.failure is not None or not self._wait(IDLE_S):
-                if self.failure is not None:
-                    time.sleep(IDLE_S)
+            if self.failure is not None:
+                time.sleep(IDLE_S)
+                continue
+            waiting = self._wait(IDLE_S)
+            if self._reported is not None:
+                error, self._reported = self._reported, None
+                self._fail(error)
+                continue
+            if not waiting:
                 continue
             if self._tick_s:
                 time.sleep(self._tick_s - time.monotonic() % self._tick_s)
@@ -181,9 +188,10 @@ class Model:
         self._restarted = True
         self.metrics.restarts.labels(self.name).inc()
         try:
-            self.recognizer.close()
-            self.recognizer = self._load()
-            self._open_pool()
+            with self._turn.take():
+                self.recognizer.close()
+                self.recognizer = self._load()
+                self._open_pool()
         except Exception as again:
             log.exception("engine cannot be opened again", extra={"model": self.name})
             self.failure = again if isinstance(again, Ds2Error) else DeviceError(f"{again!r}")

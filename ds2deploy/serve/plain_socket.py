@@ -60,13 +60,13 @@ async def _talk(socket: Socket, server: Server) -> None:
                 settings = _settings(message)
                 check_hot_words(settings.hot_words or (), "hot_words")
                 if live is None:
-                    live = _open(server, settings)
+                    live = _open(socket, server, settings)
                 elif settings.hot_words is not None:
                     live.set_hot_words(settings.hot_words)
                 if settings.end:
                     break
             else:
-                live = live or _open(server, Settings())
+                live = live or _open(socket, server, Settings())
                 if sender is None:
                     sender = asyncio.ensure_future(_tell(socket, live))
                     sender.add_done_callback(lambda _: socket.end())
@@ -96,7 +96,7 @@ async def _tell(socket: Socket, live: LiveStream) -> None:
             await socket.send(_json(_update(found)))
 
 
-def _open(server: Server, settings: Settings) -> LiveStream:
+def _open(socket: Socket, server: Server, settings: Settings) -> LiveStream:
     endpoint = None
     if settings.endpoint:
         rules = server.endpoint
@@ -105,7 +105,7 @@ def _open(server: Server, settings: Settings) -> LiveStream:
             leading_silence_s=max(settings.endpoint, rules.leading_silence_s),
             longest_s=rules.longest_s,
         )
-    model = server.streaming_model(settings.model)
+    model = socket.streaming_model(settings.model)
     hot_words = settings.hot_words or None
     return model.open(settings.sample_rate, "", hot_words, endpoint)
 

@@ -170,7 +170,7 @@ class RealtimeSession:
             refused = error if isinstance(error, RefusedError) else refusal(error)
             if refused.status == 429 or refused.status >= 500:
                 raise refused from None
-            self._server.refuse("", refused.code)
+            self._server.refuse(self._socket.model, refused.code)
             await self._socket.send(error_event(refused, event_id))
 
     async def finish(self) -> None:
@@ -248,7 +248,7 @@ class RealtimeSession:
 
     def _open(self) -> None:
         settings = self._settings
-        model = self._server.streaming_model(settings.model)
+        model = self._socket.streaming_model(settings.model)
         endpoint = settings.endpoint(self._server.endpoint)
         rate, hot_words = settings.format.sample_rate, settings.keywords or None
         self._live = model.open(rate, "", hot_words, endpoint)

@@ -182,6 +182,10 @@ class Server:
         """Count a refused request."""
         self.metrics.refused.labels(model, reason).inc()
 
+    def refuse_http(self, error: RefusedError) -> None:
+        """Count an HTTP request that is refused with this error."""
+        self.refuse(error.model, error.code)
+
 
 def _facts(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {"runtime": model.recognizer.session.runtime}

@@ -13,6 +13,7 @@ from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.serve.limits import RefusedError, refusal
 from ds2deploy.serve.middleware import KEY_PROTOCOLS
 from ds2deploy.serve.server import Server
+from ds2deploy.serve.streaming_model import StreamingModel
 
 log = logging.getLogger("ds2deploy.serve")
 
@@ -32,10 +33,14 @@ class Socket:
     Args:
         socket: the WebSocket.
         server: server with the limits.
+
+    Attributes:
+        model: name of the model that the client asked for, for metrics; empty before.
     """
 
     def __init__(self, socket: WebSocket, server: Server) -> None:
         self._socket, self._server = socket, server
+        self.model = ""
         self._ended = asyncio.Event()
 
     async def accept(self) -> None:
@@ -43,6 +48,12 @@ class Socket:
         offered = self._socket.scope.get("subprotocols", [])
         usable = [name for name in offered if not name.startswith(KEY_PROTOCOLS)]
         await self._socket.accept(usable[0] if usable else None)
+
+    def streaming_model(self, name: str | None) -> StreamingModel:
+        """Find a model that streams, and remember it; see `Server.streaming_model`."""
+        found = self._server.streaming_model(name)
+        self.model = found.name
+        return found
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield what the client sends, until `end` is called or the server shuts down.
@@ -130,14 +141,14 @@ async def serve_socket(
     except (RefusedError, Ds2Error) as error:
         refused = error if isinstance(error, RefusedError) else refusal(error)
         outcome, code, reason = refused.code, close_code(refused), refused.message
-        server.refuse("", refused.code)
+        server.refuse(socket.model, refused.code)
         with contextlib.suppress(Exception):
             await send_error(socket, refused)
     except Exception:
         log.exception("failure in a WebSocket", extra={"protocol": protocol})
         outcome, code, reason = "internal_error", INTERNAL, "internal error"
     finally:
-        server.count("", protocol, outcome)
+        server.count(socket.model, protocol, outcome)
         await socket.close(code, reason)
 
 

@@ -70,7 +70,7 @@ async def transcriptions(
     if stream:
         events = _events(server, found, file, keywords, logprobs)
         first = await _unless_gone(request, anext(events))
-        return StreamingResponse(_from(first, events), media_type="text/event-stream")
+        return StreamingResponse(_from(server, first, events), media_type="text/event-stream")
     transcript = await _unless_gone(request, _transcribe(server, found, file, keywords))
     if response_format == "json":
         return JSONResponse(json_body(transcript, logprobs))
@@ -122,7 +122,7 @@ async def _transcribe(
                 )
     except (Ds2Error, RefusedError) as error:
         refused = refusal(error) if isinstance(error, Ds2Error) else error
-        server.refuse(model.name, refused.code)
+        refused.model = model.name
         raise refused from None
     server.count(model.name, PROTOCOL, "ok")
     return found
@@ -155,7 +155,7 @@ async def _events(
 
 
 async def _from(
-    first: dict[str, Any], events: AsyncIterator[dict[str, Any]]
+    server: Server, first: dict[str, Any], events: AsyncIterator[dict[str, Any]]
 ) -> AsyncIterator[bytes]:
     """Write events; an error after the first one is an event, too."""
     yield _event(first)
@@ -163,6 +163,7 @@ async def _from(
         async for event in events:
             yield _event(event)
     except RefusedError as error:
+        server.refuse_http(error)
         yield _event({"type": "error", **error_body(error)})
 
 

@@ -65,14 +65,15 @@ class Utterance:
     """The audio from the beginning, or from a reset, to the next.
 
     Args:
+        socket: WebSocket of the client.
         server: server with the models and the endpoint rules.
 
     Attributes:
         live: stream of the audio; None before it begins.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, socket: Socket, server: Server) -> None:
+        self._socket, self._server = socket, server
         self._config = Config()
         self._begins_s = 0.0
         self._partial = ""
@@ -124,7 +125,7 @@ class Utterance:
         self.live, self._partial = None, ""
 
     def _open(self) -> LiveStream:
-        model = self._server.streaming_model(self._config.model)
+        model = self._socket.streaming_model(self._config.model)
         rate = model.sample_rate if self._config.sample_rate is None else self._config.sample_rate
         return model.open(rate, "", _hot_words(model, self._config), self._server.endpoint)
 
@@ -144,7 +145,7 @@ async def vosk(websocket: WebSocket) -> None:
 
 
 async def _talk(socket: Socket, server: Server) -> None:
-    utterance = Utterance(server)
+    utterance = Utterance(socket, server)
     try:
         async for message in socket.messages():
             if isinstance(message, bytes):

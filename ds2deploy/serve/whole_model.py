@@ -18,7 +18,9 @@ from ds2deploy.runtimes.errors import (
 )
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.session import Session
 from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.turn import TurnSession
 from ds2deploy.serve.uploads import limited
 
 
@@ -46,7 +48,7 @@ class WholeModel(Model):
             async with self._long:
                 whole = itertools.chain(begun, rest)
                 return await asyncio.to_thread(
-                    self.recognizer.transcribe_pieces,
+                    self._shared.transcribe_pieces,
                     whole, self.sample_rate, None, name, hot_words,
                 )  # fmt: skip
         samples = np.concatenate(begun) if begun else np.zeros(0, np.float32)
@@ -73,7 +75,17 @@ class WholeModel(Model):
         self._pool.fail(DeviceError(str(error)))
 
     def _open_pool(self) -> None:
+        session, decoder = self.recognizer.session, self.recognizer.decoder
         self._pool = self.recognizer.utterance_pool(self.limits.waiting)
+        self._shared = Recognizer(
+            TurnSession(session, self._turn, lambda error: self._report(session, error)),
+            lambda *_: decoder,
+        )
+
+    def _report(self, session: Session, error: Exception) -> None:
+        """Let the model's thread open the engine again, unless it did meanwhile."""
+        if session is self.recognizer.session:
+            self._reported = error
 
 
 def _begin(
