@@ -136,13 +136,22 @@ def run_case(
 
 
 @contextlib.contextmanager
-def serve(model: Path, options: Sequence[str]) -> Iterator[tuple[psutil.Process, str]]:
-    """Run a server without a limit of streams; gives the process and its URL."""
+def serve(
+    model: Path, options: Sequence[str], streams: int | None = 100_000
+) -> Iterator[tuple[psutil.Process, str]]:
+    """Run a server; gives the process and its URL.
+
+    Args:
+        model: ONNX file.
+        options: further options of the command.
+        streams: maximum of live streams; None lets the server measure it.
+    """
     command = [sys.executable, "-c", SERVE, "serve", str(model), "--port", "0"]
+    limit = [] if streams is None else ["--streams", str(streams)]
     log = model.with_suffix(".log")
     with log.open("w") as stderr:
         server = subprocess.Popen(  # noqa: S603
-            [*command, "--streams", "100000", *options], stdout=subprocess.DEVNULL, stderr=stderr
+            [*command, *limit, *options], stdout=subprocess.DEVNULL, stderr=stderr
         )
     try:
         deadline = time.monotonic() + START_S
@@ -156,13 +165,13 @@ def serve(model: Path, options: Sequence[str]) -> Iterator[tuple[psutil.Process,
         server.wait()
 
 
-def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
-    """Run the client; it ends by itself."""
+def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -> dict[str, Any]:
+    """Run the client; it ends by itself. See `server_client.py`."""
     script = Path(__file__).with_name("server_client.py")
     socket = url.replace("http", "ws", 1) + "/stream"
     command = [sys.executable, str(script), socket, "--streams", str(streams)]
-    most_s = 2 * seconds + 4 * PATIENCE_S + START_S
-    command += ["--seconds", str(seconds)]
+    most_s = 2 * seconds + lasting_s + 4 * PATIENCE_S + START_S
+    command += ["--seconds", str(seconds), "--for", str(lasting_s)]
     done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=True, timeout=most_s
     )

@@ -29,6 +29,7 @@ class Metrics:
         network: seconds of those that the network took.
         audio: seconds of audio that were recognised.
         streams: live streams.
+        most_streams: maximum of live streams.
         waiting: seconds of audio of the stream or upload that waits longest behind the engine.
         refused: refused requests, by reason.
         requests: finished requests, by protocol and outcome.
@@ -57,6 +58,7 @@ class Metrics:
         self.network = self._counter("network_seconds", "Seconds in the network alone")
         self.audio = self._counter("audio_seconds", "Seconds of audio recognised")
         self.streams = self._gauge("live_streams", "Live streams")
+        self.most_streams = self._gauge("live_streams_limit", "Maximum of live streams")
         self.waiting = self._gauge("oldest_waiting_seconds", "Audio of the longest backlog")
         self.refused = self._counter("refused", "Refused requests", "reason")
         self.requests = self._counter("requests", "Finished requests", "protocol", "outcome")

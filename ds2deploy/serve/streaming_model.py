@@ -33,6 +33,7 @@ class StreamingModel(Model):
         self._live: dict[int, LiveStream] = {}
         self._open_pool()
         self.most_streams = self.limits.streams or measure_streams(self.recognizer)
+        self.metrics.most_streams.labels(self.name).set(self.most_streams)
 
     @property
     def backlog_s(self) -> float:
