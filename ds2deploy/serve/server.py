@@ -15,6 +15,7 @@ from ds2deploy.serve.limits import Limits, RefusedError, draining_error
 from ds2deploy.serve.metrics import Metrics
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.opening import open_model
+from ds2deploy.serve.retries import Retries
 from ds2deploy.serve.streaming_model import StreamingModel
 from ds2deploy.serve.turn import Turn
 
@@ -63,6 +64,7 @@ class Server:
         self.draining = asyncio.Event()
         self._uploads = asyncio.Semaphore(self.limits.uploads)
         self._waiting_uploads = 0
+        self._retries = Retries()
         self._work: set[object] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -149,8 +151,9 @@ class Server:
         """
         if self._waiting_uploads >= self.limits.waiting:
             raise RefusedError(
-                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None, 2
-            )
+                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None,
+                self._retries.after_s(),
+            )  # fmt: skip
         self._waiting_uploads += 1
         try:
             await self._uploads.acquire()

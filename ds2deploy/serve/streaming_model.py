@@ -10,7 +10,6 @@ from typing import BinaryIO
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import (
-    BackPressureError,
     DeviceError,
     Ds2Error,
 )
@@ -18,8 +17,10 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.pool import StreamPool, Tick
 from ds2deploy.serve.capacity import measure_streams
+from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.live import LiveStream
 from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.retries import Retries
 from ds2deploy.serve.uploads import limited
 
 
@@ -31,6 +32,7 @@ class StreamingModel(Model):
     def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
         super().__init__(name, load, *rest)  # type: ignore[arg-type]
         self._live: dict[int, LiveStream] = {}
+        self._retries = Retries()
         self._open_pool()
         self.most_streams = self.limits.streams or measure_streams(self.recognizer)
         self.metrics.most_streams.labels(self.name).set(self.most_streams)
@@ -61,14 +63,16 @@ class StreamingModel(Model):
             endpoint: see `Recognizer.stream`.
 
         Raises:
-            BackPressureError: as many streams are open as the server takes.
+            RefusedError: as many streams are open as the server takes.
             AudioError, ConfigError, AlphabetError: a rate that is none; unusable hot words.
             DeviceError: the engine failed.
         """
         if sum(not one.upload for one in self._live.values()) >= self.most_streams:
-            raise BackPressureError(
-                f"{self.most_streams} streams are open, as many as {self.name} takes: try again"
-            )
+            raise RefusedError(
+                429,
+                f"{self.most_streams} streams are open, as many as {self.name} takes: try again",
+                "overloaded", None, self._retries.after_s(),
+            )  # fmt: skip
         return self._opened(sample_rate, name, hot_words, endpoint, upload=False)
 
     async def transcribe(
