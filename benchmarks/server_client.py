@@ -60,20 +60,22 @@ class Speaker:
         await asyncio.sleep(self._random.uniform(0, spread_s))
         while time.monotonic() < until and self.problem is None:
             self.final_s = self._retry_s = None
-            await self.speak(url, connecting)
+            await self.speak(url, connecting, 0.0)
             if self.final_s is not None:
                 self.finals.append((time.monotonic(), self.final_s))
             if self._retry_s is not None:
                 self.refused, self.problem = self.refused + 1, None
                 await asyncio.sleep(self._retry_s)
 
-    async def speak(self, url: str, connecting: asyncio.Semaphore) -> None:
+    async def speak(
+        self, url: str, connecting: asyncio.Semaphore, offset_s: float = OFFSET_S
+    ) -> None:
         """Connect, begin at a random moment, speak, and wait for the transcript."""
         try:
             async with connecting:
                 socket = await connect(url, open_timeout=PATIENCE_S, compression=None)
             async with socket:
-                await asyncio.sleep(self._random.uniform(0, OFFSET_S))
+                await asyncio.sleep(self._random.uniform(0, offset_s))
                 sending = asyncio.ensure_future(self._send(socket))
                 patience_s = len(self._pcm) / 2 / RATE + PATIENCE_S
                 await asyncio.wait_for(self._receive(socket), patience_s)
