@@ -89,7 +89,7 @@ class WholeUtterances:
         exact: bool,
         decoder: Decoder,
     ) -> Generator[Recognized, None, None]:
-        """A generator, so that no thread begins before the first recording is asked for."""
+        """Recognise recordings, as a generator: no thread begins before the first is asked for."""
         yield from run_batches(
             Preparation(
                 sources,
@@ -194,7 +194,7 @@ class WholeUtterances:
 
     @property
     def _takes_any_length(self) -> bool:
-        """Whether long audio has windows, or needs none; not with an engine of short windows."""
+        """True if audio of any length is taken; False for an engine of too short windows."""
         profile, description = self._session.profile, self._description
         if profile is None or description.blocks is not None:
             return True

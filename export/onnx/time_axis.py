@@ -31,7 +31,7 @@ class TimeAxis(Protocol):
         ...
 
     def valid_frames(self, layer: int, x: str, lengths: str) -> str:
-        """The same after the first or second convolution, in the graph's type: 1 or 0."""
+        """Compute the same after the first or second convolution, in the graph's type: 1 or 0."""
         ...
 
     def beside(
@@ -68,7 +68,7 @@ class TimeAxis(Protocol):
         ...
 
     def in_place(self, x: str) -> str:
-        """The opposite of `valid_first`; what stands on invalid frames is meaningless."""
+        """Undo `valid_first`; what stands on invalid frames is meaningless."""
         ...
 
     def finish(self) -> None:

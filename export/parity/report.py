@@ -51,7 +51,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
 
 
 def tolerance_for(precision: Precision, pytorch_difference: float | None) -> Tolerance:
-    """The tolerance of an artifact.
+    """Return the tolerance of an artifact.
 
     Args:
         precision: the artifact's; `TOLERANCES` has the least that each is allowed.
@@ -145,7 +145,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         return max(case.max_difference for case in self.cases)
 
     def summary(self) -> dict[str, Any]:
-        """The report as plain data, for a file's description."""
+        """Return the report as plain data, for a file's description."""
         plain = msgspec.to_builtins(self)
         assert isinstance(plain, dict)
         return plain

@@ -73,7 +73,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def job_profile(profile: Profile, description: ArtifactDescription) -> dict[str, Shapes]:
-    """The shapes of every input."""
+    """Return the shapes of every input."""
     return {
         tensor.name: profile_shapes(tensor, profile, description.features)
         for tensor in input_tensors(description)

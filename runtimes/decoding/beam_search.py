@@ -23,7 +23,7 @@ _SHIFT = np.uint64(29)
 
 
 class Limits(NamedTuple):
-    """What a search keeps.
+    """Sizes and thresholds of a search.
 
     Attributes:
         beam: hypotheses of an utterance.
@@ -226,7 +226,7 @@ class Search:
 
 @cache
 def _salt(labels: int) -> npt.NDArray[np.uint64]:
-    """An odd random number for each label, from which the hashes of texts are made."""
+    """Draw an odd random number for each label, from which the hashes of texts are made."""
     random = np.random.default_rng(1)
     return random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
 

@@ -135,7 +135,7 @@ class GreedyDecoder:
         state.word_start = len(state.labels)
 
     def _last_words(self, state: GreedyState, duration_s: float) -> tuple[Word, ...]:
-        """The words that no space ended yet."""
+        """Return the words that no space ended yet."""
         start = state.word_start
         labels, confidence = state.labels[start:], state.confidence[start:]
         return words_of(labels, self._alphabet, self._frame_s, duration_s, confidence)

@@ -120,7 +120,7 @@ def _rtx_obstacle(onnxruntime: Any, title: str, index: int) -> Obstacle | None:
 
 
 def register_rtx(onnxruntime: Any) -> list[Any]:
-    """The devices of the RTX plugin, which is registered here.
+    """Register the RTX plugin, and return its devices.
 
     Raises:
         ImportError: the plugin is not installed.

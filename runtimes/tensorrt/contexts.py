@@ -132,7 +132,7 @@ class ExecutionContext:
             staged[tuple(map(slice, given.shape))] = given
 
     def _results(self, batch: int, size: int) -> Tensors:
-        """Copies of what the device wrote, for the batch without padding."""
+        """Copy what the device wrote, for the batch without padding."""
         sizes = named_sizes(self._description, batch, size)
         shapes = {tensor.name: tensor.shape(**sizes) for tensor in self._outputs}
         return {

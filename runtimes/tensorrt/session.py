@@ -94,7 +94,7 @@ class TensorRtSession(Closing):
 
     @property
     def cuda_graphs(self) -> str:
-        """`on`, `off`, or `off: ` and why."""
+        """State of CUDA graphs: `on`, `off`, or `off: ` and why."""
         return self._graphs.text
 
     def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
@@ -194,7 +194,7 @@ class TensorRtSession(Closing):
             )
 
     def _make_execution(self) -> ExecutionContext:
-        """An execution context with what it needs; one at a time, for they share the engine."""
+        """Give an execution context with its buffers; one at a time: they share the engine."""
         self._device.activate()
         return ExecutionContext(self._device, self._make_context, self.description, self._graphs)
 
@@ -209,7 +209,7 @@ class TensorRtSession(Closing):
         return context
 
     def _shape_for(self, utterances: int, size: int) -> Shape:
-        """The shape to run a batch in: the batch's own, or the profile's least.
+        """Choose the shape to run a batch in: the batch's own, or the profile's least.
 
         Streams come and go: with a power of two of them, the same few shapes come again and again,
         and are replayed as CUDA graphs.
