@@ -289,9 +289,9 @@ def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch
     [
         (["-"], b"", "standard input: 0 samples; expected speech"),
         (["-", "--stream"], b"", "standard input: 0 samples; expected speech"),
-        (["-", "a.wav"], b"", "standard input is one recording; give it alone"),
-        (["a.wav", "--rate", "8000"], None, "--rate 8000: is for raw audio on standard input"),
-        (["a.wav", "--stream", "--format", "srt"], None, "leave --stream out"),
+        (["-", "a.wav"], b"", "standard input cannot be combined with other recordings"),
+        (["a.wav", "--rate", "8000"], None, "--rate 8000: only for raw audio on standard input"),
+        (["a.wav", "--stream", "--format", "srt"], None, "omit --stream"),
         (["no.wav", "--stream"], None, "no.wav: no such file"),
         (["-", "--rate", "5"], b"abcd", "a sample rate of 5 Hz"),
     ],
