@@ -124,9 +124,8 @@ class Screener:
             )
         cut.supervisions[0].text = self._normalized(utterance)
         self._check_length(cut)
-        if (
-            self._screening.read
-        ):  # before the transcript check, which a truncated recording would also fail
+        # Before the transcript check, which a truncated recording would fail as well.
+        if self._screening.read:
             self._check_samples(cut)
         self._check_transcript(cut)
         self._seen.add(place)

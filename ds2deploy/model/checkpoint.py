@@ -124,9 +124,7 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
         recipe = msgspec.convert(document["recipe"], Recipe)
-        FeatureExtractor(
-            recipe.features
-        )  # a checkpoint's recipe must contain the feature statistics
+        FeatureExtractor(recipe.features)  # a checkpoint must contain the feature statistics
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
     except ModelFileError:
         raise

@@ -68,9 +68,7 @@ class RunRecorder:
         metrics = found.metrics
         if is_main_process():
             self._write(point, kind="valid", **metrics)
-        if not math.isfinite(
-            metrics["valid_loss"]
-        ):  # the same in all processes, which end together
+        if not math.isfinite(metrics["valid_loss"]):  # the same in all processes
             raise TrainingError(
                 f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
                 f"{point.step}; start again with a lower training.learning_rate"
