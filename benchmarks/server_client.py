@@ -1,9 +1,9 @@
-"""Client of `server.py`: many speakers in one process, each in real time.
+"""Client of `server.py`, which simulates many speakers in real time in one process.
 
     python benchmarks/server_client.py ws://127.0.0.1:8000/stream --streams 8 --seconds 10
 
-Prints one JSON object: for each stream the seconds from its end message to its transcript, what
-went wrong, and by how much the client itself was late.
+It prints one JSON object with the seconds from the end message of each stream to its transcript,
+the problems, and the delay of the client itself.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ RATE = 16_000
 VOICES = 8
 
 PIECES_S = (0.02, 0.2)
-"""Shortest and longest piece that a speaker sends, in seconds."""
+"""Minimum and maximum duration of the pieces that a speaker sends, in seconds."""
 
 OFFSET_S = 1.0
-"""Speakers begin within so many seconds."""
+"""Period in which the speakers begin, in seconds."""
 
 PATIENCE_S = 20.0
-"""Seconds after its last audio in which a stream must have its transcript."""
+"""Timeout for the transcript after the last audio of a stream, in seconds."""
 
 
 class Speaker:
-    """One stream.
+    """Speaker of one stream.
 
     Args:
-        number: number of the stream, which chooses voice, start and pieces.
+        number: number of the stream, which determines voice, start and pieces.
         pcm: 16-bit PCM to send.
     """
 
@@ -49,7 +49,7 @@ class Speaker:
         self._ended_at = 0.0
 
     async def speak(self, url: str, connecting: asyncio.Semaphore) -> None:
-        """Connect, begin at a random moment, speak, and wait for the transcript."""
+        """Connect, start at a random time, send the audio, and wait for the transcript."""
         try:
             async with connecting:
                 socket = await connect(url, open_timeout=PATIENCE_S, compression=None)
@@ -68,7 +68,7 @@ class Speaker:
             size = 2 * int(RATE * self._random.uniform(*PIECES_S))
             piece = self._pcm[sent : sent + size]
             sent += len(piece)
-            due = started + sent / 2 / RATE  # a piece exists once it has been spoken
+            due = started + sent / 2 / RATE  # a piece is complete when its last sample is spoken
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             self.late_s = max(self.late_s, time.monotonic() - due)
             await socket.send(piece)
@@ -87,7 +87,7 @@ class Speaker:
 
 
 async def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
-    """Let so many speakers talk for so many seconds each."""
+    """Run a number of speakers who talk for a number of seconds each."""
     voices = [synthesize(RATE, int(seconds * RATE), seed=i) for i in range(VOICES)]
     pcm = [(voice * 32767).astype("<i2") for voice in voices]
     shifts = [random.Random(-i - 1).randrange(len(pcm[0])) for i in range(streams)]
@@ -102,11 +102,11 @@ async def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Talk, and print what was measured."""
+    """Run the speakers, and print the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each stream")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each stream")
     options = parser.parse_args()
     print(json.dumps(asyncio.run(talk(options.url, options.streams, options.seconds))))
 
