@@ -39,13 +39,13 @@ AUDIO_HELP = "Maximum length of the audio in an upload (seconds)."
 IDLE_HELP = "Close a WebSocket that sends nothing for this time (seconds)."
 DRAIN_HELP = "Time that streams have to finish after SIGTERM (seconds)."
 TICK_HELP = (
-    "Start batches of live streams only at multiples of this interval (seconds); 0 starts a batch "
-    "as soon as the previous one ends."
+    "Start batches only at multiples of this interval (seconds); 0 starts a batch as soon as the "
+    "previous one ends."
 )
 
 
 def serve(
-    models: Annotated[list[str], argument("MODEL...", MODELS_HELP)],
+    models: Annotated[list[str], argument("MODEL", MODELS_HELP)],
     host: Annotated[str, option("ADDRESS", HOST_HELP, NETWORK)] = "127.0.0.1",
     port: Annotated[int, option("PORT", PORT_HELP, NETWORK, min=0, max=65535)] = 8000,
     api_key: Annotated[str | None, option("KEY", KEY_HELP, NETWORK)] = None,

@@ -123,7 +123,7 @@ def noise_files(folder: str) -> tuple[Path, ...]:
     """
     found = [p for p in list_files(Path(folder)).files if p.suffix.lower() in READ_SUFFIXES]
     if not found:
-        what = "holds no audio" if Path(folder).is_dir() else "no such folder"
+        what = "contains no audio" if Path(folder).is_dir() else "no such folder"
         raise ConfigError(f"augment.noise_folder = {folder}: {what}; expected recordings of noise")
     return tuple(found)
 

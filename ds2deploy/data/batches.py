@@ -183,9 +183,8 @@ class Batches:
         if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
-                "batches: resume with the manifest, the [data] section, the seed and the number of "
-                "processes that it began with, or begin another training with its weights "
-                "(training.start)"
+                "batches: resume with the original manifest, [data] section, seed and number of "
+                "processes, or start another training with its weights (training.start)"
             )
         self._done = done
 

@@ -72,7 +72,7 @@ def check_manifest_room(cuts: CutSet, recipe: Recipe, manifest: str, most: float
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     raise ManifestError(
         f"{manifest}: {len(found)} of {len(cuts)} transcripts have more characters than CTC can "
-        f"align with their recordings ({most:.0%} may): {', '.join(found[:NAMED])}"
-        f"{more}; correct them or take them out, or make the manifest with `ds2deploy prepare "
+        f"align with their recordings (at most {most:.0%} are allowed): {', '.join(found[:NAMED])}"
+        f"{more}; correct or remove them, or make the manifest with `ds2deploy prepare "
         "--leave-out`"
     )

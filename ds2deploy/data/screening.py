@@ -169,10 +169,10 @@ class Screener:
         letters = all(find_labels(character)[1:] for character in unknown)
         if letters and self._labels_found:
             return (
-                ", whose letters are too rare for a label of their own, or name all labels: "
+                ", because its letters are too rare to get labels, or list all labels: "
                 "--labels CHARACTERS"
             )
-        options = ["--labels auto, which gives them labels"] if letters else []
+        options = ["--labels auto, which adds labels for them"] if letters else []
         if not (
             self._screening.normalize
             or self._alphabet.unknown(TextNormalizer(self._alphabet).normalize(text))

@@ -155,7 +155,7 @@ def test_a_noise_folder_that_is_none_is_told_before_the_training(
     with pytest.raises(ConfigError, match="no such folder; expected recordings of noise"):
         train(missing)
     (tmp_path / "none").mkdir()
-    with pytest.raises(ConfigError, match="holds no audio"):
+    with pytest.raises(ConfigError, match="contains no audio"):
         train(with_augment(tone_recipe, noise_folder=str(tmp_path / "none"), **keys))
     folder = noise_folder(tmp_path / "noise")
     (folder / "broken.wav").write_bytes(b"RIFF of no use")
