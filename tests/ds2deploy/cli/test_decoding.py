@@ -140,7 +140,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--decoder", "{}/none"], "ds2deploy tune"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_decoding_options_are_one_line_errors(
     digits_checkpoint: Path, sounds: list[Path], files: Path, options: list[str], told: str
 ):
     given = [option.format(files) for option in options]

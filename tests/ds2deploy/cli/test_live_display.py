@@ -297,7 +297,9 @@ def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["empty", "empty stream", "two", "rate", "subtitles", "missing", "slow"],
 )
-def test_what_cannot_be_done(streaming_onnx: Path, options: Any, stdin: Any, message: str):
+def test_invalid_stream_options_are_refused(
+    streaming_onnx: Path, options: Any, stdin: Any, message: str
+):
     result = transcribe(streaming_onnx, *options, stdin=stdin, code=2)
     (line,) = result.stderr.splitlines()
     assert line.startswith("ds2deploy: ")

@@ -287,7 +287,7 @@ def test_masks(random: np.random.Generator):
     assert set(np.unique(masked)) == {0.0, 1.0}
 
 
-def test_it_can_be_heard_and_seen(tone_manifests: Path, tone_toml: Path, tmp_path: Path):
+def test_preview_writes_audio_and_pictures(tone_manifests: Path, tone_toml: Path, tmp_path: Path):
     noise_folder(tmp_path / "noise")
     settings = [
         "augment.speed=[0.8,0.81]", "augment.tempo=[0.5,0.51]", "augment.gain_db=[-20,-19]",

@@ -202,7 +202,9 @@ def test_objects_keep_what_they_were_given(tmp_path: Path) -> None:
         tensor_opcodes(kind="FloatStorage") + b"(K\x01)NK\x00" + text("") + b"tb",
     ],
 )
-def test_what_must_not_be_changed_is_refused(tmp_path: Path, opcodes: bytes) -> None:
+def test_pickle_opcodes_that_change_shared_objects_are_refused(
+    tmp_path: Path, opcodes: bytes
+) -> None:
     with pytest.raises(ModelFileError):
         read(tmp_path, archive(value_pickle(opcodes), {"data/0": bytes(24)}))
     assert read(tmp_path, tensor_archive())["x"].shape == (2, 3)
@@ -282,7 +284,7 @@ SMALL = tensor_archive()
         (tensor_archive(kind="QInt8Storage"), "damaged"),
     ],
 )
-def test_what_is_not_a_checkpoint_says_so_in_one_line(
+def test_other_files_than_checkpoints_are_one_line_errors(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     with pytest.raises(ModelFileError, match=message) as caught:

@@ -129,7 +129,7 @@ def test_lhotse_has_no_such_recipe(tmp_path: Path):
         )
 
 
-def test_what_lhotse_cannot_read(tmp_path: Path):
+def test_a_corpus_that_lhotse_cannot_read_is_refused(tmp_path: Path):
     source = ljspeech(tmp_path / "corpus")
     write(source / "wavs" / "LJ001-0001.wav", b"no audio")
     with pytest.raises(ManifestError, match="lhotse's recipe ljspeech failed"):
