@@ -1,4 +1,4 @@
-"""Client of `server.py`: many speakers in one process, each in real time.
+"""Client of `server.py`, which simulates many speakers in real time in one process.
 
     python benchmarks/server_client.py ws://127.0.0.1:8000/stream --streams 8 [--for 60]
 
@@ -26,20 +26,20 @@ RATE = 16_000
 VOICES = 8
 
 PIECES_S = (0.02, 0.2)
-"""Shortest and longest piece that a speaker sends, in seconds."""
+"""Minimum and maximum duration of the pieces that a speaker sends, in seconds."""
 
 OFFSET_S = 1.0
-"""Speakers begin within so many seconds."""
+"""Period in which the speakers begin, in seconds."""
 
 PATIENCE_S = 20.0
-"""Seconds after its last audio in which a stream must have its transcript."""
+"""Timeout for the transcript after the last audio of a stream, in seconds."""
 
 
 class Speaker:
-    """One stream.
+    """Speaker of one stream.
 
     Args:
-        number: number of the stream, which chooses voice, start and pieces.
+        number: number of the stream, which determines voice, start and pieces.
         pcm: 16-bit PCM to send.
     """
 
@@ -89,7 +89,7 @@ class Speaker:
             size = 2 * int(RATE * self._random.uniform(*PIECES_S))
             piece = self._pcm[sent : sent + size]
             sent += len(piece)
-            due = started + sent / 2 / RATE  # a piece exists once it has been spoken
+            due = started + sent / 2 / RATE  # a piece is complete when its last sample is spoken
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             self.late_s = max(self.late_s, time.monotonic() - due)
             await socket.send(piece)
@@ -135,7 +135,7 @@ async def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -
 
 
 def main() -> None:
-    """Talk, and print what was measured."""
+    """Run the speakers, and print the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--streams", type=int, default=1)

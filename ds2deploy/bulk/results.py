@@ -1,4 +1,4 @@
-"""The folder of results: sharded JSON lines that a killed process leaves whole."""
+"""Folder of results: JSON lines in shards that stay valid when the process is killed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ds2deploy.runtimes.files import whole_file
 from ds2deploy.runtimes.session import Closing
 
 SHARD_LINES = 10_000
-"""Lines of a shard."""
+"""Number of lines in a shard."""
 
 HEADER = "bulk.json"
-"""File with what all lines have in common."""
+"""File with the facts that all lines share."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What all lines of a folder have in common.
+    """Facts that all lines of a folder share.
 
     Attributes:
         format_version: version of this format.
-        model_sha256: hash of the model's file.
-        decoder_sha256: hash of the decoder's settings.
+        model_sha256: hash of the model file.
+        decoder_sha256: hash of the decoder settings.
     """
 
     format_version: int
@@ -39,18 +39,18 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(Closing):
-    """Writes one line for each input, and knows which inputs have one.
+    """Writer of one line per input, which also knows the inputs that already have a line.
 
-    A line is written by one call, so that a process that is killed leaves it whole or not at all.
-    A last line that is not whole (full disk, power cut) is removed when the folder is opened again.
+    Each line is written by a single call, so that a killed process leaves a complete line or none.
+    An incomplete last line (full disk, power cut) is removed when the folder is opened again.
 
     Args:
-        folder: folder of the results; made where there is none.
+        folder: folder of the results; created if it does not exist.
         header: model and decoder.
-        retry: also recompute inputs that had an error.
+        retry: also recompute inputs that failed.
 
     Raises:
-        ConfigError: the folder holds transcripts of another model or decoder.
+        ConfigError: the folder contains transcripts of another model or decoder.
     """
 
     def __init__(self, folder: Path, header: Header, retry: bool = False) -> None:
@@ -65,7 +65,7 @@ class Results(Closing):
             self._lines = self._repair(path, retry)
 
     def missing(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, bool]]:
-        """Tell for each input whether it still has to be recognised; each line counts once."""
+        """Yield each input with True if it has no line yet; each line counts for one input."""
         for item in inputs:
             key = _identity(item)
             if self._done.get(key, 0):
@@ -75,7 +75,7 @@ class Results(Closing):
                 yield item, True
 
     def write(self, line: bytes) -> None:
-        """Append one line of `result_line`."""
+        """Append one line made by `result_line`."""
         if self._lines >= SHARD_LINES:
             self._number, self._lines = self._number + 1, 0
             self.close()
@@ -87,13 +87,13 @@ class Results(Closing):
         self._lines += 1
 
     def close(self) -> None:
-        """Close the shard; a later `write` opens it again."""
+        """Close the current shard; a later `write` opens it again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _repair(self, path: Path, retry: bool) -> int:
-        """Drop lines that are broken, or whose file has changed since; returns the rest's count."""
+        """Drop broken lines and those whose file has changed; return the number of lines left."""
         kept, dropped = 0, False
         with path.open("rb") as file:
             for line in file:
@@ -111,7 +111,7 @@ class Results(Closing):
         return kept
 
     def _counts(self, line: bytes, retry: bool) -> bool:
-        """Check a line, and remember the input that it is of."""
+        """Check a line, and remember its input."""
         try:
             entry = msgspec.json.decode(line)
             item = Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
@@ -129,12 +129,12 @@ class Results(Closing):
 
 
 def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header: Header) -> bytes:
-    """Make the line of one input: its transcript, or its error.
+    """Make the line of one input, with its transcript or its error.
 
     Args:
         item: the input.
-        result: its transcript or its error.
-        sha256: hash of its file; empty where there is none.
+        result: transcript or error of the input.
+        sha256: hash of the input's file; empty if it could not be read.
         header: model and decoder.
     """
     size, mtime_ns = file_facts(item.audio)
@@ -153,13 +153,13 @@ def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header:
 
 
 def result_key(audio_sha256: str, header: Header) -> str:
-    """Hash of what a transcript depends on: audio, model and decoder."""
+    """Hash everything that a transcript depends on: audio, model and decoder."""
     parts = (audio_sha256, header.model_sha256, header.decoder_sha256)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _json(value: object) -> bytes:
-    """Encode JSON; names that are not UTF-8 are written with their lone surrogates escaped."""
+    """Encode JSON, with the lone surrogates of names that are not UTF-8 escaped."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -185,5 +185,5 @@ def _check_header(path: Path, header: Header) -> None:
     if known != header:
         differs = "model" if known.model_sha256 != header.model_sha256 else "decoder"
         raise ConfigError(
-            f"{path.parent}: holds transcripts of another {differs}; choose another --out"
+            f"{path.parent}: contains transcripts of another {differs}; choose another --out"
         )

@@ -1,4 +1,4 @@
-"""`ds2deploy doctor`: what works on this machine."""
+"""The command `ds2deploy doctor`, which lists the runtimes that work on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ds2deploy.output import print_json
 
 
 def doctor(json: Json = False) -> None:
-    """List the runtimes that work here, and fixes for the others.
+    """List the runtimes that work here, and how to fix the others.
 
     Example: ds2deploy doctor
     """

@@ -1,4 +1,4 @@
-"""The application: routes of all protocols over one server."""
+"""ASGI application with the routes of all protocols."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = 
     """Make the ASGI application.
 
     Args:
-        make_server: makes the server; called once here.
-        wyoming: TCP socket that listens for Wyoming clients; None for none.
+        make_server: function that makes the server; called once.
+        wyoming: listening TCP socket for Wyoming clients; None turns Wyoming off.
 
     Returns:
         The application; its lifespan opens and closes the models.
@@ -68,11 +68,11 @@ def _wyoming(
 
 
 def _add_probes(app: FastAPI, server: Server) -> None:
-    @app.get("/health", summary="Tell that the process lives")
+    @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Tell whether requests will be served", response_model=None)
+    @app.get("/ready", summary="Check that requests can be served", response_model=None)
     async def ready() -> Response:
         problem = server.problem()
         if problem is None:

@@ -1,8 +1,8 @@
-"""The WebSocket protocol of ds2deploy: PCM in, one JSON object for each update out.
+"""WebSocket protocol of ds2deploy, which takes PCM and sends one JSON object for each update.
 
 The client may first send `{"sample_rate": 16000, "model": "", "hot_words": [], "endpoint": 1.2}`,
-each key of which may be left out; then 16-bit little-endian mono PCM in binary messages;
-then `{"end": true}`. `{"hot_words": [...]}` changes them in between.
+in which every key is optional. It then sends 16-bit little-endian mono PCM in binary messages, and
+finally `{"end": true}`. `{"hot_words": [...]}` changes the hot words at any time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ PROTOCOL = "stream"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A text message of the client.
+    """Text message of the client.
 
     Attributes:
         sample_rate: sample rate of the audio that follows, in Hz.
-        model: name of a model; empty for the first one that streams.
-        hot_words: phrases to look for; None leaves them as they are.
-        endpoint: seconds of silence that end a segment; 0 for one segment.
-        end: no more audio comes.
+        model: name of a model; empty selects the first streaming model.
+        hot_words: phrases to prefer; None leaves them unchanged.
+        endpoint: silence that ends a segment, in seconds; 0 makes one segment of all audio.
+        end: True if no more audio follows.
     """
 
     sample_rate: int = 16_000
@@ -84,7 +84,7 @@ async def _talk(socket: Socket, server: Server) -> None:
 
 
 async def _tell(socket: Socket, live: LiveStream) -> None:
-    """Send updates until the transcript, which is the last message."""
+    """Send updates, and finally the transcript."""
     while True:
         found = await live.next()
         if isinstance(found, Transcript):

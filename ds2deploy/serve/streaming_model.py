@@ -1,4 +1,4 @@
-"""A model that streams: live streams and uploads go through the same ticks."""
+"""Streaming model of the server, whose ticks process live streams and uploads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ds2deploy.serve.uploads import limited
 
 
 class StreamingModel(Model):
-    """A model that streams; uploads go through the same ticks, as streams."""
+    """Streaming model; uploads are processed as streams in the same ticks."""
 
     streaming = True
 
@@ -39,12 +39,12 @@ class StreamingModel(Model):
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of audio of a stream that may wait."""
+        """Maximum duration of a stream's audio that waits, in seconds."""
         return self._pool.backlog_s
 
     @property
     def block_s(self) -> float:
-        """Seconds of audio in a block."""
+        """Duration of a block, in seconds."""
         return self._pool.block_s
 
     def open(
@@ -57,10 +57,10 @@ class StreamingModel(Model):
         """Open a live stream.
 
         Args:
-            sample_rate: sample rate of its audio, in Hz.
+            sample_rate: sample rate of the stream's audio, in Hz.
             name: name of the stream, for errors.
-            hot_words: see `Recognizer.transcribe`.
-            endpoint: see `Recognizer.stream`.
+            hot_words: phrases to prefer; see `Recognizer.transcribe`.
+            endpoint: rules that end a segment; see `Recognizer.stream`.
 
         Raises:
             RefusedError: as many streams are open as the server takes.
@@ -99,9 +99,9 @@ class StreamingModel(Model):
             stream.close()
 
     def forget(self, number: int, live: LiveStream) -> None:
-        """Let go of a stream; called when it is closed.
+        """Release a stream; called when it is closed.
 
-        After a restart of the engine the number may be that of another stream, which stays.
+        After a restart of the engine, another stream may have this number; it is not released.
         """
         if self._live.get(number) is live:
             del self._live[number]
@@ -161,5 +161,5 @@ class StreamingModel(Model):
         self._announce_tick()
 
     def _open_pool(self) -> None:
-        # Places are counted here; the pool has room for uploads, and for streams that are ending.
+        # This class counts live streams; the pool has extra room for uploads and ending streams.
         self._pool = self.recognizer.pool(streams=1 << 20, backlog_s=self.limits.backlog_s)

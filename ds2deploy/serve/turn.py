@@ -1,4 +1,4 @@
-"""The turn of the threads that compute."""
+"""Lock that lets one model compute at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ds2deploy.runtimes.tensors import Tensors
 
 
 class Turn:
-    """Lets the threads of all models compute one at a time, first come, first served."""
+    """Fair lock for the threads of all models: one computes at a time, in order of arrival."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -21,7 +21,7 @@ class Turn:
 
     @contextlib.contextmanager
     def take(self) -> Iterator[None]:
-        """Wait for the turn, and hold it."""
+        """Acquire the lock, and hold it during the context."""
         with self._changed:
             number = self._next
             self._next += 1

@@ -1,4 +1,4 @@
-"""A model of whole utterances: uploads go through it in batches."""
+"""Server model for whole utterances, which processes uploads in batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ds2deploy.serve.uploads import limited
 
 
 class WholeModel(Model):
-    """A model of whole utterances, in batches; longer recordings go in windows, one at a time."""
+    """Model of whole utterances, batched; long recordings are processed window by window."""
 
     def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
         super().__init__(name, load, *rest)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ class WholeModel(Model):
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if future.cancelled():  # by the pool, not by the client
+            if future.cancelled():  # cancelled by the pool, not by the client
                 raise StreamError("the server is shutting down: try again") from None
             raise
 
@@ -91,7 +91,7 @@ class WholeModel(Model):
 def _begin(
     pieces: Iterator[FloatArray], limit: int
 ) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
-    """Read until there is more than the limit; the rest is None where there is not."""
+    """Read until the limit is exceeded; the second result is None if it is not."""
     read: list[FloatArray] = []
     count = 0
     for piece in pieces:

@@ -29,7 +29,7 @@ def test_percentiles_of_a_histogram_are_of_what_was_added(server: ModuleType) ->
     assert found == {"p50": 100.0, "p95": 200.0, "p99": 200.0}  # at least: the bound is not known
 
 
-def test_what_counts_as_failure(server: ModuleType) -> None:
+def test_reasons_for_failure(server: ModuleType) -> None:
     good = {"final_s": [0.1] * 100, "problems": [], "late_s": 0.0}
     assert server.failure(good) == ""
     assert "overloaded" in server.failure(good | {"problems": ["overloaded"]})

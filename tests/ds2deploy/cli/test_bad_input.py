@@ -655,7 +655,7 @@ def test_prepare_refuses_a_folder_without_recordings(
 ) -> None:
     (tmp_path / "recordings").mkdir()
     put(tmp_path / "recordings" / "a.txt", b"one")
-    assert "recordings: holds no audio (" in refused("prepare", "recordings", "data")
+    assert "recordings: contains no audio (" in refused("prepare", "recordings", "data")
     assert "expected a name such as 7_jackson_32.wav" in refused(
         "prepare", put_good(tmp_path).parent, "data", "--layout", "fsdd"
     )
@@ -796,7 +796,7 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     "a folder": (FOLDER, "is a directory; expected a recipe in TOML, or one of"),
     "an unknown key": (
         b"[training]\nepoch = 3\n",
-        "training: unknown key `epoch`; known are run, epochs,",
+        "training: unknown key `epoch`; known keys are run, epochs,",
     ),
     "an unknown section": (b"[optimiser]\nname = 'sgd'\n", "unknown key `optimiser`"),
     "a wrong type": (
@@ -835,14 +835,14 @@ def test_train_refuses_a_recipe(case: str, refused: Callable[..., str], tmp_path
         ("training.epochs", "expected section.key=value"),
         ("", "expected section.key=value"),
         ("=3", "expected section.key=value"),
-        ("labels.x=3", "labels is a value, not a section"),
+        ("labels.x=3", "labels is a key, not a section"),
         ("training.epoch=3", "training: unknown key `epoch`"),
         ("training.epochs=many", "training.epochs: Expected `int`, got `str`, such as 20"),
         ("augment.speed=1.1", "augment.speed: Expected `array`, got `float`, such as [1.0,1.0]"),
         ('training.export=["bf16"]', "Invalid enum value 'bf16'; expected fp32, fp16, int8"),
         ("training.epochs=", "training.epochs: Expected `int`, got `str`"),
         ("training.epochs=-1", "training.epochs = -1: expected above 0"),
-        ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller first"),
+        ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller value first"),
         ("training=3", "training: Expected `object`, got `int`"),
     ],
 )
@@ -996,7 +996,7 @@ def test_export_refuses_an_option(
         (("--split-by", "word"), "'utterance', 'speaker'"),
         (("--set", "model.hidden=8"), "--recipe"),
         (("--join", "2"), "--join 2: expected two whole numbers, such as 2,6"),
-        (("--join", "6,2"), "--join 6,2: expected the smaller number first"),
+        (("--join", "6,2"), "--join 6,2: expected MIN,MAX"),
     ],
 )
 def test_prepare_refuses_an_option(

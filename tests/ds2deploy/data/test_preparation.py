@@ -60,7 +60,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         folder / "train.json", json.dumps({"root_path": str(folder), "samples": samples})
     )
     return manifest, {
-        "missing": "no such file, but",
+        "missing": "no such file, although",
         "empty": "empty file",
         "text file": "not audio that can be read",
         "cut off": "or damaged",
@@ -104,7 +104,7 @@ def test_every_damaged_entry_has_its_line(tmp_path: Path):
 def test_without_leave_out_the_first_ends_it(tmp_path: Path):
     manifest, errors = damaged_manifest(tmp_path / "corpus")
     with pytest.raises(
-        Ds2Error, match=r"missing.wav: no such file, but .* \(and \d+ more of 17 utterances"
+        Ds2Error, match=r"missing.wav: no such file, although .* \(and \d+ more of 17 utterances"
     ):
         prepare(manifest, tmp_path / "out", Alphabet(), PrepareOptions())
     assert not (tmp_path / "out").exists()
@@ -163,7 +163,7 @@ def test_speakers_are_parted(tmp_path: Path):
 
 def test_a_single_speaker_cannot_be_parted(tmp_path: Path):
     source = folder_of(tmp_path / "corpus", {"a/1": TEXT, "a/2": TEXT})
-    with pytest.raises(ConfigError, match="has a single one, 'a'"):
+    with pytest.raises(ConfigError, match="has only one speaker, 'a'"):
         prepare(source, tmp_path / "out", Alphabet(), PrepareOptions(split_by="speaker"))
 
 

@@ -95,7 +95,7 @@ def _pitch_hz(samples, sample_rate):
         ("en-us+f3", {"pitch": 100}, "pitch 100: expected 0 to 99"),
     ],
 )
-def test_what_espeak_would_replace_silently_is_refused(voice, options, message):
+def test_values_that_espeak_would_replace_silently_are_refused(voice, options, message):
     with pytest.raises(ConfigError, match=message):
         Synthesizer().speak("one", Voice(voice), **options)
     assert len(Synthesizer().speak("one", Voice("en-us+f3"))[0]) > 0
