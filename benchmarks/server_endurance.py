@@ -133,7 +133,7 @@ def measure(options: argparse.Namespace) -> Result:
 
 
 class Found(NamedTuple):
-    """What a load showed."""
+    """Findings of a load."""
 
     goals: list[Goal]
     table: Table

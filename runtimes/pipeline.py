@@ -1,7 +1,7 @@
 """Many recordings through one network, while threads read and prepare what it will need next.
 
-What is ready waits in a window of some minutes of audio, from which batches of similar length are
-taken. The batches depend on the recordings alone, never on which thread was faster.
+Prepared recordings wait in a window of some minutes of audio, from which batches of similar length
+are taken. The batches depend on the recordings alone, never on which thread was faster.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ds2deploy.runtimes.streaming.stream import Channel
 from ds2deploy.runtimes.tensors import samples_of
 
 LONGEST_S = 60.0
-"""What is longer is taken in overlapping windows of so many seconds."""
+"""Longer recordings are processed in overlapping windows of so many seconds."""
 
 LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
 """Shorter windows have no room for words with a context; longer ones fill the memory."""

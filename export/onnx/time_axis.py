@@ -1,8 +1,8 @@
 """Time in the exported graph: whole utterances, or block after block of many streams.
 
-The network is written once (`graph`), on top of this. What differs is what stands beside the
-frames at hand (zeros, or what a stream remembers), which of them count, and how a recurrent layer
-begins.
+The network is written once (`graph`), on top of this. Three things differ: the frames
+beside those at hand (zeros, or the state of a stream), which frames count, and the first state of
+a recurrent layer.
 """
 
 from __future__ import annotations

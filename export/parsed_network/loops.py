@@ -204,7 +204,7 @@ def _dealt(layer: Layer, values: dict[str, Array], steps: int) -> Array:
 
 
 def _product_over_time(multiply: Operation) -> Operation:
-    """Multiply (time, directions, batch, n) with weights (directions, n, m), in one go.
+    """Multiply (time, directions, batch, n) with weights (directions, n, m), at once.
 
     With the time beside the batch it is one large product for each direction, which a CPU
     computes many times faster than a small one for each step.

@@ -2,7 +2,7 @@
 
 First the network as TensorRT's parser made it is computed on the CPU and compared with the
 reference; only then is it built; and where a GPU is present, the engine runs over the shapes of
-its profile. What is over tolerance leaves nothing behind.
+its profile. A check above its tolerance leaves no file behind.
 """
 
 from __future__ import annotations

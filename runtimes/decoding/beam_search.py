@@ -98,7 +98,7 @@ class Search:
         label = beam.label + row.take(offset + beam.last)
         starts = _starts(utterances)
         stay = np.logaddexp(blank, label) + beam.bonus
-        # What is below this cannot be kept, whatever the scorers add.
+        # A hypothesis below this cannot be kept, whatever the scorers add.
         floor = np.maximum.reduceat(stay, starts) - self._headroom
         at, labels = wanted.take(utterances, axis=0).nonzero()
         path = np.where(labels == beam.last.take(at), beam.blank.take(at), total.take(at))

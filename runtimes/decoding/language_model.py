@@ -181,7 +181,7 @@ class LanguageModel:
             if first:
                 score[rows] = score[suffixes] + self._backoffs[rows, None]
                 to[rows] = to[suffixes]
-            # What continues an entry follows the order's own entries in the arrays.
+            # Continuations of an entry follow the order's own entries in the arrays.
             low, high = np.searchsorted(self._keys, [first * self._size, end * self._size])
             parents, words = np.divmod(self._keys[low:high], self._size)
             used = columns[words] >= 0

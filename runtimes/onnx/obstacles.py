@@ -52,7 +52,7 @@ class Obstacle(NamedTuple):
 def obstacle(onnxruntime: Any, provider: Provider, index: int = 0) -> Obstacle | None:
     """Find what keeps a provider from running here, before a session is asked for.
 
-    ONNX Runtime itself names another reason, or goes on with another provider.
+    ONNX Runtime itself names another reason, or takes another provider.
 
     Args:
         onnxruntime: the package.

@@ -156,7 +156,7 @@ class StreamAudio:
         return self._extract.block(self._heard, self._frames)[None]
 
     def drop(self) -> None:
-        """Go on from the block that was taken last to the next."""
+        """Move from the block that was taken last to the next."""
         self._history = self._heard[-len(self._history) :].copy()
         with self._lock:
             self._queue.drop(self._block)

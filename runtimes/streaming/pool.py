@@ -259,8 +259,8 @@ class StreamPool(Closing):
             `transcript` is there has left the pool.
 
         Raises:
-            DeviceError: the session failed. What went through before is told by a later tick, the
-                rest waits.
+            DeviceError: the session failed. A later tick returns the results from before; the rest
+                waits.
             StreamError: the pool is closed.
         """
         with self._ticking:

@@ -85,7 +85,7 @@ class ExecutionContext:
     def close(self) -> None:
         """Free all of it, also after an error at any step."""
         if self._stream is not None:
-            # What an error left queued still uses the buffers. It may end in the same error.
+            # Work that an error left queued still uses the buffers. It may end in the same error.
             with contextlib.suppress(DeviceError):
                 self._stream.synchronize()
         self._drop_graph()

@@ -51,7 +51,7 @@ class TensorRtSession(Closing):
     Attributes:
         description: metadata of the model.
         runtime: `tensorrt cuda` or `tensorrt-rtx cuda`.
-        profile: the shapes that the engine takes. What is smaller is padded, exactly.
+        profile: the shapes that the engine takes. Smaller inputs are padded; results do not change.
 
     Raises:
         MissingFileError: no engine, or no description beside it.
@@ -76,7 +76,7 @@ class TensorRtSession(Closing):
         self._cache: RuntimeCache | None = None
         self._engine: Any = None
         self._runtime: Any = None
-        # What is cheap to refuse is refused first: the document, the library, the GPU.
+        # The cheap checks come first: the document, the library, the GPU.
         self.description, engine = read_engine_description(self._path)
         library = _open_library(self._path, engine)
         self._device = _open_device(self._path, engine, device)
