@@ -302,7 +302,7 @@ def test_models_of_two_rates_are_refused(small_onnx: Path, tmp_path: Path):
     onnx.save(model, other)
     message = run(small_onnx, other, "--batch", "1", "--seconds", "0.5", code=2).stderr
     assert f"{other} 4000 Hz" in message
-    assert "one rate" in message
+    assert "the sample rates differ" in message
 
 
 # Advice, with numbers of our own

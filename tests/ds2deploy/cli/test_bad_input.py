@@ -352,7 +352,7 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
     "a checkpoint with more weights": (
         "m.ckpt",
         lambda good: edited(good.checkpoint, lambda d: d["state_dict"].update(x=torch.zeros(1))),
-        "its recipe has no place for: 'x'",
+        "its network lacks: 'x'",
     ),
     "a checkpoint without weights": (
         "m.ckpt", lambda good: edited(good.checkpoint, lambda d: d.pop("state_dict")),
@@ -854,7 +854,11 @@ def test_train_refuses_an_override(
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("best.ckpt", "begin it again"), ("last.ckpt", "go on"), ("metrics.jsonl", "begin it again")],
+    [
+        ("best.ckpt", "start it again"),
+        ("last.ckpt", "resume it"),
+        ("metrics.jsonl", "start it again"),
+    ],
 )
 def test_train_leaves_a_training_alone(
     name: str, way: str, refused: Callable[..., str], training: list[object], tmp_path: Path
@@ -863,7 +867,8 @@ def test_train_leaves_a_training_alone(
     put(tmp_path / "run" / name, b"precious")
     line = refused(*training)
     assert (
-        f"run: holds a training; {way} with --resume, or choose another folder with --set" in line
+        f"run: contains a training; {way} with --resume, or choose another folder with --set"
+        in line
     )
 
 
@@ -914,7 +919,7 @@ def test_resume_refuses_a_checkpoint_that_does_not_say_where_it_was(
     for edit in (lambda document: begun(document, "x"), lambda d: d.update(position="x")):
         edited_bytes = edited(models.checkpoint, lambda d, edit=edit: (begun(d), edit(d)))
         put(tmp_path / "run" / "last.ckpt", edited_bytes)
-        assert "does not say where its training was" in refused(*training, "--resume")
+        assert "has no valid position of its training" in refused(*training, "--resume")
 
 
 @pytest.mark.parametrize("line", [PNG, b"[1]", b"{"], ids=["an image", "a list", "unfinished"])
@@ -924,7 +929,7 @@ def test_resume_refuses_damaged_metrics(
     (tmp_path / "run").mkdir()
     put(tmp_path / "run" / "last.ckpt", edited(models.checkpoint, begun))
     put(tmp_path / "run" / "metrics.jsonl", line + b"\n")
-    assert f"{Path('run') / 'metrics.jsonl'}: holds a damaged line (" in refused(
+    assert f"{Path('run') / 'metrics.jsonl'}: contains a damaged line (" in refused(
         *training, "--resume", "--set", "training.epochs=2"
     )
 

@@ -162,7 +162,7 @@ def test_a_noise_folder_that_is_none_is_told_before_the_training(
     with pytest.raises(AudioError, match=r"broken.wav: not readable audio"):
         train(with_augment(tone_recipe, noise_folder=str(folder), **keys))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="say how loud"):
+    with pytest.raises(ConfigError, match="requires a signal-to-noise ratio"):
         with_augment(tone_recipe, noise_folder=str(folder))
 
 

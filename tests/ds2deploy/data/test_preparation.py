@@ -62,18 +62,18 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
     return manifest, {
         "missing": "no such file, although",
         "empty": "empty file",
-        "text file": "not audio that can be read",
+        "text file": "not readable audio",
         "cut off": "or damaged",
         "no transcript": "no such file; expected the transcript of",
         "blank transcript": "empty; expected the transcript of",
         "latin transcript": "not UTF-8 text",
         "digits": "no label for '6' in 'ROUTE 66'",
         "click": "too short (5 ms)",
-        "endless": "40.00 s, longer than the 35 s",
+        "endless": "40.00 s, longer than the maximum of 35 s",
         "too fast": "CTC cannot align them",
-        "silence": "silence, but",
+        "silence": "silence, although",
         "not a number": "finite",
-        "good": "a second time; take one out",
+        "good": "; remove one entry",
         "folder": "no such file",
     }
 

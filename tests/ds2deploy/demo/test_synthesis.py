@@ -118,7 +118,7 @@ def test_library_that_cannot_be_loaded_names_the_remedy(monkeypatch, tmp_path):
 
 def test_missing_data_names_the_folder(monkeypatch, tmp_path, espeakng_loader):
     _stand_in(monkeypatch, Path(espeakng_loader.get_library_path()), tmp_path / "gone")
-    with pytest.raises(RuntimeUnavailableError, match=r"gone: espeak-ng finds no voices there"):
+    with pytest.raises(RuntimeUnavailableError, match=r"gone: espeak-ng finds no voices in it"):
         Synthesizer()
 
 
