@@ -34,7 +34,8 @@ demo: .venv/ready
 # Two processes of one thread each: most of a test is Python, and threads of two processes that wait
 # for each other take longer than one after the other.
 test: .venv/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" $(TESTS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" \
+		--durations 20 --durations-min 5 $(TESTS)
 
 test-all:
 	$(MAKE) test MARKS=
