@@ -816,7 +816,7 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     ),
     "not TOML": (b"epochs: 3\n", "not TOML ("),
     "an image": (PNG, "not a text file; expected a recipe in TOML"),
-    "no manifests": (b"", "data.train: no manifest; --set data.train=MANIFEST"),
+    "no manifests": (b"", "data.train: no manifest; add --set data.train=MANIFEST"),
 }
 
 
