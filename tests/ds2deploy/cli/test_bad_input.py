@@ -816,7 +816,7 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     ),
     "not TOML": (b"epochs: 3\n", "not TOML ("),
     "an image": (PNG, "not a text file; expected a recipe in TOML"),
-    "no manifests": (b"", "data.train: no manifest; --set data.train=MANIFEST"),
+    "no manifests": (b"", "data.train: no manifest; add --set data.train=MANIFEST"),
 }
 
 
@@ -877,8 +877,8 @@ def test_train_leaves_a_training_alone(
     [
         (None, "no such file; nothing to resume, start without --resume"),
         (b"", "empty file (0 bytes)"),
-        (PNG, "nothing to resume"),
-        (saved({"a": 1}), "nothing to resume"),
+        (PNG, "it cannot be resumed"),
+        (saved({"a": 1}), "it cannot be resumed"),
         (half(saved({"a": torch.zeros(1000)})), "copy it again"),
     ],
     ids=["no folder", "empty", "an image", "another project's", "truncated"],
@@ -903,7 +903,7 @@ def test_resume_refuses_a_checkpoint_that_is_not_a_trainings_last(
 ) -> None:
     (tmp_path / "run").mkdir()
     put(tmp_path / "run" / "last.ckpt", models.checkpoint.read_bytes())
-    assert "nothing to resume" in refused(*training, "--resume")
+    assert "it cannot be resumed" in refused(*training, "--resume")
 
 
 def begun(document: dict[str, Any], epochs: object = 0) -> None:
