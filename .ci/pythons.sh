@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The wheel with its `cpu` extra in every supported Python that is here: the runtime's tests, and the
 # texts of the committed models. In Python 3.10 also with the oldest declared dependencies.
-# PYTHONS="python3.12 /opt/python3.14/bin/python" chooses; the table goes to build/pythons/table.md.
+# PYTHONS="python3.12 python3.10-oldest" chooses; the table goes to build/pythons/table.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD/build/pythons
@@ -49,9 +49,13 @@ print(platform.python_version(), *(f"{n} {m.version(n)}" for n in ("numpy", "onn
 
 printf '| | versions | runtime tests | texts |\n|---|---|---|---|\n' > "$here/table.md"
 oldest > "$here/oldest.txt"
-for name in ${PYTHONS:-python3.10 python3.11 python3.12 python3.13 python3.14}; do
-  if interpreter=$(find_python "$name"); then check "$(basename "$name")" "$interpreter" ""; else echo "test-pythons: no $name here"; fi
+for name in ${PYTHONS:-python3.10 python3.10-oldest python3.11 python3.12 python3.13 python3.14}; do
+  case $name in *-oldest) constraints=$here/oldest.txt ;; *) constraints="" ;; esac
+  if interpreter=$(find_python "${name%-oldest}"); then
+    check "$(basename "$name")" "$interpreter" "$constraints"
+  else
+    echo "test-pythons: no ${name%-oldest} here"
+  fi
 done
-if interpreter=$(find_python python3.10); then check python3.10-oldest "$interpreter" "$here/oldest.txt"; fi
 cat "$here/table.md"
 exit "$failed"
