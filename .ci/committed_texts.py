@@ -1,4 +1,4 @@
-"""Transcribes with the committed models, and compares with what they gave where they were exported."""
+"""Transcribes with the committed models, and compares with their texts where they were exported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(folder: Path) -> int:
     expected = msgspec.json.decode((folder / "expected.json").read_bytes())
     packages = ("ds2deploy", "onnxruntime", "numpy", "soundfile", "soxr", "msgspec")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"Python {platform.python_version()}, {platform.machine()}, {versions}")
+    print(f"Python {platform.python_version()}, {platform.machine()}, {versions}", flush=True)
     failed = 0
     for model, texts in expected["texts"].items():
         with ds2deploy.load(folder / "models" / model, threads=1) as recognizer:
@@ -43,7 +43,7 @@ def main(folder: Path) -> int:
         same = sum(found[name] == text for name, text in texts.items())
         failed += len(texts) - same
         ratio = f"{took_s:.2f} s, {took_s / here_s:.3g} times as long as where it was exported"
-        print(f"{model}: {same} of {len(texts)} texts the same, {ratio}")
+        print(f"{model}: {same} of {len(texts)} texts the same, {ratio}", flush=True)
         for name, text in texts.items():
             if found[name] != text:
                 print(f"  {name}: {found[name]!r} here, {text!r} expected")

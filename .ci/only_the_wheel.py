@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 OTHER = {
-    "torch", "lightning", "onnx", "lhotse", "jiwer", "scipy", "openvino", "polygraphy", "ray", "cuda-bindings",
-    "tritonclient", "espeakng_loader", "ml_dtypes", "fastapi", "matplotlib", "tensorrt_rtx_bindings",
+    "torch", "lightning", "onnx", "lhotse", "jiwer", "scipy", "openvino", "polygraphy", "ray",
+    "cuda-bindings", "tritonclient", "espeakng_loader", "ml_dtypes", "fastapi", "matplotlib",
+    "tensorrt_rtx_bindings",
 }  # fmt: skip
 """Packages of other extras."""
 

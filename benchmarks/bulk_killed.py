@@ -1,12 +1,12 @@
 """Bulk transcription killed at random moments: the same lines as without, and nothing twice.
 
-    python benchmarks/bulk_killed.py [--model M.onnx] [--audio FOLDER] [--files 2000] [--kills 5] [--seed 0]
+    python benchmarks/bulk_killed.py --model M.onnx [--audio FOLDER] [--files 2000] [--seed 0]
 
-The inputs are the recordings of a folder, repeated until there are enough of them (without --audio:
+The inputs are the recordings of a folder, repeated until there are enough (without --audio:
 synthetic speech), with one damaged file in fifty. They go through one worker, two workers, and two
-actors of Ray; then, for processes and for Ray, the command or one of its workers is killed by SIGKILL
-at moments drawn from the seed, and started again. All lines, sorted, must be the same bytes.
-Prints one JSON document; exit code 1 where lines differ.
+actors of Ray; then, for processes and for Ray, the command or one of its workers is killed five
+times (--kills) by SIGKILL at moments drawn from the seed, and started again. All lines, sorted, must
+be the same bytes. Prints one JSON document; exit code 1 where lines differ.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def killed_run(command: list[str], out: Path, moments: list[tuple[int, bool]]) -
         What was killed, and after how many lines.
     """
     log: list[str] = []
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603
     for least, is_driver in moments:
         deadline = time.monotonic() + PATIENCE_S
         while running.poll() is None and count_lines(out) < least:
@@ -110,7 +110,7 @@ def killed_run(command: list[str], out: Path, moments: list[tuple[int, bool]]) -
             running.wait()
             broken = [path.name for path in out.glob("part-*.jsonl") if not _ends_whole(path)]
             log.append(f"command at {lines}" + (f", half a line in {broken}" if broken else ""))
-            running = subprocess.Popen(
+            running = subprocess.Popen(  # noqa: S603
                 command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
         else:
@@ -152,7 +152,7 @@ def run(wanted: argparse.Namespace, folder: Path) -> int:
     failed = 0
     for way, options in ways.items():
         out = folder / way
-        subprocess.run([*start, "--out", str(out), *options], check=False, capture_output=True)
+        subprocess.run([*start, "--out", str(out), *options], check=False, capture_output=True)  # noqa: S603
         found = lines_of(out)
         expected = expected or found
         failed += found != expected or len(found) != wanted.files
