@@ -7,8 +7,8 @@ Four parts; each can be left out with 0:
 
 1. throughput (--files, --rounds): `transcribe_many` in this process, bulk with one and two
    processes of one thread, and one and two actors of Ray, in turns. Times are of the second half of
-   the files, after every worker has started; ratios are of the medians. Goals: 0.95 without Ray, 0.85
-   with.
+   the files, after every worker has started; ratios are of the medians. Goals: 0.95 without
+   Ray, 0.85 with.
 2. memory (--repeat): greatest memory of the driver and of a worker in each quarter of a manifest
    that repeats its files; flat: the last is not above the second by more than 5 %.
 3. driver (--inputs): a run over inputs of zero length, and the run after it that finds all done:

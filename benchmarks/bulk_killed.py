@@ -3,8 +3,8 @@
     python benchmarks/bulk_killed.py --model M.onnx [--audio FOLDER] [--files 2000] [--seed 0]
 
 The inputs are the recordings of a folder, repeated until there are enough (without --audio:
-synthetic speech), with one damaged file in fifty. They go through one worker, two workers, and two
-actors of Ray; then, for processes and for Ray, the command or one of its workers is killed five
+synthetic speech), with one damaged file in fifty. They go through one worker, two workers, and
+two actors of Ray; then, for processes and for Ray, the command or one of its workers is killed five
 times (--kills) by SIGKILL at moments drawn from the seed, and started again. All lines, sorted, must
 be the same bytes. Prints one JSON document; exit code 1 where lines differ.
 """
