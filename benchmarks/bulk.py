@@ -67,7 +67,7 @@ def write_list(path: Path, paths: list[Path]) -> Path:
 def throughput(
     job: Job, paths: list[Path], rounds: int, with_ray: bool, folder: Path
 ) -> dict[str, Any]:
-    """Seconds of audio a second, of the second half of the files, as ratios to `transcribe_many`."""
+    """Speed over the second half of the files, as ratios to `transcribe_many`."""
     ways: dict[str, dict[str, Any]] = {
         "transcribe": {}, "1 process": {"workers": 1}, "2 processes": {"workers": 2},
     }  # fmt: skip
