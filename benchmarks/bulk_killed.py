@@ -4,9 +4,9 @@
 
 The inputs are the recordings of a folder, repeated until there are enough (without --audio:
 synthetic speech), with one damaged file in fifty. They go through one worker, two workers, and
-two actors of Ray; then, for processes and for Ray, the command or a worker is killed five
-times (--kills) by SIGKILL at moments drawn from the seed, and started again. All lines, sorted, must
-be the same bytes. Prints one JSON document; exit code 1 where lines differ.
+two actors of Ray; then, for processes and for Ray, the command or a worker is killed five times
+(--kills) by SIGKILL at moments drawn from the seed, and started again. All lines, sorted, must be
+the same bytes. Prints one JSON document; exit code 1 where lines differ.
 """
 
 from __future__ import annotations
