@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "inspection"),
+    ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "environment", "inspection"),
     ("export",),
     ("training",),
     ("loading",),

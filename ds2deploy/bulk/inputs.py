@@ -52,8 +52,8 @@ def read_inputs(source: Path) -> Iterator[Input]:
     """List the inputs of a source in its order, without opening recordings.
 
     Args:
-        source: folder of recordings; text file with one path or URL per line; or a manifest
-            (`.jsonl`, `.jsonl.gz`) of lhotse's cuts, or of objects with `audio` or
+        source: folder of recordings; text file with a path or URL on each line; or a manifest
+            (`.jsonl`, `.jsonl.gz`) of lhotse's cuts or recordings, or of objects with `audio` or
             `audio_filepath`, and `start` or `offset`, and `duration`.
 
     Raises:
@@ -95,14 +95,16 @@ def _of_manifest(line: str, source: Path, number: int) -> Input:
             start_s, part_s = float(entry.get("start", 0)), float(entry["duration"])
             is_whole = start_s == 0 and part_s == whole
             return Input(str(audio), start_s, None if is_whole else part_s)
+        if "sources" in entry:  # a recording of lhotse
+            return Input(str(entry["sources"][0]["source"]))
         audio = entry.get("audio") or entry["audio_filepath"]
         start_s = float(entry.get("start", entry.get("offset", 0.0)))
         is_part = ("offset" in entry or "start" in entry) and entry.get("duration") is not None
         return Input(str(audio), start_s, float(entry["duration"]) if is_part else None)
     except (*DECODING_ERRORS, LookupError, TypeError, AttributeError) as error:
         raise ManifestError(
-            f"{source}:{number}: no recording ({type(error).__name__}); expected a cut of lhotse, "
-            "or an object with audio and, for a part, start and duration"
+            f"{source}:{number}: no recording ({type(error).__name__}); expected a cut or a "
+            "recording of lhotse, or an object with audio and, for a part, start and duration"
         ) from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ds2deploy.bulk.done import DoneInputs
 from ds2deploy.bulk.inputs import Input, file_facts
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, Ds2Error
@@ -57,7 +58,7 @@ class Results(Closing):
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         _check_header(folder / HEADER, header)
-        self._done: Counter[bytes] = Counter()
+        self._done = DoneInputs()
         self._number, self._lines, self._file = 0, 0, -1
         self.errors: Counter[str] = Counter()
         for path in sorted(folder.glob("part-*.jsonl")):
@@ -67,12 +68,7 @@ class Results(Closing):
     def missing(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, bool]]:
         """Yield each input with True if it has no line yet; each line counts for one input."""
         for item in inputs:
-            key = _identity(item)
-            if self._done.get(key, 0):
-                self._done[key] -= 1
-                yield item, False
-            else:
-                yield item, True
+            yield item, not self._done.take(item)
 
     def write(self, line: bytes) -> None:
         """Append one line made by `result_line`."""
@@ -97,35 +93,38 @@ class Results(Closing):
         kept, dropped = 0, False
         with path.open("rb") as file:
             for line in file:
-                if self._counts(line, retry):
+                if (entry := _current(line, retry)) is not None:
                     kept += 1
+                    self._done.add(_input_of(entry))
+                    self.errors.update([entry["kind"]] if "error" in entry else [])
                 else:
                     dropped = True
         if dropped:
-            with whole_file(path) as temporary, path.open("rb") as file:
-                done, self._done = self._done, Counter()
-                errors, self.errors = self.errors, Counter()
-                with temporary.open("wb") as out:
-                    out.writelines(line for line in file if self._counts(line, retry))
-                self._done, self.errors = done, errors
+            with (
+                whole_file(path) as temporary,
+                path.open("rb") as file,
+                temporary.open("wb") as out,
+            ):
+                out.writelines(line for line in file if _current(line, retry) is not None)
         return kept
 
-    def _counts(self, line: bytes, retry: bool) -> bool:
-        """Check a line, and remember its input."""
-        try:
-            entry = msgspec.json.decode(line)
-            item = Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
-            facts = (entry["size"], entry["mtime_ns"])
-        except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
-            return False
-        if not line.endswith(b"\n") or (retry and "error" in entry):
-            return False
-        if facts != file_facts(item.audio):
-            return False
-        self._done[_identity(item)] += 1
-        if "error" in entry:
-            self.errors[entry["kind"]] += 1
-        return True
+
+def _current(line: bytes, retry: bool) -> dict[str, Any] | None:
+    """Decode a line; None for one that is broken, or to be made again."""
+    try:
+        entry: dict[str, Any] = msgspec.json.decode(line)
+        item = _input_of(entry)
+        facts = (entry["size"], entry["mtime_ns"])
+        is_error = "error" in entry and bool(entry["kind"])
+    except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
+        return None
+    if not line.endswith(b"\n") or (retry and is_error):
+        return None
+    return entry if facts == file_facts(item.audio) else None
+
+
+def _input_of(entry: dict[str, Any]) -> Input:
+    return Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
 
 
 def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header: Header) -> bytes:
@@ -166,11 +165,6 @@ def _json(value: object) -> bytes:
         import json
 
         return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _identity(item: Input) -> bytes:
-    text = f"{item.audio}\n{item.start_s!r}\n{item.duration_s!r}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _check_header(path: Path, header: Header) -> None:

@@ -11,6 +11,8 @@ from ds2deploy.output import print_json
 def doctor(json: Json = False) -> None:
     """List the runtimes that work here, and how to fix the others.
 
+    With --json also the machine, driver, system and packages, for the report of a problem.
+
     Example: ds2deploy doctor
     """
     import msgspec
@@ -19,7 +21,10 @@ def doctor(json: Json = False) -> None:
 
     findings = examine()
     if json:
-        print_json({"findings": msgspec.to_builtins(findings)})
+        from ds2deploy.environment import describe_environment
+
+        about = msgspec.to_builtins(describe_environment())
+        print_json({"environment": about, "findings": msgspec.to_builtins(findings)})
         return
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
