@@ -69,7 +69,7 @@ def count_lines(out: Path) -> int:
 
 
 def workers_of(driver: int) -> list[psutil.Process]:
-    """Processes that recognise: children of the command, at any depth."""
+    """Find the processes that recognise: children of the command, at any depth."""
     found = []
     for one in psutil.Process(driver).children(recursive=True):
         try:

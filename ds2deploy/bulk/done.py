@@ -22,7 +22,7 @@ class DoneInputs:
         self._sorted = 0
 
     def __len__(self) -> int:
-        """Number of inputs that were added."""
+        """Count the inputs that were added."""
         return len(self._keys) // KEY_BYTES
 
     def add(self, item: Input) -> None:
