@@ -18,7 +18,7 @@ EXTRA = re.compile(r"extra == ['\"]([^'\"]+)['\"]")
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report of a problem needs to know.
+    """Facts that a report of a problem needs.
 
     Attributes:
         ds2deploy: version of ds2deploy.
