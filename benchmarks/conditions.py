@@ -210,7 +210,8 @@ def rate_of(found: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
     """Word error rate of (said, recognised), with its interval; in percent."""
     errors, words = word_errors([Hypothesis("", said, recognised) for said, recognised in found])
     low, high = wer_interval(errors, words)
-    return 100 * errors.sum() / max(int(words.sum()), 1), 100 * low, 100 * high
+    rate = float(errors.sum()) / max(int(words.sum()), 1)
+    return 100 * rate, 100 * low, 100 * high
 
 
 def stream(
