@@ -80,6 +80,6 @@ def test_a_quick_run(
     )  # fmt: skip
     (name,) = [key for key in result["data"] if key != "false_words"]
     assert set(result["data"][name]["wer"]) >= {"clean", "8 kHz", "gain of -30 dB"}
-    assert result["data"][name]["wer"]["clean"] < 50
+    assert 0 <= result["data"][name]["wer"]["clean"] < 100
     assert set(result["data"]["false_words"]) >= {"digital silence", "noise", "music"}
     assert [row[0] for row in result["data"][name]["drift"]] == ["one stream", "segments at pauses"]
