@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 ORDER = (
     "latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out",
-    "language-model", "decoding", "server",
+    "language-model", "decoding", "server", "server-overload", "server-soak",
 )  # fmt: skip
 """Order of the results in the report."""
 

@@ -117,8 +117,8 @@ def measure(options: argparse.Namespace) -> Result:
             tables.append(found.table)
             data[name] = found.data
     return Result(
-        name="server-endurance",
-        title="Server: overload, and a long load",
+        name="-".join(["server", *data]),
+        title=f"Server: {' and '.join(data)}",
         machine=describe_machine(),
         quick=options.quick,
         goals=goals,
@@ -149,6 +149,7 @@ def overload(process: psutil.Process, url: str, seconds: float, utterance_s: flo
         for times, found in runs.items():
             run = talk(url, holds * times, utterance_s, seconds)
             run["memory"] = process.memory_info().rss
+            run["minutes"] = by_minute(run["finals"])
             found.append(run)
             progress(f"{holds * times} speakers: {describe(run)}")
     recovered_s = recovery(url)
@@ -177,7 +178,13 @@ def overload(process: psutil.Process, url: str, seconds: float, utterance_s: flo
     ]
     columns = ["speakers", "transcripts", "refused", "p50 (ms)", "p95", "p99", "memory (MB)"]
     table = Table(title=f"Overload: the server holds {holds} streams", columns=columns, rows=rows)
-    return Found(goals, table, {"holds": holds, "runs": {str(k): v for k, v in runs.items()}})
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for times, found in runs.items():
+        kept[str(times)] = [
+            {key: value for key, value in run.items() if key not in ("finals", "final_s")}
+            for run in found
+        ]
+    return Found(goals, table, {"holds": holds, "runs": kept})
 
 
 def soak(process: psutil.Process, url: str, seconds: float, utterance_s: float) -> Found:
@@ -219,8 +226,22 @@ def soak(process: psutil.Process, url: str, seconds: float, utterance_s: float) 
     columns = ["", "transcripts", "p50 (ms)", "p95", "p99"]
     samples = [list(one) for one in watch.samples]
     return Found(goals, Table(title=title, columns=columns, rows=rows), {
-        "streams": count, "samples": samples, "problems": run["problems"], "finals": run["finals"],
+        "streams": count, "samples": samples, "problems": run["problems"],
+        "minutes": by_minute(run["finals"]),
     })  # fmt: skip
+
+
+def by_minute(finals: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    """Summarise transcripts, each (moment, seconds to it), minute by minute."""
+    found: dict[int, list[float]] = {}
+    for at_s, late_s in finals:
+        found.setdefault(int(at_s // 60), []).append(late_s)
+    return [
+        {"minute": minute, "transcripts": len(late), **{
+            f"p{p}_ms": round(1000 * float(np.percentile(late, p)), 1) for p in (50, 99)
+        }}
+        for minute, late in sorted(found.items())
+    ]  # fmt: skip
 
 
 def capacity(url: str) -> int:
