@@ -16,7 +16,7 @@ MARKS ?= not slow and not thorough
 LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
 	ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
 
-.PHONY: demo test test-all test-gpu fuzz bench bench-check lint format wheel docs clean
+.PHONY: demo test test-all test-gpu test-aarch64 test-pythons fuzz bench bench-check lint format wheel docs clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -34,7 +34,8 @@ demo: .venv/ready
 # Two processes of one thread each: most of a test is Python, and threads of two processes that wait
 # for each other take longer than one after the other.
 test: .venv/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" $(TESTS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" \
+		--durations 20 --durations-min 5 $(TESTS)
 
 test-all:
 	$(MAKE) test MARKS=
@@ -51,6 +52,14 @@ fuzz: .venv/ready
 .venv/peers: .venv/ready
 	$(INSTALL) --editable '.[all-cpu,peers]'
 	@touch $@
+
+# The wheel under emulation of aarch64: several minutes. Exit code 2, with what is missing, elsewhere.
+test-aarch64: wheel
+	bash .ci/aarch64.sh
+
+# The wheel in every Python that is here, with the newest dependencies and, in 3.10, the oldest.
+test-pythons: wheel
+	bash .ci/pythons.sh
 
 # Half an hour on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where
 # there is no GPU, and says so.

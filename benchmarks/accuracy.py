@@ -1,11 +1,11 @@
-r"""What a decoder is worth: word errors in noise, hot words, confidence.
+r"""Accuracy of decoders: word errors in noise, hot words, and confidence.
 
     python benchmarks/accuracy.py MODEL TEST --valid VALID --text TEXT [--phrases FILE] [--out DIR]
 
-MODEL is a checkpoint or an artifact, TEST and VALID are manifests of `ds2deploy prepare`, TEXT has
-one sentence in a line. White noise is added at the rate of the recordings. Language models are made
-of TEXT; all weights, the scale of the confidence and the hot words are chosen on VALID, so that
-TEST is looked at once. The digits of the documentation:
+MODEL is a checkpoint or an artifact, TEST and VALID are manifests of `ds2deploy prepare`, and TEXT
+has one sentence per line. White noise is added at the sample rate of the recordings. Language
+models are made from TEXT. Weights, confidence scale and hot words are chosen on VALID, so that TEST
+is used only once. The spoken digits of the documentation:
 
     ds2deploy prepare FSDD data/digits --layout fsdd --join 2,6 --join-times 3
     python benchmarks/accuracy.py tests/models/digits.ckpt data/digits/test-joined.jsonl.gz \
@@ -54,7 +54,7 @@ from ds2deploy.training.tuning import (
 DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
 CLEAN = "clean"
 TUNED_AT_DB = 15
-"""Noise in which weights are chosen; they are used in all."""
+"""Signal-to-noise ratio at which the weights are chosen; they are used for all conditions."""
 
 HOT_COUNT, HOT_WEIGHT = 3, 0.8
 BLOCK = 16
@@ -62,12 +62,13 @@ BINS, FEWEST = 10, 5
 
 
 def hear(recognizer: Recognizer, manifest: Path, snr_db: float | None) -> list[Utterance]:
-    """Run the network over a manifest with white noise.
+    """Run the network on a manifest with white noise.
 
     Args:
-        recognizer: model whose decoder is `KeepingDecoder`.
-        manifest: utterances with transcripts.
-        snr_db: ratio of an utterance's power to the noise's; None adds none.
+        recognizer: recogniser whose decoder is `KeepingDecoder`.
+        manifest: manifest of utterances with transcripts.
+        snr_db: ratio of the power of an utterance to that of the noise, in decibels; None adds no
+            noise.
     """
     random = np.random.default_rng(7)
     alphabet = Alphabet(recognizer.description.labels)
@@ -91,7 +92,7 @@ def hear(recognizer: Recognizer, manifest: Path, snr_db: float | None) -> list[U
 def differences(
     utterances: Sequence[Utterance], settings: DecoderConfig, alphabet: Alphabet, frame_s: float
 ) -> int:
-    """Texts that are not the same alone, in a batch, and as a stream that commits nothing."""
+    """Count texts that differ between single, batched and streaming decoding."""
     decoder = settings(alphabet, frame_s)
     together = [one.text for one in decode_kept(utterances, decoder)]
     count = 0
@@ -109,7 +110,7 @@ def differences(
 def recall(
     utterances: Sequence[Utterance], texts: Sequence[str], words: set[str]
 ) -> tuple[int, int, int, int]:
-    """Hot words: found, said, and false ones; and errors in all other words."""
+    """Count found, spoken and false hot words, and errors in all other words."""
     found = said = false = others = 0
     for one, text in zip(utterances, texts, strict=True):
         reference, hypothesis = one.reference.split(), text.split()
@@ -126,7 +127,7 @@ def recall(
 
 
 def worst_words(utterances: Sequence[Utterance]) -> list[str]:
-    """The words that greedy decoding misses most, as a share of how often they are said."""
+    """List the words that greedy decoding misses most, relative to their frequency."""
     said: Counter[str] = Counter()
     missed: Counter[str] = Counter()
     for one in utterances:
@@ -140,7 +141,7 @@ def worst_words(utterances: Sequence[Utterance]) -> list[str]:
 
 
 def calibration(sure: FloatArray, right: FloatArray) -> tuple[float, list[tuple[float, float]]]:
-    """Expected calibration error over equal bins (Guo et al., 2017), and the reliability curve."""
+    """Compute the expected calibration error (Guo et al., 2017), and the reliability curve."""
     bins = np.minimum((sure * BINS).astype(int), BINS - 1)
     error, curve = 0.0, []
     for at in range(BINS):
@@ -155,15 +156,15 @@ def calibration(sure: FloatArray, right: FloatArray) -> tuple[float, list[tuple[
 def measure(
     model: Path, test: Path, valid: Path, text: Path, phrases: Sequence[str], snrs_db: Sequence[int]
 ) -> Result:
-    """Choose on the validation data, and look at the test data once.
+    """Choose the settings on the validation data, and measure them once on the test data.
 
     Args:
         model: checkpoint or artifact.
         test: manifest of the test data.
         valid: manifest of the validation data.
-        text: sentences of the language models.
-        phrases: closed list; empty for none.
-        snrs_db: ratios of speech to noise, in decibels.
+        text: file with the sentences of the language models.
+        phrases: closed list of phrases; empty skips it.
+        snrs_db: signal-to-noise ratios, in decibels.
     """
     conditions = {CLEAN: None, **{f"{snr} dB": snr for snr in snrs_db}}
     with ds2deploy.load(model, decoder=KeepingDecoder) as recognizer:
@@ -278,7 +279,7 @@ def _shown(utterances: Sequence[Utterance], texts: Sequence[str]) -> str:
 
 
 def digit_strings(count: int) -> list[str]:
-    """Random strings of two to six digits, each once."""
+    """Draw different random strings of two to six digits."""
     random = np.random.default_rng(0)
     found: dict[str, None] = {}
     while len(found) < count:
@@ -287,16 +288,18 @@ def digit_strings(count: int) -> list[str]:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument("model", type=Path, help="checkpoint or artifact")
     parser.add_argument("test", type=Path, help="manifest of the test data")
-    parser.add_argument("--valid", type=Path, required=True, help="manifest that chooses")
+    parser.add_argument("--valid", type=Path, required=True, help="manifest of the validation data")
     text = parser.add_mutually_exclusive_group(required=True)
     text.add_argument("--text", type=Path, help="sentences of the language models")
-    text.add_argument("--digit-strings", type=int, metavar="COUNT", help="random ones instead")
-    parser.add_argument("--phrases", type=Path, help="closed list, one phrase on each line")
-    parser.add_argument("--snr", default="20,15,10", help="noise, in decibels")
+    text.add_argument(
+        "--digit-strings", type=int, metavar="COUNT", help="use this many random strings"
+    )
+    parser.add_argument("--phrases", type=Path, help="closed list, one phrase per line")
+    parser.add_argument("--snr", default="20,15,10", help="signal-to-noise ratios (dB)")
     options = parser.parse_args()
     snrs_db = [int(value) for value in options.snr.split(",")]
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
@@ -304,7 +307,7 @@ def main() -> int:
         if options.digit_strings:
             path = Path(folder, "strings")
             path.write_text("\n".join(digit_strings(options.digit_strings)) + "\n")
-            # The closed list: what is said in the test data, among others.
+            # The closed list contains the test transcripts and other strings.
             phrases = _strings_among_others(options.test, 960)
         if options.phrases is not None:
             phrases = options.phrases.read_text().splitlines()

@@ -1,21 +1,20 @@
-"""Guards the project's speed: a few ratios, measured again and compared with the committed ones.
+"""Check of the project's speed: measured ratios are compared with committed ones.
 
-    python benchmarks/check.py                  # exit 1 where one is worse than it may be
-    python benchmarks/check.py --calibrate 5    # measure that often, and commit what comes out
+    python benchmarks/check.py                  # exit 1 if a ratio is worse than its margin allows
+    python benchmarks/check.py --calibrate 5    # measure 5 times, and write the ratios
 
-Only ratios are compared, never seconds: both sides of one take turns in the same process, so that
-a slow machine, or a busy one, slows both; and each has a single thread, for threads that wait for
-one another on a busy machine take any multiple of their time. Ratios still depend on what a
-processor can do, so there is a set for each combination of instructions and cores; on another
-machine only what does not depend on it is compared.
+Only ratios are compared, never seconds. Both sides of a ratio run in turns in the same process, so
+that a slow or busy machine slows both. Each side has a single thread, because threads that wait for
+each other are slowed unpredictably on a busy machine. Ratios still depend on the processor, so
+there is a set of ratios for each combination of instructions and cores. On another machine, only
+ratios that do not depend on it are compared.
 
 **The margin** below the median of n runs is that of a prediction interval, t * s * sqrt(1 + 1/n),
-with t from Student's distribution and s the standard deviation of the lower half of the runs, as if
-the upper half mirrored it: a load that slows the reference alone lifts a ratio, and does not show
-how low one may fall. A ratio that is too low is measured once more before it counts. Of five
-normally distributed runs and two more, both of those two are too low once or twice in a thousand
-times. A margin is never less than `LEAST_MARGIN` of the ratio, because runs that follow one another
-differ less than runs on different days.
+where t is from Student's distribution. s is the standard deviation of the lower half of the runs
+and its mirror image: load that slows only the reference raises a ratio, and says nothing about low
+values. A ratio that is too low is measured a second time. With five normally distributed runs, both
+measurements are too low by chance once or twice in a thousand times. A margin is never smaller than
+`LEAST_MARGIN` of the ratio, because consecutive runs differ less than runs on different days.
 """
 
 from __future__ import annotations
@@ -52,16 +51,16 @@ from ds2deploy.training.memory import keep_freed_memory
 RATIOS = RESULTS / "ratios.json"
 
 CONFIDENCE = 0.999
-"""Quantile of Student's distribution that a margin is made with."""
+"""Quantile of Student's distribution for the margins."""
 
 RUNS = range(2, 11)
-"""Numbers of runs to calibrate with."""
+"""Allowed numbers of runs for calibration."""
 
 LEAST_MARGIN = 0.1
-"""Smallest margin, as a fraction of the ratio."""
+"""Minimum margin, as a fraction of the ratio."""
 
 WIDE_MARGIN = 0.5
-"""Margin, as a fraction of the ratio, above which calibrating warns: such a guard sees little."""
+"""Margin, as a fraction of the ratio, above which calibration warns: it hides most regressions."""
 
 THREADS = 1
 
@@ -70,12 +69,12 @@ PORTABLE = ("int8 file, times smaller",)
 
 
 class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A committed ratio: higher is better.
+    """Committed ratio; higher is better.
 
     Attributes:
-        ratio: median of the runs.
-        margin: amount by which a run may be below it.
-        runs: ratios of the runs that it was calibrated with.
+        ratio: median of the calibration runs.
+        margin: maximum amount by which a run may be below the median.
+        runs: ratios of the calibration runs.
     """
 
     ratio: float
@@ -84,12 +83,12 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def least(self) -> float:
-        """Smallest ratio that passes."""
+        """Minimum ratio that passes."""
         return self.ratio - self.margin
 
 
 class GuardSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The ratios of a kind of machine."""
+    """Committed ratios of a kind of machine."""
 
     machine: Machine
     ratios: dict[str, Guard]
@@ -109,12 +108,12 @@ FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.2, 4, 4, 1)
 
 
 def kind_of(machine: Machine) -> str:
-    """Name the properties that ratios depend on: `avx2, 2 cores`."""
+    """Name the kind of a machine, such as `avx2, 2 cores`."""
     return f"{'+'.join(machine.instructions) or machine.system}, {machine.cores} cores"
 
 
 def measure_ratios(sizes: Sizes, portable: bool = False) -> dict[str, float]:
-    """Measure every ratio, or those alone that are the same on every machine."""
+    """Measure every ratio, or only those that are the same on every machine."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)
@@ -129,7 +128,7 @@ def measure_ratios(sizes: Sizes, portable: bool = False) -> dict[str, float]:
 
 
 def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, float]:
-    """The artifacts against packed torch, and their sizes."""
+    """Measure the speed of the artifacts relative to packed torch, and their sizes."""
     models = latency.open_models(sizes.shape, folder, THREADS)
     files = models.sizes
     found = {PORTABLE[0]: files[latency.FP32] / files[latency.INT8]}
@@ -146,8 +145,8 @@ def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, floa
 
 
 def training_ratio(sizes: Sizes) -> float:
-    """A step over packed sequences against ours."""
-    keep_freed_memory()  # as a training does; without it, runs of one process differed by a third
+    """Measure the speed of our training step relative to one over packed sequences."""
+    keep_freed_memory()  # as in training; without it, runs of one process differed by a third
     recipe = recipe_of(sizes.shape)
     batch = training.make_batch(recipe, sizes.batch, (sizes.seconds / 2, sizes.seconds))
     networks = training.make_networks(recipe)
@@ -158,7 +157,7 @@ def training_ratio(sizes: Sizes) -> float:
 
 
 def feature_ratio(sizes: Sizes) -> float:
-    """A transform and a logarithm in plain numpy, of all windows at once, against ours."""
+    """Measure the speed of our features relative to plain numpy on all windows at once."""
     config = FeatureConfig()
     samples, extract = speech(config.sample_rate, 10.0), FeatureExtractor(config)
     window = analysis_window(config.window, config.n_fft)
@@ -175,13 +174,13 @@ def feature_ratio(sizes: Sizes) -> float:
 
 
 def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
-    """Files all at once against one by one, and a process on ONNX Runtime against one on torch."""
+    """Measure batched files relative to single files, and ONNX Runtime relative to torch."""
     onnx = write_onnx(DIGITS, folder)
     (folder / "audio").mkdir()
     paths, _ = throughput.write_files(folder / "audio", sizes.files, 6.0)
     with ds2deploy.load(onnx, threads=THREADS) as recognizer:
         transcribe = throughput.in_this_process(recognizer)
-        transcribe(paths[:2])  # claims memory
+        transcribe(paths[:2])  # allocates memory
         passes = [throughput.pass_through(paths, transcribe) for _ in range(sizes.rounds)]
     commands = {"onnx": str(onnx), "torch": str(DIGITS)}
     cases: dict[str, Callable[[], object]] = {
@@ -198,7 +197,7 @@ def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
 
 
 def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
-    """Ratios and margins of repeated runs.
+    """Compute ratios and margins from repeated runs.
 
     Args:
         runs: 2 to 10 results of `measure_ratios`.
@@ -216,12 +215,12 @@ def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:
 
 
 def too_low(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> list[str]:
-    """Names of the ratios that are worse than their margins allow."""
+    """List the names of the ratios that are worse than their margins allow."""
     return [name for name, value in measured.items() if value < guards[name].least]
 
 
 def read_guards(path: Path) -> dict[str, GuardSet]:
-    """The committed ratios, by the kind of machine; none where there is no file."""
+    """Read the committed ratios by kind of machine; empty if there is no file."""
     if not path.is_file():
         return {}
     return msgspec.json.decode(path.read_bytes(), type=dict[str, GuardSet])
@@ -236,7 +235,7 @@ def write_guards(path: Path, machine: Machine, guards: dict[str, Guard]) -> None
 
 
 def table(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> str:
-    """Measured beside committed."""
+    """Format a table of measured and committed ratios."""
     bad = too_low(measured, guards)
     rows = [
         [
@@ -252,7 +251,7 @@ def table(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> str:
 
 
 def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
-    """Measure, compare, print; the exit status."""
+    """Measure, compare and print; return the exit status."""
     if not sets:
         print("no ratios are committed: python benchmarks/check.py --calibrate 5", file=sys.stderr)
         return 2
@@ -261,7 +260,7 @@ def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
     if not known:
         print(
             f"No ratios are committed for this kind of machine ({kind}; there are: "
-            f"{'; '.join(sets)}): only what does not depend on it is compared. To add it: "
+            f"{'; '.join(sets)}): only ratios that do not depend on it are compared. To add it: "
             "python benchmarks/check.py --calibrate 5\n"
         )
     guards = (sets[kind] if known else next(iter(sets.values()))).ratios
@@ -278,7 +277,7 @@ def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
 
 
 def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> dict[str, float]:
-    """Return the ratios that are committed too; report the others."""
+    """Return the ratios that have committed values, and report the others."""
     for name in measured.keys() - guards.keys():
         progress(f"{name}: not committed yet, calibrate again")
     return {name: value for name, value in measured.items() if name in guards}
@@ -289,7 +288,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=RUNS)
     parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of committed ratios")
-    parser.add_argument("--quick", action="store_true", help="sizes of a test")
+    parser.add_argument("--quick", action="store_true", help="use the small sizes of a test")
     options = parser.parse_args(words)
     sizes, machine = QUICK if options.quick else FULL, describe_machine()
     if options.calibrate is None:

@@ -1,19 +1,19 @@
-"""Operations and bytes of a DeepSpeech 2 network, stage by stage, and the least time for them.
+"""Operations and bytes of a DeepSpeech 2 network, stage by stage, and a lower bound of its time.
 
-**Operations.** A product of (m, k) with (k, n) is 2 m k n of them, a multiplication and an addition
-each; a convolution is counted the same way, its zero padding included. Gates, batch norms (which
-are folded), masks and the log-softmax are left out: what is counted must be done by any
-implementation that multiplies directly.
+**Operations.** A product of (m, k) with (k, n) has 2 m k n operations, counting multiplications and
+additions; a convolution is counted the same way, including its zero padding. Gates, batch norms
+(which are folded), masks and the log-softmax are not counted. Any implementation that multiplies
+directly must do the counted operations.
 
-**Bytes.** Every stage reads its weights and its input once and writes its output once. The one
-exception makes all the difference: a recurrent product needs the step before, so that its weights
-are read again at every step, by each direction. Those of one direction are its *working set*: if
-they fit into a cache they come from there, else from memory. All utterances of a batch share one
+**Bytes.** Every stage reads its weights and its input once, and writes its output once. There is
+one important exception: a recurrent product depends on the previous step, so that its weights are
+read again at every step, for each direction. The weights of one direction are its *working set*,
+which is read from a cache if it fits, else from memory. All utterances of a batch share one
 reading.
 
-**Least time.** A stage takes at least its operations at the machine's best rate, and at least its
-bytes at the rate at which the machine reads so large a working set; the larger of the two binds it.
-Stages follow one another, so the network takes at least their sum.
+**Least time.** A stage takes at least the time of its operations at the machine's best rate, and at
+least the time to read its bytes at the rate for its working set. The larger of the two is the
+limit. Stages run one after another, so the network takes at least their sum.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ WEIGHT_BYTES = {"fp32": 4, "int8": 1}
 
 
 class Stage(NamedTuple):
-    """A part of the network that follows the one before.
+    """Part of the network; the parts run one after another.
 
     Attributes:
-        name: such as `rnn1 recurrent`.
+        name: name of the part, such as `rnn1 recurrent`.
         precision: precision of the products.
-        operations: multiplications and additions.
-        bytes: bytes that are read and written.
-        working_set: bytes that are read again and again.
+        operations: number of multiplications and additions.
+        bytes: number of bytes that are read and written.
+        working_set: number of bytes that are read repeatedly.
     """
 
     name: str
@@ -63,26 +63,26 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     """Best rates of a machine.
 
     Attributes:
-        multiply: operations a second, by precision.
-        read: bytes a second, by the size in bytes of what is read again and again.
+        multiply: operations per second, by precision.
+        read: bytes per second, by the size of the working set in bytes.
     """
 
     multiply: Mapping[str, float]
     read: Mapping[int, float]
 
     def reading(self, working_set: float) -> float:
-        """Bytes a second of such a working set: the best of those as large or larger."""
+        """Find the bytes per second for a working set: the best rate of those at least as large."""
         as_large = [rate for size, rate in self.read.items() if size >= working_set]
         return max(as_large) if as_large else self.read[max(self.read)]
 
 
 class Least(NamedTuple):
-    """The least time of a stage.
+    """Lower bound of the time of a stage.
 
     Attributes:
         stage: stage of the network.
-        seconds: at least.
-        binds: `arithmetic`, or `reading`.
+        seconds: lower bound of its time.
+        binds: limit that determines the bound, `arithmetic` or `reading`.
     """
 
     stage: Stage
@@ -93,16 +93,15 @@ class Least(NamedTuple):
 def network_stages(
     shape: ModelShape, bins: int, labels: int, batch: int, frames: int, precision: str = "fp32"
 ) -> list[Stage]:
-    """Count a run of the network.
+    """Count the operations and bytes of a run of the network.
 
     Args:
         shape: shape of the network.
-        bins: frequency bins of the features.
-        labels: blank included.
-        batch: utterances, all as long.
-        frames: feature frames of each.
-        precision: `fp32`, or `int8`, which is that of the recurrent layers and of the second
-            convolution alone.
+        bins: number of frequency bins of the features.
+        labels: number of labels, including the blank.
+        batch: number of utterances, all of the same length.
+        frames: number of feature frames of each utterance.
+        precision: `fp32`, or `int8` for the recurrent layers and the second convolution.
 
     Returns:
         The stages in their order.
@@ -131,7 +130,7 @@ def network_stages(
 def stages_of_speech(
     shape: ModelShape, batch: int, seconds: float, precision: str = "fp32"
 ) -> list[Stage]:
-    """Count a run on utterances of that many seconds, with the default features and labels."""
+    """Count a run on utterances of a duration in seconds, with default features and labels."""
     features = FeatureConfig()
     frames = features.frames(int(seconds * features.sample_rate))
     return network_stages(shape, features.bins, len(ENGLISH), batch, frames, precision)
@@ -140,7 +139,7 @@ def stages_of_speech(
 def _product(
     name: str, times: float, weights: float, read: float, written: float, precision: str = "fp32"
 ) -> Stage:
-    """Count a product that uses every weight so many times; `read` and `written` are numbers."""
+    """Count a product whose weights are used `times` times; `read` and `written` count numbers."""
     of_weights = WEIGHT_BYTES[precision] * weights
     size = of_weights + FLOAT_BYTES * (read + written)
     return Stage(name, precision, 2.0 * times * weights, size, of_weights)
@@ -172,7 +171,7 @@ def _recurrent(
 
 
 def least_times(stages: Sequence[Stage], rates: Rates) -> list[Least]:
-    """The least time of every stage."""
+    """Compute the lower bound of the time of every stage."""
     found = []
     for stage in stages:
         arithmetic = stage.operations / rates.multiply[stage.precision]
@@ -183,12 +182,12 @@ def least_times(stages: Sequence[Stage], rates: Rates) -> list[Least]:
 
 
 def least_time(stages: Sequence[Stage], rates: Rates) -> float:
-    """Seconds that the whole network takes at least."""
+    """Compute the lower bound of the time of the whole network, in seconds."""
     return sum(item.seconds for item in least_times(stages, rates))
 
 
 def what_binds(stages: Sequence[Stage], rates: Rates) -> str:
-    """Explain in words where the least time goes and which limit it is."""
+    """Describe the stages with the largest shares of the bound, and their limits."""
     parts: dict[str, float] = {}
     for stage, seconds, binds in least_times(stages, rates):
         kind = stage.name.rpartition(" ")[2] if stage.name.startswith("rnn") else "convolutions"

@@ -1,11 +1,11 @@
-"""Beam search: time for a second of audio, alone and together, with what it knows.
+"""Time of the beam search per second of audio: single, batched and streaming, with various models.
 
     python benchmarks/decoding.py [--quick] [--json] [--out DIR]
 
-The posteriors are made up: those of a network that was trained with CTC are sharp, mostly blank,
-and doubtful where it errs. The text is that of `language_model.py`; its words are the lexicon, and
-the language models are made of other sentences. All of it is one thread's work in numpy, and
-its time on the processor is measured. Cases take turns; goals are for the medians.
+The posteriors are simulated: as those of a network trained with CTC, they are sharp, mostly blank,
+and uncertain at errors. The text is that of `language_model.py`; its words are the lexicon, and the
+language models are made from other sentences. Decoding uses one thread in numpy, and its processor
+time is measured. Cases run in turns; goals apply to the medians.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from ds2deploy.runtimes.features import FloatArray
 FRAME_S = 0.02
 LETTERS_PER_S = 13.0
 DOUBT = 0.15
-"""Share of letters that the network confuses with another one."""
+"""Share of letters that the simulated network confuses with another letter."""
 
 ALONE_GOAL_MS, TOGETHER_GOAL_MS = 5.0, 1.0
-"""Milliseconds for a second of audio: one utterance at a beam of 64; each of 64 streams at 16."""
+"""Goals in ms per second of audio: one utterance with beam 64; each of 64 streams with beam 16."""
 STREAMS, BLOCK_FRAMES = 64, 16
 HOT_GOAL = 1.1
 NETWORK_GOAL = 0.25
@@ -47,7 +47,7 @@ HOT_COUNTS = (1, 100, 5000)
 
 
 def simulated(text: str, labels: str, random: np.random.Generator) -> FloatArray:
-    """Log-probabilities of a network that heard a text, (frames, labels) float32."""
+    """Simulate the log-probabilities of a network for a text: (frames, labels) float32."""
     alphabet = Alphabet(labels)
     spoken = alphabet.encode(text)
     frames = max(2 * len(spoken) + 4, round(len(spoken) / LETTERS_PER_S / FRAME_S))
@@ -69,7 +69,7 @@ def simulated(text: str, labels: str, random: np.random.Generator) -> FloatArray
 def processor_turns(
     cases: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of the processor for each run, in turns; what else runs counts for less."""
+    """Measure the processor time of each run in seconds, in turns; other load matters less."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
 
     def timed(name: str) -> Callable[[], None]:
@@ -114,11 +114,11 @@ def measure(words: int, utterances: int, rounds: int, shape: ModelShape, quick: 
     """Time every case in turns.
 
     Args:
-        words: size of the text of the language models.
-        utterances: utterances, and streams, that are decoded together.
-        rounds: measured rounds.
+        words: number of words in the text of the language models.
+        utterances: number of utterances or streams that are decoded together.
+        rounds: number of measured rounds.
         shape: network whose time is compared, in int8.
-        quick: whether these are sizes of a test.
+        quick: True for the sizes of a test.
     """
     random = np.random.default_rng(0)
     lines = zipf_text(words).splitlines()
@@ -224,7 +224,7 @@ def measure(words: int, utterances: int, rounds: int, shape: ModelShape, quick: 
 
 
 def _language_models(lines: Sequence[str], left_out: set[int], folder: Path) -> dict[str, str]:
-    """A word 3-gram and a character 6-gram of the lines that are not spoken."""
+    """Make a word 3-gram and a character 6-gram from the lines that are not spoken."""
     text = folder / "text"
     text.write_text("\n".join(line for i, line in enumerate(lines) if i not in left_out) + "\n")
     made = {}
@@ -238,7 +238,7 @@ def _language_models(lines: Sequence[str], left_out: set[int], folder: Path) -> 
 
 
 def _hot_words(lines: Sequence[str]) -> list[str]:
-    """Phrases of two words that occur, and enough that do not."""
+    """Make phrases of two words, some of which occur in the text."""
     found = dict.fromkeys(" ".join(line.split()[:2]) for line in lines)
     random = np.random.default_rng(1)
     letters = np.array(list("ETAOINSHRDLU"))
@@ -250,7 +250,7 @@ def _hot_words(lines: Sequence[str]) -> list[str]:
 def _share_of_network(
     shape: ModelShape, settings: DecoderConfig, rounds: int, folder: Path
 ) -> float:
-    """Time of a beam search of simulated posteriors, as a share of the network's for them."""
+    """Measure the time of a beam search as a share of the network's time for the same audio."""
     checkpoint = make_checkpoint(shape, folder)
     random = np.random.default_rng(2)
     sound = simulated(zipf_text(12, 3).strip()[:130], ENGLISH, random)
@@ -266,7 +266,7 @@ def _share_of_network(
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     if options.quick:
         found = measure(2_000, 4, 1, TINY, quick=True)

@@ -1,9 +1,9 @@
-"""The feature extractor against librosa's transform and a logarithm.
+"""Speed of the feature extractor compared with librosa's transform and a logarithm.
 
     python benchmarks/features.py [--quick] [--json] [--out DIR]
 
-deepspeech.pytorch computes `log1p(abs(librosa.stft(...)))`. Ours does the same and normalises the
-utterance besides. librosa comes with the extra `peers`; torch.stft takes its turn as well.
+deepspeech.pytorch computes `log1p(abs(librosa.stft(...)))`. Ours does the same, and also normalises
+the utterance. The extra `peers` installs librosa; torch.stft is measured as well.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatAr
 OURS, LIBROSA, TORCH = "ds2deploy", "librosa.stft, log1p", "torch.stft, log1p"
 TIME_GOAL = 1.5
 TOLERANCE = 1e-4
-"""Largest difference from librosa before normalisation, where values reach 5."""
+"""Maximum difference from librosa before normalisation, where values reach 5."""
 
 
 def spectrograms(config: FeatureConfig, samples: FloatArray) -> dict[str, Callable[[], Any]]:
-    """List every way to (bins, time) float32 features; librosa only where it is installed."""
+    """List the ways to compute (bins, time) float32 features; librosa only if it is installed."""
     extract = FeatureExtractor(config)
     options: dict[str, Any] = {
         "n_fft": config.n_fft,
@@ -55,11 +55,11 @@ def spectrograms(config: FeatureConfig, samples: FloatArray) -> dict[str, Callab
 
 
 def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
-    """Time every way, and compare what they give.
+    """Time every way, and compare the results.
 
     Args:
-        seconds: seconds of audio.
-        rounds: number of rounds in turns.
+        seconds: duration of the audio, in seconds.
+        rounds: number of interleaved rounds.
         quick: True for the sizes of a test.
     """
     config = FeatureConfig()
@@ -117,7 +117,7 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     deliver(measure(2.0, 5, quick=True) if options.quick else measure(10.0, 100), options)
     return 0

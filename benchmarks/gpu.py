@@ -1,11 +1,10 @@
-"""Time every runtime on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
+"""Speed of runtimes on a GPU: TensorRT, TensorRT-RTX, ONNX Runtime CUDA, torch and torch.compile.
 
     python benchmarks/gpu.py [--precisions fp32,fp16] [--quick] [--json] [--out DIR]
 
-5 x BiLSTM-1024 with random weights, 10 s of audio, features already extracted: latency,
-throughput, CUDA graphs on and off, and the time that an engine takes to build. What is not
-installed, or does not take the network, stands in the table with its reason. Without a GPU it says
-so in a line and ends with 2.
+5 x BiLSTM-1024 with random weights, 10 s of audio, features already extracted: latency, throughput,
+CUDA graphs on and off, and the build time of engines. Runtimes that are not installed or cannot run
+the network are listed with the reason. Without a GPU, the script prints one line and exits with 2.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from ds2deploy.runtimes.tensorrt.session import TensorRtSession
 FLAVORS: tuple[Flavor, ...] = ("tensorrt", "rtx")
 TITLES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 WARM_UP = 5
-"""Runs of each case that are not counted: a shape that comes again is captured as a graph, and
+"""Number of warm-up runs of each case, in which repeated shapes are captured as graphs, and
 torch.compile compiles."""
 
 
@@ -65,14 +64,14 @@ FULL, QUICK = Sizes(LARGE, 10.0, (1, 8, 32), 30), Sizes(TINY, 0.5, (1, 2), 2)
 
 
 class Engine(NamedTuple):
-    """A built engine."""
+    """Engine that was built."""
 
     path: Path
     facts: BuildFacts
 
 
 class Way(NamedTuple):
-    """One way to run the network."""
+    """Way to run the network."""
 
     name: str
     open: Callable[[], Session]
@@ -83,22 +82,22 @@ def quiet(_: str) -> None:
 
 
 def build_alone(job: Job) -> tuple[float, float, float, int]:
-    """Build in a process of its own: Polygraphy takes one TensorRT for the life of a process."""
+    """Build in a separate process: Polygraphy can use only one TensorRT per process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
         return process.submit(build, job, quiet).result()
 
 
 def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
-    """An engine for this GPU, not compared with anything: the weights are random.
+    """Build an engine for this GPU without a parity check, because the weights are random.
 
     Raises:
-        RuntimeUnavailableError: the library is not there, or does not know this GPU.
+        RuntimeUnavailableError: the library is missing, or does not support this GPU.
     """
     library = import_tensorrt(flavor)
     capability = open_device().compute_capability
     if flavor == "rtx" and capability not in RTX_CAPABILITIES:
-        raise RuntimeUnavailableError(f"TensorRT-RTX knows no GPU of {capability}")
+        raise RuntimeUnavailableError(f"TensorRT-RTX does not support GPUs of {capability}")
     description = read_onnx_description(onnx)
     options = EngineOptions(
         flavor=flavor,
@@ -183,7 +182,7 @@ def measure(
     """Build the engines, open every way, and run them in turns.
 
     Args:
-        device: `cuda`; in tests `cpu`, for what is not an engine.
+        device: `cuda`; in tests `cpu`, which measures everything except engines.
         sizes: sizes of the run.
         precisions: precisions of the artifacts.
         quick: True for the sizes of a test.
@@ -229,7 +228,7 @@ def measure(
 def run_in_turns(
     sessions: dict[str, Session], sizes: Sizes, failures: dict[str, str]
 ) -> dict[tuple[str, int], list[float]]:
-    """Seconds of every session and batch; what fails in its first run is left out."""
+    """Measure the seconds of every session and batch, without cases that fail in the first run."""
     took: dict[tuple[str, int], list[float]] = {}
     for batch in sizes.batches:
         cases: dict[str, Callable[[], object]] = {}
@@ -246,12 +245,12 @@ def run_in_turns(
 
 
 def first_line(error: Exception) -> str:
-    """First line of the message of an error."""
+    """Return the first line of the message of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def device_name(device: str) -> str:
-    """Name of the GPU."""
+    """Return the name of the GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else device
 
 
@@ -261,7 +260,7 @@ def tables(
     failures: dict[str, str],
     engines: dict[tuple[Flavor, Precision], Engine],
 ) -> list[Table]:
-    """Latency and throughput; engines; what did not run."""
+    """Make tables of latency and throughput, of engines, and of cases that did not run."""
     rows = []
     for (name, batch), seconds in took.items():
         found = latency(seconds)
@@ -288,15 +287,15 @@ def tables(
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--precisions", default="fp32,fp16", help="of fp32, fp16, bf16")
+    parser.add_argument("--precisions", default="fp32,fp16", help="some of fp32, fp16, bf16")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
 
 def main() -> int:
-    """Measure, and print or write; 2 where there is no GPU."""
+    """Measure, and print or write the result; return 2 if there is no GPU."""
     options = parse()
     if options.device != "cpu":
         works, reason, remedy = examine_device(options.device)

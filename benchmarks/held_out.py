@@ -1,16 +1,15 @@
-"""Value of augmentation for a speaker who is not in the training set.
+"""Effect of augmentation on speakers who are not in the training set.
 
     python benchmarks/held_out.py FOLDER [--runs DIR] [--jobs 2] [--quick] [--json] [--out DIR]
 
-FOLDER is one of recordings that `ds2deploy prepare --layout fsdd` reads (the Free Spoken Digit
-Dataset). Each of its speakers is left out once: the recipe `digits`, at the recordings' own 8 kHz,
-is trained on the others, with `AUGMENT` and without, everything else being the same (network,
-steps, seed, order of the data), and the best checkpoint of each recognises strings of all
-recordings of the one left out. Which checkpoint is best is told by strings of the speakers that
-were trained on.
+FOLDER contains the recordings of the Free Spoken Digit Dataset, as for `ds2deploy prepare --layout
+fsdd`. Each speaker is held out once. The recipe `digits`, at the 8 kHz of the recordings, is
+trained on the other speakers with and without `AUGMENT`; everything else is the same (network,
+steps, seed, order of the data). The best checkpoint of each training then recognises strings of all
+recordings of the held-out speaker. The best checkpoint is chosen on strings of the training
+speakers.
 
-A training that was interrupted goes on when the script is started again, and a finished one is
-not repeated.
+When the script is started again, it resumes an interrupted training, and skips finished ones.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ from ds2deploy.training.scoring import ErrorCounts
 from ds2deploy.training.train import train
 
 WORDS = (2, 6)
-"""Fewest and most recordings in a test string; each recording is in one."""
+"""Minimum and maximum number of recordings in a test string; each recording is in one string."""
 
 SAMPLE_RATE = 8000
-"""Sample rate of the recordings (Hz)."""
+"""Sample rate of the recordings, in Hz."""
 
 AUGMENT = AugmentConfig(
     speed=(0.92, 1.08),
@@ -58,10 +57,10 @@ AUGMENT = AugmentConfig(
     frequency_masks=1,
     frequency_mask_bins=8,
 )
-"""The speakers' recordings are of very different loudness: 23 dB between the medians of two."""
+"""Augmentation; the gain is large because the median levels of two speakers differ by 23 dB."""
 
 GOAL = 25.0
-"""Per cent of the mean word error rate that augmentation takes away, at least."""
+"""Goal for the reduction of the mean word error rate by augmentation, in percent."""
 
 PLAIN, AUGMENTED = "without", "with"
 WAYS = (PLAIN, AUGMENTED)
@@ -79,14 +78,14 @@ FULL, QUICK = Sizes(), Sizes(epochs=2, hidden=16, recordings=30)
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
-    """A training, and what its best checkpoint made of the speaker that it had not heard.
+    """Result of a training: errors of its best checkpoint on the held-out speaker.
 
     Attributes:
-        speaker: speaker who was left out.
-        augment: `with` or `without`.
-        errors: errors in the test strings.
-        known_wer: WER of the speakers that were trained on; it chose the checkpoint.
-        train_s: seconds that it took.
+        speaker: held-out speaker.
+        augment: `with` or `without` augmentation.
+        errors: error counts on the test strings.
+        known_wer: word error rate on the training speakers, by which the checkpoint was chosen.
+        train_s: duration of the training, in seconds.
     """
 
     speaker: str
@@ -97,7 +96,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Case(NamedTuple):
-    """A training to be made: who is left out, in which way, by what, and the manifest of tests."""
+    """Training to run: held-out speaker, augmentation, recipe, and the test manifest."""
 
     speaker: str
     augment: str
@@ -106,13 +105,13 @@ class Case(NamedTuple):
 
 
 def write_sets(source: Path, speaker: str, folder: Path, sizes: Sizes) -> None:
-    """Manifests of a training without one speaker, and of the strings of that speaker.
+    """Write the manifests of a training without one speaker, and of that speaker's test strings.
 
     Args:
         source: folder of all recordings.
-        speaker: speaker who is left out of `train` and `valid`, and is alone in `test`.
-        folder: folder for the three.
-        sizes: numbers of recordings in each.
+        speaker: held-out speaker, who is only in `test`, not in `train` and `valid`.
+        folder: folder for the three manifests.
+        sizes: numbers of recordings in each manifest.
     """
     listed = list(read_fsdd(source))
     others = [utterance for utterance in listed if utterance.speaker != speaker]
@@ -131,7 +130,7 @@ def write_sets(source: Path, speaker: str, folder: Path, sizes: Sizes) -> None:
 
 
 def recipe_for(augment: str, sets: Path, run: Path, sizes: Sizes) -> Recipe:
-    """The recipe `digits`, on these manifests; nothing but augmentation differs.
+    """Make the recipe of a training: `digits` with or without augmentation.
 
     Args:
         augment: one of `WAYS`.
@@ -153,7 +152,7 @@ def recipe_for(augment: str, sets: Path, run: Path, sizes: Sizes) -> Recipe:
 
 
 def run_case(case: Case) -> Score:
-    """Train, or go on with what was begun, and recognise the strings; in a process of its own."""
+    """Train or resume, and recognise the test strings; runs in a separate process."""
     run = Path(case.recipe.training.run)
     folder = RunFolder(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -175,29 +174,29 @@ def run_case(case: Case) -> Score:
 
 
 def check_begun(last: Path, recipe: Recipe) -> None:
-    """Refuse a run folder that holds another training.
+    """Check that a checkpoint belongs to a training with this recipe.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the checkpoint is from another training.
     """
     document = read_document(last) if last.is_file() else None
     begun = recipe if document is None else read_recipe(document, last)
     if (begun.model, begun.augment) != (recipe.model, recipe.augment):
-        raise ConfigError(f"{last}: of another network or augmentation; choose another --runs")
+        raise ConfigError(f"{last}: has another network or augmentation; choose another --runs")
 
 
 def is_finished(folder: RunFolder, epochs: int) -> bool:
-    """Check that a training has reached its end."""
+    """Return True if a training has reached its end."""
     return any(line["kind"] == "valid" and line["epoch"] == epochs for line in folder.metrics())
 
 
 def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
-    """All trainings, so many at a time, with one thread each.
+    """Run all trainings, several at a time, with one thread each.
 
     Args:
         folder: folder of the recordings.
         runs: folder for manifests and trainings.
-        jobs: trainings at a time.
+        jobs: number of simultaneous trainings.
         sizes: sizes of the trainings.
 
     Raises:
@@ -227,10 +226,10 @@ def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
 
 
 def report(scores: Sequence[Score], augment: AugmentConfig, quick: bool) -> Result:
-    """A row for each speaker, and the mean.
+    """Make a table with a row for each speaker, and the mean.
 
     Args:
-        scores: two of each speaker.
+        scores: two results for each speaker.
         augment: augmentation of the training audio.
         quick: True for the sizes of a test.
     """
@@ -296,9 +295,9 @@ def report(scores: Sequence[Score], augment: AugmentConfig, quick: bool) -> Resu
 def main() -> int:
     """Train and compare, and print or write."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("folder", type=Path, help="recordings named 7_jackson_32.wav")
-    parser.add_argument("--runs", type=Path, help="for trainings; runs/held-out")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
+    parser.add_argument("folder", type=Path, help="recordings, named as 7_jackson_32.wav")
+    parser.add_argument("--runs", type=Path, help="folder for trainings; default runs/held-out")
+    parser.add_argument("--jobs", type=int, default=2, help="simultaneous trainings, one core each")
     options: argparse.Namespace = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     runs = options.runs or Path("runs/held-out-quick" if options.quick else "runs/held-out")

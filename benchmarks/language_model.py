@@ -1,10 +1,10 @@
-"""Making and opening language models: time, memory, and size.
+"""Time, memory and size of making and opening language models.
 
     python benchmarks/language_model.py [--quick] [--json] [--out DIR]
 
-The text is drawn at random: words of Zipf's distribution, each sentence either new or one of
-those before it with a few words replaced, so that longer n-grams occur again as in real text.
-`ds2deploy lm` runs in a process of its own, which prints its peak of memory.
+The text is random, with words from Zipf's distribution. Each sentence is either new, or an earlier
+one with a few words replaced, so that longer n-grams repeat as in real text. `ds2deploy lm` runs in
+a separate process, which prints its peak memory.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ ORDER = 5
 MAKE_GOAL_S, MEMORY_GOAL_MB = 10.0, 400.0
 LOAD_GOAL_S, BYTES_GOAL = 0.1, 20.0
 LOADED = 1_000_000
-"""N-grams of the model for which the goal of opening is set."""
+"""Number of n-grams of the model with which the goal for opening is measured."""
 
 VOCABULARY, SENTENCE = 30_000, 12
 NEW, REPLACED = 0.5, 2
-"""Share of sentences that repeat no other, and words that are replaced in the others."""
+"""Share of new sentences, and share of words that are replaced in the others."""
 
 
 def zipf_text(words: int, seed: int = 0) -> str:
-    """Make a text of about so many words."""
+    """Make a text with about `words` words."""
     random = np.random.default_rng(seed)
     letters = np.array(list("ETAOINSHRDLU"))
     names = ["".join(random.choice(letters, 2 + i.bit_length() // 2)) for i in range(VOCABULARY)]
@@ -50,7 +50,7 @@ def zipf_text(words: int, seed: int = 0) -> str:
 
 
 def make(text: Path, out: Path) -> tuple[float, float]:
-    """Seconds and peak of memory (10^6 bytes) of `ds2deploy lm`."""
+    """Run `ds2deploy lm`, and measure its seconds and peak memory (10^6 bytes)."""
     began = time.perf_counter()
     done = process(WATCHED + COMMAND, "lm", str(text), "--out", str(out), "--order", str(ORDER))
     took = time.perf_counter() - began
@@ -58,7 +58,7 @@ def make(text: Path, out: Path) -> tuple[float, float]:
 
 
 def open_s(path: Path, rounds: int) -> float:
-    """Median of the seconds that opening takes, when the file is in the system's cache."""
+    """Measure the median time of opening in seconds, with the file in the system's cache."""
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -68,7 +68,7 @@ def open_s(path: Path, rounds: int) -> float:
 
 
 def score_us(model: LanguageModel, hypotheses: int, rounds: int) -> float:
-    """Median of the microseconds that one call with so many hypotheses takes."""
+    """Measure the median time of a call with a number of hypotheses, in microseconds."""
     random = np.random.default_rng(0)
     took = []
     states = np.full(hypotheses, model.start)
@@ -81,12 +81,12 @@ def score_us(model: LanguageModel, hypotheses: int, rounds: int) -> float:
 
 
 def measure(words: int, rounds: int, quick: bool = False) -> Result:
-    """Make a model of so many words, and a model for the goal of opening; open and use both.
+    """Make a model from a text, and another one for the goal of opening; open and use both.
 
     Args:
-        words: size of the text.
-        rounds: of opening and scoring.
-        quick: whether these are sizes of a test.
+        words: number of words in the text.
+        rounds: number of rounds of opening and scoring.
+        quick: True for the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         text, path = Path(name, "text"), Path(name, "words.lm")
@@ -141,7 +141,7 @@ def measure(words: int, rounds: int, quick: bool = False) -> Result:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     found = measure(20_000, 20, quick=True) if options.quick else measure(1_000_000, 200)
     deliver(found, options)

@@ -1,10 +1,10 @@
-"""Latency of a batch of speech in torch and in ONNX Runtime, and its growth.
+"""Latency of a batch of speech in torch and ONNX Runtime, and its growth with length and batch.
 
     python benchmarks/latency.py [--quick] [--json] [--out DIR]
 
 5 x BiLSTM-1024 with random weights. The reference is the same network in torch over packed
-sequences, which is how DeepSpeech 2 is usually computed. The machine's own rates take their turns
-among the cases: what the floor of `limits.py` leaves possible stands beside each goal.
+sequences, as DeepSpeech 2 is usually computed. The machine's rates are measured in turns with the
+cases; next to each goal stands the best value that the lower bound of `limits.py` allows.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ UNPACKED = "torch"
 FP32, INT8 = "ONNX Runtime fp32", "ONNX Runtime int8"
 
 SIZE_GOAL = 27.0
-"""Percent of the fp32 file that the int8 file may have."""
+"""Maximum size of the int8 file, in percent of the fp32 file."""
 
 GROWTH_GOAL = 1.25
-"""Times as much that a second of audio may cost where there is more of it."""
+"""Maximum factor by which the cost of a second of audio may grow with length or batch size."""
 
 
 class Sizes(NamedTuple):
-    """Sizes of a run: network, seconds and batches to compare, rounds; lengths and batches of the
-    growth, and its rounds.
-    """
+    """Sizes of a run: network, seconds, batches and rounds of the comparison, and of the growth."""
 
     shape: ModelShape
     seconds: float
@@ -64,14 +62,14 @@ QUICK = Sizes(TINY, 0.2, (1, 8), 2, (0.2, 0.4, 0.8), (1, 2), 1)
 
 
 class Models(NamedTuple):
-    """The network on every runtime, and the sizes of its files in bytes."""
+    """Network on every runtime, and the sizes of its files in bytes."""
 
     sessions: dict[str, Session]
     sizes: dict[str, int]
 
 
 def open_models(shape: ModelShape, folder: Path, threads: int = 0) -> Models:
-    """Write the network into a folder and open it everywhere, with so many threads; 0 is all."""
+    """Write the network to a folder, and open it on all runtimes; 0 threads takes all cores."""
     checkpoint = make_checkpoint(shape, folder)
     files = {FP32: write_onnx(checkpoint, folder), INT8: write_onnx(checkpoint, folder, "int8")}
     sessions = {
@@ -83,11 +81,11 @@ def open_models(shape: ModelShape, folder: Path, threads: int = 0) -> Models:
 
 
 def measure(sizes: Sizes, quick: bool = False) -> Result:
-    """Compare the runtimes, then follow the cost of the two artifacts.
+    """Compare the runtimes, then measure the growth of the cost of the two artifacts.
 
     Args:
         sizes: sizes of the run.
-        quick: True takes the machine's rates at the sizes of a test.
+        quick: True measures the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         models = open_models(sizes.shape, Path(folder))
@@ -125,7 +123,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
 def speed_goals(
     sizes: Sizes, probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]
 ) -> list[Goal]:
-    """Compare each artifact with packed torch, and with the best that the floor allows."""
+    """Make the goals for the speed of each artifact relative to packed torch."""
     small, large = sizes.batches
     wanted = {(FP32, small): 1.1, (FP32, large): 2.2, (INT8, small): 3.0, (INT8, large): 6.0}
     goals = []
@@ -147,7 +145,7 @@ def speed_goals(
 
 
 def comparison_table(sizes: Sizes, took: Mapping[str, Sequence[float]]) -> Table:
-    """Percentiles, real-time factor, and the ratio to packed torch."""
+    """Make a table of percentiles, real-time factors, and ratios to packed torch."""
     rows = []
     for batch in sizes.batches:
         packed = took[f"{PACKED} x {batch}"]
@@ -168,10 +166,10 @@ def comparison_table(sizes: Sizes, took: Mapping[str, Sequence[float]]) -> Table
 
 
 def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Least seconds of a run: by `duration` (one utterance) and by `batch`, for each artifact.
+    """Measure the time of a run by `duration` (one utterance) and by `batch`, for each artifact.
 
-    The least of two rounds: what disturbs a run only ever adds to it, and the first one of its size
-    also asks the system for memory (600 s in int8: 22.9 s, then 19.1; two cores, AMD Zen 4).
+    The result is the minimum of two rounds, because disturbances only add time, and the first run
+    of a size also allocates memory (600 s in int8: 22.9 s, then 19.1 s; two cores, AMD Zen 4).
     """
     growth: dict[str, dict[str, list[tuple[float, float]]]] = {"duration": {}, "batch": {}}
     for name in (FP32, INT8):
@@ -194,11 +192,11 @@ def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tup
 
 
 def growth_goals(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> list[Goal]:
-    """Linear growth: a second of audio costs no more where there is more of it."""
+    """Make the goals for linear growth: the cost of a second of audio must not grow."""
     goals = []
     for axis, series in growth.items():
         for name, points in series.items():
-            if axis == "duration":  # the first second pays for what every run costs
+            if axis == "duration":  # the shortest run mostly shows the fixed cost of a run
                 points = points[1:]
             cost = [seconds / x for x, seconds in points]
             worst = max(cost[i] / min(cost[:i]) for i in range(1, len(cost)))
@@ -215,7 +213,7 @@ def growth_goals(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]
 
 
 def growth_tables(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> list[Table]:
-    """Seconds, and seconds per unit."""
+    """Make tables of seconds, and seconds per unit."""
     tables = []
     for axis, unit in (("duration", "s of audio"), ("batch", "utterance")):
         names = list(growth[axis])
@@ -237,7 +235,7 @@ def growth_tables(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]
 def growth_plots(
     growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
 ) -> list[Plot]:
-    """Both axes logarithmic: a straight line of slope one is linear growth."""
+    """Make plots with logarithmic axes, in which linear growth is a straight line of slope one."""
     labels = {"duration": "seconds of audio", "batch": "utterances in a batch"}
     return [
         Plot(
@@ -253,7 +251,7 @@ def growth_plots(
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options: argparse.Namespace = arguments(__doc__ or "").parse_args()
     deliver(measure(QUICK if options.quick else FULL, options.quick), options)
     return 0

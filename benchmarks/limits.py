@@ -1,13 +1,12 @@
-"""Limits of the machine, and the fraction of them that ONNX Runtime reaches.
+"""Limits of the machine, and the share of them that ONNX Runtime reaches.
 
     python benchmarks/limits.py [--quick] [--json] [--out DIR]
 
-Measured in turns, in one run: products of square matrices in each precision, reading of working
-sets from the size of a cache to that of memory, and 5 x BiLSTM-1024 in ONNX Runtime. From the
-network's operations and bytes, counted in `counting.py`, follows the least time that any
-implementation needs, and from that the share that is reached. A second table has the products at
-the network's own shapes: where those are slower than square ones, the library, and not the
-machine, holds the network back.
+The script measures in turns, in one run: products of square matrices in each precision, reading of
+working sets of different sizes, and 5 x BiLSTM-1024 in ONNX Runtime. The network's operations and
+bytes (`counting.py`) give a lower bound of the time of any implementation, and thus the share that
+is reached. A second table has the products at the network's own shapes; if those are slower than
+square ones, the library limits the network, and not the machine.
 """
 
 from __future__ import annotations
@@ -58,9 +57,9 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
 
     Args:
         shape: shape of the network.
-        seconds: seconds of audio in each utterance.
-        rounds: number of rounds in turns.
-        quick: True takes the rates at the sizes of a test.
+        seconds: duration of each utterance, in seconds.
+        rounds: number of interleaved rounds.
+        quick: True measures the rates at the sizes of a test.
     """
     features = FeatureConfig()
     probes = machine_probes(quick) | {"bf16 torch": bf16_probe(quick)}
@@ -112,7 +111,7 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
 
 
 def share_goals(shares: Mapping[str, Ratio]) -> list[Goal]:
-    """Ask for half of the floor's speed in fp32 at the larger batch."""
+    """Make the goal: half of the maximum speed in fp32 at the larger batch."""
     case = f"{FP32}, batch {BATCHES[-1]}"
     return [
         Goal(
@@ -125,7 +124,7 @@ def share_goals(shares: Mapping[str, Ratio]) -> list[Goal]:
 
 
 def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]) -> Table:
-    """The best and the median rate of every probe."""
+    """Make a table of the best and the median rate of every probe."""
     rows = []
     for name, probe in probes.items():
         seconds = sorted(took[name])
@@ -148,7 +147,7 @@ def share_table(
     stages: Mapping[str, Sequence[Stage]],
     best: Rates,
 ) -> Table:
-    """Measured, least, and their ratio."""
+    """Make a table of measured times, their lower bounds, and the ratios."""
     rows = []
     for case, found in stages.items():
         seconds = sorted(took[case])
@@ -167,7 +166,7 @@ def share_table(
 
 
 def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
-    """Least time of every stage, and the limit that binds it."""
+    """Make a table of the lower bound of every stage, and its limit."""
     cases = list(stages)
     columns = ["stage (least ms, what binds)", *cases]
     found = [least_times(stages[case], best) for case in cases]
@@ -179,7 +178,7 @@ def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
 
 
 def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dict[str, float]]:
-    """Operations a second of products at the network's own shapes, by shape and library."""
+    """Measure operations per second at the network's own shapes, by shape and library."""
     rows = output_length(frames)
     units = GATES[shape.rnn] * shape.hidden
     wanted: dict[str, tuple[int, int, int]] = {}
@@ -197,7 +196,7 @@ def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dic
 
 
 def shape_table(shapes: Mapping[str, Mapping[str, float]], best: Rates) -> Table:
-    """Rates at the network's shapes, and the share of the square product's."""
+    """Make a table of the rates at the network's shapes, relative to square products."""
     names = list(next(iter(shapes.values())))
     rows = [
         [
@@ -214,7 +213,7 @@ def shape_table(shapes: Mapping[str, Mapping[str, float]], best: Rates) -> Table
 
 
 def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
-    """GB/s by MiB that are read again and again, by threads."""
+    """Measure GB/s by the size of the working set in MiB, for one and for all threads."""
     sizes = [1, 16] if quick else [1, 2, 4, 8, 16, 32, 64, 128, 256]
     found: dict[str, list[tuple[float, float]]] = {}
     for threads in sorted({1, usable_cores()}):
@@ -227,7 +226,7 @@ def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
 
 
 def bandwidth_plot(bandwidth: Mapping[str, list[tuple[float, float]]]) -> Plot:
-    """Steps down where a cache ends."""
+    """Make a plot of the reading rate, which drops where the working set exceeds a cache."""
     return Plot(
         file="bandwidth.png",
         title="Reading again and again",
@@ -239,7 +238,7 @@ def bandwidth_plot(bandwidth: Mapping[str, list[tuple[float, float]]]) -> Plot:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     if options.quick:
         deliver(measure(TINY, 0.2, rounds=2, quick=True), options)

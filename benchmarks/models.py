@@ -1,7 +1,7 @@
 """Networks of the benchmarks, with random weights, which are as fast as trained ones.
 
-Their output layer is enlarged, so that they answer speech with labels that differ from frame to
-frame, as a trained network does; else every text would be the same, or empty.
+The weights of the output layer are scaled up, so that the labels differ from frame to frame, as
+those of a trained network. Otherwise all texts would be equal or empty.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatAr
 from ds2deploy.runtimes.session import Session
 
 LARGE = ModelShape()
-"""deepspeech.pytorch's default: 5 bidirectional LSTMs of 1024."""
+"""Default network of deepspeech.pytorch: 5 bidirectional LSTMs of 1024 units."""
 
 MEDIUM = ModelShape(hidden=512, layers=3)
 TINY = ModelShape(hidden=32, layers=2)
 
 DIGITS = Path(__file__).resolve().parents[1] / "tests" / "models" / "digits.ckpt"
-"""A trained model of spoken digits that comes with the project."""
+"""Trained model of spoken digits in the project."""
 
 OUTPUT_GAIN = 30.0
 
 VOICE_S = 10.0
-"""Seconds of synthetic speech that are made; what is longer repeats them."""
+"""Duration of the synthetic speech that is made, in seconds; longer speech repeats it."""
 
 
 def make_checkpoint(shape: ModelShape, folder: Path) -> Path:
-    """A checkpoint of such a network, the same every time.
+    """Write a checkpoint of a network with fixed random weights.
 
-    The features of a unidirectional one are not normalised, so that it streams.
+    The features of a unidirectional network are not normalised, so that it can stream.
     """
     torch.manual_seed(0)
     recipe = Recipe(model=shape)
@@ -68,9 +68,9 @@ def write_onnx(
     precision: Precision = "fp32",
     export_format: ExportFormat | None = None,
 ) -> Path:
-    """The checkpoint's artifact as an export writes it, but not compared with the checkpoint.
+    """Write the ONNX artifact of a checkpoint without a parity check.
 
-    The comparison takes minutes, and says nothing of speed.
+    The check takes minutes, and is not needed to measure speed.
     """
     loaded = load_checkpoint(checkpoint)
     export_format = export_format or ExportFormat()
@@ -90,20 +90,20 @@ def open_network(path: Path, runtime: str, threads: int = 0) -> Session:
     Args:
         path: checkpoint or artifact.
         runtime: one of `ds2deploy.bench.plan.NAMES`.
-        threads: threads of the CPU; 0 takes all.
+        threads: number of CPU threads; 0 takes all cores.
     """
     return open_case(Case(path, path.name, runtime, file_kind(path)), threads).session
 
 
 def speech(sample_rate: int, seconds: float, voice: int = 0) -> FloatArray:
-    """Synthetic speech: (samples,) float32."""
+    """Make synthetic speech: (samples,) float32."""
     count = int(sample_rate * seconds)
     once = synthesize(sample_rate, min(count, int(sample_rate * VOICE_S)), seed=voice)
     return np.resize(once, count)
 
 
 def speech_batch(config: FeatureConfig, batch: int, seconds: float) -> tuple[FloatArray, IntArray]:
-    """Features (batch, 1, bins, time) float32 of so many utterances, and their lengths (batch,)."""
+    """Make features (batch, 1, bins, time) float32 of a batch, and their lengths (batch,)."""
     extract = FeatureExtractor(config)
     voices = [extract(speech(config.sample_rate, seconds, i)) for i in range(min(batch, 8))]
     features = np.stack([voices[i % len(voices)] for i in range(batch)])[:, None]
@@ -111,17 +111,17 @@ def speech_batch(config: FeatureConfig, batch: int, seconds: float) -> tuple[Flo
 
 
 def network_run(session: Session, batch: int, seconds: float) -> Callable[[], object]:
-    """Return a run of the network on that many utterances, whose features are extracted already."""
+    """Return a function that runs the network on a batch with precomputed features."""
     features, lengths = speech_batch(session.description.features, batch, seconds)
     return lambda: session.run(features, lengths)
 
 
 def shape_name(shape: ModelShape) -> str:
-    """Name a shape: `5 x BiLSTM-1024`."""
+    """Format the name of a shape, such as `5 x BiLSTM-1024`."""
     kind = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[shape.rnn]
     return f"{shape.layers} x {'Bi' if shape.bidirectional else ''}{kind}-{shape.hidden}"
 
 
 def recipe_of(shape: ModelShape, **sections: object) -> Recipe:
-    """A recipe of such a network."""
+    """Make a recipe with a network of a shape."""
     return msgspec.convert({"model": msgspec.to_builtins(shape), **sections}, Recipe)

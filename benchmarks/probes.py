@@ -1,7 +1,7 @@
-"""Measure the machine at its best: products in each precision, reading from cache and memory.
+"""Probes of the machine's best rates: products in each precision, reading from cache and memory.
 
-A probe is one call that does a known amount. It takes its turn among the cases of a benchmark, so
-that what slows the machine for a while slows both, and a share of the least time stays true.
+A probe is a call with a known amount of work. Probes run in turns with the cases of a benchmark, so
+that a temporary slow-down affects both, and ratios stay correct.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from ds2deploy.runtimes.session import usable_cores
 
 MIB = 1 << 20
 SIDE = 2048
-"""Side of the square matrices: large enough that nothing but arithmetic takes time."""
+"""Side of the square matrices, large enough that only arithmetic takes time."""
 
 SIZES = (MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB)
-"""Bytes that are read again and again. 4 and 16 MiB are the recurrent weights of one direction of
-an LSTM of 1024 units in int8 and in fp32; the last is beyond any cache."""
+"""Sizes of working sets, in bytes. 4 and 16 MiB are the recurrent weights of one direction of an
+LSTM of 1024 units in int8 and fp32; the last one exceeds any cache."""
 
 TINY_SIDE, TINY_SIZES = 128, (MIB, 16 * MIB)
 
 LOW_SIDE = 512
-"""Side of square matrices in bf16: a processor without instructions for it takes a hundred times as
+"""Side of square matrices in bf16; a processor without bf16 instructions takes a hundred times as
 long as in fp32."""
 
 READERS = ("numpy", "torch")
-"""Libraries that read; which is the faster depends on the size and on the machine."""
+"""Libraries that read; the fastest one depends on the size and the machine."""
 
 LEAST_READ = 128 * MIB
-"""Bytes of a call, so that starting it takes no part of the time."""
+"""Number of bytes per call, large enough that its start takes negligible time."""
 
 
 class Probe(NamedTuple):
-    """A call that does a known amount.
+    """Call with a known amount of work.
 
     Attributes:
-        kind: `multiply` or `read`.
-        what: precision of the product, or bytes of the working set.
-        amount: operations or bytes of a call.
-        call: does it.
+        kind: kind of the work, `multiply` or `read`.
+        what: precision of the product, or size of the working set in bytes.
+        amount: number of operations or bytes of a call.
+        call: function that does the work.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class Probe(NamedTuple):
 def machine_probes(quick: bool = False) -> dict[str, Probe]:
     """Make every probe that `rates` needs for fp32 and int8.
 
-    Of fp32 three libraries multiply, since no single one is the fastest everywhere.
+    In fp32 three libraries are measured, because none is the fastest on all machines.
 
     Args:
-        quick: sizes of a test.
+        quick: True for the sizes of a test.
     """
     side = TINY_SIDE if quick else SIDE
     found = multiply_probes(side, side, side)
@@ -74,7 +74,7 @@ def machine_probes(quick: bool = False) -> dict[str, Probe]:
 
 
 def multiply_probes(m: int, k: int, n: int) -> dict[str, Probe]:
-    """(m, k) by (k, n) in fp32 and int8, the second matrix constant as weights are."""
+    """Make probes of (m, k) by (k, n) products in fp32 and int8; the second matrix is constant."""
     random = np.random.default_rng(0)
     left = random.standard_normal((m, k)).astype(np.float32)
     right = random.standard_normal((k, n)).astype(np.float32)
@@ -92,7 +92,7 @@ def multiply_probes(m: int, k: int, n: int) -> dict[str, Probe]:
 
 
 def bf16_probe(quick: bool = False) -> Probe:
-    """Square matrices in bf16, which no artifact for a CPU has: for the table of rates."""
+    """Make a probe of square matrices in bf16, which is only used in the table of rates."""
     side = TINY_SIDE if quick else LOW_SIDE
     square = torch.ones(side, side, dtype=torch.bfloat16)
     return Probe("multiply", "bf16", 2.0 * side**3, lambda: square @ square)
@@ -101,7 +101,7 @@ def bf16_probe(quick: bool = False) -> Probe:
 def product_in_onnxruntime(
     left: np.ndarray, right: np.ndarray, precision: str
 ) -> Callable[[], object]:
-    """A graph of one node; int8 is uint8 by int8, as the dynamically quantised LSTM has it."""
+    """Make a graph of one product; int8 is uint8 by int8, as in the dynamically quantised LSTM."""
     operator, types = "MatMul", (TensorProto.FLOAT, TensorProto.FLOAT)
     if precision == "int8":
         operator, types = "MatMulInteger", (TensorProto.UINT8, TensorProto.INT32)
@@ -119,7 +119,7 @@ def product_in_onnxruntime(
     onnxruntime = import_onnxruntime()
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
-    # As the sessions of the models: threads that spin would take the cores from who comes next.
+    # As in the sessions of the models: spinning threads would occupy the cores of the next case.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -128,16 +128,16 @@ def product_in_onnxruntime(
 
 
 def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
-    """Read so many bytes again and again.
+    """Make a probe that reads a working set repeatedly.
 
-    numpy takes the maximum of bytes, 32 of them with an instruction, in threads that meet at the
-    end alone; torch the scalar product of two halves. From the second level of the cache on,
-    loading is what either waits for. (A matrix by a vector, as a recurrent step at batch 1 is one,
-    read 16 MiB at 75 GB/s where the maximum read 98.)
+    numpy computes the maximum of bytes, 32 per instruction, in threads that only synchronise at the
+    end; torch computes the scalar product of two halves. From the second cache level on, both are
+    limited by loading. A product of matrix and vector, as in a recurrent step at batch 1, read
+    16 MiB at 75 GB/s, the maximum at 98 GB/s.
 
     Args:
-        size: bytes of the working set.
-        threads: 0 takes one for every core.
+        size: size of the working set, in bytes.
+        threads: number of threads; 0 takes one per core.
         library: `numpy` or `torch`.
     """
     count, times = threads or usable_cores(), max(1, LEAST_READ // size)
@@ -169,7 +169,7 @@ def read_probe(size: int, threads: int = 0, library: str = "numpy") -> Probe:
 
 
 def run_probes(probes: Mapping[str, Probe], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of every probe in rounds of probes alone."""
+    """Measure the seconds of every probe, in rounds that contain only probes."""
     return take_turns({name: probe.call for name, probe in probes.items()}, rounds)
 
 
@@ -179,18 +179,18 @@ def take_turns_with(
     rounds: int,
     progress: Callable[[str], None],
 ) -> dict[str, list[float]]:
-    """Run cases in turns, with every probe before each of them.
+    """Run cases in turns, with every probe before each case.
 
-    One probe a round, of milliseconds, would be too few.
+    Probes only take milliseconds, so that one run per round would not suffice.
 
     Args:
         probes: probes from `machine_probes`.
         cases: functions to measure, by name.
         rounds: number of measured rounds.
-        progress: called with a line on the run in progress.
+        progress: function that is called with a description of the current run.
 
     Returns:
-        Seconds in each round: of every case, and the least of every probe.
+        The seconds of every case in each round, and the minimum of every probe in each round.
     """
     mixed: dict[str, Callable[[], object]] = {}
     for number, (case, call) in enumerate(cases.items()):
@@ -207,12 +207,12 @@ def take_turns_with(
 def rates(
     probes: Mapping[str, Probe], seconds: Mapping[str, Sequence[float]], round_: int | None = None
 ) -> Rates:
-    """Compute the rates of the machine from probes: the best of all libraries.
+    """Compute the rates of the machine from probes, with the best library for each.
 
     Args:
         probes: probes from `machine_probes`.
         seconds: seconds of their runs, from `take_turns_with`.
-        round_: number of the round; None takes each probe at its best.
+        round_: number of the round; None takes the best round of each probe.
     """
     multiply: dict[str, float] = {}
     read: dict[int, float] = {}
@@ -229,6 +229,6 @@ def rates(
 def floors(
     probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]], stages: Sequence[Stage]
 ) -> list[float]:
-    """Least seconds, by the rates of each round."""
+    """Compute the lower bound in seconds from the rates of each round."""
     rounds = len(next(iter(took.values())))
     return [least_time(stages, rates(probes, took, i)) for i in range(rounds)]

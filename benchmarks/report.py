@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [FOLDER]
 
-writes FOLDER/README.md from the results that the other scripts left there.
+writes FOLDER/README.md from the results that the other scripts have written there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 ORDER = (
     "latency", "limits", "throughput", "startup", "training", "features", "gpu", "held-out",
-    "language-model", "decoding", "server",
+    "language-model", "decoding", "server", "server-overload", "server-soak",
 )  # fmt: skip
 """Order of the results in the report."""
 
@@ -30,15 +30,15 @@ Status = Literal["met", "not met", "beyond the floor of this machine", "not meas
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
-    """A goal, and the measurement beside it.
+    """Goal with its measurement.
 
     Attributes:
         name: name of the goal.
-        wanted: the bound.
-        measured: None where it could not be.
-        unit: unit of the bound and of the measurement.
-        least: True for a lower bound.
-        floor: best value that the machine's own floor would allow; None where nothing is known.
+        wanted: bound of the goal.
+        measured: measured value; None if it could not be measured.
+        unit: unit of the bound and of the measured value.
+        least: True if the bound is a minimum.
+        floor: best value that the machine's rates allow; None if it is not known.
         detail: detail of the measurement, such as its spread.
     """
 
@@ -63,7 +63,7 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def exceeds_floor(self) -> bool:
-        """True where more was measured than the floor allows, so that it is no floor."""
+        """True if the measured value is better than `floor`, which is then not a real limit."""
         if self.measured is None or self.floor is None:
             return False
         return self.measured > self.floor if self.least else self.measured < self.floor
@@ -107,7 +107,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True):
-    """Lines over an axis; `file` is the name of the picture."""
+    """Line plot; `file` is the name of the picture."""
 
     file: str
     title: str
@@ -118,18 +118,18 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a benchmark found.
+    """Result of a benchmark.
 
     Attributes:
         name: name of the script.
         title: subject of the benchmark.
         machine: machine that it ran on.
-        quick: True for the sizes of a test, whose figures say nothing about speed.
+        quick: True for the sizes of a test, whose figures are not meaningful.
         goals: goals with their measurements.
-        tables: tables for a reader.
-        plots: plots for a reader.
-        notes: sentences that belong to the figures.
-        data: the figures, by name, for a program.
+        tables: tables for the report.
+        plots: plots for the report.
+        notes: sentences about the figures.
+        data: figures by name, for programs.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, object] = {}
 
     def json(self) -> str:
-        """One document, each goal with its status."""
+        """Encode the result as JSON, each goal with its status."""
         plain = msgspec.to_builtins(self)
         for goal, written in zip(self.goals, plain["goals"], strict=True):
             written["status"] = goal.status
@@ -163,7 +163,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first column to the left, the others to the right; a bar in a cell is escaped."""
+    """Format a Markdown table: first column left-aligned, others right-aligned, bars escaped."""
     lines = [columns, [":--", *["--:"] * (len(columns) - 1)], *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
@@ -171,10 +171,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has; its own are added to them."""
+    """Make a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--quick", action="store_true", help="sizes of a test, in seconds")
+    parser.add_argument("--quick", action="store_true", help="use the small sizes of a test")
     parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and plots")
     return parser
 
@@ -185,14 +185,14 @@ def progress(message: str) -> None:
 
 
 def deliver(result: Result, options: argparse.Namespace) -> None:
-    """Print a result, and write it where `--out` says."""
+    """Print a result, and write it to the folder of `--out`."""
     print(result.json() if options.json else result.markdown(pictures=False))
     if options.out is not None:
         write(result, options.out)
 
 
 def write(result: Result, folder: Path) -> None:
-    """NAME.json, NAME.md and the plots."""
+    """Write NAME.json, NAME.md and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
         (f"{result.name}.json", result.json()),
@@ -217,13 +217,13 @@ def _page(result: Result) -> str:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Read the results that the scripts left in a folder, in the report's order."""
+    """Read the results in a folder, in the order of the report."""
     found = [folder / f"{name}.json" for name in ORDER]
     return [msgspec.json.decode(path.read_bytes(), type=Result) for path in found if path.is_file()]
 
 
 def summary(results: Sequence[Result]) -> str:
-    """One page: the machine, every goal, then each benchmark's tables and plots."""
+    """Make one page with the machine, all goals, and each benchmark's tables and plots."""
     rows = [goal.row() for result in results for goal in result.goals]
     missing = [name for name in ORDER[:6] if name not in {result.name for result in results}]
     parts = [

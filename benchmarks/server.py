@@ -1,11 +1,11 @@
-"""Latency of `ds2deploy serve` by the number of live streams, over the loopback interface.
+"""Latency of `ds2deploy serve` for different numbers of live streams, over loopback.
 
     python benchmarks/server.py [--streams 1,8] [--seconds 20] [--minutes 30] [--json] [--out DIR]
 
-A server process and a client process; speakers in real time, who begin at random moments and send
-pieces of random sizes. Greedy decoding and a beam search; batches that begin when the last one has
-ended (Batch Dispatch) and batches every 320 ms. The number of streams grows until one is refused,
-gets no transcript, or waits too long for it.
+A client process simulates speakers in real time, who begin at random times and send pieces of
+random sizes to a server process. Cases are greedy decoding and a beam search, with batches that
+begin when the previous one has ended (Batch Dispatch) or every 320 ms. The number of streams grows
+until one is refused, gets no transcript, or waits too long for it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ds2deploy.runtimes.artifact import ModelShape
 
 STREAMS = (1, 8, 16, 32, 64, 128, 256, 512)
 LARGE = ModelShape(bidirectional=False)
-"""5 forward LSTMs of 1024, with a lookahead."""
+"""Network of 5 forward LSTMs of 1024 units, with a lookahead."""
 
 DIGITS = Path(__file__).resolve().parents[1] / "tests" / "models" / "digits-streaming.ckpt"
 STREAMING = ExportFormat(streaming=True, waveform=True)
@@ -44,10 +44,10 @@ DECODERS: dict[str, list[str]] = {"greedy": [], "beam 16": ["--beam", "16"]}
 TICKS = {"Batch Dispatch": 0.0, "every 320 ms": 0.32}
 
 FAILED_S = 2.0
-"""A transcript that most streams (p95) get later than this after their end is a failure."""
+"""Maximum 95th percentile of the time from the end of a stream to its transcript, in seconds."""
 
 CLIENT_LATE_S = 0.2
-"""A client that is later than this measures itself."""
+"""Maximum delay of the client, in seconds; beyond it, the client is the bottleneck."""
 
 START_S = 120.0
 
@@ -55,7 +55,7 @@ SERVE = "import sys; sys.argv[0] = 'ds2deploy'; from ds2deploy.cli.app import ma
 
 
 class Case(NamedTuple):
-    """A server: its model, decoder and schedule."""
+    """Configuration of a server: model, decoder and schedule."""
 
     model: str
     decoder: str
@@ -63,12 +63,16 @@ class Case(NamedTuple):
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--streams", default=",".join(map(str, STREAMS)), help="counts, ascending")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of audio in each stream")
-    parser.add_argument("--minutes", type=float, default=30.0, help="begin nothing after these")
-    parser.add_argument("--threads", type=int, default=1, help="of the server; 0 takes all cores")
+    parser.add_argument(
+        "--streams", default=",".join(map(str, STREAMS)), help="numbers of streams, ascending"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each stream")
+    parser.add_argument("--minutes", type=float, default=30.0, help="start no case after this time")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of the server; 0 takes all cores"
+    )
     options = parser.parse_args()
     counts = [int(count) for count in options.streams.split(",")]
     if options.quick:
@@ -78,7 +82,7 @@ def main() -> int:
 
 
 def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
-    """Run all cases, each with more and more streams."""
+    """Run all cases, each with increasing numbers of streams."""
     deadline = time.monotonic() + 60 * options.minutes
     found: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -107,7 +111,7 @@ def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
 
 
 def make_models(folder: Path, quick: bool) -> dict[str, Path]:
-    """Write the models; in a quick run the small one alone."""
+    """Write the models; a quick run only has the small one."""
     models = {"digits-streaming, fp32": write_onnx(DIGITS, folder, "fp32", STREAMING)}
     if not quick:
         checkpoint = make_checkpoint(LARGE, folder)
@@ -119,11 +123,11 @@ def make_models(folder: Path, quick: bool) -> dict[str, Path]:
 def run_case(
     case: Case, model: Path, counts: Sequence[int], options: argparse.Namespace, deadline: float
 ) -> list[dict[str, Any]]:
-    """Serve a model, and let more and more speakers talk, until it fails."""
+    """Serve a model to increasing numbers of speakers until it fails."""
     found = []
     arguments = [*DECODERS[case.decoder], "--tick", str(TICKS[case.tick])]
     with serve(model, [*arguments, "--threads", str(options.threads)]) as (process, url):
-        talk(url, 1, 1.0)  # memory is claimed, and threads are started
+        talk(url, 1, 1.0)  # allocates memory and starts threads
         for count in counts:
             if time.monotonic() > deadline:
                 break
@@ -136,13 +140,22 @@ def run_case(
 
 
 @contextlib.contextmanager
-def serve(model: Path, options: Sequence[str]) -> Iterator[tuple[psutil.Process, str]]:
-    """Run a server without a limit of streams; gives the process and its URL."""
+def serve(
+    model: Path, options: Sequence[str], streams: int | None = 100_000
+) -> Iterator[tuple[psutil.Process, str]]:
+    """Run a server; gives the process and its URL.
+
+    Args:
+        model: ONNX file.
+        options: further options of the command.
+        streams: maximum of live streams; None lets the server measure it.
+    """
     command = [sys.executable, "-c", SERVE, "serve", str(model), "--port", "0"]
+    limit = [] if streams is None else ["--streams", str(streams)]
     log = model.with_suffix(".log")
     with log.open("w") as stderr:
         server = subprocess.Popen(  # noqa: S603
-            [*command, "--streams", "100000", *options], stdout=subprocess.DEVNULL, stderr=stderr
+            [*command, *limit, *options], stdout=subprocess.DEVNULL, stderr=stderr
         )
     try:
         deadline = time.monotonic() + START_S
@@ -156,13 +169,13 @@ def serve(model: Path, options: Sequence[str]) -> Iterator[tuple[psutil.Process,
         server.wait()
 
 
-def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
-    """Run the client; it ends by itself."""
+def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -> dict[str, Any]:
+    """Run the client; it ends by itself. See `server_client.py`."""
     script = Path(__file__).with_name("server_client.py")
     socket = url.replace("http", "ws", 1) + "/stream"
     command = [sys.executable, str(script), socket, "--streams", str(streams)]
-    most_s = 2 * seconds + 4 * PATIENCE_S + START_S
-    command += ["--seconds", str(seconds)]
+    most_s = 2 * seconds + lasting_s + 4 * PATIENCE_S + START_S
+    command += ["--seconds", str(seconds), "--for", str(lasting_s)]
     done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=True, timeout=most_s
     )
@@ -172,7 +185,7 @@ def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
 def observe(
     process: psutil.Process, url: str, count: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure a server while so many speakers talk."""
+    """Measure a server with a number of speakers."""
     before, memory = read_metrics(url), Peak(process)
     cpu_s = sum(process.cpu_times()[:2])
     with memory:
@@ -197,7 +210,7 @@ def observe(
 
 
 def failure(found: Mapping[str, Any]) -> str:
-    """Say why a number of streams is too many; empty if it is not."""
+    """Explain why a number of streams is too large; empty if it is not."""
     if found["problems"]:
         return f"{len(found['problems'])} streams: {found['problems'][0]}"
     if found["late_s"] > CLIENT_LATE_S:
@@ -208,7 +221,7 @@ def failure(found: Mapping[str, Any]) -> str:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Percentiles in milliseconds; none without a value."""
+    """Compute percentiles in milliseconds; empty without values."""
     if not seconds:
         return {}
     return {f"p{p}": round(1000 * float(np.percentile(seconds, p)), 1) for p in (50, 95, 99)}
@@ -230,7 +243,7 @@ def total(metrics: Mapping[str, float], name: str) -> float:
 def bucket_percentiles(
     before: Mapping[str, float], after: Mapping[str, float], name: str
 ) -> dict[str, float]:
-    """Percentiles of a histogram in milliseconds, interpolated within its buckets."""
+    """Compute percentiles of a histogram in milliseconds, interpolated within its buckets."""
     bounds: dict[float, float] = {}
     for key, value in after.items():
         if key.startswith(f"{name}_bucket"):
@@ -253,10 +266,10 @@ def bucket_percentiles(
 
 
 class Peak:
-    """Largest resident memory of a process, looked at several times a second.
+    """Peak resident memory of a process, sampled several times per second.
 
     Attributes:
-        most: bytes.
+        most: peak so far, in bytes.
     """
 
     def __init__(self, process: psutil.Process) -> None:
@@ -287,7 +300,7 @@ COLUMNS = [
 
 
 def tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Make a table of each model, decoder and schedule."""
+    """Make one table for each model, decoder and schedule."""
     found: dict[str, list[list[str]]] = {}
     for run in runs:
         title = f"{run['model']}, {run['decoder']}, {run['tick']}"

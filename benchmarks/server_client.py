@@ -1,9 +1,11 @@
-"""Client of `server.py`: many speakers in one process, each in real time.
+"""Client of `server.py`, which simulates many speakers in real time in one process.
 
-    python benchmarks/server_client.py ws://127.0.0.1:8000/stream --streams 8 --seconds 10
+    python benchmarks/server_client.py ws://127.0.0.1:8000/stream --streams 8 [--for 60]
 
 Prints one JSON object: for each stream the seconds from its end message to its transcript, what
-went wrong, and by how much the client itself was late.
+went wrong, and by how much the client itself was late. With `--for`, each speaker begins again
+when it has its transcript, until so many seconds have passed; one that is refused waits for as
+long as the server says. `finals` then has the moment of each transcript, and `refused` counts.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ RATE = 16_000
 VOICES = 8
 
 PIECES_S = (0.02, 0.2)
-"""Shortest and longest piece that a speaker sends, in seconds."""
+"""Minimum and maximum duration of the pieces that a speaker sends, in seconds."""
 
 OFFSET_S = 1.0
-"""Speakers begin within so many seconds."""
+"""Period in which the speakers begin, in seconds."""
 
 PATIENCE_S = 20.0
-"""Seconds after its last audio in which a stream must have its transcript."""
+"""Timeout for the transcript after the last audio of a stream, in seconds."""
 
 
 class Speaker:
-    """One stream.
+    """Speaker of one stream.
 
     Args:
-        number: number of the stream, which chooses voice, start and pieces.
+        number: number of the stream, which determines voice, start and pieces.
         pcm: 16-bit PCM to send.
     """
 
@@ -46,15 +48,34 @@ class Speaker:
         self.final_s: float | None = None
         self.late_s = 0.0
         self.problem: str | None = None
+        self.finals: list[tuple[float, float]] = []
+        self.refused = 0
+        self._retry_s: float | None = None
         self._ended_at = 0.0
 
-    async def speak(self, url: str, connecting: asyncio.Semaphore) -> None:
+    async def keep_speaking(
+        self, url: str, connecting: asyncio.Semaphore, until: float, spread_s: float
+    ) -> None:
+        """Speak again and again, until a moment of the monotonic clock."""
+        await asyncio.sleep(self._random.uniform(0, spread_s))
+        while time.monotonic() < until and self.problem is None:
+            self.final_s = self._retry_s = None
+            await self.speak(url, connecting, 0.0)
+            if self.final_s is not None:
+                self.finals.append((time.monotonic(), self.final_s))
+            if self._retry_s is not None:
+                self.refused, self.problem = self.refused + 1, None
+                await asyncio.sleep(self._retry_s)
+
+    async def speak(
+        self, url: str, connecting: asyncio.Semaphore, offset_s: float = OFFSET_S
+    ) -> None:
         """Connect, begin at a random moment, speak, and wait for the transcript."""
         try:
             async with connecting:
                 socket = await connect(url, open_timeout=PATIENCE_S, compression=None)
             async with socket:
-                await asyncio.sleep(self._random.uniform(0, OFFSET_S))
+                await asyncio.sleep(self._random.uniform(0, offset_s))
                 sending = asyncio.ensure_future(self._send(socket))
                 patience_s = len(self._pcm) / 2 / RATE + PATIENCE_S
                 await asyncio.wait_for(self._receive(socket), patience_s)
@@ -68,7 +89,7 @@ class Speaker:
             size = 2 * int(RATE * self._random.uniform(*PIECES_S))
             piece = self._pcm[sent : sent + size]
             sent += len(piece)
-            due = started + sent / 2 / RATE  # a piece exists once it has been spoken
+            due = started + sent / 2 / RATE  # a piece is complete when its last sample is spoken
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             self.late_s = max(self.late_s, time.monotonic() - due)
             await socket.send(piece)
@@ -80,21 +101,33 @@ class Speaker:
             found = json.loads(message)
             if "error" in found:
                 self.problem = found["error"]["code"]
+                if "retry_after_ms" in found["error"]:
+                    self._retry_s = found["error"]["retry_after_ms"] / 1000
+                return
             if "final" in found:
                 self.final_s = time.monotonic() - self._ended_at
                 return
         self.problem = self.problem or "no transcript"
 
 
-async def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
-    """Let so many speakers talk for so many seconds each."""
+async def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -> dict[str, Any]:
+    """Let so many speakers talk for so many seconds each; again and again, if it shall last."""
     voices = [synthesize(RATE, int(seconds * RATE), seed=i) for i in range(VOICES)]
     pcm = [(voice * 32767).astype("<i2") for voice in voices]
     shifts = [random.Random(-i - 1).randrange(len(pcm[0])) for i in range(streams)]
     speakers = [Speaker(i, np.roll(pcm[i % VOICES], shifts[i]).tobytes()) for i in range(streams)]
     connecting = asyncio.Semaphore(32)
-    await asyncio.gather(*(one.speak(url, connecting) for one in speakers))
+    began = time.monotonic()
+    if lasting_s:
+        until, spread_s = began + lasting_s, min(seconds, lasting_s / 2)
+        await asyncio.gather(
+            *(one.keep_speaking(url, connecting, until, spread_s) for one in speakers)
+        )
+    else:
+        await asyncio.gather(*(one.speak(url, connecting) for one in speakers))
     return {
+        "finals": sorted((at - began, late) for one in speakers for at, late in one.finals),
+        "refused": sum(one.refused for one in speakers),
         "final_s": [one.final_s for one in speakers if one.final_s is not None],
         "problems": [one.problem for one in speakers if one.problem is not None],
         "late_s": max(one.late_s for one in speakers),
@@ -102,13 +135,15 @@ async def talk(url: str, streams: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Talk, and print what was measured."""
+    """Run the speakers, and print the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each stream")
+    parser.add_argument("--seconds", type=float, default=10.0, help="audio in each stream (s)")
+    parser.add_argument("--for", dest="lasting_s", type=float, default=0.0, help="seconds")
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(talk(options.url, options.streams, options.seconds))))
+    found = talk(options.url, options.streams, options.seconds, options.lasting_s)
+    print(json.dumps(asyncio.run(found)))
 
 
 if __name__ == "__main__":

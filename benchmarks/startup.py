@@ -1,10 +1,10 @@
-"""The first word of a fresh process: `ds2deploy transcribe`, from the shell and back.
+"""Time of a fresh process of `ds2deploy transcribe`, from its start to its end.
 
     python benchmarks/startup.py [--quick] [--json] [--out DIR]
 
-The trained model of digits and 3 s of audio, as an ONNX file and as the checkpoint that torch
-runs, in processes that take turns. Processes that only import what the command needs show where
-the time goes.
+The trained model of digits recognises 3 s of audio, as an ONNX file and as a checkpoint on torch,
+in processes that run in turns. Processes that only import the command's libraries show where the
+time is spent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ IMPORTS = {
     ),
     "torch alone": "import torch",
 }
-"""Code of the processes, each with the imports of those before it, but for the last."""
+"""Code of the processes; each except the last also has the imports of the previous ones."""
 
 COMMAND = "from ds2deploy.cli.app import main; main()"
 """Code of the installed command."""
@@ -49,32 +49,32 @@ import atexit, sys
 from ds2deploy.training.memory import peak_memory_mib
 atexit.register(lambda: print("peak", peak_memory_mib(), file=sys.stderr))
 """
-"""Code before the command, which prints its own peak at its end. The peak of a child that the
-system gives to its parent includes memory of the parent, from before the program was started."""
+"""Code that makes the command print its own peak memory at its end. The peak that the system
+reports to a parent process includes memory of the parent, from before the program was started."""
 
 
 def process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fresh process, with such a command line.
+    """Run Python code in a fresh process, with command-line arguments.
 
     Raises:
-        CalledProcessError: it failed.
+        CalledProcessError: the process failed.
     """
     command = [sys.executable, "-c", code, *words]
     return subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
 
 
 def peak_mb(*words: str) -> float | None:
-    """Largest resident memory of such a command, in 10^6 bytes; None where nothing tells."""
+    """Measure the peak resident memory of a command, in 10^6 bytes; None if it is not known."""
     last = process(WATCHED + COMMAND, *words).stderr.split()[-1]
     return None if last == "None" else float(last) * 2**20 / 1e6
 
 
 def measure(rounds: int, quick: bool = False) -> Result:
-    """Processes in turns, then each once more for its memory.
+    """Run the processes in turns, then each once more to measure its memory.
 
     Args:
-        rounds: rounds in turns, after one that does not count (none for the sizes of a test).
-        quick: a single run of the two commands, for a test.
+        rounds: number of rounds, after a warm-up round (none for the sizes of a test).
+        quick: True runs the two commands once, for a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)
@@ -132,7 +132,7 @@ def measure(rounds: int, quick: bool = False) -> Result:
 
 
 def wall_table(took: dict[str, list[float]], memory: dict[str, float | None]) -> Table:
-    """Seconds of every process, and megabytes of the commands."""
+    """Make a table with the seconds of every process, and the megabytes of the commands."""
     rows = []
     for case, seconds in took.items():
         found, peak = latency(seconds), memory.get(case)
@@ -142,7 +142,7 @@ def wall_table(took: dict[str, list[float]], memory: dict[str, float | None]) ->
 
 
 def split(took: dict[str, list[float]]) -> str:
-    """Explain where the time of the ONNX command goes, as differences of medians."""
+    """Describe where the ONNX command spends its time, as differences of medians."""
     names = [*list(IMPORTS)[:-1], ONNX]
     medians = [statistics.median(took[name]) for name in names]
     parts = [f"{1000 * medians[0]:.0f} ms Python"]
@@ -153,7 +153,7 @@ def split(took: dict[str, list[float]]) -> str:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     deliver(measure(1, quick=True) if options.quick else measure(15), options)
     return 0

@@ -1,10 +1,11 @@
-"""Number of streams that a machine serves: `StreamPool` with speakers at random offsets.
+"""Number of streams that a machine can serve, measured with `StreamPool` and random offsets.
 
     python benchmarks/streams.py MODEL [--streams 64] [--seconds 10] [--threads 1] [--json]
 
-Two questions, each on the same streams. *In real time*: every tick, one block of each stream that
-has one; how long does a tick take? *At full speed*: audio is there beforehand; how many seconds of
-it does a core recognise in a second, which is the number of streams that it can serve at all.
+Both measurements use the same streams. *In real time*: each tick processes one block of every
+stream that has one; the duration of the ticks is measured. *At full speed*: all audio is available
+from the start; the seconds of audio that a core recognises per second are the maximum number of its
+streams.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import usable_cores
 
 WARM_UP = 3
-"""Ticks that are not counted: memory is claimed, and threads are started."""
+"""Number of warm-up ticks, which allocate memory and start threads."""
 
 
 def main() -> None:
-    """Measure, and print a table or JSON."""
+    """Measure, and print the result as a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each stream")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; 0 takes all")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each stream")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 takes all cores")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with ds2deploy.load(options.model, threads=options.threads) as recognizer:
@@ -52,16 +53,16 @@ def main() -> None:
         f"tick       p50 {tick['p50']:.1f} ms  p95 {tick['p95']:.1f} ms  p99 {tick['p99']:.1f} ms"
     )
     print(f"throughput {result['streams_per_core']:.1f} streams per core")
-    print(f"the same text as alone: {result['same_text']} of {options.streams}")
+    print(f"same text as without other streams: {result['same_text']} of {options.streams}")
 
 
 def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, Any]:
-    """Serve so many streams, and compare what each said with what it says alone.
+    """Serve a number of streams, and compare each text with that of a single stream.
 
     Args:
-        recognizer: recognizer of a model that streams.
+        recognizer: recogniser of a streaming model.
         streams: number of streams.
-        seconds: seconds of audio in each.
+        seconds: duration of each stream, in seconds.
     """
     random = np.random.default_rng(0)
     rate = recognizer.description.features.sample_rate
@@ -86,10 +87,10 @@ def measure(recognizer: Recognizer, streams: int, seconds: float) -> dict[str, A
 def in_real_time(
     recognizer: Recognizer, speech: list[np.ndarray], random: np.random.Generator
 ) -> tuple[list[str], list[float], float]:
-    """Texts, seconds of every tick in which all streams are open, and seconds of a block.
+    """Measure the texts, the seconds of every tick with all streams open, and those of a block.
 
-    The clock is the audio's: a tick stands for the duration of a block, in which each stream gets a
-    block more or less; what computing takes beside that is what is measured.
+    Time is simulated: each tick stands for the duration of a block, in which every stream gets
+    about one block of audio. Only the computing time is measured.
     """
     rate = recognizer.description.features.sample_rate
     with recognizer.pool(streams=len(speech)) as pool:
@@ -119,7 +120,7 @@ def in_real_time(
 
 
 def at_full_speed(recognizer: Recognizer, speech: list[np.ndarray]) -> float:
-    """Seconds of audio in a second, all of it there beforehand."""
+    """Measure the seconds of audio that are recognised per second, without waiting for audio."""
     rate = recognizer.description.features.sample_rate
     total_s = sum(map(len, speech)) / rate
     with recognizer.pool(streams=len(speech), backlog_s=total_s) as pool:

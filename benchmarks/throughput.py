@@ -1,12 +1,12 @@
-"""A folder of files through `transcribe`: one by one, and all at once.
+"""Throughput of `transcribe` on a folder of files: one by one, and all at once.
 
     python benchmarks/throughput.py [--files 200] [--quick] [--json] [--out DIR]
 
-200 files of 1 to 15 s, as 16-bit WAV. All at once means batches of similar length. One by one is
-measured as a person at a shell would do it, a `ds2deploy transcribe` for each file against one for
-all of them; and in one process that has the model already, which leaves batching alone. In fp32 the
-texts must be identical: what else is in a batch changes nothing. In int8 the activations' scale is
-taken over the batch, so that a text may differ; how many do is counted.
+The input is 200 files of 1 to 15 s, as 16-bit WAV. "All at once" uses batches of similar length.
+Two ways are measured: commands, with a `ds2deploy transcribe` for each file compared with one for
+all of them; and calls in one process with an open model, which show the effect of batching alone.
+In fp32 the texts must be identical, because other utterances in a batch do not change a result. In
+int8 the scale of activations depends on the batch; texts that differ are counted.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ SPEED_GOAL = 2.0
 SAMPLE_RATE = 16_000
 
 BY_COMMAND = "the first, through the command"
-"""Name of a model whose times include the start of each process."""
+"""Name of the case whose times include the start of each process."""
 
 
 class Passes(NamedTuple):
-    """Pass of the files through one model: seconds of either way, and number of equal texts."""
+    """Result of a pass through the files: seconds of both ways, and number of equal texts."""
 
     alone_s: float
     together_s: float
@@ -51,7 +51,7 @@ class Passes(NamedTuple):
 
 
 def write_files(folder: Path, count: int, longest_s: float) -> tuple[list[Path], list[float]]:
-    """Synthetic speech of uniformly distributed durations; paths and seconds of each."""
+    """Write synthetic speech of uniformly distributed durations; return paths and seconds."""
     random = np.random.default_rng(0)
     durations = random.uniform(SHORTEST_S, longest_s, count).round(2).tolist()
     paths = []
@@ -66,11 +66,11 @@ def write_files(folder: Path, count: int, longest_s: float) -> tuple[list[Path],
 def pass_through(
     paths: Sequence[Path], transcribe: Callable[[Sequence[Path]], list[str]]
 ) -> Passes:
-    """All at once between the two halves of one by one, so that a slow while hits both.
+    """Run all files at once, between two halves one by one, so that slow periods affect both.
 
     Args:
         paths: paths of the files.
-        transcribe: gives the texts of some of them.
+        transcribe: function that returns the texts of files.
     """
     half = len(paths) // 2
     texts: dict[str, list[str]] = {}
@@ -100,12 +100,12 @@ def pass_through(
 
 
 def in_this_process(recognizer: Recognizer) -> Callable[[Sequence[Path]], list[str]]:
-    """The model is there already."""
+    """Make a function that transcribes files with an open model."""
     return lambda paths: [found.text for found in recognizer.transcribe(list(paths))]
 
 
 def by_command(model: Path) -> Callable[[Sequence[Path]], list[str]]:
-    """`ds2deploy transcribe`, from the start of its process to the end."""
+    """Make a function that transcribes files with the command `ds2deploy transcribe`."""
 
     def transcribe(paths: Sequence[Path]) -> list[str]:
         done = process(COMMAND, "transcribe", str(model), *map(str, paths), "--json")
@@ -115,13 +115,13 @@ def by_command(model: Path) -> Callable[[Sequence[Path]], list[str]]:
 
 
 def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False) -> Result:
-    """The large network in both precisions, and the trained model of digits.
+    """Measure the large network in both precisions, and the trained model of digits.
 
     Args:
         shape: shape of the large network.
         count: number of files.
-        longest_s: duration of the longest file (seconds).
-        quick: True takes the machine's rates at the sizes of a test.
+        longest_s: duration of the longest file, in seconds.
+        quick: True measures the machine's rates at the sizes of a test.
     """
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         folder = Path(name)
@@ -137,7 +137,7 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
         for model, path in models.items():
             progress(model)
             with ds2deploy.load(path) as recognizer:
-                recognizer.transcribe(list(paths[:2]))  # claims memory
+                recognizer.transcribe(list(paths[:2]))  # allocates memory
                 found[model] = pass_through(paths, in_this_process(recognizer))
         progress(BY_COMMAND)
         found[BY_COMMAND] = pass_through(paths, by_command(models[f"{title}, fp32"]))
@@ -181,7 +181,7 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
 
 
 def least_together(shape: ModelShape, durations: Sequence[float], quick: bool) -> float:
-    """Least seconds of all files in fp32, each in a batch of its own length."""
+    """Compute the lower bound of the seconds for all files in fp32, without padding."""
     probes = machine_probes(quick)
     best = rates(probes, run_probes(probes, 3))
     each = (stages_of_speech(shape, BATCH_SIZE, seconds) for seconds in durations)
@@ -189,7 +189,7 @@ def least_together(shape: ModelShape, durations: Sequence[float], quick: bool) -
 
 
 def result_table(found: dict[str, Passes], audio_s: float) -> Table:
-    """Either way, their ratio, and what is recognised in a second."""
+    """Make a table of both ways, their ratio, and the seconds of audio per second."""
     rows = [
         [
             model,
@@ -206,7 +206,7 @@ def result_table(found: dict[str, Passes], audio_s: float) -> Table:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--files", type=int, default=200)
     options = parser.parse_args()

@@ -1,15 +1,17 @@
-"""A training step against the same over packed sequences, and how busy data keeps the network.
+"""Speed of a training step compared with packed sequences, and time spent waiting for data.
 
     python benchmarks/training.py [--quick] [--json] [--out DIR]
 
-First, one step of 3 x BiLSTM-512 on 8 utterances of 3 to 5 s: forward, CTC loss, backward, clipped
-AdamW; as the project computes it, and as deepspeech.pytorch does, over packed sequences and with
-torch's own convolutions, in turns, from the same weights. Their gradients must be equal. A third
-step, over packed sequences with the project's convolutions, tells what each of the two is worth.
-Second, a real training through the project's own trainer on recordings that are made here: what
-stands between two steps is waiting for data. Third, in a process of its own, steps of 5 x
-BiLSTM-1024 on six utterances of 10 s: time and memory. Fourth, in another, a training of 500 steps
-on utterances of random lengths: whether its memory grows with its steps.
+There are four parts.
+
+1. One step (forward, CTC loss, backward, clipped AdamW) of 3 x BiLSTM-512 on 8 utterances of 3 to
+   5 s, in turns and from the same weights: as the project computes it, and as deepspeech.pytorch
+   does, over packed sequences and with torch's convolutions. Their gradients must be equal. A third
+   step, over packed sequences with the project's convolutions, separates the two effects.
+2. A real training with the project's trainer on synthetic recordings; the time between two steps is
+   waiting for data.
+3. Steps of 5 x BiLSTM-1024 on six utterances of 10 s, in a separate process: time and memory.
+4. A training of 500 steps on utterances of random lengths, in another process: growth of memory.
 """
 
 from __future__ import annotations
@@ -68,9 +70,7 @@ WORDS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT",
 
 
 class Sizes(NamedTuple):
-    """Sizes of a run: network, batch, seconds of the shortest and longest utterance, rounds, and
-    steps of the real training.
-    """
+    """Sizes of a run: network, batch, minimum and maximum seconds, rounds, and training steps."""
 
     shape: ModelShape
     batch: int
@@ -83,18 +83,18 @@ FULL = Sizes(MEDIUM, 8, (3.0, 5.0), 7, 24)
 QUICK = Sizes(TINY, 2, (0.5, 1.0), 1, 3)
 
 LARGE_STEP = Sizes(LARGE, 6, (10.0, 10.0), 3, 0)
-"""A minute of audio in a batch, as large a network as deepspeech.pytorch's."""
+"""Sizes of the third part: a minute of audio per batch, and a network as in deepspeech.pytorch."""
 
 LARGE_QUICK = Sizes(TINY, 2, (0.5, 0.5), 2, 0)
 
 LONG = Sizes(ModelShape(rnn="lstm", hidden=256, layers=3), 8, (0.5, 2.0), 100, 500)
-"""A training whose memory is watched, in which `rounds` are the steps before that."""
+"""Sizes of the training whose memory is measured; `rounds` is the number of steps before that."""
 
 LONG_QUICK = Sizes(TINY, 2, (0.2, 0.4), 4, 12)
 
 
 def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) -> Batch:
-    """Synthetic speech of durations between the two, with transcripts of digits."""
+    """Make a batch of synthetic speech with random durations, and transcripts of digits."""
     random = np.random.default_rng(0)
     rate, alphabet = recipe.features.sample_rate, Alphabet(recipe.labels)
     extract = FeatureExtractor(recipe.features)
@@ -105,7 +105,7 @@ def make_batch(recipe: Recipe, utterances: int, seconds: tuple[float, float]) ->
 
 
 def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:
-    """Networks of the same weights, by name; each laid out as its training would have it."""
+    """Make networks with the same weights, by name, each in the memory format of its training."""
     found = {}
     for name in (OURS, PACKED, PEERS):
         torch.manual_seed(0)
@@ -119,14 +119,14 @@ def make_networks(recipe: Recipe) -> dict[str, DeepSpeech2]:
 
 
 def use_torchs_convolutions(network: DeepSpeech2) -> None:
-    """Make the project's convolutions torch's own."""
+    """Replace the project's convolutions by torch's."""
     for module in list(network.modules()):
         if isinstance(module, FourierConv2d):
             module.__class__ = nn.Conv2d
 
 
 def backward(network: DeepSpeech2, batch: Batch) -> float:
-    """Forward and backward; the loss."""
+    """Run forward and backward pass, and return the loss."""
     log_probs, lengths = network(batch.features, batch.lengths)
     loss = ctc_loss(log_probs, lengths, batch) / len(batch.lengths)
     loss.backward()
@@ -134,7 +134,7 @@ def backward(network: DeepSpeech2, batch: Batch) -> float:
 
 
 def gradient_difference(left: DeepSpeech2, right: DeepSpeech2, batch: Batch) -> float:
-    """Largest difference of a parameter's gradients, as a share of its largest gradient."""
+    """Compute the maximum difference of gradients, relative to a parameter's largest gradient."""
     for network in (left, right):
         network.zero_grad()
         backward(network, batch)
@@ -148,12 +148,12 @@ def gradient_difference(left: DeepSpeech2, right: DeepSpeech2, batch: Batch) -> 
 
 
 GRADIENT_FLOOR = 1e-4
-"""A gradient smaller than this everywhere is zero but for rounding: that of a bias which the batch
-norm behind it takes out again."""
+"""Maximum of a gradient that counts as zero with rounding errors: that of a bias which the
+following batch norm removes again."""
 
 
 def step_of(network: DeepSpeech2, batch: Batch) -> Callable[[], None]:
-    """A whole optimisation step."""
+    """Make a function that runs a whole optimisation step."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
 
     def step() -> None:
@@ -166,16 +166,16 @@ def step_of(network: DeepSpeech2, batch: Batch) -> Callable[[], None]:
 
 
 def least_step(recipe: Recipe, batch: Batch, rate: float) -> float:
-    """Seconds that a step takes at least which multiplies directly, as the reference does.
+    """Compute a lower bound of the seconds of a step that multiplies directly, as the reference.
 
-    Its products alone, of valid frames: each stage forward, then for the gradient of its weights
-    and, but for the features, of its input. (The project's second convolution needs fewer, see
-    `ds2deploy.model.convolution`.)
+    The bound counts the products of valid frames: each stage forward, then the gradients of its
+    weights and of its input (except the features). The project's second convolution needs fewer
+    operations, see `ds2deploy.model.convolution`.
 
     Args:
         recipe: recipe of the network.
         batch: batch of the step.
-        rate: operations a second.
+        rate: operations per second.
     """
     shape, bins, labels = recipe.model, recipe.features.bins, len(recipe.labels)
     operations = 0.0
@@ -190,8 +190,8 @@ class TimedLoop(TrainingLoop):
 
     Attributes:
         busy: seconds of every step.
-        waited: seconds of the waiting before it.
-        mib: memory that the process has resident after it.
+        waited: seconds of waiting before every step.
+        mib: resident memory of the process after every step, in MiB.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -202,12 +202,12 @@ class TimedLoop(TrainingLoop):
         self._since = 0.0
 
     def train_epoch(self) -> None:
-        """Start the clock where the first batch is asked for."""
+        """Start the clock when the first batch is requested."""
         self._since = time.perf_counter()
         super().train_epoch()
 
     def learn(self, batch: Batch) -> None:
-        """Measure what happens before a batch is there, and until it has been learnt from."""
+        """Measure the time until a batch is available, and the time of its step."""
         arrived = time.perf_counter()
         self.waited.append(arrived - self._since)
         super().learn(batch)
@@ -216,13 +216,13 @@ class TimedLoop(TrainingLoop):
         self.mib.append(resident_memory_mib())
 
     def busy_share(self) -> float:
-        """Fraction of the time from the first batch to the end that the steps took."""
+        """Share of the time from the first batch to the end that the steps take."""
         waited = sum(self.waited[1:])
         return sum(self.busy) / (sum(self.busy) + waited)
 
 
 def write_recordings(folder: Path, rate: int, count: int, between: tuple[float, float]) -> Path:
-    """A folder of WAV files with a transcript beside each."""
+    """Write a folder of WAV files, each with a transcript."""
     random = np.random.default_rng(1)
     folder.mkdir()
     for i in range(count):
@@ -234,13 +234,14 @@ def write_recordings(folder: Path, rate: int, count: int, between: tuple[float, 
 
 
 def growth(mib: Sequence[float], warm_up: int) -> float:
-    """Growth of the resident memory after the first steps, in percent.
+    """Compute the growth of the resident memory after the first steps, in percent.
 
-    Medians of as many steps at both ends: what a step holds depends on its utterances.
+    Medians over several steps at both ends are compared, because the memory of a step depends on
+    its utterances.
 
     Args:
-        mib: after every step.
-        warm_up: steps before the first that counts.
+        mib: resident memory after every step, in MiB.
+        warm_up: number of steps to ignore.
     """
     watched = mib[warm_up:]
     part = max(len(watched) // 5, 1)
@@ -249,18 +250,18 @@ def growth(mib: Sequence[float], warm_up: int) -> float:
 
 
 def train_for_real(sizes: Sizes) -> TimedLoop:
-    """The project's training for so many steps of one epoch."""
+    """Run the project's training for a number of steps of one epoch."""
     count = round(sizes.batch * (sizes.steps + 1) / (1 - VALID_SHARE))
     progress(f"a real training of {sizes.steps} steps")
     return run_training(sizes, count, epochs=1, workers=1)
 
 
 def long_training(sizes: Sizes) -> list[float]:
-    """A training on utterances of random lengths in this process: MiB after every step."""
+    """Train on utterances of random lengths in this process; return the MiB after every step."""
     bound_primitive_cache()
     keep_freed_memory()
     augment = {"speed": [0.85, 1.15]}
-    # So few batches that epochs follow one another, as in a training.
+    # Few batches per epoch, so that there are several epochs, as in a real training.
     return run_training(sizes, 20 * sizes.batch, sizes.steps, workers=0, augment=augment).mib
 
 
@@ -271,12 +272,12 @@ def run_training(
     workers: int,
     **sections: object,
 ) -> TimedLoop:
-    """Train through the project's own trainer on recordings that are made here.
+    """Train with the project's trainer on synthetic recordings.
 
     Args:
         sizes: sizes of the run.
         count: number of recordings.
-        epochs: largest number of epochs; `sizes.steps` ends the run before.
+        epochs: maximum number of epochs; `sizes.steps` ends the run earlier.
         workers: number of processes that load data.
         sections: other sections of the recipe.
     """
@@ -314,7 +315,7 @@ def run_training(
 
 
 def large_step(sizes: Sizes) -> dict[str, Any]:
-    """Seconds of every step after the first, and the most memory that this process ever had."""
+    """Measure the seconds of every step after the first, and the peak memory of this process."""
     keep_freed_memory()
     recipe = recipe_of(sizes.shape)
     batch, network = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)[OURS]
@@ -323,7 +324,7 @@ def large_step(sizes: Sizes) -> dict[str, Any]:
 
 
 def elsewhere(option: str, quick: bool) -> Any:
-    """A part in a process of its own, whose memory holds nothing else.
+    """Run a part in a separate process, so that its memory contains nothing else.
 
     Args:
         option: command-line option that names the part.
@@ -335,13 +336,13 @@ def elsewhere(option: str, quick: bool) -> Any:
 
 
 def measure(sizes: Sizes, quick: bool = False) -> Result:
-    """Steps in turns, gradients, the real training, the large step, the long training.
+    """Measure all parts: steps in turns, gradients, real training, large step and long training.
 
     Args:
         sizes: sizes of the run.
         quick: True for the sizes of a test.
     """
-    keep_freed_memory()  # as a training does, for both
+    keep_freed_memory()  # as in a training, for both
     recipe = recipe_of(sizes.shape)
     batch, networks = make_batch(recipe, sizes.batch, sizes.seconds), make_networks(recipe)
     difference = max(
@@ -432,7 +433,7 @@ def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:
 
 
 def main() -> int:
-    """Measure, and print or write."""
+    """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--large-step", action="store_true", help="the third part, as JSON")
     parser.add_argument("--long-training", action="store_true", help="the fourth part, as JSON")

@@ -5,7 +5,7 @@
     recognizer = ds2deploy.load("model.onnx")
     print(recognizer.transcribe("a.wav").text)
 
-Importing this package imports nothing heavy: names are looked up when they are first used.
+Importing this package loads no heavy modules; its names are imported on first use.
 """
 
 from __future__ import annotations

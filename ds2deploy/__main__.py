@@ -1,4 +1,4 @@
-"""`python -m ds2deploy`."""
+"""Entry point of `python -m ds2deploy`."""
 
 from ds2deploy.cli.app import main
 

@@ -1,4 +1,7 @@
-"""The recipe of a training: frozen structs, stored in every checkpoint; `recipes` reads them."""
+"""Training recipe as frozen structs.
+
+`recipes` reads a recipe from TOML, and every checkpoint contains the one it was trained with.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,28 @@ from ds2deploy.runtimes.features import FeatureConfig
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the recipe's sections."""
+    """Base class of the recipe's sections."""
 
 
 class DataConfig(_Section, frozen=True):
-    """Manifests of a training, and their batches.
+    """Manifests and batches of a training.
 
     Attributes:
         train: manifest of the training set.
         valid: manifest of the validation set.
-        batch_size: maximum of utterances in a batch of one process.
-        batch_duration_s: maximum of audio in a batch, in seconds, before any change of speed.
-        sortagrad: sort the first epoch from the shortest utterance to the longest, as in the
+        batch_size: maximum number of utterances in the batch of one process.
+        batch_duration_s: maximum total audio in a batch, in seconds, before any change of speed;
+            None sets no limit.
+        sortagrad: sort the first epoch from the shortest to the longest utterance, as in the
             DeepSpeech 2 paper (section 3.2).
-        buckets: number of groups of similar duration from which batches are drawn.
-        join: fewest and most utterances of one speaker that are joined into one, anew in
-            every epoch; teaches a model of short recordings to read long ones.
-        pause_s: shortest and longest silence between joined utterances, in seconds.
-        silence_s: shortest and longest silence before and after a training utterance, in seconds,
-            anew in every epoch; a model that was only trained on recordings cut at the speech makes
-            words of a microphone's silence.
+        buckets: number of duration groups; each batch is drawn from one of them.
+        join: minimum and maximum number of utterances of one speaker that are joined into one,
+            drawn anew in every epoch. Joining teaches a model of short recordings to read long
+            ones.
+        pause_s: minimum and maximum silence between joined utterances, in seconds.
+        silence_s: minimum and maximum silence added before and after a training utterance, in
+            seconds, drawn anew in every epoch. A model that is trained only on tightly cut
+            recordings recognises words in the silence of a microphone.
         workers: number of processes that load data; 0 loads it in the training process.
     """
 
@@ -59,30 +64,33 @@ class DataConfig(_Section, frozen=True):
 
 
 class AugmentConfig(_Section, frozen=True):
-    """Augmentation of training audio, anew in every epoch; all of it is off by default.
+    """Augmentation of training audio, drawn anew in every epoch; off by default.
 
     Attributes:
-        warm_up_epochs: number of epochs at the start without augmentation, without joined
-            utterances and without added silence, in which a network that would learn nothing from
-            such speech finds a beginning.
-        speed: slowest and fastest playing speed; pitch moves along.
-        tempo: slowest and fastest tempo; pitch stays.
-        gain_db: weakest and strongest gain, in decibels.
-        noise_snr_db: lowest and highest ratio of speech to added noise, in decibels.
-        noise_folder: folder of recordings, parts of which are added; without one, the noise is
-            synthetic, stationary and of random colour.
-        noise_share: share of the utterances that get noise.
-        noise_music_share: share of the synthetic noises that are chords of tones instead.
-        room_rt60_s: shortest and longest reverberation time (RT60) of a simulated room, in
-            seconds.
-        room_share: share of the utterances that are spoken in a room.
-        band_hz: lowest and highest upper edge of a narrow band, in Hz; its lower edge is between 0
-            and 300 Hz. A telephone's band ends at 3,400 Hz.
-        band_share: share of the utterances that are limited to a narrow band, noise included.
-        frequency_masks: number of bands of bins that are set to the mean (SpecAugment).
-        frequency_mask_bins: maximum width of such a band, in bins.
-        time_masks: number of stretches of frames that are set to the mean (SpecAugment).
-        time_mask_frames: maximum length of such a stretch, in frames.
+        warm_up_epochs: number of epochs at the start without augmentation, joined utterances or
+            added silence. Use it if the loss does not fall on augmented speech from the beginning.
+        speed: minimum and maximum playing speed, as a factor; the pitch changes with it.
+        tempo: minimum and maximum tempo, as a factor; the pitch stays the same.
+        gain_db: minimum and maximum gain, in decibels.
+        noise_snr_db: minimum and maximum ratio of speech to added noise, in decibels; None adds
+            no noise.
+        noise_folder: folder of noise recordings, of which random parts are added; empty adds
+            synthetic stationary noise of random colour.
+        noise_share: share of the utterances to which noise is added, 0 to 1.
+        noise_music_share: share of the synthetic noises that are replaced by chords of tones,
+            0 to 1.
+        room_rt60_s: minimum and maximum reverberation time (RT60) of a simulated room, in seconds;
+            None simulates no room.
+        room_share: share of the utterances that are reverberated, 0 to 1.
+        band_hz: minimum and maximum upper edge of a band-pass filter, in Hz; its lower edge is
+            drawn between 0 and 300 Hz. A telephone's band ends at 3,400 Hz. None filters nothing.
+        band_share: share of the utterances that are band-limited, noise included, 0 to 1.
+        frequency_masks: number of frequency masks (SpecAugment), each of which sets a band of bins
+            to the mean.
+        frequency_mask_bins: maximum width of a frequency mask, in bins.
+        time_masks: number of time masks (SpecAugment), each of which sets a range of frames to the
+            mean.
+        time_mask_frames: maximum length of a time mask, in frames.
     """
 
     warm_up_epochs: int = 0
@@ -112,13 +120,13 @@ class AugmentConfig(_Section, frozen=True):
             _interval("augment.noise_snr_db", self.noise_snr_db)
         if self.noise_folder and self.noise_snr_db is None:
             raise ConfigError(
-                f"augment.noise_folder = {self.noise_folder}: say how loud, such as "
-                "augment.noise_snr_db = [5, 20]"
+                f"augment.noise_folder = {self.noise_folder}: requires a signal-to-noise ratio, "
+                "such as augment.noise_snr_db = [5, 20]"
             )
         if self.noise_folder and self.noise_music_share:
             raise ConfigError(
-                "augment.noise_music_share is for synthetic noise; leave out augment.noise_folder, "
-                "or add recordings of music to it"
+                "augment.noise_music_share: only for synthetic noise; omit augment.noise_folder, "
+                "or add recordings of music to that folder"
             )
         if self.room_rt60_s is not None:
             _interval("augment.room_rt60_s", self.room_rt60_s, least=0.05)
@@ -133,42 +141,47 @@ class TrainingConfig(_Section, frozen=True):
     """Optimisation of the weights.
 
     Attributes:
-        run: folder for best.ckpt, last.ckpt and metrics.jsonl.
+        run: folder (RUN) for best.ckpt, last.ckpt and metrics.jsonl.
         epochs: number of passes over the training set.
-        learning_rate: maximum of the learning rate.
-        schedule: `one-cycle` warms up and anneals to a ten-thousandth; `anneal` divides
-            by `anneal` after every epoch, as deepspeech.pytorch does; `constant`.
-        warm_up: share of the training in which `one-cycle` rises.
-        anneal: divisor per epoch.
+        learning_rate: maximum learning rate.
+        schedule: learning-rate schedule. `one-cycle` warms up, then anneals to a ten-thousandth;
+            `anneal` divides the rate by `anneal` after every epoch, as deepspeech.pytorch does;
+            `constant` keeps it.
+        warm_up: share of the training in which the rate of `one-cycle` rises, between 0 and 1.
+        anneal: divisor of the learning rate after each epoch, for the schedule `anneal`.
         optimizer: `adamw`, or `sgd` with Nesterov momentum 0.9.
         weight_decay: weight decay of the optimizer.
-        clip_norm: maximum norm of the gradients; longer ones are scaled down.
-        accumulate: number of batches whose gradients are summed for a step.
-        batch_norm: statistics that normalise: `batch`, those of a process's own batch;
-            `synchronized`, those of all processes' batches (GPU only); `frozen`, those that the
-            network has, to fine-tune a trained one.
-        precision: Lightning's name: `32-true`, `16-mixed` (GPU only), `bf16-mixed`.
-        accelerator: `auto`, `cpu` or `gpu`.
-        devices: number of devices; 0 takes all.
-        nodes: number of machines, each with so many devices, started by torchrun or a scheduler.
-        threads: number of CPU threads; 0 leaves torch's choice.
-        seed: seed of weights, batches and augmentation.
+        clip_norm: maximum norm of the gradients; larger gradients are scaled down to it.
+        accumulate: number of batches whose gradients are summed for one optimisation step.
+        batch_norm: statistics that batch norm uses. `batch` takes those of a process's own batch,
+            `synchronized` those of the batches of all processes (GPU only). `frozen` keeps those
+            that a trained network has, for fine-tuning.
+        precision: numeric precision, as Lightning names it: `32-true`, `16-mixed` (GPU only) or
+            `bf16-mixed`.
+        accelerator: kind of device: `auto`, `cpu` or `gpu`.
+        devices: number of devices per machine; 0 takes all.
+        nodes: number of machines, each with the same number of devices; start the processes with
+            torchrun or a scheduler.
+        threads: number of CPU threads; 0 lets torch choose.
+        seed: seed of the initial weights, batches and augmentation.
         validate_every: number of epochs between validations.
         log_every: number of steps between lines in metrics.jsonl.
         checkpoint_minutes: minutes between checkpoints (last.ckpt) within an epoch.
-        max_steps: maximum of steps, at which the training stops, even within an epoch.
-        tensorboard: write event files for TensorBoard, to RUN/tensorboard.
+        max_steps: maximum number of optimisation steps; the training stops there, even within an
+            epoch. None sets no limit.
+        tensorboard: write TensorBoard event files to RUN/tensorboard.
         report: write RUN/report.html at the end.
-        export: precisions in which the best checkpoint is exported to ONNX at the end, to RUN;
-            none by default. int8 is judged by the words of the validation set.
-        start: checkpoint of ds2deploy or deepspeech.pytorch with the initial weights and
-            statistics of features; random weights without one. A compressed one also gives
+        export: precisions in which the best checkpoint is exported to ONNX (in RUN) at the end;
+            none by default. The int8 model is checked by its word errors on the validation set.
+        start: checkpoint of ds2deploy or deepspeech.pytorch that provides the initial weights and
+            feature statistics; empty starts from random weights. A compressed one also provides
             `model.hidden`, `model.ranks` and `model.maps`.
-        teacher: checkpoint whose log-probabilities are learnt beside the transcripts; of the same
-            labels and features.
-        teacher_weight: weight of the divergence from the teacher, beside the CTC loss.
-        trace_norm: weight of the trace norm of the recurrent layers' input sides, which lowers
-            their ranks; on a whole input side every step takes a singular value decomposition.
+        teacher: checkpoint of a network to learn from; it must have the same labels and features.
+            The loss then adds the divergence from its log-probabilities to the CTC loss.
+        teacher_weight: weight of that divergence.
+        trace_norm: weight of the trace norm of the recurrent layers' input weights, which lowers
+            their ranks. For input weights without a rank, each step computes a singular value
+            decomposition.
     """
 
     run: str = "runs/ds2"
@@ -209,7 +222,7 @@ class TrainingConfig(_Section, frozen=True):
             raise ConfigError(f"training.warm_up = {self.warm_up}: expected between 0 and 1")
         if self.devices < 0 or self.threads < 0 or self.seed < 0 or self.weight_decay < 0:
             raise ConfigError(
-                "training: devices, threads, seed and weight_decay must not be negative"
+                "training: devices, threads, seed or weight_decay is negative; expected 0 or more"
             )
         for name in ("teacher_weight", "trace_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
@@ -224,7 +237,7 @@ class Recipe(_Section, frozen=True):
     Attributes:
         labels: labels of the model, one character each, blank first.
         model: dimensions of the network.
-        features: settings of its features.
+        features: settings of feature extraction.
         data: manifests and batches.
         augment: augmentation of training audio.
         training: optimisation of the weights.
@@ -241,11 +254,14 @@ class Recipe(_Section, frozen=True):
         Alphabet(self.labels)
         if "int8" in self.training.export and self.model.rnn != "lstm":
             raise ConfigError(
-                f'training.export: int8 is for model.rnn = "lstm", this one is {self.model.rnn}'
+                f'training.export: int8 requires model.rnn = "lstm"; the recipe has '
+                f"{self.model.rnn}"
             )
 
     def changed(self, section: str, **values: object) -> Recipe:
-        """Copy a recipe with other values of a section: `recipe.changed("training", epochs=2)`.
+        """Copy the recipe with other values in one section.
+
+        Example: `recipe.changed("training", epochs=2)`.
 
         Raises:
             ConfigError: a value is out of its range.
@@ -258,11 +274,11 @@ def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
     """Limit the threads and processes of a recipe to the cores of this machine.
 
     Args:
-        recipe: recipe that may have been written for a larger machine.
+        recipe: recipe, perhaps written for a larger machine.
         cores: number of cores that this process may use.
 
     Returns:
-        The bounded recipe, and a line for each value that changed.
+        The limited recipe, and one message for each value that changed.
     """
     changes = []
     most = {"data.workers": max(cores, DataConfig().workers), "training.threads": cores}
@@ -272,7 +288,7 @@ def within_cores(recipe: Recipe, cores: int) -> tuple[Recipe, list[str]]:
         if asked > bound:
             recipe = recipe.changed(section, **{key: bound})
             changes.append(
-                f"{name} = {asked}: this process may use {cores} cores; {bound} are taken"
+                f"{name} = {asked}: this process may use {cores} cores; {bound} are used"
             )
     return recipe, changes
 
@@ -285,5 +301,5 @@ def _positive(section: str, struct: _Section, *names: str) -> None:
 
 def _interval(name: str, pair: tuple[float, float], least: float = float("-inf")) -> None:
     if not least <= pair[0] <= pair[1]:
-        floor = "" if least == float("-inf") else f", neither under {least:g}"
-        raise ConfigError(f"{name} = {list(pair)}: expected the smaller first{floor}")
+        floor = "" if least == float("-inf") else f", both at least {least:g}"
+        raise ConfigError(f"{name} = {list(pair)}: expected the smaller value first{floor}")

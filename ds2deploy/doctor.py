@@ -1,4 +1,4 @@
-"""Examine which runtimes work on this machine; name the command that repairs each other."""
+"""Checks of the runtimes on this machine, with a command to fix each one that does not work."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Finding(msgspec.Struct, frozen=True):
     """Result of one check.
 
     Attributes:
-        name: use that was checked, such as `run .onnx on onnxruntime`.
-        works: True where it can be used now.
+        name: name of the checked use, such as `run .onnx on onnxruntime`.
+        works: True if it works.
         detail: version, or the missing part.
-        remedy: command that repairs it; empty where it works.
+        remedy: command that fixes it; empty if it works.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def examine() -> list[Finding]:
-    """Check everything; change nothing."""
+    """Run all checks, without changing anything."""
     return [
         Finding("Python", True, platform.python_version()),
         *(
@@ -61,7 +61,7 @@ def _torch_cuda() -> Finding:
     version = f"torch {torch.__version__}"
     if not torch.cuda.is_available():
         remedy = f"{DRIVER}, and a CUDA build of torch"
-        return Finding(name, False, f"{version} sees no CUDA device", remedy)
+        return Finding(name, False, f"{version} finds no CUDA device", remedy)
     return Finding(name, True, f"{version}, {torch.cuda.get_device_name()}")
 
 
@@ -72,7 +72,7 @@ def _cuda() -> Finding:
 
 
 def _engines(flavor: Flavor) -> list[Finding]:
-    """Check that the library builds engines, and that it runs them."""
+    """Check that the library can build and run engines."""
     build, run = (f"{verb} {NAMES[flavor]} engines" for verb in ("build", "run"))
     try:
         library = import_tensorrt(flavor)
@@ -93,7 +93,7 @@ def _engines(flavor: Flavor) -> list[Finding]:
 
 
 def _split(error: RuntimeUnavailableError, remedy: str) -> tuple[str, str]:
-    """Split an error from the remedy that its message ends in."""
+    """Split the message of an error into the reason and the remedy at its end."""
     return str(error).removesuffix(f": {remedy}"), remedy
 
 
@@ -113,12 +113,12 @@ def _version(module: str) -> str:
 def _has(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around it is not there
+    except ModuleNotFoundError:  # its parent package is not installed
         return False
 
 
 def _another_gpu() -> str:
-    """Name of this machine's GPU where TensorRT-RTX does not support it; else empty."""
+    """Return the name of this machine's GPU if TensorRT-RTX does not support it; else empty."""
     try:
         return on_another_gpu(open_device())
     except NoDeviceError:

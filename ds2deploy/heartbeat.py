@@ -1,4 +1,4 @@
-"""Progress of long work: a display on a terminal, a line now and then in a log."""
+"""Progress of long work: a display on a terminal, and occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from ds2deploy.output import in_one_line, print_error
 
 SILENCE_S = 10.0
-"""Seconds without a line before one is written: a log gets one every 15 s, even if a busy machine
-delays it."""
+"""Time without a line before one is written, in seconds; a log then gets one every 15 s, even if a
+busy machine delays it."""
 
 MOST_LINES = 120
-"""Number of lines of a command that runs for hours, about: its silences grow with its time."""
+"""Approximate number of lines of a command that runs for hours; the intervals grow with time."""
 
 
 class Heartbeat:
-    """Writes the current step of a long command to stderr when nothing was written for a while.
+    """Writer of the current step of a long command to stderr after a time without output.
 
     Args:
-        title: name of the work; begins every line.
+        title: name of the work, with which every line begins.
         silent: write nothing.
-        clock: seconds, from any start.
+        clock: function that returns the time, in seconds.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Heartbeat:
         self._lock = threading.Lock()
 
     def tell(self, message: str) -> None:
-        """Take note of the current step, and write it if a line is due."""
+        """Set the current step, and write it if a line is due."""
         if self._silent:
             return
         with self._lock:
@@ -45,11 +45,11 @@ class Heartbeat:
         self.beat()
 
     def note_line(self) -> None:
-        """Take note of a line that something else has written."""
+        """Record that another part of the program has written a line."""
         self._written = self._clock()
 
     def beat(self) -> None:
-        """Write a line if one is due, with the duration of a step that takes long."""
+        """Write a line if one is due, with the duration of a long step."""
         with self._lock:
             now = self._clock()
             silence_s = max(SILENCE_S, (now - self._started) / MOST_LINES)
@@ -64,16 +64,16 @@ class Heartbeat:
 
 @contextmanager
 def heartbeat(title: str, wanted: bool = True) -> Iterator[Heartbeat]:
-    """Write lines on the work that is done meanwhile, where stderr is not a terminal.
+    """Write progress lines during the context if stderr is not a terminal.
 
-    A thread watches the clock, so that a single long step is reported too.
+    A thread checks the time, so that a single long step is reported as well.
 
     Args:
         title: name of the work.
-        wanted: write at all; False in the processes of a training that do not report.
+        wanted: False writes nothing, for the processes of a training that do not report.
 
     Yields:
-        The heartbeat, to be told of every step.
+        The heartbeat; call its `tell` for every step.
     """
     beating = Heartbeat(title, silent=not wanted or sys.stderr.isatty())
     ended = threading.Event()
@@ -93,13 +93,13 @@ def heartbeat(title: str, wanted: bool = True) -> Iterator[Heartbeat]:
 
 @contextmanager
 def status(title: str) -> Iterator[Callable[[str], None]]:
-    """Show the current step on stderr: a spinner on a terminal, a line now and then elsewhere.
+    """Show the current step on stderr: a spinner on a terminal, occasional lines elsewhere.
 
     Args:
         title: name of the work.
 
     Yields:
-        A function to call with every step.
+        A function to call with a description of every step.
     """
     if not sys.stderr.isatty():
         with heartbeat(title) as beating:
@@ -120,7 +120,7 @@ def file_progress(title: str, total: int) -> Iterator[Callable[[int, float], Non
         total: number of files.
 
     Yields:
-        A function to call with the number of files that are done, and their seconds of audio.
+        A function to call with the number of finished files and their duration, in seconds.
     """
     started = time.monotonic()
 
@@ -140,8 +140,8 @@ def file_progress(title: str, total: int) -> Iterator[Callable[[int, float], Non
         MofNCompleteColumn(),
         TextColumn("files, {task.fields[facts]}"),
     )
-    # What is printed meanwhile goes above the bar where both are on the terminal; a pipe or a file
-    # gets it untouched.
+    # Output during the context is printed above the bar if both are on the terminal; output to a
+    # pipe or file is unchanged.
     with Progress(
         *columns,
         console=Console(stderr=True),

@@ -1,4 +1,4 @@
-"""Identify a file: checkpoint, artifact, engine, language model, decoder, manifest or recording."""
+"""Inspection of files: models, language models, decoder settings, manifests and recordings."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from ds2deploy.runtimes.tensorrt.library import NAMES
 
 
 def inspect_file(path: str | Path) -> dict[str, Any]:
-    """Collect facts about a file by name, for a person; `details` has them for a program.
+    """Collect facts about a file as text by name; the entry `details` contains them as data.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError, ManifestError, AudioError: none of the known kinds, or damaged.
+        MissingFileError: the file does not exist.
+        ModelFileError, ManifestError, AudioError: the file is of no known kind, or damaged.
     """
     path = Path(path)
     if _is_pipe(path):
-        return _recording(path)  # it can be read once
+        return _recording(path)  # it can only be read once
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
@@ -53,10 +53,10 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
 
 def _is_pipe(path: Path) -> bool:
-    """Check whether a path is one end of a pipe: a FIFO, or a shell's `<(command)`."""
+    """Return True if a path is a pipe: a FIFO, or a shell's `<(command)`."""
     try:
         return path.is_fifo()
-    except OSError:  # in a folder that may not be entered
+    except OSError:  # its folder may not be entered
         raise MissingFileError(
             f"{path}: cannot be reached; check its folder's permissions"
         ) from None
@@ -192,7 +192,7 @@ def _sizes(model: ModelShape) -> str:
 
 
 def _streaming(description: ArtifactDescription) -> dict[str, Any]:
-    """Blocks, latency and origin of the statistics of a streaming artifact."""
+    """Describe blocks, latency and feature statistics of a streaming artifact."""
     blocks, features = description.blocks, description.features
     if blocks is None:
         return {}
@@ -206,9 +206,7 @@ def _streaming(description: ArtifactDescription) -> dict[str, Any]:
         + ", ".join(f"{name} {part:g}" for name, part in parts.items()),
     }
     if description.statistics_from is not None:
-        facts["statistics"] = (
-            f"of {description.statistics_from}, in the place of each utterance's own"
-        )
+        facts["statistics"] = f"of {description.statistics_from}, instead of each utterance's own"
     return facts
 
 
@@ -221,7 +219,7 @@ def _parity(description: ArtifactDescription, path: Path) -> str:
 def _report(report: dict[str, Any], path: Path) -> str:
     try:
         worst = max(case["max_difference"] for case in report["cases"])
-        own = report.get("pytorch_difference")  # which older reports lack
+        own = report.get("pytorch_difference")  # older reports lack it
         beside = "" if own is None else f" of float64 (PyTorch's float32: {own:.1e})"
         verdict = "passed" if report["passed"] else "FAILED"
         return (
@@ -269,9 +267,9 @@ def _recording(path: Path) -> dict[str, Any]:
         facts = measure_audio(path, read=True)
     except NotAudioError:
         if looks_like_sound(path):
-            raise  # with the command that converts it
+            raise  # the message contains the command that converts it
         raise ModelFileError(
-            f"{path}: neither a model, nor a manifest, nor a recording that can be read; "
+            f"{path}: not a readable model, manifest or recording; "
             "expected .onnx, .ckpt, .lm, .decoder, .jsonl, .jsonl.gz, .json, .csv or audio"
         ) from None
     return {

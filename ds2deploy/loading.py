@@ -1,4 +1,4 @@
-"""`ds2deploy.load`: any model file to a `Recognizer`."""
+"""Loading of any model file as a `Recognizer`."""
 
 from __future__ import annotations
 
@@ -36,20 +36,21 @@ def load(
     """Open a model of any kind.
 
     Args:
-        path: an exported ONNX file, an engine, or a checkpoint of ds2deploy or of
-            deepspeech.pytorch.
-        device: `cpu`, `cuda`, `cuda:1`, ...; None takes the one that the runtime is for.
-        runtime: name of the runtime that must run it, see `runtime_names`; None takes the one that
-            the file is for.
-        threads: number of CPU threads, at most one per core; 0 leaves the runtime's choice.
-        decoder: `DecoderConfig`, a `.decoder` file, `rewrite_words(...)`, or what else makes a
-            decoder for labels and seconds of a frame, such as a class; greedy by default.
+        path: exported ONNX file, engine, or checkpoint of ds2deploy or deepspeech.pytorch.
+        device: name of the device: `cpu`, `cuda`, `cuda:1`, ...; None takes the runtime's default.
+        runtime: name of the runtime, see `runtime_names`; None takes the usual one of the file's
+            format.
+        threads: number of CPU threads, at most one per core; 0 lets the runtime choose.
+        decoder: `DecoderConfig`, path of a `.decoder` file, `rewrite_words(...)`, or any function
+            or class that makes a decoder from the labels and the duration of a frame in seconds;
+            None decodes greedily.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a model, damaged, or of a newer format.
-        RuntimeUnavailableError: the runtime or the device is not there; nothing else is tried.
-        ConfigError: fewer than 0 threads, or a decoder in the place of what makes one.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is not a model, is damaged, or has a newer format.
+        RuntimeUnavailableError: the runtime or the device is missing; no other one is tried.
+        ConfigError: the number of threads is negative, or `decoder` is a decoder instead of a
+            function that makes one.
     """
     make = make_decoder(decoder)
     if threads < 0:
@@ -71,17 +72,17 @@ def load(
 
 
 def runtime_names() -> tuple[str, ...]:
-    """Names of all runtimes, as `load` and `--runtime` take them."""
+    """List the names of all runtimes for `load` and `--runtime`."""
     return tuple(backend.name for backend in BACKENDS)
 
 
 def backends_for(kind: FileKind) -> list[Backend]:
-    """The runtimes that open a kind of file; the first is the one that the kind is for."""
+    """List the runtimes that can open a kind of file, with its usual one first."""
     return [backend for backend in BACKENDS if kind in backend.files]
 
 
 def _choose(path: Path, kind: FileKind, runtime: str | None) -> Backend:
-    """The runtime that is asked for, where it takes such a file."""
+    """Find the requested runtime, if it can open the file."""
     takes = backends_for(kind)
     if runtime is None:
         return takes[0]
@@ -92,16 +93,16 @@ def _choose(path: Path, kind: FileKind, runtime: str | None) -> Backend:
     elif kind == "checkpoint":
         remedy = "export it first"
     else:
-        remedy = f"give the ONNX file, or one that was exported for {runtime}"
+        remedy = f"give the ONNX file, or a file that was exported for {runtime}"
     raise RuntimeUnavailableError(f"{path}: runs on {takes[0].name}, not on {runtime}; {remedy}")
 
 
 def file_kind(path: Path) -> FileKind:
-    """The kind of a model file.
+    """Determine the kind of a model file.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a model, or of no known kind.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is not a model of a known kind.
     """
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
@@ -119,14 +120,14 @@ def file_kind(path: Path) -> FileKind:
 
 
 def read_labels(value: str) -> str:
-    """Labels of a model, or the value itself where it is no name of a file.
+    """Read the labels of a model, or return the value if it does not look like a file name.
 
     Args:
-        value: path of an artifact, an engine, a checkpoint or a language model; or labels.
+        value: path of an artifact, engine, checkpoint or language model; or labels.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a model, or damaged.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is not a model, or is damaged.
     """
     path = Path(value)
     suffixes = (".onnx", ENGINE_SUFFIX, ".ckpt", ".pth", ".pt", LANGUAGE_MODEL_SUFFIX)
@@ -150,26 +151,26 @@ def read_labels(value: str) -> str:
 def open_checkpoint(
     path: Path, device: str = "cpu", threads: int = 0, packed: bool = False
 ) -> Session:
-    """The session of a checkpoint on PyTorch.
+    """Open a session of a checkpoint on PyTorch.
 
     Args:
-        path: of the checkpoint.
-        device: `cpu`, `cuda`, `cuda:1`, ...
-        threads: number of CPU threads of this whole process, at most one per core; 0 leaves torch's
-            choice.
+        path: path of the checkpoint.
+        device: name of the device: `cpu`, `cuda`, `cuda:1`, ...
+        threads: number of CPU threads of the whole process, at most one per core; 0 lets torch
+            choose.
         packed: run packed sequences on a CPU too, see `model.pack_sequences`.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a checkpoint, damaged, or of a newer format.
-        RuntimeUnavailableError: PyTorch or the device is not there.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is not a checkpoint, is damaged, or has a newer format.
+        RuntimeUnavailableError: PyTorch or the device is missing.
     """
     try:
         import torch
     except ImportError:
         raise RuntimeUnavailableError(
             f"{path}: a checkpoint needs PyTorch: pip install 'ds2deploy[train]', "
-            "or export it to ONNX where PyTorch is and run that here"
+            "or export it to ONNX on a machine with PyTorch, and use the ONNX file here"
         ) from None
     from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.network import pack_sequences
@@ -207,4 +208,4 @@ TORCH = Backend(
 )
 
 BACKENDS: tuple[Backend, ...] = (*DEVICE_BACKENDS, TORCH)
-"""All runtimes: those of a device, and PyTorch."""
+"""All runtimes: those for devices, and PyTorch."""

@@ -1,4 +1,4 @@
-"""Standard output and error of a command, whatever they are: a pipe, ASCII, full, or closed."""
+"""Standard output and error of a command, which may be a pipe, ASCII, full, or closed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ANY_NAME = "ds2deploy.any_name"
 """Name of the error handler of both streams, see `_any_name`."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
-"""Characters that end a line or steer a terminal."""
+"""Characters that end a line or control a terminal."""
 
 
 def open_streams() -> None:
-    """Make both streams fit for any file name, and replace those that are closed.
+    """Prepare both streams for any file name, and replace closed ones.
 
-    A file that is opened while descriptor 1 is closed becomes descriptor 1, and what a library in
-    C prints would end up in it.
+    A file that is opened while descriptor 1 is closed gets descriptor 1, and the output of C
+    libraries would be written to it.
 
     Raises:
         OutputError: standard output is closed.
@@ -37,7 +37,7 @@ def open_streams() -> None:
     if sys.stdout is None or 1 in closed:
         raise OutputError("standard output: closed; redirect it to a file, or to /dev/null")
     codecs.register_error(ANY_NAME, _any_name)
-    with suppress(io.UnsupportedOperation):  # a notebook's, which is no file
+    with suppress(io.UnsupportedOperation):  # a notebook's stream is not a file
         sys.stdout = _text(_Output(sys.stdout.fileno(), "wb", closefd=False), sys.stdout)
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for as long as the process lives
@@ -46,28 +46,28 @@ def open_streams() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output, which is named in its errors."""
+    """Standard output, with errors that name it."""
 
     def write(self, content: Any) -> int:
         """Write bytes.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
-            OutputError: it cannot be written, because the disk is full for instance.
+            BrokenPipeError: the reader has closed the pipe.
+            OutputError: writing failed, for example because the disk is full.
         """
         try:
             return super().write(content)
         except OSError as error:
-            _to_devnull(self.fileno())  # what Python still holds it writes again, at its end
+            _to_devnull(self.fileno())  # Python will write the rest of its buffer at exit
             if isinstance(error, BrokenPipeError):
                 raise
             raise OutputError(
-                f"standard output: {error.strerror}; the output is not complete, send it elsewhere"
+                f"standard output: {error.strerror}; the output is incomplete; send it elsewhere"
             ) from None
 
 
 def _text(raw: io.FileIO, like: TextIO) -> io.TextIOWrapper:
-    """Text on another stream, with the encoding of the one that it replaces."""
+    """Make a text stream with the encoding of the stream that it replaces."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=like.encoding,
@@ -77,14 +77,14 @@ def _text(raw: io.FileIO, like: TextIO) -> io.TextIOWrapper:
 
 
 def print_error(line: str) -> None:
-    """Print a line to standard error; one that cannot be written changes nothing else."""
+    """Print a line to standard error, and ignore a failure to write it."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
 
 
 def give_up_unwritten() -> None:
-    """Forget what standard error holds and cannot write: Python would end with code 120."""
+    """Discard unwritten output of standard error, for which Python would exit with code 120."""
     if sys.stderr is None:
         return
     try:
@@ -95,21 +95,21 @@ def give_up_unwritten() -> None:
 
 
 def in_one_line(text: str) -> str:
-    """Collapse white space, and escape what would steer a terminal."""
+    """Collapse white space, and escape control characters."""
     return escape_control(" ".join(text.split()))
 
 
 def escape_control(text: str) -> str:
-    """Write control characters as Python does: a name with a line break stays in one line."""
+    """Escape control characters as Python does, so that any name stays on one line."""
     return CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
 
 
 def print_json(document: Any, in_one_line: bool = False) -> None:
-    """Print a document on standard output; beyond ASCII where its encoding is UTF-8.
+    """Print a document on standard output, in ASCII unless its encoding is UTF-8.
 
     Args:
-        document: anything that msgspec encodes.
-        in_one_line: print it in one line, and at once.
+        document: object that msgspec can encode.
+        in_one_line: print the document on one line, and flush it.
     """
     import msgspec
 
@@ -122,15 +122,15 @@ def print_json(document: Any, in_one_line: bool = False) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line on standard output at once, above a bar that is there.
+    """Print a line on standard output and flush it, above a progress bar if there is one.
 
-    typer.echo would find the stream below the bar, and write into it.
+    typer.echo would write to the underlying stream, and thus into the bar.
     """
     print(text, flush=True)
 
 
 def _any_name(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write the bytes of names that are not UTF-8; escape characters that the encoding lacks."""
+    """Write the raw bytes of names that are not UTF-8, and escape unsupported characters."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     written = b"".join(

@@ -1,4 +1,4 @@
-"""Text files as people have them: UTF-8 with or without a byte order mark, UTF-16 with one."""
+"""Reading of text files: UTF-8 with or without a byte order mark, or UTF-16 with one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(path: Path, expected: str, names: bool = False) -> str:
-    """Read a text file; the byte order mark is not part of the text.
+    """Read a text file, without its byte order mark.
 
     Args:
-        path: UTF-8; or UTF-16 with its mark, as PowerShell writes it.
-        expected: content of the file, for errors.
-        names: the text holds file names, which may be any bytes: decode them as Python does.
+        path: path of a file in UTF-8, or in UTF-16 with a byte order mark, as PowerShell writes.
+        expected: description of the expected content, for errors.
+        names: True if the text contains file names, which may be any bytes and are decoded as
+            Python decodes file names.
 
     Raises:
-        ManifestError: the file cannot be read, or is no text.
+        ManifestError: the file cannot be read, or is not text.
     """
     try:
         content = path.read_bytes()
@@ -33,10 +34,10 @@ def read_text(path: Path, expected: str, names: bool = False) -> str:
 
 
 def text_lines(text: str) -> list[str]:
-    """Split a text at the ends of its lines: LF or CR LF, or CR alone in a text without LF.
+    """Split a text into lines at LF or CR LF, or at CR in a text without LF.
 
-    `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which stand inside
-    sentences: half of a transcript would become a line of its own.
+    `str.splitlines` also splits at U+2028, U+0085, form feeds and others, which occur inside
+    sentences; it would split some transcripts in two.
     """
     return [line.rstrip("\r") for line in text.split("\n" if "\n" in text else "\r")]
 
@@ -45,7 +46,7 @@ def decode_text(content: bytes, names: bool = False) -> str:
     """Decode text, see `read_text`.
 
     Raises:
-        UnicodeDecodeError: it is no text.
+        UnicodeDecodeError: the content is not text.
     """
     if content.startswith(UTF_16):
         return content.decode("utf-16")

@@ -1,3 +1,3 @@
-"""The version of ds2deploy."""
+"""Version of ds2deploy."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Send a recording to `ds2deploy serve` as if somebody spoke it, and print text as it comes.
+"""Send a recording to `ds2deploy serve` in real time, and print the text as it arrives.
 
 python examples/stream_client.py ws://127.0.0.1:8000/stream speech.wav
 """
@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 
 async def send(socket: ClientConnection, pcm: bytes, rate: int) -> None:
-    """Send 16-bit PCM in pieces of 0.1 s, at the speed of speech."""
+    """Send 16-bit PCM in pieces of 0.1 s, in real time."""
     size = 2 * (rate // 10)
     for start in range(0, len(pcm), size):
         await socket.send(pcm[start : start + size])
@@ -21,7 +21,7 @@ async def send(socket: ClientConnection, pcm: bytes, rate: int) -> None:
 
 
 async def main(url: str, path: str) -> None:
-    """Print each update, then the transcript."""
+    """Print each update, and finally the transcript."""
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
     async with connect(url) as socket:
         await socket.send(json.dumps({"sample_rate": rate}))

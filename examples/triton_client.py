@@ -1,8 +1,8 @@
 """Recognise recordings on a Triton server: `python examples/triton_client.py MODEL a.wav b.wav`.
 
-The server runs a model that `ds2deploy export --triton REPOSITORY` wrote. Features and text are
-computed here, without PyTorch: pip install 'ds2deploy[triton]'. The server's description of the
-model says what to send: whole utterances, or the blocks of a stream.
+The server runs a model that `ds2deploy export --triton REPOSITORY` wrote. The client computes
+features and text without PyTorch: pip install 'ds2deploy[triton]'. It reads from the server's
+description of the model whether to send whole utterances or the blocks of a stream.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ds2deploy.runtimes.triton import SequencePart, TritonSession, served_descri
 
 
 def connect(model: str, url: str, use_grpc: bool = False) -> TritonSession:
-    """Open a session of a model on the server, with a connection of its own.
+    """Open a session of a model on the server, with its own connection.
 
     Args:
-        model: name of the model, which is its folder in the repository.
+        model: name of the model, which is the name of its folder in the repository.
         url: address of the server, such as localhost:8000 (HTTP) or localhost:8001 (gRPC).
-        use_grpc: gRPC instead of HTTP.
+        use_grpc: use gRPC instead of HTTP.
     """
     library: ModuleType = tritonclient.grpc if use_grpc else tritonclient.http
     server = library.InferenceServerClient(url)
@@ -66,17 +66,17 @@ def recognise(path: str, model: str, url: str, use_grpc: bool, live: bool) -> st
 
     Args:
         path: path of the recording.
-        model: see `connect`.
-        url: see `connect`.
-        use_grpc: see `connect`.
-        live: whether to print the text of a stream while it grows.
+        model: name of the model, see `connect`.
+        url: address of the server, see `connect`.
+        use_grpc: use gRPC, see `connect`.
+        live: print the text of a stream while it grows.
     """
     recognizer = Recognizer(connect(model, url, use_grpc))
     if recognizer.description.blocks is None:
         return recognizer.transcribe(path).text
     rate = recognizer.description.features.sample_rate
     with recognizer.stream(rate, name=path) as stream:
-        for samples in read_blocks(path, rate):  # or of a microphone
+        for samples in read_blocks(path, rate):  # or from a microphone
             update = stream.accept(samples)
             if live and (update.words or update.tail):
                 print(f"{path}: {update.text} ...", file=sys.stderr)
@@ -88,15 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Recognise recordings on a Triton server.")
     parser.add_argument("model", help="name of the model on the server")
     parser.add_argument("audio", nargs="+", help="recordings")
-    parser.add_argument("--url", help="address; default localhost:8000, with --grpc localhost:8001")
-    parser.add_argument("--grpc", action="store_true", help="gRPC instead of HTTP")
+    parser.add_argument(
+        "--url", help="address (default localhost:8000, or localhost:8001 with --grpc)"
+    )
+    parser.add_argument("--grpc", action="store_true", help="use gRPC instead of HTTP")
     parser.add_argument("--live", action="store_true", help="print a stream's text while it grows")
-    parser.add_argument("--threads", type=int, default=1, help="recordings at a time; default 1")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="simultaneous recordings (default 1)"
+    )
     given = parser.parse_args(arguments)
     url = given.url or ("localhost:8001" if given.grpc else "localhost:8000")
     work = partial(recognise, model=given.model, url=url, use_grpc=given.grpc, live=given.live)
     try:
-        # The server batches what the threads send at the same time.
+        # The server batches simultaneous requests of the threads.
         with ThreadPoolExecutor(given.threads) as threads:
             for path, text in zip(given.audio, threads.map(work, given.audio), strict=True):
                 print(f"{path}: {text}")

@@ -171,7 +171,7 @@ def _check_request(
 def _speech(
     recordings: tuple[str, lhotse.CutSet] | None, sample_rate: int
 ) -> list[FloatArray] | None:
-    """The first recordings of the manifest, for the simulation of Triton; None without one."""
+    """Read the first recordings of the manifest, for the simulation of Triton; None without one."""
     if recordings is None:
         return None
     cuts = itertools.islice(recordings[1], CLIENTS)

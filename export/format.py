@@ -44,7 +44,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         return "waveform" if self.waveform else "features"
 
     def blocks(self, checkpoint: Checkpoint, name: str) -> Blocks | None:
-        """The blocks of its artifacts; None of offline ones.
+        """Return the blocks of its artifacts; None for offline ones.
 
         Args:
             checkpoint: the checkpoint to export.
@@ -94,7 +94,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
     def describe(
         self, checkpoint: Checkpoint, precision: Precision, blocks: Blocks | None = None
     ) -> ArtifactDescription:
-        """The artifact's description, but for the parity report.
+        """Make the artifact's description, without the parity report.
 
         Args:
             checkpoint: the result of `prepare`.
@@ -114,7 +114,7 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def command(self) -> list[str]:
-        """The options of the command line that ask for this format."""
+        """Return the options of the command line that ask for this format."""
         words = ["--streaming"] if self.streaming else []
         words += ["--waveform"] if self.waveform else []
         words += [] if self.block_ms is None else ["--block-ms", f"{self.block_ms:g}"]

@@ -1,4 +1,4 @@
-"""What runs on the device: numpy and one runtime, no torch.
+"""Device runtime: numpy and one inference engine, without torch.
 
 Audio in (`audio`, `pcm`), features (`features`), a session that gives log-probabilities
 (`session`, `onnx_session`, `torch_session`, `tensorrt`), decoding (`decoding`), and the

@@ -56,7 +56,7 @@ class Alphabet:
         return text
 
     def unknown(self, text: str) -> list[str]:
-        """The characters of a transcript, after `normalize`, that have no label; sorted."""
+        """Find the characters of a transcript, after `normalize`, that have no label; sorted."""
         return sorted(set(self.normalize(text)) - self._index.keys())
 
     def encode(self, text: str, source: str = "transcript") -> list[int]:

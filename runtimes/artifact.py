@@ -151,7 +151,7 @@ class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def latency_ms(self) -> float:
-        """From sound to log-probabilities at most, without the time that computing takes."""
+        """Longest delay from a sound to its log-probabilities, without computing time."""
         return self.window_ms + self.convolutions_ms + self.lookahead_ms + self.waiting_ms
 
     def parts(self) -> dict[str, float]:
@@ -215,7 +215,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         return TIME_STRIDE * self.features.stride / self.features.sample_rate
 
     def to_json(self) -> str:
-        """The document, as it is stored."""
+        """Encode the document as it is stored."""
         plain = msgspec.to_builtins(self)
         for name in ("engine", "blocks", "statistics_from"):
             if plain[name] is None:

@@ -26,7 +26,7 @@ FILE_NAMES: dict[FileKind, str] = {
 
 
 class Examined(NamedTuple):
-    """What a runtime needs on this machine.
+    """Requirements of a runtime on this machine.
 
     Attributes:
         works: whether it can run now.
@@ -66,7 +66,7 @@ class Backend(NamedTuple):
 
 
 def _open_onnxruntime(provider: Provider | None) -> Callable[[Path, FileKind, str, int], Session]:
-    """An opener of ONNX files on a provider, and of engines on their library."""
+    """Make an opener of ONNX files on a provider, and of engines on their library."""
 
     def open_(path: Path, kind: FileKind, device: str, threads: int) -> Session:
         if kind == "onnx":

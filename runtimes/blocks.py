@@ -12,7 +12,7 @@ BLOCK_MS = 320.0
 
 
 def nearest_block_ms(features: FeatureConfig, block_ms: float = BLOCK_MS) -> float:
-    """The duration of a block of whole output frames that is nearest to another one."""
+    """Find the duration of a block of whole output frames that is nearest to another one."""
     output_ms = TIME_STRIDE * 1000 * features.stride / features.sample_rate
     return max(1, round(block_ms / output_ms)) * output_ms
 

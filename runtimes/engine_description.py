@@ -29,7 +29,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     frames: tuple[int, int, int]
 
     def seconds(self, features: FeatureConfig) -> tuple[float, float, float]:
-        """The frames as durations."""
+        """Return the frames as durations."""
         shortest, optimum, longest = (seconds_of_frames(count, features) for count in self.frames)
         return shortest, optimum, longest
 
@@ -40,7 +40,7 @@ def frames_of(duration_s: float, features: FeatureConfig) -> int:
 
 
 def seconds_of_frames(frames: int, features: FeatureConfig) -> float:
-    """The least audio that has so many feature frames."""
+    """Find the least audio that has so many feature frames."""
     return (frames - 1) * features.stride / features.sample_rate
 
 

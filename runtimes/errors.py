@@ -129,7 +129,7 @@ class OutputError(Ds2Error, OSError):
 
 
 class BackPressureError(StreamError):
-    """More audio waits, or more streams are open, than a pool was made for."""
+    """A pool is full: too much audio waits, or too many streams are open."""
 
 
 def require(module: str, extra: str) -> None:

@@ -174,7 +174,7 @@ class FeatureExtractor:
         return self.normalize(self._log_magnitude(samples, frames))
 
     def _log_magnitude(self, samples: FloatArray, frames: int) -> FloatArray:
-        """Of so many windows, the first at the first sample: (bins, frames) float32."""
+        """Compute features of so many windows from the first sample on: (bins, frames) float32."""
         config = self.config
         windows = np.lib.stride_tricks.sliding_window_view(samples, config.n_fft)
         windows = windows[:: config.stride][:frames]
@@ -234,7 +234,7 @@ class FeatureExtractor:
 
 
 def analysis_window(name: str, length: int) -> FloatArray:
-    """A periodic window of `length` samples, float32, as `scipy.signal.get_window` gives it."""
+    """Make a periodic window of `length` samples, float32, like `scipy.signal.get_window`."""
     shapes = {
         "hamming": np.hamming,
         "hann": np.hanning,
@@ -262,7 +262,7 @@ def pad_features(utterances: Sequence[FloatArray]) -> tuple[FloatArray, IntArray
 
 
 def pad_sounds(sounds: Sequence[FloatArray]) -> tuple[FloatArray, IntArray]:
-    """A batch of features, each (bins, frames), or of samples, each (samples,)."""
+    """Pad a batch of features, each (bins, frames), or of samples, each (samples,)."""
     return pad_waveforms(sounds) if sounds[0].ndim == 1 else pad_features(sounds)
 
 

@@ -32,7 +32,7 @@ ATTEMPTS = 10
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place on success.
+    """Give a temporary path beside `path`; its file takes the place of `path` on success.
 
     On failure it is deleted, and so are the folders that were made for it.
     """
@@ -57,7 +57,7 @@ class WholeFiles:
         return self
 
     def add(self, path: Path) -> Path:
-        """A temporary path for one more file.
+        """Give a temporary path for one more file.
 
         It exists already, and is empty. The file that is added last takes its name first.
 
@@ -74,7 +74,7 @@ class WholeFiles:
         return temporary
 
     def temporary(self, path: Path) -> Path:
-        """The temporary path of a file that was added."""
+        """Return the temporary path of a file that was added."""
         return next(temporary for temporary, name in self._names if name == path)
 
     def __exit__(

@@ -97,5 +97,5 @@ def window_delay(features: FeatureConfig) -> int:
 
 
 def window_history(features: FeatureConfig) -> int:
-    """Samples from before a block that the windows of its feature frames reach back to."""
+    """Count the samples before a block that the windows of its feature frames reach back to."""
     return window_delay(features) * features.stride + features.n_fft // 2

@@ -24,7 +24,7 @@ CONTEXT_S = 5.0
 
 
 class WindowShape:
-    """How windows lie over a recording; all in samples.
+    """Positions of windows over a recording; all in samples.
 
     Args:
         features: of the model.

@@ -1,7 +1,7 @@
 """Many recordings through one network, while threads read and prepare what it will need next.
 
-What is ready waits in a window of some minutes of audio, from which batches of similar length are
-taken. The batches depend on the recordings alone, never on which thread was faster.
+Prepared recordings wait in a window of some minutes of audio, from which batches of similar length
+are taken. The batches depend on the recordings alone, never on which thread was faster.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ AHEAD_S = 120.0
 
 @dataclass(frozen=True)
 class Recognized:
-    """What became of one recording.
+    """Result of one recording.
 
     Attributes:
         index: its place in the input, from 0.
@@ -116,7 +116,7 @@ def run_batches(
 def batch_of_oldest(
     waiting: Sequence[QueuedRecording], total: int, size: int
 ) -> list[QueuedRecording]:
-    """Of the batches that can be made of what waits, that of the first."""
+    """Choose the batch that holds the first recording that waits."""
     short = [item for item in waiting if item.prepared.long is None]
     made = batches([item.prepared.frames for item in short], total, size)
     return next([short[i] for i in batch] for batch in made if 0 in batch)
@@ -145,7 +145,7 @@ def batches(lengths: Sequence[int], total: int, size: int = MOST) -> Iterator[li
 
 
 def batch_limits(session: Session) -> tuple[int, int]:
-    """Most frames, padding included, and most utterances that go through a session at a time.
+    """Return the most frames, with padding, and the most utterances that a session takes at a time.
 
     An engine takes what it was built for, and has the memory for it.
     """

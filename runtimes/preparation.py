@@ -144,7 +144,7 @@ class Preparation(Closing):
                 self._changed.notify_all()
 
     def _begin(self) -> tuple[int, AudioInput] | None:
-        """The next recording, when there is room for it; None when no more are wanted."""
+        """Return the next recording, when there is room for it; None when no more are wanted."""
         # One thread at a time, so that none overtakes; the network's is not held up by it.
         with self._asking:
             with self._changed:
@@ -161,7 +161,7 @@ class Preparation(Closing):
                 return index, source
 
     def _has_room(self) -> bool:
-        """Whether another recording may be begun, or none will be."""
+        """Tell whether another recording may be begun, or none will be."""
         return self._stopped or (self._held < self._most and len(self._ready) < MOST_READY)
 
     def _attempt(self, source: AudioInput) -> Prepared | Ds2Error:
@@ -182,7 +182,7 @@ class _StoppedError(Exception):
 
 
 def readable(source: AudioInput) -> Iterator[FloatArray]:
-    """The pieces of a recording; a disk or a permission that is missing is told like the rest.
+    """Yield the pieces of a recording; errors of disks and permissions are errors of the recording.
 
     Raises:
         AudioError: in the place of an OSError.
@@ -200,5 +200,5 @@ def readable(source: AudioInput) -> Iterator[FloatArray]:
 
 
 def without_frames(error: Ds2Error) -> Ds2Error:
-    """The same error without the frames it went through, which hold audio in memory."""
+    """Return the same error without the frames it went through, which hold audio in memory."""
     return type(error)(str(error))

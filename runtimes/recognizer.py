@@ -1,4 +1,4 @@
-"""From audio to text, over any session."""
+"""Recogniser: from audio to text, over any session."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ class Recognizer(Closing):
     def _all(
         self, sources: list[AudioInput], window_s: float | None, hot_words: Phrases | None
     ) -> list[Transcript]:
-        """In the order of the input; raises at the first error."""
+        """Recognise all sources in the order of the input; raise the first error."""
         transcripts: dict[int, Transcript] = {}
         threads = max(1, min(THREADS, len(sources)))
         with closing(self.transcribe_many(sources, None, window_s, threads, hot_words)) as found:
@@ -305,7 +305,7 @@ class Recognizer(Closing):
         return AudioInput("", self._converted(cast(FloatArray, audio), sample_rate))
 
     def _converted(self, audio: FloatArray, sample_rate: float | None) -> Iterator[FloatArray]:
-        """An array, converted when it is asked for."""
+        """Yield an array, converted when it is asked for."""
         if sample_rate is None:
             raise AudioError("audio given as an array: say its sample_rate in Hz")
         yield convert_audio(audio, sample_rate, self._rate)

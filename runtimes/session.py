@@ -1,4 +1,4 @@
-"""What every runtime offers: features or samples in, log-probabilities out."""
+"""Interface of every runtime: features or samples in, log-probabilities out."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Session(Protocol):
         ...
 
     def streaming(self) -> Session | None:
-        """A session of the same model that takes blocks; None where there is none."""
+        """Return a session of the same model that takes blocks; None if there is none."""
         ...
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ def prepare_sound(
     extract: Callable[[FloatArray], FloatArray],
     waveforms: Sequence[FloatArray],
 ) -> tuple[FloatArray, IntArray]:
-    """What `Session.run` takes of these utterances: features, or the samples themselves.
+    """Make the input of `Session.run` from utterances: features, or the samples themselves.
 
     Args:
         session: of the model.
@@ -96,7 +96,7 @@ def prepare_sound(
 
 
 def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig) -> str | None:
-    """What to say of audio that is too long for an engine; None where it fits.
+    """Describe why audio is too long for an engine; None if it fits.
 
     What is shorter than the profile's least is padded by the session, and fits.
     """

@@ -66,12 +66,12 @@ class Tensor(NamedTuple):
     dims: tuple[int | str, ...]
 
     def shape(self, **sizes: int) -> tuple[int, ...]:
-        """Its shape where the named axes have these sizes."""
+        """Return its shape where the named axes have these sizes."""
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
 def input_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
-    """What goes in: sound, lengths, and of a stream its position and what it remembers."""
+    """Return the inputs: sound, lengths, and for a stream its position and its states."""
     blocks, features = description.blocks, description.features
     if description.input == "waveform":
         samples = SAMPLES if blocks is None else blocks.frames * features.stride
@@ -86,7 +86,7 @@ def input_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
 
 
 def output_tensors(description: ArtifactDescription) -> tuple[Tensor, ...]:
-    """What comes out: log-probabilities, lengths, and of a stream what the next block needs."""
+    """Return the outputs: log-probabilities, lengths, and for a stream the next states."""
     blocks, labels = description.blocks, len(description.labels)
     frames = OUTPUT_TIME if blocks is None else blocks.frames // TIME_STRIDE
     log_probs = Tensor(LOG_PROBS, "float32", (BATCH, frames, labels))
@@ -131,7 +131,7 @@ def profile_shapes(tensor: Tensor, profile: Profile, features: FeatureConfig) ->
 
 
 def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict[str, int]:
-    """The sizes of the axes that are not fixed.
+    """Return the sizes of the axes that are not fixed.
 
     Args:
         description: of the artifact.
@@ -144,12 +144,12 @@ def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict
 
 
 def samples_of(frames: int, features: FeatureConfig) -> int:
-    """The most samples that have so many frames."""
+    """Return the most samples that have so many frames."""
     return frames * features.stride - 1
 
 
 def with_tensors(description: ArtifactDescription) -> ArtifactDescription:
-    """The description with the names of its tensors.
+    """Return the description with the names of its tensors.
 
     Raises:
         ConfigError: see `check_state_names`.
@@ -161,7 +161,7 @@ def with_tensors(description: ArtifactDescription) -> ArtifactDescription:
 
 
 def first_state(description: ArtifactDescription) -> dict[str, npt.NDArray[np.float32]]:
-    """What a stream remembers before its first block: nothing. Without the batch axis."""
+    """Return the states of a stream before its first block: zeros, without the batch axis."""
     return {
         tensor.name.removeprefix(STATE): np.zeros(tensor.shape(**{BATCH: 1})[1:], np.float32)
         for tensor in _states(description, STATE)

@@ -178,7 +178,7 @@ class TritonSession:
         return {**following, LOG_PROBS: results[LOG_PROBS], OUTPUT_LENGTHS: counts}
 
     def _is_last(self, position: int, length: int) -> bool:
-        """Whether the stream has ended, and this block completes its output.
+        """Tell whether the stream has ended, and this block completes its output.
 
         The length of an open stream is the end of the block. That of an ended one is below it in
         the last block, since output comes later than sound.
@@ -193,17 +193,17 @@ class TritonSession:
 
 
 def _new_id() -> int:
-    """An id that no other client has: random, since clients do not know each other."""
+    """Make an id that no other client has: random, since clients do not know each other."""
     return secrets.randbelow(2 ** (DIGITS * DIGIT_BITS) - 1) + 1
 
 
 def _holding(number: int, state: FloatArray) -> FloatArray:
-    """An array like a state, whose first values are the digits of a stream's id."""
+    """Make an array like a state, whose first values are the digits of a stream's id."""
     array = np.zeros_like(state)
     array.flat[:DIGITS] = [number >> (DIGIT_BITS * i) & (2**DIGIT_BITS - 1) for i in range(DIGITS)]
     return array
 
 
 def _id(state: FloatArray) -> int:
-    """The id that `_holding` put into an array."""
+    """Read the id that `_holding` put into an array."""
     return sum(int(digit) << (DIGIT_BITS * i) for i, digit in enumerate(state.flat[:DIGITS]))

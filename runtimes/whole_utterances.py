@@ -29,7 +29,7 @@ from ds2deploy.runtimes.streaming.stream import Channel
 from ds2deploy.runtimes.tensors import samples_of
 
 LONGEST_S = 60.0
-"""What is longer is taken in overlapping windows of so many seconds."""
+"""Longer recordings are processed in overlapping windows of so many seconds."""
 
 LEAST_WINDOW_S, MOST_WINDOW_S = 4.0, 600.0
 """Shorter windows have no room for words with a context; longer ones fill the memory."""
@@ -89,7 +89,7 @@ class WholeUtterances:
         exact: bool,
         decoder: Decoder,
     ) -> Generator[Recognized, None, None]:
-        """A generator, so that no thread begins before the first recording is asked for."""
+        """Recognise recordings, as a generator: no thread begins before the first is asked for."""
         yield from run_batches(
             Preparation(
                 sources,
@@ -194,7 +194,7 @@ class WholeUtterances:
 
     @property
     def _takes_any_length(self) -> bool:
-        """Whether long audio has windows, or needs none; not with an engine of short windows."""
+        """True if audio of any length is taken; False for an engine of too short windows."""
         profile, description = self._session.profile, self._description
         if profile is None or description.blocks is not None:
             return True

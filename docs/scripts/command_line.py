@@ -13,13 +13,14 @@ from ds2deploy.cli.app import app
 
 INTRODUCTION = """# Command line
 
-Written from the help of the program. Exit codes: 0 done; 1 done, and the result is bad; 2 the input
-or the call is bad, with one line on standard error that says why.
+This page is generated from the program's help. Exit codes: 0 success; 1 the command ran, but the
+result is bad or some inputs failed; 2 invalid input or usage, with one line on standard error that
+names the problem and the remedy.
 """
 
 
 def reference() -> str:
-    """The whole page, in Markdown."""
+    """Make the whole page in Markdown."""
     group: Any = typer.main.get_command(app)
     context = group.make_context("ds2deploy", [], resilient_parsing=True)
     parts = [INTRODUCTION]

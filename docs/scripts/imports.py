@@ -1,7 +1,7 @@
-"""Read who imports whom in the project, and draw it: `python docs/scripts/imports.py OUT.svg`.
+"""Draw the imports between the parts of the project: `python docs/scripts/imports.py OUT.svg`.
 
-A box is a package, or a module that stands beside packages. No box imports one of a layer above its
-own, and no circle leads from a module back to itself; `tests/test_layers.py` checks both.
+A box is a package, or a module next to packages. No box imports a box of a higher layer, and no
+modules import each other in a circle; `tests/test_layers.py` checks both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "inspection"),
+    ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "environment", "inspection"),
     ("export",),
     ("training",),
     ("compression",),
@@ -24,16 +24,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config", "recipes", "heartbeat", "output", "text_files", "version"),
     ("runtimes",),
 )
-"""From the top down: each may import what stands in its own row and in those below."""
+"""Layers from top to bottom; a module may import from its own layer and from lower ones."""
 
-COLORS = ("#c7d2fe", "#fde68a", "#bbf7d0", "#e9d5ff", "#fecaca", "#e5e7eb", "#bae6fd")
-"""Fill of the boxes of each layer."""
+COLORS = (
+    "#c7d2fe", "#fde68a", "#bbf7d0", "#fed7aa", "#e9d5ff", "#fecaca", "#e5e7eb", "#bae6fd",
+)  # fmt: skip
+"""Fill colours of the boxes, by layer."""
 
 Graph = dict[str, set[str]]
 
 
 def module_files(root: Path = ROOT) -> dict[str, Path]:
-    """Find the modules of the three packages: their names without `ds2deploy.`, and their files."""
+    """Find the modules of the three packages, by name without `ds2deploy.`, and their files."""
     found = {}
     for folder in ("ds2deploy", "export", "runtimes"):
         for path in sorted((root / folder).rglob("*.py")):
@@ -44,10 +46,10 @@ def module_files(root: Path = ROOT) -> dict[str, Path]:
 
 
 def module_graph(files: Mapping[str, Path]) -> Graph:
-    """Read the imports of each module, also those inside functions.
+    """Read the imports of each module, including those inside functions.
 
     Args:
-        files: of `module_files`.
+        files: result of `module_files`.
 
     Returns:
         For each module, the modules of the project that it imports.
@@ -59,7 +61,7 @@ def _imports(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
         if isinstance(node, ast.ImportFrom):
             if node.level:
-                raise ValueError(f"{path}:{node.lineno}: relative import; write the whole name")
+                raise ValueError(f"{path}:{node.lineno}: relative import; write the full name")
             targets = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -80,7 +82,7 @@ def _is_import(function: ast.expr) -> bool:
 
 
 def _module_of(target: str, files: Mapping[str, Path]) -> str | None:
-    """The module that a dotted name is, or is defined in; None for other projects' names."""
+    """Find the module that a dotted name is or is defined in; None for other projects' names."""
     if target != "ds2deploy" and not target.startswith("ds2deploy."):
         return None
     name = target.removeprefix("ds2deploy").lstrip(".")
@@ -90,13 +92,13 @@ def _module_of(target: str, files: Mapping[str, Path]) -> str | None:
 
 
 def box_of(module: str) -> str:
-    """The box that a module is drawn in."""
+    """Return the box in which a module is drawn."""
     wing, *rest = module.split(".")
     return f"{wing}.{rest[0]}" if wing in ("export", "runtimes") and rest else wing
 
 
 def box_graph(modules: Graph) -> Graph:
-    """Draw modules together to boxes; what only names things has none."""
+    """Merge modules to boxes; modules that only define names have no box."""
     boxes: Graph = {}
     for module, targets in modules.items():
         box = box_of(module)
@@ -108,10 +110,10 @@ def box_graph(modules: Graph) -> Graph:
 
 
 def layer_of(module: str) -> int:
-    """The row of a module in `LAYERS`.
+    """Find the index of a module's layer in `LAYERS`.
 
     Raises:
-        ValueError: it is in none; add it there.
+        ValueError: the module is in no layer.
     """
     wing = module.partition(".")[0]
     for row, names in enumerate(LAYERS):
@@ -121,9 +123,9 @@ def layer_of(module: str) -> int:
 
 
 def upward_imports(modules: Graph) -> list[str]:
-    """Imports of a module in a layer above, as `module -> module`.
+    """List the imports from a lower layer to a higher one, as `module -> module`.
 
-    The package `ds2deploy` itself looks names up when they are used, and is in no layer.
+    The package `ds2deploy` itself imports names on first use, and is in no layer.
     """
     return [
         f"{module} -> {other or 'ds2deploy'}"
@@ -134,7 +136,7 @@ def upward_imports(modules: Graph) -> list[str]:
 
 
 def find_circle(graph: Graph) -> list[str]:
-    """A circle of imports, its first name again at its end; empty where there is none."""
+    """Find a circle of imports, with its first name repeated at the end; empty if there is none."""
     done: set[str] = set()
 
     def walk(name: str, path: list[str]) -> list[str]:
@@ -155,7 +157,7 @@ def find_circle(graph: Graph) -> list[str]:
 
 
 def without_shortcuts(graph: Graph) -> Graph:
-    """Leave out the arrows that a longer way implies."""
+    """Remove the arrows that are implied by longer paths."""
 
     def reachable(name: str) -> set[str]:
         found: set[str] = set()
@@ -174,7 +176,7 @@ def without_shortcuts(graph: Graph) -> Graph:
 
 
 def ranks(graph: Graph) -> list[list[str]]:
-    """Rows of boxes from the top down: each box above all that it imports, layers unmixed."""
+    """Arrange boxes in rows from top to bottom, each above its imports and within its layer."""
     height: dict[str, int] = {}
     floor = 0
     for row in reversed(range(len(LAYERS))):
@@ -194,7 +196,7 @@ def ranks(graph: Graph) -> list[list[str]]:
 
 
 def _ordered(rows: list[list[str]], graph: Graph) -> list[list[str]]:
-    """Order each row so that arrows cross little: by the mean place of the neighbours."""
+    """Order each row by the mean position of the neighbours, so that few arrows cross."""
     neighbours: Graph = {name: set(targets) for name, targets in graph.items()}
     for name, targets in graph.items():
         for other in targets:
@@ -213,10 +215,10 @@ def _mean(values: list[float], otherwise: float) -> float:
 
 
 def draw(graph: Graph) -> str:
-    """Draw boxes and arrows as SVG; an arrow that a longer way implies is left out.
+    """Draw boxes and arrows as SVG, without arrows that are implied by longer paths.
 
     Args:
-        graph: of boxes, without circles.
+        graph: graph of boxes, without circles.
     """
     shown = without_shortcuts(graph)
     rows = _ordered(ranks(graph), shown)
@@ -255,7 +257,7 @@ def draw(graph: Graph) -> str:
 
 
 def main(out: str) -> None:
-    """Write the picture, or name the circle that keeps it from being drawn."""
+    """Write the picture, or exit with the circle of imports that prevents it."""
     boxes = box_graph(module_graph(module_files()))
     if circle := find_circle(boxes):
         sys.exit(f"a circle of imports: {' -> '.join(circle)}")

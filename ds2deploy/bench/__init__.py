@@ -1,1 +1,1 @@
-"""Latency, real-time factor and memory of models on this machine."""
+"""Benchmark of latency, real-time factor and memory of models on this machine."""

@@ -1,4 +1,4 @@
-"""Description of the machine of a measurement, in words and numbers."""
+"""Description of the machine on which a benchmark runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import psutil
 from ds2deploy.runtimes.session import usable_cores
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Processor flags that decide how fast float32 and int8 are multiplied."""
+"""Processor flags that determine the speed of float32 and int8 products."""
 
 
 LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino")
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine of a measurement.
+    """Machine on which a benchmark runs.
 
     Attributes:
         processor: name of the processor.
         cores: number of cores that this process may use.
         memory_gib: memory of the machine, in GiB.
-        instructions: those of `INSTRUCTIONS` that the processor has.
+        instructions: elements of `INSTRUCTIONS` that the processor supports.
         system: operating system and architecture, such as `Linux x86_64`.
         python: version of Python.
-        libraries: versions of the installed ones of `LIBRARIES`, by name.
-        gpus: names of NVIDIA GPUs, as their driver has them; none on a Jetson, whose module is
-            the processor.
+        libraries: versions of the installed `LIBRARIES`, by name.
+        gpus: names of NVIDIA GPUs from their driver; empty on a Jetson, whose module name is the
+            processor.
     """
 
     processor: str
@@ -74,7 +74,7 @@ def describe_machine() -> Machine:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Read Linux's facts about the first core."""
+    """Read /proc/cpuinfo for the first core."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -84,7 +84,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _device_tree_model() -> str:
-    """Name of an embedded machine, such as `NVIDIA Jetson Orin Nano`; empty on others."""
+    """Read the name of an embedded machine, such as `NVIDIA Jetson Orin Nano`; empty on others."""
     try:
         return Path("/proc/device-tree/model").read_text(encoding="utf-8").strip("\0\n ")
     except (OSError, UnicodeDecodeError):
@@ -92,7 +92,7 @@ def _device_tree_model() -> str:
 
 
 def _gpus() -> tuple[str, ...]:
-    """List GPUs by NVIDIA's driver, without its libraries."""
+    """List GPUs from the files of NVIDIA's driver, without its libraries."""
     found = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

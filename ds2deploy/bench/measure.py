@@ -1,7 +1,7 @@
-"""Measure models on this machine, stage by stage, and compare them with a reference.
+"""Measurement of models on this machine, stage by stage, and comparison with a reference.
 
-The start of each is measured in a process of its own (`probe`). Then all are open at the
-same time, and take turns at every batch and duration (`stages`, `timing`).
+The start of each model is measured in a separate process (`probe`). Then all models are open at the
+same time, and run in turns at every batch size and duration (`stages`, `timing`).
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ PROBE_RATE = 16_000
 """Sample rate (Hz) of the utterance that a fresh process converts to its model's rate."""
 
 Speak = Callable[[int, int, int], FloatArray]
-"""Function that makes speech: sample rate in Hz, samples, seed -> (samples,) float32 in [-1, 1]."""
+"""Function that makes speech: (rate in Hz, samples, seed) -> (samples,) float32 in [-1, 1]."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """A measurement that was skipped.
+    """Measurement that was skipped.
 
     Attributes:
         model: name of the model.
-        runtime: see `plan.NAMES`.
-        batch: number of utterances at a time; None where the runtime does not run at all.
-        audio_s: duration of each utterance (seconds), likewise.
-        reason: reason for skipping it, in words.
+        runtime: name of the runtime, see `plan.NAMES`.
+        batch: number of utterances at a time; None if the runtime does not run at all.
+        audio_s: duration of each utterance, in seconds; None if the runtime does not run at all.
+        reason: reason for skipping the measurement.
     """
 
     model: str
@@ -60,13 +60,13 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         machine: machine of the measurement.
-        threads: CPU threads that were asked for; 0 is the runtime's choice.
+        threads: number of CPU threads; 0 if the runtime chose it.
         rounds: number of measured rounds.
-        reference: model and runtime that the ratios are relative to.
-        remarks: sentences on the limits of the figures.
+        reference: model and runtime to which the ratios are relative.
+        remarks: sentences about the limits of the figures.
         starts: start of each model on each runtime.
-        measurements: latencies of each of these, at each batch and duration.
-        skipped: cases that do not run, with the reason.
+        measurements: latencies of each model on each runtime, for each batch size and duration.
+        skipped: cases that do not run, with the reasons.
     """
 
     machine: Machine
@@ -85,18 +85,18 @@ def measure(
     progress: Callable[[str], None] = lambda message: None,
     beam_search: MakeDecoder = BEAM_SEARCH,
 ) -> Benchmark:
-    """Measure everything in a plan that runs here.
+    """Measure all cases of a plan that run on this machine.
 
     Args:
-        plan: see `plan.make_plan`.
+        plan: plan from `plan.make_plan`.
         speak: function that makes speech.
-        progress: called with a line on the work in progress.
-        beam_search: makes the decoder that is measured beside greedy decoding.
+        progress: function that is called with a description of the current work.
+        beam_search: function that makes the decoder that is measured next to greedy decoding.
 
     Raises:
-        ModelFileError: a damaged model.
-        ConfigError: models of different sample rates, or none that takes any of the batches.
-        RuntimeUnavailableError: nothing runs here.
+        ModelFileError: a model is damaged.
+        ConfigError: the models have different sample rates, or none takes any of the batches.
+        RuntimeUnavailableError: no case runs on this machine.
     """
     starts, skipped = _start(plan, speak, progress)
     reference = next((case for case in plan.reference if case in starts), next(iter(starts)))
@@ -154,7 +154,7 @@ def _start(
 
 
 def _read_once(path: Path) -> None:
-    """Have the system cache the file, so that the first case does not pay for reading it."""
+    """Read a file into the system's cache, so that the first case is not slower than the others."""
     with path.open("rb") as file:
         while file.read(1 << 24):
             pass
@@ -168,14 +168,14 @@ def _one_rate(starts: Mapping[Case, Start]) -> int:
     rates = {start.sample_rate: case for case, start in starts.items()}
     if len(rates) > 1:
         told = ", ".join(f"{case.path} {rate} Hz" for rate, case in rates.items())
-        raise ConfigError(f"{told}: compare models that take speech at one rate")
+        raise ConfigError(f"{told}: the sample rates differ; compare models of the same rate")
     return next(iter(rates))
 
 
 def runnable(
     runs: Mapping[Case, StagedRun], batch: int, seconds: float
 ) -> tuple[dict[Case, StagedRun], list[Skipped]]:
-    """Run each case once; return those that take the batch, and the others with the reason."""
+    """Run each case once; return those that accept the batch, and reasons for the others."""
     taken: dict[Case, StagedRun] = {}
     skipped: list[Skipped] = []
     for case, run in runs.items():
@@ -201,14 +201,14 @@ def runnable(
 
 
 def _beyond(session: Session, batch: int, seconds: float) -> str | None:
-    """Explain why an engine does not take such a batch; None where it does."""
+    """Explain why an engine does not accept a batch; None if it does."""
     profile, description = session.profile, session.description
     if profile is None or description.blocks is not None:
         return None
     if batch > profile.batch[2]:
         return (
             f"a batch of {batch}; this engine takes {profile.batch[0]} to {profile.batch[2]}: "
-            f"rebuild with --batch {profile.batch[0]},{profile.batch[1]},{batch}"
+            f"rebuild it with --batch {profile.batch[0]},{profile.batch[1]},{batch}"
         )
     return beyond_profile(seconds, profile, description.features)
 
@@ -217,14 +217,14 @@ def _remarks(plan: Plan, reference: Case) -> list[str]:
     remarks = []
     if not plan.reference_is_torch:
         remarks.append(
-            f"no checkpoint was given, so the reference is {reference}; --reference CHECKPOINT "
-            "compares with torch"
+            f"no checkpoint was given, so the reference is {reference}; add --reference CHECKPOINT "
+            "to compare with torch"
         )
     elif reference.exported:
         remarks.append(f"torch does not run here, so the reference is {reference}")
     limit = os.environ.get("OMP_NUM_THREADS")
     if limit and not plan.threads:
         remarks.append(
-            f"OMP_NUM_THREADS={limit} holds torch, and not the others; --threads N holds all alike"
+            f"OMP_NUM_THREADS={limit} limits torch only; use --threads N to limit all runtimes"
         )
     return remarks

@@ -1,4 +1,4 @@
-"""Plan of a benchmark: models, each on every runtime that may run it, and the reference."""
+"""Plan of a benchmark: models, the runtimes for each, and the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds2deploy.runtimes.recognizer import Recognizer
 N = TypeVar("N", int, float)
 
 PACKED = "torch packed"
-"""The network as deepspeech.pytorch runs it, with packed sequences."""
+"""Runtime that runs the network with packed sequences, as deepspeech.pytorch does."""
 
 ON_TORCH = (PACKED, "torch", "torch cuda")
 ON_GPU = (
@@ -37,23 +37,23 @@ TAKES: dict[FileKind, tuple[str, ...]] = {
 """Runtimes of each kind of file."""
 
 MODULES = {backend.name: backend.module for backend in BACKENDS if backend.module}
-"""Runtimes that are measured unasked only where their module is installed."""
+"""Runtimes that are measured by default only if their module is installed."""
 
 NAMES = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 
 LEAST_S, MOST_S = 0.1, 3600.0
-"""Seconds of an utterance."""
+"""Minimum and maximum duration of an utterance, in seconds."""
 
 MOST_BATCH = 4096
 
 
 class Case(msgspec.Struct, frozen=True):
-    """A model on a runtime.
+    """Model on a runtime.
 
     Attributes:
         path: path of the model.
-        model: name in tables: that of the file, or the path where two are alike.
-        runtime: one of `NAMES`.
+        model: name in tables: the file name, or the path if two names are equal.
+        runtime: name of the runtime, one of `NAMES`.
         kind: kind of the file.
     """
 
@@ -72,16 +72,16 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a benchmark measures.
+    """Plan of a benchmark.
 
     Attributes:
-        cases: models on runtimes; whether these run here is not known yet.
-        reference: cases to compare with, the first one that runs.
-        reference_is_torch: True for PyTorch; False where there is no checkpoint.
-        batches: numbers of utterances at a time.
-        durations_s: durations of each utterance (seconds).
+        cases: models on runtimes; some may not run on this machine.
+        reference: candidates for the reference, in order; the first that runs is used.
+        reference_is_torch: True if the reference is PyTorch; False if there is no checkpoint.
+        batches: batch sizes, in utterances.
+        durations_s: durations of the utterances, in seconds.
         rounds: number of measured rounds.
-        threads: CPU threads; 0 leaves the runtime's choice.
+        threads: number of CPU threads; 0 lets the runtime choose.
     """
 
     cases: tuple[Case, ...]
@@ -106,16 +106,16 @@ def make_plan(
 
     Args:
         models: paths of artifacts, engines and checkpoints.
-        batch: numbers of utterances at a time, with commas between them.
-        seconds: durations of each utterance, likewise.
+        batch: comma-separated batch sizes.
+        seconds: comma-separated durations of the utterances, in seconds.
         rounds: number of measured rounds.
-        threads: CPU threads; 0 leaves the runtime's choice.
-        runtimes: some of `NAMES`, one or several an item; empty takes all that fit a model.
+        threads: number of CPU threads; 0 lets the runtime choose.
+        runtimes: names from `NAMES`, one or more per item; empty takes all that fit a model.
         reference: checkpoint to compare with; None takes the first among the models.
 
     Raises:
         MissingFileError, ModelFileError: see `file_kind`.
-        ConfigError: numbers or runtimes that are none, or that no model takes.
+        ConfigError: a number or runtime is invalid, or no model accepts it.
     """
     batches = _numbers("--batch", batch, int, 1, MOST_BATCH)
     durations = _numbers("--seconds", seconds, float, LEAST_S, MOST_S)
@@ -150,8 +150,8 @@ def open_case(case: Case, threads: int) -> Recognizer:
     """Open a model on a runtime.
 
     Raises:
-        ModelFileError: damaged.
-        RuntimeUnavailableError: the runtime is not there, or does not take this model.
+        ModelFileError: the model is damaged.
+        RuntimeUnavailableError: the runtime is missing, or cannot run this model.
     """
     if case.runtime in ON_TORCH:
         device = "cuda" if case.runtime == "torch cuda" else "cpu"
@@ -161,7 +161,7 @@ def open_case(case: Case, threads: int) -> Recognizer:
 
 
 def _chosen(kind: FileKind, asked: Sequence[str], is_reference: bool) -> list[str]:
-    """List the runtimes of a file; unasked, those on a GPU only where there is one."""
+    """List the runtimes of a file; by default, GPU runtimes only if there is a GPU."""
     driver = ctypes.util.find_library("cuda") is not None
     takes = TAKES[kind]
     if not asked:
@@ -180,7 +180,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _references(cases: list[Case], checkpoint: Path | None) -> tuple[Case, ...]:
-    """Order the references: packed torch, or torch on a GPU where an export is on one."""
+    """Order the candidates for the reference: packed torch, or torch on a GPU if an export is."""
     if checkpoint is None:
         return tuple(cases)
     on_gpu = any(case.exported and case.runtime in ON_GPU for case in cases)
@@ -200,7 +200,7 @@ def _runtimes(items: Sequence[str]) -> list[str]:
 def _numbers(
     option: str, text: str, kind: Callable[[str], N], least: float, most: float
 ) -> tuple[N, ...]:
-    """Numbers with commas between them, each once, the smallest first."""
+    """Parse comma-separated numbers, and return them sorted and without duplicates."""
     try:
         numbers = sorted({kind(part) for part in text.split(",")})
     except ValueError:

@@ -1,8 +1,8 @@
-"""Start a model in a process of its own: imports, loading, first run, memory.
+"""Measurement of a model's start in a separate process: imports, loading, first run, memory.
 
-Where everything is loaded already, none of that can be measured. The process gets `Settings` as a
-JSON document; an `Answer`, another one, is the last line of its standard output. A runtime that
-brings its process down does so here.
+These can only be measured in a process where nothing is loaded yet. The process gets `Settings` as
+a JSON document, and prints an `Answer` as JSON in the last line of its standard output. A runtime
+that crashes its process is detected here, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ PROBE = (
     "import sys; sys.path[:] = [p for p in sys.path if p]; "
     "from ds2deploy.bench.probe import main; main()"
 )
-"""The current folder is no place to import from: it may hold a folder of a library's name."""
+"""Program without the current folder in its path, which may contain a folder named like a library.
+"""
 
 LONGEST_S = 600.0
 """Timeout of a process that starts a model (seconds)."""
@@ -43,18 +44,18 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: name of the model.
-        runtime: see `plan.NAMES`.
+        runtime: name of the runtime, see `plan.NAMES`.
         session: library and device, such as `onnxruntime cpu`.
-        audio_s: duration of the utterance (seconds): the longest of the benchmark, or the maximum
-            of an engine.
-        imports_s: seconds for importing the libraries, numpy included.
-        loading_s: seconds for opening the model.
-        first_run_s: seconds from samples to text, the first time.
-        warm_run_s: seconds of later runs, the median of three.
-        peak_memory_mib: most memory that the process ever had resident; None where it is not known.
-        device_memory_mib: GPU memory that loading and running took and kept, beside
-            CUDA's own; None without a GPU, or where cuda-bindings are missing.
-        sample_rate: sample rate of the model (Hz).
+        audio_s: duration of the utterance, in seconds: the longest of the benchmark, or the
+            maximum of an engine.
+        imports_s: time for importing the libraries, numpy included, in seconds.
+        loading_s: time for opening the model, in seconds.
+        first_run_s: time of the first run from samples to text, in seconds.
+        warm_run_s: time of a later run, in seconds: the median of three.
+        peak_memory_mib: peak resident memory of the process, in MiB; None if it is not known.
+        device_memory_mib: GPU memory that loading and running occupy besides CUDA's own, in MiB;
+            None without a GPU or cuda-bindings.
+        sample_rate: sample rate of the model, in Hz.
     """
 
     model: str
@@ -71,15 +72,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Orders to the process.
+    """Settings of the process.
 
     Attributes:
         path: path of the model.
         model: name of the model.
-        runtime: see `plan.NAMES`.
-        threads: CPU threads; 0 leaves the runtime's choice.
+        runtime: name of the runtime, see `plan.NAMES`.
+        threads: number of CPU threads; 0 lets the runtime choose.
         audio: path of a .npy file, (samples,) float32.
-        audio_rate: sample rate of that file (Hz).
+        audio_rate: sample rate of that file, in Hz.
     """
 
     path: str
@@ -91,12 +92,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Answer of the process.
+    """Result of the process.
 
     Attributes:
-        start: measured start; None where the model does not run.
-        reason: reason for not running.
-        bad_file: True where the file is at fault, not this machine.
+        start: measured start; None if the model does not run.
+        reason: reason for not running; empty if it runs.
+        bad_file: True if the file is the cause, not this machine.
     """
 
     start: Start | None = None
@@ -105,13 +106,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
-    """Start a process that starts a model.
+    """Measure the start of a model in a new process.
 
     Args:
-        case: the model and its runtime.
-        threads: CPU threads; 0 leaves the runtime's choice.
+        case: model and runtime.
+        threads: number of CPU threads; 0 lets the runtime choose.
         audio: path of a .npy file, (samples,) float32.
-        audio_rate: sample rate of that file (Hz).
+        audio_rate: sample rate of that file, in Hz.
     """
     settings = Settings(str(case.path), case.model, case.runtime, threads, str(audio), audio_rate)
     document = manifest_line(msgspec.to_builtins(settings))
@@ -126,17 +127,17 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
             timeout=LONGEST_S,
         )
     except subprocess.TimeoutExpired:
-        return Answer(reason=f"its process was not done after {LONGEST_S:g} s")
+        return Answer(reason=f"its process did not end within {LONGEST_S:g} s")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0 and lines:  # a library may print around it
+    if done.returncode == 0 and lines:  # libraries may print other lines
         return msgspec.json.decode(lines[-1], type=Answer)
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     said = done.stderr.strip().splitlines()
-    return Answer(reason=f"its process ended with {how}: {said[-1] if said else 'without a word'}")
+    return Answer(reason=f"its process ended with {how}: {said[-1] if said else 'no message'}")
 
 
 def main() -> None:
-    """Follow the settings in the only argument, and print the answer."""
+    """Read the settings from the only argument, measure, and print the answer."""
     from ds2deploy.runtimes.errors import Ds2Error, MissingFileError, ModelFileError
 
     settings = msgspec.convert(json.loads(sys.argv[1]), Settings)
@@ -187,7 +188,7 @@ def _measure(settings: Settings) -> Start:
 
 
 def _import_libraries(runtime: str, kind: FileKind) -> None:
-    """Import the libraries of the runtime; opening the model names one that is missing."""
+    """Import the libraries of the runtime; opening the model reports a missing one."""
     from ds2deploy.loading import backends_for
     from ds2deploy.runtimes.errors import RuntimeUnavailableError
 
@@ -198,7 +199,7 @@ def _import_libraries(runtime: str, kind: FileKind) -> None:
 
 
 def _audio(recognizer: Recognizer, samples: FloatArray, rate: int) -> FloatArray:
-    """The utterance at the model's rate, and not longer than an engine takes."""
+    """Convert the utterance to the model's rate, and cut it to an engine's maximum."""
     from ds2deploy.runtimes.audio.samples import convert_audio
     from ds2deploy.runtimes.tensors import samples_of
 
@@ -216,7 +217,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _device_memory() -> Callable[[], float] | None:
-    """Return a function that gives the MiB in use on the GPU; None without CUDA."""
+    """Return a function that reads the MiB in use on the GPU; None without CUDA."""
     from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
 
     try:

@@ -1,4 +1,4 @@
-"""A benchmark for people: tables, plots, and which runtime to use on this machine."""
+"""Report of a benchmark: tables, plots, and the recommended runtime for this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds2deploy.bench.timing import Ratio, ratio
 from ds2deploy.data.plots import line_figure, write_png
 
 WIDTH = 150
-"""Width of a table that goes to a file, in characters."""
+"""Width of tables that are written to a file, in characters."""
 
 OF_ONNXRUNTIME = ("onnxruntime", "cuda")
 OF_TENSORRT = ("tensorrt", "rtx")
@@ -33,7 +33,7 @@ def print_report(result: Benchmark, advice: Iterable[str], plots: Iterable[Path]
         console.width = WIDTH
     console.print(f"{result.machine}", markup=False)
     threads = f"{result.threads} threads" if result.threads else "threads as each runtime chooses"
-    console.print(f"{threads}; {result.rounds} rounds in turns, medians; times in ms\n")
+    console.print(f"{threads}; medians of {result.rounds} interleaved rounds; times in ms\n")
     console.print(_starts_table(result.starts))
     console.print(_measurements_table(result))
     for line in [*(_skipped_line(item) for item in result.skipped), *result.remarks]:
@@ -43,9 +43,9 @@ def print_report(result: Benchmark, advice: Iterable[str], plots: Iterable[Path]
 
 
 def advise(result: Benchmark) -> list[str]:
-    """Recommend a runtime for this machine, and name exported ones that are slower than torch.
+    """Recommend a runtime for this machine, and list exported models that are slower than torch.
 
-    For the smallest batch and the largest, at every duration.
+    Recommendations are for the smallest and the largest batch, at every duration.
     """
     batches = sorted({row.batch for row in result.measurements})
     lines: list[str] = []
@@ -57,7 +57,10 @@ def advise(result: Benchmark) -> list[str]:
 
 
 def write_plots(result: Benchmark, folder: Path) -> list[Path]:
-    """Draw latency against duration and throughput against batch; gives the files.
+    """Plot latency against duration and throughput against batch size.
+
+    Returns:
+        Paths of the plots.
 
     Raises:
         RuntimeUnavailableError: matplotlib is not installed.
@@ -158,7 +161,7 @@ def _measurements_table(result: Benchmark) -> Table:
 
 
 def _milliseconds(seconds: float) -> str:
-    """With three digits or more, so that a decoding of 0.2 ms is not 0."""
+    """Format milliseconds with at least three digits, so that 0.2 ms of decoding is not 0."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -169,7 +172,7 @@ def _skipped_line(item: Skipped) -> str:
 
 
 def _fastest_lines(result: Benchmark, batch: int) -> Iterator[str]:
-    """The fastest at each duration; durations with the same one share a line."""
+    """Describe the fastest runtime at each duration; equal results share a line."""
     rows = [row for row in result.measurements if row.batch == batch]
     winners: dict[str, list[Row]] = {}
     for audio_s in sorted({row.audio_s for row in rows}):
@@ -187,7 +190,7 @@ def _fastest_lines(result: Benchmark, batch: int) -> Iterator[str]:
 
 
 def _how_fast(bests: list[Row], reference: str) -> str:
-    """Say how much faster the fastest is than the reference, at each duration."""
+    """Describe how much faster the fastest is than the reference, at each duration."""
     compared = [(row.total_ratio, f"{row.audio_s:g} s") for row in bests]
     faster = [f"{times} at {where}" for times, where in compared if times is not None]
     if bests[0].name == reference or not faster:
@@ -200,7 +203,7 @@ def _how_fast(bests: list[Row], reference: str) -> str:
 
 
 def _slower_lines(result: Benchmark) -> Iterator[str]:
-    """Name exported models that are slower than torch, and the slower of two exported ones."""
+    """List exported models that are slower than torch, and the slower of two exported ones."""
     slower: dict[str, list[str]] = {}
 
     def note(row: Row, rival: Row, names: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Recognises a batch stage by stage, several models in turns, and compares them."""
+"""Recognition of a batch stage by stage, for several models in turns, and their comparison."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from ds2deploy.runtimes.session import Session, prepare_sound
 STAGES = ("features", "network", "decoding")
 
 BEAM_SEARCH = DecoderConfig()
-"""Settings of the beam search that is measured unless others are given: 64 hypotheses alone."""
+"""Default settings of the measured beam search: 64 hypotheses, no language model."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """A model on a runtime, with one batch.
+    """Measurement of a model on a runtime with one batch.
 
-    Of a model that takes samples, the features are part of the network.
+    If the model takes samples, feature extraction is part of the network.
 
     Attributes:
         model: name of the model.
-        runtime: see `plan.NAMES`.
+        runtime: name of the runtime, see `plan.NAMES`.
         batch: number of utterances at a time.
-        audio_s: duration of each utterance (seconds).
+        audio_s: duration of each utterance, in seconds.
         total: time from samples to text.
-        features: the spectrograms, and padding them to a batch.
-        network: a run of the session, copies to a device and back included.
-        decoding: time from log-probabilities to text with times, greedily.
-        beam_search: the same by beam search, which is not part of the total.
-        rounds_s: seconds of every round, by stage and in total, for comparisons round by round.
-        real_time_factor: seconds for a second of audio, from the median total.
-        throughput: seconds of audio in a second: its inverse.
-        total_ratio: speed as a multiple of the reference, from samples to text; None where the
-            reference does not take this batch.
-        network_ratio: the same for the network alone.
+        features: time for computing the spectrograms and padding them to a batch.
+        network: time of a run of the session, including copies to and from the device.
+        decoding: time of greedy decoding, from log-probabilities to text with timestamps.
+        beam_search: time of the beam search, which is not part of the total.
+        rounds_s: times of every round, by stage and in total, in seconds.
+        real_time_factor: computing time per second of audio, from the median total.
+        throughput: seconds of audio per second of computing, the inverse.
+        total_ratio: speed from samples to text as a multiple of the reference; None if the
+            reference does not accept this batch.
+        network_ratio: speed of the network alone as a multiple of the reference; None if the
+            reference does not accept this batch.
     """
 
     model: str
@@ -73,15 +74,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StagedRun:
-    """One run of a session on a whole batch, however large, and how long each stage takes.
+    """Run of a session on a whole batch of any size, with the time of each stage.
 
     `Recognizer.transcribe` would split a large batch, see `pipeline.batch_limits`.
 
     Args:
-        session: the model on its runtime.
+        session: session of the model on its runtime.
         waveforms: utterances, (samples,) float32 at the model's rate.
-        make: makes the decoder.
-        beam_search: makes the decoder of `search`.
+        make: function that makes the decoder.
+        beam_search: function that makes the decoder of `search`.
 
     Attributes:
         seconds: times of every run, in the order of `STAGES`.
@@ -118,7 +119,7 @@ class StagedRun:
         return transcripts
 
     def search(self) -> list[Transcript]:
-        """Search in what the last run computed; return the transcripts."""
+        """Decode the last run's log-probabilities by beam search; return the transcripts."""
         assert self._computed is not None
         return decode_batch(self._beam_decoder, *self._computed, self._durations_s)
 
@@ -135,7 +136,7 @@ def compare(
         runs: run of each case, on the same waveforms.
         reference: case to compare with; it need not be among the runs.
         rounds: number of measured rounds.
-        progress: called with a line on the run in progress.
+        progress: function that is called with a description of the current run.
     """
     if not runs:
         return []

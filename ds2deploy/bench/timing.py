@@ -1,8 +1,8 @@
-"""Measure fairly on a noisy machine: cases take turns, and ratios are taken within a round.
+"""Fair timing on a noisy machine: cases run in turns, and ratios are computed within a round.
 
-What runs beside a benchmark slows whatever is being measured at that moment. So every case runs
-once in a round, round after round, and two cases are compared within a round: a slow moment hits
-both. The order turns from round to round, so that no case always follows the same neighbour.
+Other processes slow down the case that is measured at that moment. Every case therefore runs once
+per round, and cases are compared within a round, so that a slow moment affects both. The order
+rotates from round to round, so that no case always follows the same neighbour.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 WARM_UP = 1
-"""Runs of each case that are not counted: memory is claimed, threads are started."""
+"""Number of warm-up runs of each case, which allocate memory and start threads."""
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,8 +22,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         p50: median of the runs.
-        p95: time that 19 of 20 runs stayed below.
-        p99: time that 99 of 100 runs stayed below; with fewer runs, close to the slowest.
+        p95: 95th percentile of the runs.
+        p99: 99th percentile of the runs; with fewer than 100 runs, close to the slowest.
         runs: number of measured runs.
     """
 
@@ -61,16 +61,16 @@ def take_turns(
     warm_up: int = WARM_UP,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[str, list[float]]:
-    """Run every case once a round.
+    """Run every case once per round.
 
     Args:
         cases: functions to measure, by name; each is called without arguments.
         rounds: number of measured rounds, at least 1.
-        warm_up: number of rounds before them, which do not count.
-        progress: called with a line on the run in progress.
+        warm_up: number of rounds before the measured ones.
+        progress: function that is called with a description of the current run.
 
     Returns:
-        Seconds of each run, by name, in the order of the rounds.
+        Times of the runs in seconds, by name, in the order of the rounds.
     """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -94,8 +94,8 @@ def ratio(reference: Sequence[float], seconds: Sequence[float]) -> Ratio:
     """Compare the runs of a case with those of the reference, from `take_turns`.
 
     Args:
-        reference: seconds of the reference, round by round.
-        seconds: seconds of the case, in the same rounds.
+        reference: times of the reference in seconds, round by round.
+        seconds: times of the case in seconds, in the same rounds.
     """
     pairs = np.asarray(reference, np.float64) / np.asarray(seconds, np.float64)
     low, median, high = (float(value) for value in np.percentile(pairs, (25, 50, 75)))

@@ -1,1 +1,1 @@
-"""Bulk transcription: corpora of any size, on one machine or a Ray cluster, resumable."""
+"""Bulk transcription of corpora of any size, resumable, on one machine or a Ray cluster."""

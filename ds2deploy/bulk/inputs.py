@@ -1,4 +1,4 @@
-"""Inputs of a bulk transcription: recordings of a folder, a list, or a manifest, read as needed."""
+"""Inputs of a bulk transcription: recordings from a folder, a list or a manifest, read lazily."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.preparation import AudioInput
 
 PIECE = 1 << 20
-"""Bytes that are hashed, or copied, at a time."""
+"""Number of bytes that are hashed or copied at a time."""
 
 
 class Input(msgspec.Struct, frozen=True, array_like=True):
     """A recording, or a part of one.
 
     Attributes:
-        audio: path as the source gives it; a URL for fsspec.
-        start_s: beginning of the part, in seconds.
-        duration_s: duration of the part, in seconds; None for all from `start_s` on.
+        audio: path as written in the source, or a URL that fsspec can open.
+        start_s: start of the part, in seconds.
+        duration_s: duration of the part, in seconds; None extends it to the end.
     """
 
     audio: str
@@ -49,16 +49,16 @@ class Input(msgspec.Struct, frozen=True, array_like=True):
 
 
 def read_inputs(source: Path) -> Iterator[Input]:
-    """List the inputs of a source, in its order, without opening a recording.
+    """List the inputs of a source in its order, without opening recordings.
 
     Args:
         source: folder of recordings; text file with a path or URL on each line; or a manifest
-            (`.jsonl`, `.jsonl.gz`) of lhotse's cuts, or of objects with `audio` or
+            (`.jsonl`, `.jsonl.gz`) of lhotse's cuts or recordings, or of objects with `audio` or
             `audio_filepath`, and `start` or `offset`, and `duration`.
 
     Raises:
-        MissingFileError: no such file or folder.
-        ManifestError: a line that is none; names it.
+        MissingFileError: the file or folder does not exist.
+        ManifestError: a line is invalid; the message names it.
     """
     if source.is_dir():
         found = (path for path in list_files(source).files if path.suffix.lower() in READ_SUFFIXES)
@@ -95,26 +95,28 @@ def _of_manifest(line: str, source: Path, number: int) -> Input:
             start_s, part_s = float(entry.get("start", 0)), float(entry["duration"])
             is_whole = start_s == 0 and part_s == whole
             return Input(str(audio), start_s, None if is_whole else part_s)
+        if "sources" in entry:  # a recording of lhotse
+            return Input(str(entry["sources"][0]["source"]))
         audio = entry.get("audio") or entry["audio_filepath"]
         start_s = float(entry.get("start", entry.get("offset", 0.0)))
         is_part = ("offset" in entry or "start" in entry) and entry.get("duration") is not None
         return Input(str(audio), start_s, float(entry["duration"]) if is_part else None)
     except (*DECODING_ERRORS, LookupError, TypeError, AttributeError) as error:
         raise ManifestError(
-            f"{source}:{number}: no recording ({type(error).__name__}); expected a cut of lhotse, "
-            "or an object with audio and, for a part, start and duration"
+            f"{source}:{number}: no recording ({type(error).__name__}); expected a cut or a "
+            "recording of lhotse, or an object with audio and, for a part, start and duration"
         ) from None
 
 
 class Opened:
-    """An input while it is read.
+    """Input that is being read.
 
     Args:
         item: the input.
         sample_rate: sample rate of the model, in Hz.
 
     Attributes:
-        sha256: hash of the file, once it was opened; empty before.
+        sha256: hash of the file; empty until the file is opened.
     """
 
     def __init__(self, item: Input, sample_rate: int) -> None:
@@ -122,7 +124,7 @@ class Opened:
         self.sha256 = ""
 
     def source(self) -> AudioInput:
-        """Give the audio, which is opened and hashed when it is asked for."""
+        """Return the audio, which is opened and hashed on first use."""
         return AudioInput(self._item.audio, self._pieces())
 
     def _pieces(self) -> Iterator[FloatArray]:
@@ -142,16 +144,17 @@ class Opened:
 
 @contextmanager
 def _local(audio: str) -> Iterator[tuple[Any, str]]:
-    """Open a recording at any place, and hash it: a path, or a temporary file of a URL's content.
+    """Open and hash a recording; the content of a URL is copied to a temporary file.
 
     Raises:
-        MissingFileError, AudioError: nothing there, or unreadable.
+        MissingFileError: the recording does not exist.
+        AudioError: it cannot be read.
     """
     digest = hashlib.sha256()
     if "://" not in audio:
         path = Path(audio)
         if not path.is_file():
-            raise MissingFileError(f"{audio}: no such file; correct the manifest, or copy it there")
+            raise MissingFileError(f"{audio}: no such file; correct the manifest or copy the file")
         with path.open("rb") as file:
             _copy(file, digest, None)
         yield path, digest.hexdigest()
@@ -165,7 +168,7 @@ def _local(audio: str) -> Iterator[tuple[Any, str]]:
                 _copy(remote, digest, local)
         except FileNotFoundError:
             raise MissingFileError(f"{audio}: no such file; correct the manifest") from None
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # each file system of fsspec raises its own classes
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise AudioError(f"{audio}: cannot be read ({reason}); run again to retry") from None
         local.seek(0)
@@ -180,10 +183,10 @@ def _copy(file: BinaryIO, digest: Any, to: BinaryIO | None) -> None:
 
 
 def file_facts(audio: str) -> tuple[int, int]:
-    """Size and time of change of a local file, by which a change of it is noticed.
+    """Read the size and modification time of a local file, to detect changes.
 
     Returns:
-        Bytes and nanoseconds; (-1, 0) for a file that is not there, (-2, 0) for a URL.
+        Size in bytes and time in nanoseconds; (-1, 0) for a missing file, (-2, 0) for a URL.
     """
     if "://" in audio:
         return -2, 0

@@ -15,16 +15,17 @@ from ds2deploy.bulk.worker import Done, Job, Worker, failed
 from ds2deploy.runtimes.errors import DeviceError, Ds2Error
 
 ATTEMPTS = 2
-"""Workers that may die of a chunk before its inputs are tried one by one, and then given up."""
+"""Number of workers that may die on a chunk before its inputs are retried singly; an input on which
+this many workers die is reported as an error."""
 
 AHEAD = 2
-"""Chunks that each worker has, so that it never waits for the next one."""
+"""Number of chunks queued for each worker, so that it never waits for the next one."""
 
 READY = "ready"
-"""First message of a worker, whose session is open."""
+"""First message of a worker, sent when its session is open."""
 
 LEAST_LIVES = 3
-"""Workers that may fail at their start, one after the other, before the command ends."""
+"""Number of consecutive workers that may fail at their start before the command ends."""
 
 
 class Chunk(NamedTuple):
@@ -32,8 +33,8 @@ class Chunk(NamedTuple):
 
     Attributes:
         inputs: the inputs.
-        wanted: places of those whose result is missing.
-        deaths: number of workers that died of it.
+        wanted: indices of the inputs whose result is missing.
+        deaths: number of workers that died on this chunk.
     """
 
     inputs: Sequence[Input]
@@ -42,15 +43,15 @@ class Chunk(NamedTuple):
 
 
 def run_local(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[Done]:
-    """Recognise chunks in processes of this machine.
+    """Recognise chunks in processes on this machine.
 
     Args:
         job: model and decoder.
-        chunks: chunks, asked for as they are needed.
+        chunks: chunks, read as they are needed.
         workers: number of processes.
 
     Yields:
-        The result of every wanted input once.
+        One result for every wanted input.
 
     Raises:
         DeviceError: no worker can be started.
@@ -63,7 +64,7 @@ def run_local(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[Done]
 
 
 class _Process:
-    """A worker's process, and the chunks that it has."""
+    """Process of a worker, and the chunks that it holds."""
 
     def __init__(self, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
@@ -75,9 +76,9 @@ class _Process:
         self.proved = False
 
     def give(self, chunk: Chunk) -> None:
-        """Hand over a chunk."""
+        """Send a chunk to the process."""
         self.chunks.append(chunk)
-        with suppress(OSError):  # its death is seen when its connection is read
+        with suppress(OSError):  # a dead process is detected when its connection is read
             self.connection.send(chunk.inputs)
 
     def end(self) -> None:
@@ -95,7 +96,7 @@ class _Pool:
         self._processes = [_Process(job) for _ in range(workers)]
 
     def run(self) -> Iterator[Done]:
-        """Give out chunks, and yield what comes back, until all is done."""
+        """Distribute chunks and yield results until all are done."""
         for _ in range(AHEAD):
             for process in self._processes:
                 self._feed(process)
@@ -130,14 +131,14 @@ class _Pool:
             yield message
 
     def _replace(self, process: _Process) -> Iterator[Done]:
-        """Start another process for one that died, and give its chunks out again."""
+        """Replace a process that died, and queue its chunks again."""
         process.end()
         if not process.proved:
             self._early_deaths += 1
             if self._early_deaths >= LEAST_LIVES:
                 raise DeviceError(
                     f"{self._job.model}: workers die at their start (exit code "
-                    f"{process.process.exitcode}); is there enough memory? Take fewer --workers"
+                    f"{process.process.exitcode}), perhaps for lack of memory; use fewer --workers"
                 )
         first, *rest = process.chunks
         self._again.extend(rest)
@@ -150,7 +151,7 @@ class _Pool:
         else:
             code = process.process.exitcode
             error = DeviceError(
-                f"{first.inputs[0].audio}: {ATTEMPTS} workers died of it (exit code {code}); "
+                f"{first.inputs[0].audio}: {ATTEMPTS} workers died on it (exit code {code}); "
                 "try it alone: ds2deploy transcribe"
             )
             yield failed(first.inputs[0], 0, error, self._job.header)
@@ -167,8 +168,8 @@ class _Pool:
 
 
 def _work(job: Job, connection: Connection) -> None:
-    """Body of a process: chunks in, results out, until the connection closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends it
+    """Receive chunks and send results until the connection closes: the body of a process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     try:
         worker = Worker(job)
     except Ds2Error as error:

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: a pool of actors, each with one session."""
+"""Workers on a Ray cluster: a pool of actors with one session each."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ds2deploy.bulk.worker import Done, Job, Worker, failed
 from ds2deploy.runtimes.errors import DeviceError
 
 AHEAD = 2
-"""Chunks that each actor has, so that it never waits for the next one."""
+"""Number of chunks queued for each actor, so that it never waits for the next one."""
 
 
 def run_ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str | None) -> Iterator[Done]:
-    """Recognise chunks by actors of a Ray cluster.
+    """Recognise chunks with actors on a Ray cluster.
 
-    Only paths go to the actors and only text comes back. An actor that dies, with its node or
-    alone, is started again elsewhere, and its chunks are given out again.
+    Only paths are sent to the actors, and only text is sent back. If an actor or its node dies,
+    the actor is replaced and its chunks are queued again.
 
     Args:
-        job: model and decoder; every node must see the model's file, and the recordings.
-        chunks: chunks, asked for as they are needed.
+        job: model and decoder; every node must be able to read the model file and the recordings.
+        chunks: chunks, read as they are needed.
         workers: number of actors.
         address: address of the cluster; None starts one on this machine.
 
     Yields:
-        The result of every wanted input once.
+        One result for every wanted input.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = not ray.is_initialized()
@@ -54,7 +54,7 @@ class _Actors:
         self._actors = [self._make.remote(job) for _ in range(workers)]
 
     def run(self) -> Iterator[Done]:
-        """Give out chunks, and yield what comes back, until all is done."""
+        """Distribute chunks and yield results until all are done."""
         for _ in range(AHEAD):
             for actor in self._actors:
                 self._feed(actor)
@@ -71,7 +71,7 @@ class _Actors:
             self._feed(actor)
 
     def _replaced(self, actor: Any) -> Any:
-        """Start another actor for one that died; once for all of its chunks."""
+        """Replace an actor that died, once for all of its chunks."""
         if actor not in self._actors:
             return self._actors[-1]
         self._actors.remove(actor)
@@ -80,7 +80,7 @@ class _Actors:
 
     def _retry(self, chunk: Chunk, error: Exception) -> Iterator[Done]:
         chunk = chunk._replace(deaths=chunk.deaths + 1)
-        if chunk.deaths <= 2 * ATTEMPTS:  # a node that goes takes innocent chunks with it
+        if chunk.deaths <= 2 * ATTEMPTS:  # the death of a node affects unrelated chunks as well
             self._again.append(chunk)
         elif len(chunk.inputs) > 1:
             self._again += [
@@ -88,7 +88,7 @@ class _Actors:
             ]
         else:
             reason = DeviceError(
-                f"{chunk.inputs[0].audio}: workers died of it ({type(error).__name__}); try it "
+                f"{chunk.inputs[0].audio}: workers died on it ({type(error).__name__}); try it "
                 "alone: ds2deploy transcribe"
             )
             yield failed(chunk.inputs[0], 0, reason, self._job.header)
@@ -100,7 +100,7 @@ class _Actors:
 
 
 class _Actor:
-    """A worker as an actor."""
+    """Ray actor around a `Worker`."""
 
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)

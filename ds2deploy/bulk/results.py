@@ -1,4 +1,4 @@
-"""The folder of results: sharded JSON lines that a killed process leaves whole."""
+"""Folder of results: JSON lines in shards that stay valid when the process is killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ds2deploy.bulk.done import DoneInputs
 from ds2deploy.bulk.inputs import Input, file_facts
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, Ds2Error
@@ -18,19 +19,19 @@ from ds2deploy.runtimes.files import whole_file
 from ds2deploy.runtimes.session import Closing
 
 SHARD_LINES = 10_000
-"""Lines of a shard."""
+"""Number of lines in a shard."""
 
 HEADER = "bulk.json"
-"""File with what all lines have in common."""
+"""File with the facts that all lines share."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What all lines of a folder have in common.
+    """Facts that all lines of a folder share.
 
     Attributes:
         format_version: version of this format.
-        model_sha256: hash of the model's file.
-        decoder_sha256: hash of the decoder's settings.
+        model_sha256: hash of the model file.
+        decoder_sha256: hash of the decoder settings.
     """
 
     format_version: int
@@ -39,25 +40,25 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(Closing):
-    """Writes one line for each input, and knows which inputs have one.
+    """Writer of one line per input, which also knows the inputs that already have a line.
 
-    A line is written by one call, so that a process that is killed leaves it whole or not at all.
-    A last line that is not whole (full disk, power cut) is removed when the folder is opened again.
+    Each line is written by a single call, so that a killed process leaves a complete line or none.
+    An incomplete last line (full disk, power cut) is removed when the folder is opened again.
 
     Args:
-        folder: folder of the results; made where there is none.
+        folder: folder of the results; created if it does not exist.
         header: model and decoder.
-        retry: also recompute inputs that had an error.
+        retry: also recompute inputs that failed.
 
     Raises:
-        ConfigError: the folder holds transcripts of another model or decoder.
+        ConfigError: the folder contains transcripts of another model or decoder.
     """
 
     def __init__(self, folder: Path, header: Header, retry: bool = False) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         _check_header(folder / HEADER, header)
-        self._done: Counter[bytes] = Counter()
+        self._done = DoneInputs()
         self._number, self._lines, self._file = 0, 0, -1
         self.errors: Counter[str] = Counter()
         for path in sorted(folder.glob("part-*.jsonl")):
@@ -65,17 +66,12 @@ class Results(Closing):
             self._lines = self._repair(path, retry)
 
     def missing(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, bool]]:
-        """Tell for each input whether it still has to be recognised; each line counts once."""
+        """Yield each input with True if it has no line yet; each line counts for one input."""
         for item in inputs:
-            key = _identity(item)
-            if self._done.get(key, 0):
-                self._done[key] -= 1
-                yield item, False
-            else:
-                yield item, True
+            yield item, not self._done.take(item)
 
     def write(self, line: bytes) -> None:
-        """Append one line of `result_line`."""
+        """Append one line made by `result_line`."""
         if self._lines >= SHARD_LINES:
             self._number, self._lines = self._number + 1, 0
             self.close()
@@ -87,54 +83,57 @@ class Results(Closing):
         self._lines += 1
 
     def close(self) -> None:
-        """Close the shard; a later `write` opens it again."""
+        """Close the current shard; a later `write` opens it again."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _repair(self, path: Path, retry: bool) -> int:
-        """Drop lines that are broken, or whose file has changed since; returns the rest's count."""
+        """Drop broken lines and those whose file has changed; return the number of lines left."""
         kept, dropped = 0, False
         with path.open("rb") as file:
             for line in file:
-                if self._counts(line, retry):
+                if (entry := _current(line, retry)) is not None:
                     kept += 1
+                    self._done.add(_input_of(entry))
+                    self.errors.update([entry["kind"]] if "error" in entry else [])
                 else:
                     dropped = True
         if dropped:
-            with whole_file(path) as temporary, path.open("rb") as file:
-                done, self._done = self._done, Counter()
-                errors, self.errors = self.errors, Counter()
-                with temporary.open("wb") as out:
-                    out.writelines(line for line in file if self._counts(line, retry))
-                self._done, self.errors = done, errors
+            with (
+                whole_file(path) as temporary,
+                path.open("rb") as file,
+                temporary.open("wb") as out,
+            ):
+                out.writelines(line for line in file if _current(line, retry) is not None)
         return kept
 
-    def _counts(self, line: bytes, retry: bool) -> bool:
-        """Check a line, and remember the input that it is of."""
-        try:
-            entry = msgspec.json.decode(line)
-            item = Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
-            facts = (entry["size"], entry["mtime_ns"])
-        except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
-            return False
-        if not line.endswith(b"\n") or (retry and "error" in entry):
-            return False
-        if facts != file_facts(item.audio):
-            return False
-        self._done[_identity(item)] += 1
-        if "error" in entry:
-            self.errors[entry["kind"]] += 1
-        return True
+
+def _current(line: bytes, retry: bool) -> dict[str, Any] | None:
+    """Decode a line; None for one that is broken, or to be made again."""
+    try:
+        entry: dict[str, Any] = msgspec.json.decode(line)
+        item = _input_of(entry)
+        facts = (entry["size"], entry["mtime_ns"])
+        is_error = "error" in entry and bool(entry["kind"])
+    except (*DECODING_ERRORS, LookupError, TypeError, AttributeError):
+        return None
+    if not line.endswith(b"\n") or (retry and is_error):
+        return None
+    return entry if facts == file_facts(item.audio) else None
+
+
+def _input_of(entry: dict[str, Any]) -> Input:
+    return Input(entry["audio"], entry.get("offset", 0.0), entry.get("length"))
 
 
 def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header: Header) -> bytes:
-    """Make the line of one input: its transcript, or its error.
+    """Make the line of one input, with its transcript or its error.
 
     Args:
         item: the input.
-        result: its transcript or its error.
-        sha256: hash of its file; empty where there is none.
+        result: transcript or error of the input.
+        sha256: hash of the input's file; empty if it could not be read.
         header: model and decoder.
     """
     size, mtime_ns = file_facts(item.audio)
@@ -153,24 +152,19 @@ def result_line(item: Input, result: Transcript | Ds2Error, sha256: str, header:
 
 
 def result_key(audio_sha256: str, header: Header) -> str:
-    """Hash of what a transcript depends on: audio, model and decoder."""
+    """Hash everything that a transcript depends on: audio, model and decoder."""
     parts = (audio_sha256, header.model_sha256, header.decoder_sha256)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _json(value: object) -> bytes:
-    """Encode JSON; names that are not UTF-8 are written with their lone surrogates escaped."""
+    """Encode JSON, with the lone surrogates of names that are not UTF-8 escaped."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
         import json
 
         return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _identity(item: Input) -> bytes:
-    text = f"{item.audio}\n{item.start_s!r}\n{item.duration_s!r}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _check_header(path: Path, header: Header) -> None:
@@ -185,5 +179,5 @@ def _check_header(path: Path, header: Header) -> None:
     if known != header:
         differs = "model" if known.model_sha256 != header.model_sha256 else "decoder"
         raise ConfigError(
-            f"{path.parent}: holds transcripts of another {differs}; choose another --out"
+            f"{path.parent}: contains transcripts of another {differs}; choose another --out"
         )

@@ -1,4 +1,4 @@
-"""A bulk transcription from its inputs to its report."""
+"""Bulk transcription from the inputs to the report."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ FORMAT_VERSION = 1
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a bulk transcription did.
+    """Report of a bulk transcription.
 
     Attributes:
         inputs: number of inputs.
-        skipped: inputs that an earlier run had done.
-        transcripts: inputs that this run recognised.
-        errors: inputs without a transcript, by kind of error; those of earlier runs included.
-        audio_s: seconds of audio that this run recognised.
-        took_s: seconds that it took.
-        cost: price of this run; None without a price.
+        skipped: number of inputs that an earlier run had done.
+        transcripts: number of inputs that this run recognised.
+        errors: number of inputs without a transcript, by class of error, including those of
+            earlier runs.
+        audio_s: duration of the audio that this run recognised, in seconds.
+        took_s: duration of the run, in seconds.
+        cost: cost of this run; None without a price.
     """
 
     inputs: int = 0
@@ -53,7 +54,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def factor(self) -> float:
-        """Seconds of audio in a second."""
+        """Seconds of audio that were recognised per second."""
         return self.audio_s / self.took_s if self.took_s else 0.0
 
 
@@ -71,20 +72,21 @@ def run_bulk(
     """Recognise all inputs of a source that have no result yet.
 
     Args:
-        source: see `read_inputs`.
+        source: folder, list or manifest; see `read_inputs`.
         out: folder of the results.
-        job: model and decoder; its header is that of `make_header`.
-        engine: processes of this machine, or Ray.
-        workers: number of workers, each with a session of its own.
+        job: model and decoder; make its header with `make_header`.
+        engine: `local` for processes on this machine, or `ray`.
+        workers: number of workers, each with its own session.
         address: address of a Ray cluster; None starts Ray on this machine.
-        retry: also recompute inputs that had an error.
-        price: price of an hour of one worker.
-        on_progress: called after every result.
+        retry: also recompute inputs that failed.
+        price: price of one worker for one hour.
+        on_progress: function that is called after every result.
 
     Raises:
-        Ds2Error: no such source or model; results of another model in the folder.
+        Ds2Error: the source or the model cannot be read, or the folder contains results of another
+            model.
     """
-    open_model(job).close()  # an error of the model is told before any work
+    open_model(job).close()  # raise errors of the model before any work
     started = time.monotonic()
     report = Report()
     with Results(out, job.header, retry) as results:
@@ -106,10 +108,10 @@ def run_bulk(
 
 
 def make_header(model: Path, decoder: DecoderConfig | None) -> Header:
-    """Hash what all transcripts depend on.
+    """Hash the model and the decoder settings.
 
     Args:
-        model: file of the model.
+        model: model file.
         decoder: settings of a beam search; None for greedy decoding.
     """
     digest = hashlib.sha256(b"greedy" if decoder is None else msgspec.json.encode(decoder))
@@ -127,7 +129,7 @@ def _run(
 ) -> Iterator[Any]:
     if engine == "local":
         if address is not None:
-            raise ConfigError("--address: is for --engine ray")
+            raise ConfigError("--address: requires Ray; add --engine ray")
         return run_local(job, chunks, workers)
     require("ray", "bulk")
     from ds2deploy.bulk.ray_engine import run_ray
@@ -136,7 +138,7 @@ def _run(
 
 
 def _chunks(inputs: Iterable[tuple[Input, bool]], report: Report) -> Iterator[Chunk]:
-    """Cut the inputs into chunks, always at the same places; those without work are left out."""
+    """Split the inputs into chunks at fixed positions, and skip chunks without work."""
     inputs = iter(inputs)
     while part := list(itertools.islice(inputs, CHUNK)):
         wanted = frozenset(i for i, (_, is_missing) in enumerate(part) if is_missing)

@@ -1,4 +1,4 @@
-"""One worker: a session that recognises chunks of inputs."""
+"""Worker with one session, which recognises chunks of inputs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ds2deploy.runtimes.errors import DeviceError, Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
 
 CHUNK = 128
-"""Inputs of a chunk. Its batches depend on its inputs alone, so that the number of workers, and
-interruptions, change no digit of a result."""
+"""Number of inputs in a chunk. Batches are formed within a chunk, so that results do not depend on
+the number of workers or on interruptions."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What every worker needs to open its session.
+    """Settings with which every worker opens its session.
 
     Attributes:
         model: path of the model.
         header: hashes of model and decoder.
-        device: device to run on; None for the runtime's own.
-        runtime: name of the runtime; None for the one that the file is made for.
+        device: device to run on; None takes the runtime's default.
+        runtime: name of the runtime; None takes the usual one of the file's format.
         threads: number of CPU threads; 0 lets the runtime choose.
         decoder: settings of a beam search; None for greedy decoding.
     """
@@ -44,10 +44,10 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     """Result of one input.
 
     Attributes:
-        index: place of the input in its chunk.
-        line: line of the result.
-        audio_s: seconds of audio that were recognised.
-        error: class of its error; empty for a transcript.
+        index: index of the input in its chunk.
+        line: line to write to the results.
+        audio_s: duration of the audio that was recognised, in seconds.
+        error: class of the error; empty for a transcript.
     """
 
     index: int
@@ -57,11 +57,11 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Worker:
-    """Recognises chunks with one session.
+    """Recogniser of chunks with one session.
 
     Args:
         job: model and decoder.
-        opened: the model, if it is open already.
+        opened: the open model; None opens it.
     """
 
     def __init__(self, job: Job, opened: Recognizer | None = None) -> None:
@@ -70,10 +70,10 @@ class Worker:
         self._rate = self._recognizer.description.features.sample_rate
 
     def run(self, chunk: Sequence[Input]) -> Iterator[Done]:
-        """Recognise the inputs of a chunk; a chunk that is too much for the memory in halves.
+        """Recognise the inputs of a chunk, which is halved if memory does not suffice.
 
         Yields:
-            The result of every input once, not in order.
+            One result for every input, in any order.
         """
         done: set[int] = set()
         try:

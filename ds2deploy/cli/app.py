@@ -1,4 +1,4 @@
-"""The command line: its commands, and its entry point."""
+"""Commands and entry point of the command line."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ for command in COMMANDS:
     app.command(cls=GroupedCommand)(command)
 
 SPINS = "1000"
-"""Rounds of a waiting thread of libgomp, which torch computes with; some 10 microseconds.
+"""Number of rounds that a waiting libgomp thread spins before it sleeps: about 10 microseconds.
 
-libgomp's own 300,000 are 3 ms, in which a thread that waits for one that another process has
-pushed aside keeps the core that this one needs.
+torch computes with libgomp, whose default is 300,000 rounds (3 ms). When another process has
+displaced a thread, the threads that wait for it would spin on the core that it needs.
 """
 
 
 def main() -> None:
     """Run the `ds2deploy` command."""
-    # What is half-written goes, as it does after an error.
+    # Exit through SystemExit, so that half-written files are removed, as after an error.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     shorten_spinning()  # before torch is imported
     try:
@@ -69,10 +69,10 @@ def main() -> None:
 
 
 def shorten_spinning() -> None:
-    """Let threads of torch sleep soon when they wait; settings of the environment are kept.
+    """Make waiting threads of torch sleep early, unless the environment sets this already.
 
-    For processes of our own, before torch is imported: libgomp reads the environment when it is
-    loaded.
+    Call it before torch is imported, and only in processes of ds2deploy: libgomp reads the
+    environment when it is loaded.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
@@ -92,7 +92,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options of ds2deploy itself."""
+    """Handle the options of ds2deploy itself."""
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
 
 

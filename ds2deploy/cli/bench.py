@@ -1,4 +1,4 @@
-"""`ds2deploy bench`: speed of models on this machine."""
+"""The command `ds2deploy bench`, which measures the speed of models on this machine."""
 
 from __future__ import annotations
 
@@ -14,25 +14,33 @@ from ds2deploy.heartbeat import status
 from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ConfigError, require
 
-REFERENCE_HELP = "Checkpoint to compare with. Default: the first among the models."
+MODELS_HELP = "Models to measure: artifacts (.onnx), engines (.engine) or checkpoints (.ckpt)."
+ROUNDS_HELP = "Number of rounds; each round measures every case once."
+REFERENCE_HELP = (
+    "Checkpoint that the other models are compared with. Default: the first checkpoint among the "
+    "models."
+)
+PLOTS_HELP = "Write plots (PNG) to this folder. Default: no plots."
 RUNTIME_HELP = (
     "Runtime to measure: onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed or "
-    "torch-cuda; may be repeated. Default: those that the models are made for."
+    "torch-cuda. Repeat the option for several. Default: the usual runtimes of each model."
 )
 
 DECODER_HELP = (
-    "Settings of the beam search that is timed beside greedy decoding, a .decoder file. "
-    "Default: 64 hypotheses without a language model."
+    "Settings file (.decoder) of the beam search that is timed next to greedy decoding. "
+    "Default: 64 hypotheses, no language model."
 )
 
 
 def bench(
-    models: Annotated[list[Path], argument("MODEL", "Artifacts, engines, checkpoints.")],
-    batch: Annotated[str, option("COUNT,...", "Batch sizes, in utterances.")] = "1,8",
-    seconds: Annotated[str, option("SECONDS,...", "Lengths of the utterances (seconds).")] = "1,10",
-    rounds: Annotated[int, option("COUNT", "Rounds; each runs everything once.", min=1)] = 5,
+    models: Annotated[list[Path], argument("MODEL", MODELS_HELP)],
+    batch: Annotated[str, option("COUNT,...", "Batch sizes to measure (utterances).")] = "1,8",
+    seconds: Annotated[
+        str, option("SECONDS,...", "Utterance lengths to measure (seconds).")
+    ] = "1,10",
+    rounds: Annotated[int, option("COUNT", ROUNDS_HELP, min=1)] = 5,
     reference: Annotated[Path | None, option("CHECKPOINT", REFERENCE_HELP)] = None,
-    plots: Annotated[Path | None, option("FOLDER", "Folder for plots, as PNG files.")] = None,
+    plots: Annotated[Path | None, option("FOLDER", PLOTS_HELP)] = None,
     threads: Threads = 0,
     runtime: Annotated[list[str] | None, option("NAME", RUNTIME_HELP, RUNTIME)] = None,
     decoder: Annotated[Path | None, option("FILE", DECODER_HELP)] = None,
@@ -55,7 +63,7 @@ def bench(
         require("matplotlib", "bench")
         if plots.exists() and not plots.is_dir():
             raise ConfigError(f"--plots {plots}: is a file; expected a folder")
-        plots.mkdir(parents=True, exist_ok=True)  # an error now, not after minutes
+        plots.mkdir(parents=True, exist_ok=True)  # fail now rather than after minutes of measuring
     plan = make_plan(models, batch, seconds, rounds, threads, runtime or (), reference)
     beam_search = choose_decoder(decoder, lm) or BEAM_SEARCH
     with status("measuring") as step:
@@ -68,4 +76,4 @@ def bench(
     else:
         print_report(result, advice, written)
     if runtime and any(item.batch is None for item in result.skipped):
-        raise typer.Exit(BAD_RESULT)  # one that was asked for does not run
+        raise typer.Exit(BAD_RESULT)  # a runtime that the user named does not run

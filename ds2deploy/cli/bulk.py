@@ -1,4 +1,4 @@
-"""`ds2deploy bulk`: transcripts of a corpus, resumable."""
+"""The command `ds2deploy bulk`, which transcribes a corpus and can be resumed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from ds2deploy.cli.decoding import Beam, Decoder, HotWords, Lexicon, Lm, Phrases, choose_decoder
 from ds2deploy.cli.errors import complain, exit_if_failed
 from ds2deploy.cli.options import (
+    MODEL_HELP,
     Device,
     Json,
     RuntimeName,
@@ -27,29 +28,32 @@ if TYPE_CHECKING:
 
 WORKERS = "Workers"
 
-SOURCE_HELP = "Folder of recordings, list of paths or URLs, or manifest (.jsonl, .jsonl.gz)."
-OUT_HELP = "Folder of the results, part-*.jsonl: one line for each input."
-ENGINE_HELP = "Processes of this machine, or actors of Ray. Default: local."
+SOURCE_HELP = (
+    "Recordings to transcribe: a folder, a list of paths or URLs, or a manifest (.jsonl, "
+    ".jsonl.gz)."
+)
+OUT_HELP = "Folder for the results: part-*.jsonl files with one line for each input."
+RETRY_HELP = "Transcribe inputs again that failed in an earlier run."
+ENGINE_HELP = (
+    "Run the workers as processes of this machine (local) or on a Ray cluster (ray). Default: "
+    "local."
+)
+WORKERS_HELP = "Number of workers; each loads the model once."
+ADDRESS_HELP = (
+    'Address of the Ray cluster; "auto" finds a running one. Default: start Ray on this machine.'
+)
+PRICE_HELP = "Price of one worker for one hour; the report then includes the cost."
 
 
 def bulk(
-    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
+    model: Annotated[Path, argument("MODEL", MODEL_HELP)],
     source: Annotated[Path, argument("SOURCE", SOURCE_HELP)],
     out: Annotated[Path, option("DIR", OUT_HELP)],
-    retry_errors: Annotated[
-        bool, flag("--retry-errors", "Recognise inputs again that had an error.")
-    ] = False,
+    retry_errors: Annotated[bool, flag("--retry-errors", RETRY_HELP)] = False,
     engine: Annotated[Literal["local", "ray"], option("local|ray", ENGINE_HELP, WORKERS)] = "local",
-    workers: Annotated[
-        int, option("COUNT", "Workers, each with a session of its own.", WORKERS, min=1)
-    ] = 1,
-    address: Annotated[
-        str | None,
-        option("ADDRESS", "Ray cluster, such as auto. Default: this machine.", WORKERS),
-    ] = None,
-    price: Annotated[
-        float | None, option("PRICE", "Price of an hour of a worker, for the report.", WORKERS)
-    ] = None,
+    workers: Annotated[int, option("COUNT", WORKERS_HELP, WORKERS, min=1)] = 1,
+    address: Annotated[str | None, option("ADDRESS", ADDRESS_HELP, WORKERS)] = None,
+    price: Annotated[float | None, option("PRICE", PRICE_HELP, WORKERS)] = None,
     decoder: Decoder = None,
     lm: Lm = None,
     beam: Beam = None,
@@ -61,10 +65,11 @@ def bulk(
     threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Transcribe a corpus; a second run does what is missing.
+    """Transcribe a corpus, and resume after an interruption.
 
-    Nothing is dropped: each input has one line, with its transcript or its error. A run that was
-    killed loses what it was computing, and no more. The exit code is 1 where inputs had errors.
+    Each input gets one line in the results, with its transcript or its error. Running the command
+    again transcribes only the inputs without a line. The exit code is 1 if some inputs failed, and
+    2 if all did.
 
     Example: ds2deploy bulk model.onnx recordings --out transcripts
     """

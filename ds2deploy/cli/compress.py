@@ -52,9 +52,9 @@ def compress(
 
 def _print_report(report: CompressionReport) -> None:
     for layer in report.layers:
-        before, after = (f"{count / 1e6:.1f}" for count in layer.multiply_adds)
+        each = [f"{count / 1e6:>8.1f}" for count in layer.multiply_adds]
         sizes = f"{layer.size[0]} -> {layer.size[1]}"
-        typer.echo(f"{layer.name:<10} {sizes:<36} {before:>8} -> {after:>8} M multiply-adds/s")
+        typer.echo(f"{layer.name:<10} {sizes:<36} {' -> '.join(each)} M multiply-adds/s")
     before, after = (count / 1e6 for count in report.multiply_adds)
     typer.echo(
         f"{before:.1f} -> {after:.1f} M multiply-adds for a second of audio, "

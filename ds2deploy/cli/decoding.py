@@ -1,4 +1,4 @@
-"""Options of decoding, which `transcribe` and `evaluate` share."""
+"""Decoding options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,38 +13,33 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 
 DECODING = "Decoding"
-"""Title of the group of these options; without any, decoding is greedy."""
+"""Title of the group of decoding options; decoding is greedy if none of them is given."""
 
 LM_HELP = (
-    "Language model, see ds2deploy lm; may be given twice, for one of words and one of characters."
+    "Language model (.lm) made by ds2deploy lm. Give the option twice to combine a word model and "
+    "a character model."
 )
+DECODER_HELP = "Settings file (.decoder) written by ds2deploy tune."
+BEAM_HELP = "Number of hypotheses that the beam search keeps. Default: 64."
 HOT_WORDS_HELP = (
-    'Phrases to look for: "A,B", or a file with one on each line; A:1.2 has the weight 1.2 (nats '
-    "for every letter). Default weight: 0.8."
+    'Phrases to prefer: "A,B", or a file with one phrase per line. "A:1.2" sets the weight of A '
+    "(nats per letter). Default weight: 0.8."
 )
-NBEST_HELP = "Alternatives in the JSON output; needs --json. Default: 1."
+PHRASES_HELP = "File of allowed transcripts, one per line; every result is one of them."
+LEXICON_HELP = "File of allowed words, one per line; results contain no other words."
+NBEST_HELP = "Number of alternatives in the JSON output; requires --json. Default: 1."
 PATH_LIKE = re.compile(r"[/\\]|\.[a-z]\w{1,4}$")
-"""Names that are meant as a file: with a folder, or a suffix in small letters."""
+"""Pattern of values that look like a path: they contain a slash or end in a lower-case suffix."""
 
 WEIGHTED = re.compile(r"(.*\S)\s*:\s*([-+]?(?:\d+\.?\d*|\.\d+))")
-"""A phrase and its weight, which stands behind the last colon."""
+"""Pattern of a phrase with a weight after its last colon."""
 
 Lm = Annotated[list[Path] | None, option("FILE", LM_HELP, DECODING)]
-Decoder = Annotated[
-    Path | None, option("FILE", "Settings that ds2deploy tune found, a .decoder file.", DECODING)
-]
-Beam = Annotated[
-    int | None, option("COUNT", "Hypotheses of the beam search. Default: 64.", DECODING, min=1)
-]
+Decoder = Annotated[Path | None, option("FILE", DECODER_HELP, DECODING)]
+Beam = Annotated[int | None, option("COUNT", BEAM_HELP, DECODING, min=1)]
 HotWords = Annotated[str | None, option("LIST", HOT_WORDS_HELP, DECODING)]
-Phrases = Annotated[
-    Path | None,
-    option("FILE", "Closed list: each utterance is one of these lines.", DECODING),
-]
-Lexicon = Annotated[
-    Path | None,
-    option("FILE", "All words that may occur, one on each line; no other is written.", DECODING),
-]
+Phrases = Annotated[Path | None, option("FILE", PHRASES_HELP, DECODING)]
+Lexicon = Annotated[Path | None, option("FILE", LEXICON_HELP, DECODING)]
 NBest = Annotated[int | None, option("COUNT", NBEST_HELP, DECODING, min=1)]
 
 
@@ -57,10 +52,14 @@ def choose_decoder(
     lexicon: Path | None = None,
     nbest: int | None = None,
 ) -> MakeDecoder | None:
-    """Make the decoder of the options; None, which is greedy decoding, without any.
+    """Make the decoder that the options describe.
+
+    Returns:
+        The decoder's settings; None, which means greedy decoding, if no option is given.
 
     Raises:
-        MissingFileError, ModelFileError, ConfigError: a file that is not there, or damaged.
+        MissingFileError: a file does not exist.
+        ModelFileError, ConfigError: a file is damaged, or options contradict each other.
     """
     given = (decoder, lm or None, beam, hot_words, phrases, lexicon, nbest)
     if all(value is None for value in given):
@@ -75,8 +74,8 @@ def choose_decoder(
     if lm:
         if settings.lm is not None:
             raise ConfigError(
-                f"--lm {lm[0]}: {decoder} has weights that were tuned for {settings.lm}; leave "
-                "--lm out, or tune again with this one: ds2deploy tune MODEL MANIFEST --lm"
+                f"--lm {lm[0]}: {decoder} was tuned for another language model, {settings.lm}; "
+                "omit --lm, or tune again: ds2deploy tune MODEL MANIFEST --lm"
             )
         changes["lm"] = one_or_all([str(path) for path in lm])
     if beam is not None:
@@ -94,22 +93,22 @@ def choose_decoder(
 
 
 def _hot_words(value: str) -> dict[str, float]:
-    """Read phrases and weights from a file if there is one of this name, or between commas."""
+    """Read phrases and weights from the file of this name, or from a comma-separated list."""
     if _is_file(value):
         found = _lines(Path(value), "--hotwords")
     elif "," not in value and PATH_LIKE.search(value):
         raise MissingFileError(
-            f'--hotwords {value}: no such file; expected one with a phrase on each line, or "A,B"'
+            f'--hotwords {value}: no such file; expected a file with one phrase per line, or "A,B"'
         )
     else:
         found = [phrase.strip() for phrase in value.split(",") if phrase.strip()]
     if not found:
-        raise ConfigError(f'--hotwords {value!r}: no phrase; expected a file, or "A,B"')
+        raise ConfigError(f'--hotwords {value!r}: contains no phrase; expected a file, or "A,B"')
     return dict(map(_with_weight, found))
 
 
 def _with_weight(entry: str) -> tuple[str, float]:
-    """Split an entry into its phrase and its weight; the usual one where it has none."""
+    """Split an entry into its phrase and its weight, which defaults to `HOT_WORD_WEIGHT`."""
     from ds2deploy.runtimes.decoding.decoder import HOT_WORD_WEIGHT
 
     if (match := WEIGHTED.fullmatch(entry)) is None:
@@ -120,15 +119,15 @@ def _with_weight(entry: str) -> tuple[str, float]:
 def _is_file(value: str) -> bool:
     try:
         return Path(value).is_file()
-    except OSError:  # longer than a name may be
+    except OSError:  # the value is longer than a file name may be
         return False
 
 
 def _lines(path: Path, name: str) -> list[str]:
     from ds2deploy.text_files import read_text, text_lines
 
-    text = read_text(path, "one entry on each line")
+    text = read_text(path, "one entry per line")
     found = [line.strip() for line in text_lines(text) if line.strip()]
     if not found:
-        raise ConfigError(f"{name} {path}: no line in it; write one entry on each")
+        raise ConfigError(f"{name} {path}: is empty; write one entry per line")
     return found

@@ -1,4 +1,4 @@
-"""`ds2deploy demo`: every step on synthetic speech."""
+"""The command `ds2deploy demo`, which runs every step on synthetic speech."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from ds2deploy.heartbeat import heartbeat
 from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ParityError, require
 
+OUT_HELP = "Folder for all files that the demo writes."
+SEED_HELP = "Seed of the random voices, initial weights and batches."
+
 
 def demo(
-    out: Annotated[Path, option("FOLDER", "Folder for all files.")] = Path("runs/demo"),
-    seed: Annotated[int, option("NUMBER", "Seed of voices, weights and batches.", min=0)] = 0,
+    out: Annotated[Path, option("FOLDER", OUT_HELP)] = Path("runs/demo"),
+    seed: Annotated[int, option("NUMBER", SEED_HELP, min=0)] = 0,
     json: Json = False,
 ) -> None:
     """Train, export, verify and transcribe synthetic speech.
 
-    Takes a few minutes.
+    The demo takes a few minutes.
 
     Example: ds2deploy demo --out runs/demo
     """

@@ -1,4 +1,4 @@
-"""`ds2deploy doctor`: what works on this machine."""
+"""The command `ds2deploy doctor`, which lists the runtimes that work on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from ds2deploy.output import print_json
 
 
 def doctor(json: Json = False) -> None:
-    """List the runtimes that work here, and fixes for the others.
+    """List the runtimes that work here, and how to fix the others.
+
+    With --json also the machine, driver, system and packages, for the report of a problem.
 
     Example: ds2deploy doctor
     """
@@ -19,7 +21,10 @@ def doctor(json: Json = False) -> None:
 
     findings = examine()
     if json:
-        print_json({"findings": msgspec.to_builtins(findings)})
+        from ds2deploy.environment import describe_environment
+
+        about = msgspec.to_builtins(describe_environment())
+        print_json({"environment": about, "findings": msgspec.to_builtins(findings)})
         return
     width = max(len(finding.name) for finding in findings)
     for finding in findings:

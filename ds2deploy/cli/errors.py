@@ -1,4 +1,4 @@
-"""Errors of a command: one line on standard error, and an exit code."""
+"""Error reporting of commands: one line on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BAD_RESULT = 1
 BAD_INPUT = 2
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
-"""Class of wrong calls: click's, of which newer versions of typer hold a copy of their own."""
+"""Base class of usage errors: click's, or the copy of it that newer typer versions contain."""
 
 
 class ErrorsInOneLine(TyperGroup):
-    """Turns the errors that a person can act on into one line and an exit code."""
+    """Command group that turns errors a user can act on into one line and an exit code."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """List the parameters; every flag has a value, where typer would load pydantic for None."""
+        """List the parameters, and give every flag a default: typer loads pydantic for None."""
         parameters = super().get_params(ctx)
         for parameter in parameters:
             if getattr(parameter, "is_flag", False) and parameter.default is None:
@@ -35,12 +35,12 @@ class ErrorsInOneLine(TyperGroup):
         return parameters
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Run the command, and end the process."""
+        """Run the command and end the process."""
         options["standalone_mode"] = False
         try:
             code = super().main(*arguments, **options) or 0
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever reads has seen enough
+        except BrokenPipeError:  # the reader of the output has closed the pipe
             code = BAD_RESULT
         except typer.Abort:
             complain("aborted")
@@ -55,19 +55,19 @@ class ErrorsInOneLine(TyperGroup):
 
 
 def complain(message: object) -> None:
-    """Print what is wrong in one line on standard error."""
+    """Print a message as one line on standard error."""
     print_error(f"ds2deploy: {in_one_line(str(message))}")
 
 
 def error_text(error: Ds2Error | OSError) -> str:
-    """Turn an error into a message with the file and the remedy.
+    """Make a message with the file and the remedy of an error.
 
     Raises:
-        OSError: the error itself, where the system gives no reason: a fault of a program.
+        OSError: the given error, if the system gives no reason for it: a bug, not a user's error.
     """
     if isinstance(error, Ds2Error):
         text = str(error)
-        if "Original Traceback" in text:  # torch puts it before the error of a loading process
+        if "Original Traceback" in text:  # torch prepends it to errors of data-loading processes
             text = text.strip().splitlines()[-1].partition(": ")[2]
         return text
     if error.strerror is None:
@@ -76,12 +76,12 @@ def error_text(error: Ds2Error | OSError) -> str:
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         remedy = "; expected a folder, not a file"
     elif isinstance(error, PermissionError):
-        remedy = "; check its permissions, and those of its folder"
+        remedy = "; check the permissions of the file and of its folder"
     return f"{error.filename or 'writing'}: {error.strerror}{remedy}"
 
 
 def exit_if_failed(failed: int, total: int) -> None:
-    """End with exit code 1 where some of several files failed, and 2 where all did."""
+    """Exit with code 1 if some of the files failed, and with code 2 if all of them did."""
     if failed:
         raise typer.Exit(BAD_INPUT if failed == total else BAD_RESULT)
 
@@ -93,7 +93,7 @@ def _exit_code(error: Ds2Error | OSError) -> int:
 
 
 def _usage(error: Any) -> int:
-    """Print a wrong call in one line; the help where there was no call at all."""
+    """Print a usage error as one line, or the help if the command was called without arguments."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return int(error.exit_code)
@@ -101,7 +101,7 @@ def _usage(error: Any) -> int:
     message = in_one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
     option = getattr(error, "option_name", "")
     if option.startswith("-") and not option.startswith("--"):
-        message += " (a file whose name begins with a dash is given as ./-name)"
+        message += " (write a file name that begins with a dash as ./-name)"
     name = command.partition(" ")[2]
     complain(f"{name}{': ' if name else ''}{message}; see {command} --help")
     return BAD_INPUT

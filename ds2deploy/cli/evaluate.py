@@ -1,4 +1,4 @@
-"""`ds2deploy evaluate`: error rates of a model on a manifest."""
+"""The command `ds2deploy evaluate`, which measures error rates of a model on a manifest."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from ds2deploy.cli.decoding import Beam, Decoder, HotWords, Lexicon, Lm, Phrases, choose_decoder
 from ds2deploy.cli.errors import BAD_RESULT, complain
 from ds2deploy.cli.options import (
+    MODEL_HELP,
     Device,
     Json,
     RuntimeName,
@@ -31,16 +32,20 @@ if TYPE_CHECKING:
     from ds2deploy.training.scoring import Hypothesis
 
 ANALYSIS = "Analysis"
-BY_HELP = "Tables by speaker, duration, gender, or any tag of the manifest."
+MANIFEST_HELP = "Manifest of utterances with transcripts (.jsonl or .jsonl.gz)."
+BY_HELP = "Print error rates by speaker, duration, gender, or any other tag of the manifest."
+CONFUSIONS_HELP = "Print this many of the most frequent word confusions. Default: none."
+ERRORS_HELP = "Print every utterance that has errors."
 AGAINST_HELP = (
-    "Compare with another model on the same utterances, or with the output of an earlier "
+    "Compare with this model on the same utterances, or with the saved output of an earlier "
     "evaluate --json."
 )
+HTML_HELP = "Write a page (HTML) with all results to this file."
 
 
 def evaluate(
-    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
-    manifest: Annotated[Path, argument("MANIFEST", "Utterances with transcripts.")],
+    model: Annotated[Path, argument("MODEL", MODEL_HELP)],
+    manifest: Annotated[Path, argument("MANIFEST", MANIFEST_HELP)],
     decoder: Decoder = None,
     lm: Lm = None,
     beam: Beam = None,
@@ -51,19 +56,17 @@ def evaluate(
     runtime: RuntimeName = None,
     threads: Threads = 0,
     by: Annotated[str | None, option("NAME,...", BY_HELP, ANALYSIS)] = None,
-    confusions: Annotated[
-        int, option("COUNT", "List the most confused words.", ANALYSIS, min=0)
-    ] = 0,
-    errors: Annotated[bool, flag("--errors", "List the utterances with errors.", ANALYSIS)] = False,
+    confusions: Annotated[int, option("COUNT", CONFUSIONS_HELP, ANALYSIS, min=0)] = 0,
+    errors: Annotated[bool, flag("--errors", ERRORS_HELP, ANALYSIS)] = False,
     against: Annotated[Path | None, option("FILE", AGAINST_HELP, ANALYSIS)] = None,
-    html: Annotated[Path | None, option("FILE", "Page with all of this.", ANALYSIS)] = None,
+    html: Annotated[Path | None, option("FILE", HTML_HELP, ANALYSIS)] = None,
     json: Json = False,
 ) -> None:
     """Measure the word and character error rate of a model.
 
-    Broken recordings and transcripts with characters outside the labels are named and skipped.
-    The exit code is then 1, or 2 where nothing is left. Behind the word error rate stands its 95 %
-    interval, from a bootstrap over utterances.
+    Broken recordings, and transcripts with characters outside the labels, are reported on stderr
+    and skipped. The exit code is then 1, or 2 if no utterance is left. The interval after the word
+    error rate is its 95 % confidence interval (bootstrap over utterances).
 
     Example: ds2deploy evaluate model.onnx data/mine/valid.jsonl.gz
     """
@@ -134,7 +137,7 @@ def _document(
 
 
 def _print_errors(result: Evaluation, wanted: bool) -> None:
-    """Print the utterances with errors, where wanted."""
+    """Print the utterances with errors if `wanted`."""
     for item in result.hypotheses if wanted else ():
         if item.reference != item.hypothesis:
             typer.echo(
@@ -170,7 +173,7 @@ def _print_scores(result: Evaluation) -> None:
 
 
 def _left_out(result: Evaluation) -> str:
-    """Count the utterances that are not part of the result, by kind."""
+    """Count the skipped utterances by kind."""
     parts = []
     for kind, name in (("recording", "broken recording"), ("transcript", "unusable transcript")):
         if count := sum(item.of == kind for item in result.failed):

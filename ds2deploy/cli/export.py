@@ -1,4 +1,4 @@
-"""`ds2deploy export`: a checkpoint to ONNX files and engines."""
+"""The command `ds2deploy export`, which turns a checkpoint into ONNX files and engines."""
 
 from __future__ import annotations
 
@@ -16,45 +16,56 @@ from ds2deploy.runtimes.errors import ConfigError, require
 T = TypeVar("T")
 
 STREAMING, ENGINES, TRITON = "Streaming", "Engines", "Triton"
-"""Groups of the options."""
+"""Titles of the option groups."""
 
 SOURCE_HELP = (
-    "Checkpoint of ds2deploy or of deepspeech.pytorch; for engines also an exported ONNX file."
+    "Checkpoint of ds2deploy or deepspeech.pytorch; to build engines, also an exported ONNX file."
 )
-PRECISION_HELP = "Precisions of the artifacts: fp32, fp16, bf16, int8. Default: fp32."
-WAVEFORM_HELP = "Put the feature extractor into the graph: it takes samples."
+OUT_HELP = "Folder that the artifacts are written to."
+PRECISION_HELP = "Precisions to export: fp32, fp16, bf16, int8. Default: fp32."
+ONNX_HELP = "Keep the ONNX files, or write only engines (--no-onnx)."
+WAVEFORM_HELP = "Include feature extraction in the graph, so that its input is audio samples."
 AUDIO_HELP = "Manifest of real speech for the parity check. Default: synthetic speech."
-STREAMING_HELP = "Export a model that takes blocks of streams instead of whole utterances."
-BLOCK_MS_HELP = "Length of a block (milliseconds). Default: 320."
-STATISTICS_HELP = "Speech whose statistics normalise a model that was trained per utterance."
+STREAMING_HELP = "Export a model that processes live streams block by block."
+BLOCK_MS_HELP = "Length of a block of a streaming model (milliseconds). Default: 320."
+STATISTICS_HELP = (
+    "Manifest of speech whose feature statistics replace per-utterance normalisation, which a "
+    "stream cannot use."
+)
 TRT_HELP = "Build TensorRT engines for the GPU of this machine."
-RTX_HELP = "Build TensorRT-RTX engines; needs no GPU."
-BATCH_HELP = "Batch sizes of the profile, in utterances or streams. Default: 1,4,16."
-SECONDS_HELP = "Audio lengths of the profile (seconds). Default: 0.5,5,30."
-PROFILE_FROM_HELP = "Take the lengths of --seconds from this manifest."
-WORKSPACE_HELP = "Limit of an engine's scratch memory (MiB). Default: TensorRT's own."
-LEVEL_HELP = "0 builds fast, 5 runs fast. Default: TensorRT's own."
-TIMING_CACHE_HELP = "With --trt: file that makes the next build faster."
+RTX_HELP = "Build TensorRT-RTX engines; the build needs no GPU."
+BATCH_HELP = "Batch sizes of the optimisation profile (utterances or streams). Default: 1,4,16."
+SECONDS_HELP = "Audio lengths of the optimisation profile (seconds). Default: 0.5,5,30."
+PROFILE_FROM_HELP = "Take the audio lengths of the optimisation profile from this manifest."
+WORKSPACE_HELP = "Maximum scratch memory of an engine (MiB). Default: TensorRT's own."
+LEVEL_HELP = (
+    "Optimisation level of the build, from 0 (fast build) to 5 (fast engine). Default: TensorRT's "
+    "own."
+)
+TIMING_CACHE_HELP = "Timing cache file that speeds up later builds (with --trt)."
 OTHER_GPUS_HELP = (
-    "With --trt: other GPUs that the engine runs on: none, ampere_plus or "
+    "Other GPUs that the engine can run on (with --trt): none, ampere_plus or "
     "same_compute_capability. Default: none."
 )
-TARGETS_HELP = "With --rtx: compute capabilities, such as 8.6,8.9,12.0. Default: Ampere and later."
+TARGETS_HELP = (
+    "Compute capabilities that the engine can run on (with --rtx), such as 8.6,8.9,12.0. Default: "
+    "Ampere and later."
+)
 
-TRITON_HELP = "Model repository of NVIDIA Triton to write too: a model for each artifact."
-TRITON_DEVICE_HELP = "Device that Triton runs the ONNX files on: cpu or gpu. Default: cpu."
+TRITON_HELP = "Also write a model repository for NVIDIA Triton, with one model per artifact."
+TRITON_DEVICE_HELP = "Device on which Triton runs ONNX files: cpu or gpu. Default: cpu."
 
 
 def export(
     source: Annotated[Path, argument("CHECKPOINT", SOURCE_HELP)],
-    out: Annotated[Path, option("FOLDER", "Folder for the artifacts.")],
+    out: Annotated[Path, option("FOLDER", OUT_HELP)],
     precision: Annotated[str | None, option("NAME,...", PRECISION_HELP)] = None,
-    onnx: Annotated[bool, flag("--onnx/--no-onnx", "Write the ONNX files too.")] = True,
+    onnx: Annotated[bool, flag("--onnx/--no-onnx", ONNX_HELP)] = True,
     waveform: Annotated[bool, flag("--waveform", WAVEFORM_HELP)] = False,
     audio: Annotated[Path | None, option("MANIFEST", AUDIO_HELP)] = None,
     streaming: Annotated[bool, flag("--streaming", STREAMING_HELP, STREAMING)] = False,
     block_ms: Annotated[float | None, option("MS", BLOCK_MS_HELP, STREAMING)] = None,
-    statistics_from: Annotated[Path | None, option("PATH", STATISTICS_HELP, STREAMING)] = None,
+    statistics_from: Annotated[Path | None, option("MANIFEST", STATISTICS_HELP, STREAMING)] = None,
     trt: Annotated[bool, flag("--trt", TRT_HELP, ENGINES)] = False,
     rtx: Annotated[bool, flag("--rtx", RTX_HELP, ENGINES)] = False,
     batch: Annotated[str | None, option("MIN,OPT,MAX", BATCH_HELP, ENGINES)] = None,
@@ -71,7 +82,7 @@ def export(
 ) -> None:
     """Export a checkpoint to verified ONNX files and engines.
 
-    Only what passes the parity check is written.
+    A file is written only if it passes the parity check.
 
     Example: ds2deploy export runs/mine/best.ckpt --out deploy --precision fp32,fp16
 
@@ -146,24 +157,26 @@ def export(
 
 
 def _repository(folder: Path | None, device: str | None) -> Any:
-    """The options of the model repository; None without one."""
+    """Make the options of the model repository; None if none is asked for."""
     from ds2deploy.export.triton.repository import TritonOptions
 
     if device not in (None, "cpu", "gpu"):
         raise ConfigError(f"--triton-device {device}: expected cpu or gpu")
     if folder is None:
         if device is not None:
-            raise ConfigError("--triton-device: is for a model repository; add --triton REPOSITORY")
+            raise ConfigError(
+                "--triton-device: requires a model repository; add --triton REPOSITORY"
+            )
         return None
     return TritonOptions(repository=str(folder), device="gpu" if device == "gpu" else "cpu")
 
 
 def _refuse_for_onnx(source: Path, given: dict[str, bool]) -> None:
-    """Raise a ConfigError that names the options that an ONNX file excludes."""
+    """Raise a ConfigError that names the options that cannot be used with an ONNX file."""
     if named := [option for option, is_given in given.items() if is_given]:
         raise ConfigError(
-            f"{source}: {', '.join(named)}: for checkpoints; an engine of an ONNX file has its "
-            "precision and its inputs: leave them out, or give the checkpoint"
+            f"{source}: {', '.join(named)}: only for checkpoints; an engine inherits precision and "
+            "inputs from its ONNX file; omit these options, or give the checkpoint"
         )
 
 

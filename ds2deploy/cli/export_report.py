@@ -1,4 +1,4 @@
-"""What the command line says of reports and artifacts, in lines for people."""
+"""Readable lines about parity reports and written artifacts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ds2deploy.export.parity.report import ParityReport
 from ds2deploy.export.tensorrt.verified_engine import EngineExport
 from ds2deploy.export.triton.repository import TritonExport
 
-if TYPE_CHECKING:  # it needs torch, which a device that builds its engine has not
+if TYPE_CHECKING:  # the module imports torch, which a device that builds an engine lacks
     from ds2deploy.export.verified_onnx import Exported
 
 
 def verdict(report: ParityReport) -> str:
-    """How far apart, in half a line."""
+    """Summarise the differences of a parity report in half a line."""
     words = report.words
     difference = f"log-probabilities within {report.max_difference:.1e}"
     if report.pytorch_difference is not None:
@@ -25,13 +25,13 @@ def verdict(report: ParityReport) -> str:
 
 
 def latency_line(parts: dict[str, float]) -> str:
-    """How long a frame waits at most, and what for."""
+    """Format the maximum latency of a frame and its parts (milliseconds)."""
     named = ", ".join(f"{name} {ms:g}" for name, ms in parts.items() if name != "total")
     return f"latency: at most {parts['total']:g} ms ({named})"
 
 
 def report_lines(report: ParityReport) -> Iterator[str]:
-    """A table of all that was compared, and the verdict."""
+    """Format a table with one line for each compared shape, and the verdict."""
     yield (
         f"{'batch':>5}  {'frames':>6}  {'difference':>10}  {'PyTorch':>10}  {'same label':>10}  "
         "same text"
@@ -52,7 +52,7 @@ def report_lines(report: ParityReport) -> Iterator[str]:
 
 
 def artifact_lines(item: Exported | EngineExport | TritonExport) -> Iterator[str]:
-    """What was written: an ONNX file in a line, a model of Triton in two, an engine in three."""
+    """Describe a written artifact in one to four lines."""
     if isinstance(item, TritonExport):
         yield f"{item.path}  {item.artifact} for Triton, {item.device.upper()}"
         yield f"  {item.verification}"

@@ -1,4 +1,4 @@
-"""Help of a command: its options in named groups."""
+"""Help of commands, with the options in named groups."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typer.core import TyperCommand
 
 
 class GroupedCommand(TyperCommand):
-    """Command whose help lists options under the group that each names (`rich_help_panel`).
+    """Command whose help lists options in their groups (`rich_help_panel`).
 
-    typer groups options only where rich draws the help, and loads pydantic for the types of
-    arguments: either takes longer than the rest of the help.
+    typer itself groups options only with rich, and loads pydantic for the types of arguments.
+    Each of the two takes longer than the rest of the help.
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -30,6 +30,6 @@ class GroupedCommand(TyperCommand):
 
 
 def _argument(parameter: Any) -> tuple[str, str]:
-    """Name and help of an argument."""
+    """Make the name and the help text of an argument."""
     name = parameter.metavar or parameter.name.upper()
     return f"{name}{'' if parameter.nargs == 1 else '...'}", parameter.help

@@ -1,4 +1,4 @@
-"""`ds2deploy inspect`: facts about files."""
+"""The command `ds2deploy inspect`, which describes files."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ds2deploy.cli.options import Json, argument
 from ds2deploy.output import escape_control, print_json
 from ds2deploy.runtimes.errors import Ds2Error
 
+FILES_HELP = (
+    "Files to describe: checkpoints, artifacts, language models, decoder settings, manifests or "
+    "recordings."
+)
+
 
 def inspect(
-    files: Annotated[
-        list[Path],
-        argument(
-            "FILE", "Checkpoints, artifacts, language models, decoders, manifests, recordings."
-        ),
-    ],
+    files: Annotated[list[Path], argument("FILE", FILES_HELP)],
     json: Json = False,
 ) -> None:
     """Describe models, manifests and recordings.
 
-    Of several files, one that cannot be read is named on stderr and skipped. The exit code is
-    then 1, or 2 where none can be read. With --json, several files are a list.
+    If several files are given, unreadable ones are reported on stderr and skipped. The exit code
+    is then 1, or 2 if no file can be read. With --json, several files are printed as a list.
 
     Example: ds2deploy inspect deploy/model.onnx
     """
@@ -57,7 +57,7 @@ def inspect(
 
 
 def _print_facts(facts: dict[str, Any], first: bool) -> None:
-    """Print one line for each fact; an empty line before those of the next file."""
+    """Print one line for each fact, after an empty line if it is not the first file."""
     if not first:
         typer.echo()
     named = {name: value for name, value in facts.items() if name != "details"}

@@ -1,4 +1,4 @@
-"""Partial results of live recognition: on a terminal, in a pipe, or as lines of JSON."""
+"""Displays of partial results: on a terminal, in a pipe, or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 
 PIECE_S = 0.1
-"""Length of the pieces of a recording: partial results come as they would from a microphone."""
+"""Length of the pieces that a recording is fed in, in seconds, as a microphone would."""
 
 
 class Display(Protocol):
     """Display of the partial results of a stream."""
 
     def update(self, update: Update) -> None:
-        """Show the words that are new, and the tail that may still change."""
+        """Show the new words, and the tail that may still change."""
 
     def finish(self, transcript: Transcript) -> None:
-        """Show the rest of the utterance, or of its segment, and end it; another may follow."""
+        """Show the rest of an utterance or segment, and end it; another may follow."""
 
     def abort(self) -> None:
-        """End early, after an error; words that were shown stay."""
+        """End early after an error, and keep the words that were shown."""
 
 
 def make_display(path: Path, json: bool, several: bool) -> Display:
-    """Choose the display of one recording for what standard output is.
+    """Choose the display of one recording: JSON, a terminal line, or words for a pipe.
 
     Args:
-        path: recording, for its name.
+        path: path of the recording, for its name.
         json: print JSON.
-        several: whether the command has other recordings; the name then begins the line.
+        several: begin each line with the name, because the command has several recordings.
     """
     if json:
         return JsonDisplay(str(path))
@@ -60,10 +60,10 @@ def follow(
     name: str = "stream",
     endpoint: Endpoint | None = None,
 ) -> Transcript:
-    """Recognise audio as it comes, and display partial results.
+    """Recognise audio as it arrives, and display partial results.
 
-    An interrupt (Ctrl-C) while it waits for audio ends the utterance, and what was said up to
-    there is recognised.
+    An interrupt (Ctrl-C) during the wait for audio ends the utterance; the audio up to there is
+    still recognised.
 
     Args:
         recognizer: recognizer of a model that can stream.
@@ -71,13 +71,14 @@ def follow(
         sample_rate: sample rate of the pieces, in Hz.
         display: display to update after every piece.
         name: name of the recording, for errors.
-        endpoint: when a segment ends, which is then displayed for itself; None for one segment.
+        endpoint: rules for the end of a segment; each segment is displayed on its own. None
+            makes the whole audio one segment.
 
     Returns:
-        The transcript of the whole, or of the last segment.
+        The transcript of the last segment, which is the whole audio without `endpoint`.
 
     Raises:
-        StreamError: the model, or the artifact, is one of whole utterances.
+        StreamError: the model or the artifact only processes whole utterances.
         AudioError, MissingFileError: the audio cannot be read.
     """
     segments = 0
@@ -108,7 +109,7 @@ def recording_pieces(path: Path, sample_rate: int) -> Iterator[FloatArray]:
 
 
 class WordDisplay:
-    """Writes each word when it is certain; for pipes and files."""
+    """Display for pipes and files, which writes each word as soon as it is certain."""
 
     def __init__(self, out: TextIO, prefix: str = "") -> None:
         self._out, self._prefix, self._written = out, prefix, 0
@@ -138,7 +139,7 @@ class WordDisplay:
 
 
 class LineDisplay:
-    """A live line on a terminal: what is certain, and dimmed the word that may grow."""
+    """Display for a terminal: one live line, with the tail that may still change dimmed."""
 
     CLEAR, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
 
@@ -182,7 +183,7 @@ class LineDisplay:
 
 
 class JsonDisplay:
-    """One JSON object a line: words that are new and the tail; the transcript of each segment."""
+    """Display that writes one JSON object per line, for each update and each segment."""
 
     def __init__(self, audio: str) -> None:
         self._audio, self._tail = audio, ""

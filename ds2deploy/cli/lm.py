@@ -1,4 +1,4 @@
-"""`ds2deploy lm`: a language model from text, or from an ARPA file."""
+"""The command `ds2deploy lm`, which makes a language model from text or an ARPA file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ds2deploy.runtimes.errors import ConfigError
 if TYPE_CHECKING:
     from ds2deploy.language_models.make import LanguageModelReport
 
-TEXT_HELP = "Text with one sentence in a line, or one ARPA file; gzip too; - for stdin."
-OUT_HELP = "File to write; its name ends in .lm."
-ORDER_HELP = "Longest n-gram. Default: 4 words, or 6 characters."
-CHARACTERS_HELP = "Make a model of characters instead of words."
+TEXT_HELP = "Text files with one sentence per line, or one ARPA file; may be gzipped; - is stdin."
+OUT_HELP = "Language model file to write; the name must end in .lm."
+ORDER_HELP = "Length of the longest n-gram. Default: 4 words, or 6 characters with --characters."
+CHARACTERS_HELP = "Make a character model instead of a word model."
 PRUNE_HELP = (
-    "For each order, drop n-grams that occur so many times or fewer; the last number holds for "
-    "higher orders. Default: 0, drop none."
+    "Drop n-grams that occur this many times or fewer: one number per order, the last one also "
+    "for higher orders. Default: 0 (drop none)."
 )
 LABELS_HELP = (
-    "Labels of the acoustic model: its file, or the blank and the characters. Default: English "
-    "letters."
+    "Labels of the acoustic model: a model file, or the labels as one string, blank first. "
+    "Default: English letters."
 )
 
 
@@ -39,10 +39,10 @@ def lm(
     labels: Annotated[str | None, option("MODEL", LABELS_HELP)] = None,
     json: Json = False,
 ) -> None:
-    """Make a language model from text, or from an ARPA file.
+    """Make a language model from text or an ARPA file.
 
-    Text is written in the labels as with prepare --normalize; lines that still have a character
-    without a label are skipped and counted.
+    Text is normalised to the labels as by prepare --normalize. Lines that still contain a
+    character without a label are skipped and counted.
 
     Example: ds2deploy lm sentences.txt --out words.lm --labels model.onnx
 
@@ -67,8 +67,8 @@ def lm(
         _print_report(report)
     if report.text is not None and (left_out := report.text.left_out):
         complain(
-            f"{left_out} line{'s' if left_out > 1 else ''} left out, with characters that have no "
-            f"label; first: {report.text.examples[0]}"
+            f"{left_out} line{'s' if left_out > 1 else ''} left out because of characters without "
+            f"a label; first: {report.text.examples[0]}"
         )
 
 
@@ -85,12 +85,12 @@ def _print_report(report: LanguageModelReport) -> None:
         text = report.text
         typer.echo(f"{text.sentences} sentences, {text.words} words")
         for change in text.characters:
-            became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
+            became = {None: "no label", "": "dropped", " ": "a space"}.get(change.became)
             typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
     if report.unspellable:
-        typer.echo(f"{report.unspellable} entries of the vocabulary that the labels cannot spell")
+        typer.echo(f"{report.unspellable} words contain characters without a label")
     if report.fallback:
         orders = ", ".join(map(str, report.fallback))
-        typer.echo(f"little text: fixed discounts instead of estimated ones at order {orders}")
+        typer.echo(f"too little text to estimate discounts at order {orders}: fixed ones are used")
     grams = ", ".join(f"{count} {n}-grams" for n, count in enumerate(header.counts, 1))
     typer.echo(f"{report.file}  {report.size / 1e6:.1f} MB, {header.kind}, {grams}")

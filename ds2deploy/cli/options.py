@@ -12,24 +12,26 @@ from ds2deploy.cli.errors import complain
 from ds2deploy.runtimes.errors import ConfigError
 
 RUNTIME = "Runtime"
-"""Title of the group of options that choose where a model runs."""
+"""Title of the option group that chooses where a model runs."""
 
 RUNTIME_NAMES = "onnxruntime, cuda, tensorrt, rtx, openvino or torch"
 
+MODEL_HELP = "Model to run: an artifact (.onnx, .engine) or a checkpoint (.ckpt)."
+
 STDIN = Path("-")
-"""Name of standard input in the place of a recording."""
+"""Path that stands for standard input where a recording is expected."""
 
 
 def argument(metavar: str, text: str) -> Any:
-    """Describe an argument: its name in the usage, and its help.
+    """Describe an argument by its name in the usage and its help text.
 
-    A file that cannot be read is reported by the library, with the remedy.
+    typer does not check that files are readable: the library's error names the remedy.
     """
     return typer.Argument(metavar=metavar, readable=False, help=text)
 
 
 def option(metavar: str, text: str, group: str | None = None, **settings: Any) -> Any:
-    """Describe an option with a value: what stands for the value, its help, and its group."""
+    """Describe an option by the placeholder of its value, its help text, and its group."""
     return typer.Option(
         metavar=metavar, readable=False, help=text, rich_help_panel=group, **settings
     )
@@ -44,7 +46,7 @@ def known_runtime(name: str | None) -> Any:
     """Check the name of a runtime.
 
     Raises:
-        ConfigError: no such runtime; names those that there are.
+        ConfigError: no such runtime; the message lists the known ones.
     """
     if name is None:
         return None
@@ -57,24 +59,24 @@ def known_runtime(name: str | None) -> Any:
 
 
 def at_most_cores(threads: int) -> int:
-    """Bound a number of threads by the cores of this process, with a line where it is lower."""
+    """Limit a number of threads to the cores of this process, and report if it was higher."""
     if not threads:
         return 0
     from ds2deploy.runtimes.session import usable_cores
 
     cores = usable_cores()
     if threads > cores:
-        complain(f"--threads {threads}: more than the cores of this process; {cores} are used")
+        complain(f"--threads {threads}: this process may use {cores} cores; {cores} are used")
     return min(threads, cores)
 
 
-Json = Annotated[bool, flag("--json", "Print one JSON document on stdout.")]
+Json = Annotated[bool, flag("--json", "Print the result as one JSON document on stdout.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Override a value of the recipe; may be repeated.",
+        help="Override a value of the recipe. Repeat the option for several values.",
     ),
 ]
 Device = Annotated[
@@ -85,7 +87,7 @@ RuntimeName = Annotated[
     str | None,
     option(
         "NAME",
-        f"Runtime to use: {RUNTIME_NAMES}. Default: the one that the file is made for.",
+        f"Runtime to use: {RUNTIME_NAMES}. Default: the usual runtime of the file's format.",
         RUNTIME,
     ),
 ]
@@ -93,7 +95,7 @@ Threads = Annotated[
     int,
     option(
         "COUNT",
-        "CPU threads, at most one per core; 0 lets the runtime choose.",
+        "Number of CPU threads, at most one per core; 0 lets the runtime choose.",
         RUNTIME,
         min=0,
         callback=at_most_cores,

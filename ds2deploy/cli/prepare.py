@@ -1,4 +1,4 @@
-"""`ds2deploy prepare`: manifests from recordings and their transcripts."""
+"""The command `ds2deploy prepare`, which makes manifests from recordings and transcripts."""
 
 from __future__ import annotations
 
@@ -17,34 +17,41 @@ if TYPE_CHECKING:
     from ds2deploy.data.preparation import Report
 
 SCREENING, SETS, RECIPE = "Screening", "Sets", "Recipe"
-"""Groups of the options."""
+"""Titles of the option groups."""
 
+SOURCE_HELP = "Folder of recordings, or manifest of deepspeech.pytorch."
+OUT_HELP = "Folder that the manifests are written to."
 LABELS_HELP = (
-    "Blank and characters of the model; auto takes those of the transcripts. Default: English "
-    "letters."
+    "Labels of the model as one string, blank first; auto collects the characters of the "
+    "transcripts. Default: English letters."
 )
-NORMALIZE_HELP = "Replace characters that have no label (é with e), and drop punctuation."
-LEAVE_OUT_HELP = "Skip and name utterances that cannot be used, instead of stopping."
-READ_HELP = "Read every recording to its end, to find truncated files and silence."
+NORMALIZE_HELP = "Replace characters that have no label (e.g. é with e), and drop punctuation."
+LEAVE_OUT_HELP = "Skip and report utterances that cannot be used, instead of stopping."
+READ_HELP = "Read every recording to its end, to detect truncated files and silence."
 SHORTEST_HELP = "Reject utterances shorter than this (seconds)."
 LONGEST_HELP = "Reject utterances longer than this (seconds). Default: no limit."
-VALID_HELP = "Share of the utterances, or of the speakers, held out for validation."
-SPLIT_BY_HELP = "What is held out; with speaker, no speaker is in both sets."
-JOIN_HELP = "Also write the held-out sets with so many recordings joined, such as 2,6."
-JOIN_TIMES_HELP = "Times that each recording is used in the joined sets."
-RECIPE_HELP = (
-    "Check against this recipe (a file or a name): its features, and its labels unless --labels "
-    "is given. Default: features of 16 kHz every 10 ms."
+VALID_HELP = "Share of the utterances (or speakers, see --split-by) held out for validation."
+SPLIT_BY_HELP = "Hold out single utterances, or all utterances of some speakers."
+JOIN_HELP = (
+    "Also write held-out sets in which MIN to MAX recordings of a speaker are joined, such as 2,6."
 )
-PREVIEW_HELP = "Write audio and pictures of this recipe's augmentation; SOURCE is then a manifest."
+JOIN_TIMES_HELP = "Number of times that each recording is used in the joined sets."
+RECIPE_HELP = (
+    "Recipe (file or name) to check the data against: its features, and its labels unless "
+    "--labels is given. Default: 16 kHz audio, one feature frame every 10 ms."
+)
+PREVIEW_HELP = (
+    "Write audio and plots of this recipe's augmentation to OUT, instead of manifests; SOURCE must "
+    "be a manifest."
+)
 
 PREVIEWED = 3
-"""Utterances of a manifest that are written before and after augmentation."""
+"""Number of utterances that a preview writes before and after augmentation."""
 
 
 def prepare(
-    source: Annotated[Path, argument("SOURCE", "Folder, or manifest of deepspeech.pytorch.")],
-    out: Annotated[Path, argument("OUT", "Folder for the manifests.")],
+    source: Annotated[Path, argument("SOURCE", SOURCE_HELP)],
+    out: Annotated[Path, argument("OUT", OUT_HELP)],
     layout: Annotated[str, option("NAME", layout_help())] = "folder",
     labels: Annotated[str | None, option("CHARACTERS", LABELS_HELP)] = None,
     normalize: Annotated[bool, flag("--normalize", NORMALIZE_HELP, SCREENING)] = False,
@@ -65,7 +72,7 @@ def prepare(
 ) -> None:
     """Make manifests from recordings and their transcripts.
 
-    A report in OUT says what is in them, and what was left out.
+    The report in OUT lists what the manifests contain and which utterances were left out.
 
     Example: ds2deploy prepare recordings data/mine
 
@@ -87,7 +94,7 @@ def prepare(
     from ds2deploy.runtimes.alphabet import Alphabet
 
     if set_ and recipe is None:
-        raise ConfigError(f"--set {set_[0]}: changes a recipe; name it with --recipe")
+        raise ConfigError(f"--set {set_[0]}: requires a recipe; name it with --recipe")
     wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
     options = PrepareOptions(
         layout=layout,
@@ -110,13 +117,13 @@ def prepare(
         complain(f"left out: {error}")
     for part, count in report.unknown_parts.items():
         complain(
-            f"{source}: the name of the part {part!r} tells no set (train, dev, test): its {count} "
-            "utterances are trained on; rename it if they are held out"
+            f"{source}: the name of part {part!r} contains none of train, dev, test: its {count} "
+            "utterances are added to the training set; rename the part to hold them out"
         )
     if valid and "train" in manifests and "valid" not in manifests:
         complain(
-            f"{out}: no utterance fell into the validation set, which a training needs; give more "
-            f"recordings, or a larger share than --valid {valid:g}"
+            f"{out}: the validation set is empty, and training needs one; add recordings, or hold "
+            f"out a larger share than --valid {valid:g}"
         )
     if json:
         print_json(msgspec.to_builtins(report) | {"manifests": msgspec.to_builtins(report.sets)})
@@ -125,7 +132,7 @@ def prepare(
 
 
 def _preview(manifest: Path, out: Path, recipe: str, overrides: list[str], json: bool) -> None:
-    """Write audio and pictures of the first utterances of a manifest."""
+    """Write audio and plots of the first utterances of a manifest."""
     from ds2deploy.data.manifest import read_manifest
     from ds2deploy.data.preview import write_preview
     from ds2deploy.recipes import load_recipe
@@ -145,7 +152,7 @@ def _print_report(report: Report, with_labels: bool) -> None:
         speakers = speakers if made.speakers else ""
         typer.echo(f"{made.manifest}  {made.utterances} utterances, {made.hours} h{speakers}")
     for change in report.characters:
-        became = {None: "no label", "": "left out", " ": "a space"}.get(change.became)
+        became = {None: "no label", "": "dropped", " ": "a space"}.get(change.became)
         typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
     if report.left_out:
         unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
@@ -160,5 +167,5 @@ def _min_max(text: str) -> tuple[int, int]:
     except ValueError:
         raise ConfigError(f"--join {text}: expected two whole numbers, such as 2,6") from None
     if not 1 <= low <= high:
-        raise ConfigError(f"--join {text}: expected the smaller number first, from 1")
+        raise ConfigError(f"--join {text}: expected MIN,MAX with 1 <= MIN <= MAX")
     return low, high

@@ -1,4 +1,4 @@
-"""`ds2deploy serve`: models behind HTTP and WebSockets."""
+"""The command `ds2deploy serve`, which serves models over HTTP and WebSockets."""
 
 from __future__ import annotations
 
@@ -20,37 +20,46 @@ NETWORK, LIMITS = "Network", "Limits"
 
 KEY_VARIABLE = "DS2DEPLOY_API_KEY"
 
-MODELS_HELP = "Artifacts or checkpoints; clients name them by file name, or by NAME=FILE."
-KEY_HELP = f"Key that clients must send. Default: the environment variable {KEY_VARIABLE}, or none."
-WYOMING_HELP = "TCP port for Home Assistant (Wyoming protocol). Default: none."
-STREAMS_HELP = "Maximum of live streams for each model. Default: measured at the start."
-TICK_HELP = "Begin batches only at multiples of so many seconds; 0 when the last one has ended."
+MODELS_HELP = (
+    "Models to serve: artifacts or checkpoints. Clients select one by its file name without "
+    "suffix, or by the name in NAME=FILE."
+)
+HOST_HELP = "Address of the network interface to listen on."
+PORT_HELP = "TCP port to listen on; 0 takes a free one."
+KEY_HELP = (
+    f"API key that clients must send. Default: the environment variable {KEY_VARIABLE}, or no key."
+)
+WYOMING_HELP = "TCP port for Home Assistant (Wyoming protocol). Default: off."
+CERT_HELP = "TLS certificate chain (PEM); turns on HTTPS, together with --tls-key."
+TLS_KEY_HELP = "Private key of the TLS certificate (PEM)."
+STREAMS_HELP = "Maximum number of live streams per model. Default: measured at start-up."
+UPLOADS_HELP = "Maximum number of uploads that are processed at the same time."
+UPLOAD_MB_HELP = "Maximum size of an upload (MB)."
+AUDIO_HELP = "Maximum length of the audio in an upload (seconds)."
+IDLE_HELP = "Close a WebSocket that sends nothing for this time (seconds)."
+DRAIN_HELP = "Time that streams have to finish after SIGTERM (seconds)."
+TICK_HELP = (
+    "Start batches only at multiples of this interval (seconds); 0 starts a batch as soon as the "
+    "previous one ends."
+)
 
 
 def serve(
-    models: Annotated[list[str], argument("MODEL...", MODELS_HELP)],
-    host: Annotated[str, option("ADDRESS", "Interface to listen on.", NETWORK)] = "127.0.0.1",
-    port: Annotated[
-        int, option("PORT", "TCP port; 0 takes a free one.", NETWORK, min=0, max=65535)
-    ] = 8000,
+    models: Annotated[list[str], argument("MODEL", MODELS_HELP)],
+    host: Annotated[str, option("ADDRESS", HOST_HELP, NETWORK)] = "127.0.0.1",
+    port: Annotated[int, option("PORT", PORT_HELP, NETWORK, min=0, max=65535)] = 8000,
     api_key: Annotated[str | None, option("KEY", KEY_HELP, NETWORK)] = None,
     wyoming_port: Annotated[
         int | None, option("PORT", WYOMING_HELP, NETWORK, min=0, max=65535)
     ] = None,
-    tls_cert: Annotated[Path | None, option("FILE", "Certificate chain (PEM).", NETWORK)] = None,
-    tls_key: Annotated[Path | None, option("FILE", "Its private key (PEM).", NETWORK)] = None,
+    tls_cert: Annotated[Path | None, option("FILE", CERT_HELP, NETWORK)] = None,
+    tls_key: Annotated[Path | None, option("FILE", TLS_KEY_HELP, NETWORK)] = None,
     streams: Annotated[int | None, option("COUNT", STREAMS_HELP, LIMITS, min=1)] = None,
-    uploads: Annotated[
-        int, option("COUNT", "Recordings that are decoded at a time.", LIMITS, min=1)
-    ] = 8,
-    upload_mb: Annotated[float, option("MB", "Maximum size of an upload.", LIMITS)] = 25.0,
-    audio: Annotated[float, option("SECONDS", "Maximum of audio in an upload.", LIMITS)] = 3600.0,
-    idle: Annotated[
-        float, option("SECONDS", "Close a WebSocket that sends nothing for so long.", LIMITS)
-    ] = 60.0,
-    drain: Annotated[
-        float, option("SECONDS", "Time to finish streams after SIGTERM.", LIMITS)
-    ] = 30.0,
+    uploads: Annotated[int, option("COUNT", UPLOADS_HELP, LIMITS, min=1)] = 8,
+    upload_mb: Annotated[float, option("MB", UPLOAD_MB_HELP, LIMITS)] = 25.0,
+    audio: Annotated[float, option("SECONDS", AUDIO_HELP, LIMITS)] = 3600.0,
+    idle: Annotated[float, option("SECONDS", IDLE_HELP, LIMITS)] = 60.0,
+    drain: Annotated[float, option("SECONDS", DRAIN_HELP, LIMITS)] = 30.0,
     tick: Annotated[float, option("SECONDS", TICK_HELP, LIMITS, min=0.0, max=10.0)] = 0.0,
     decoder: Decoder = None,
     lm: Lm = None,
@@ -64,8 +73,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP and WebSockets.
 
-    OpenAI's transcription API, a WebSocket for live audio, health and metrics. SIGTERM lets streams
-    and requests finish; a second one ends at once.
+    The server offers OpenAI's transcription API, WebSockets for live audio, health checks and
+    metrics. After SIGTERM it lets streams and requests finish; a second SIGTERM ends it at once.
 
     Example: ds2deploy serve model.onnx --port 8000
     """
@@ -110,7 +119,7 @@ def _opener(
 
 
 def _named(models: list[str]) -> dict[str, Path]:
-    """Name each model: NAME=FILE, or the stem of the file."""
+    """Map names to model files: the name of NAME=FILE, or the file name without suffix."""
     found: dict[str, Path] = {}
     for value in models:
         name, equals, path = value.partition("=")

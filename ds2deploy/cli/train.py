@@ -1,4 +1,4 @@
-"""`ds2deploy train`: a recipe to a checkpoint."""
+"""The command `ds2deploy train`, which trains a network from a recipe."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from ds2deploy.cli.options import Json, Overrides, argument, flag
 from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import require
 
+RECIPE_HELP = "Recipe of the training: a TOML file, or the name of a built-in recipe."
+RESUME_HELP = "Continue the training from RUN/last.ckpt."
+
 
 def train(
-    recipe: Annotated[str, argument("RECIPE", "TOML file, or the name of a built-in recipe.")],
+    recipe: Annotated[str, argument("RECIPE", RECIPE_HELP)],
     set_: Overrides = None,
-    resume: Annotated[bool, flag("--resume", "Resume the training from RUN/last.ckpt.")] = False,
+    resume: Annotated[bool, flag("--resume", RESUME_HELP)] = False,
     json: Json = False,
 ) -> None:
     """Train a network from a recipe.
 
-    Writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl; RUN is training.run of the recipe.
+    The command writes RUN/best.ckpt, RUN/last.ckpt and RUN/metrics.jsonl, where RUN is the
+    recipe's training.run.
 
     Example: ds2deploy train digits --set training.run=runs/mine
     """
@@ -34,7 +38,7 @@ def train(
     from ds2deploy.training.hardware import is_main_process
     from ds2deploy.training.train import train as train_network
 
-    if parsed.training.export:  # now, and not when days have been spent
+    if parsed.training.export:  # fail now rather than after days of training
         require("onnxruntime", "cpu")
         require("onnx", "export")
     for change in changes if is_main_process() else []:

@@ -1,4 +1,4 @@
-"""`ds2deploy transcribe`: recordings, or audio on standard input, to text."""
+"""The command `ds2deploy transcribe`, which turns recordings or live audio into text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ds2deploy.cli.decoding import (
 )
 from ds2deploy.cli.errors import complain, error_text, exit_if_failed
 from ds2deploy.cli.options import (
+    MODEL_HELP,
     STDIN,
     Device,
     Json,
@@ -41,20 +42,20 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.recognizer import Recognizer
 
 STREAMING = "Streaming"
-"""Group of the options for audio that is recognised as it comes."""
+"""Title of the option group for live audio."""
 
-AUDIO_HELP = "Recordings of any format and sample rate; - for raw audio or WAV on stdin."
-FORMAT_HELP = "Output format; srt and vtt are subtitles of one recording."
+AUDIO_HELP = "Recordings of any format and sample rate; - reads raw or WAV audio from stdin."
+FORMAT_HELP = "Output format; srt and vtt write subtitles of one recording."
 WINDOW_HELP = (
     "Split longer recordings into overlapping windows of this length (seconds). Default: 60."
 )
-STREAM_HELP = "Print words as soon as they are certain; with --json, one object a line."
-ENDPOINT_HELP = "Begin a new line after so much silence (seconds), such as 1.2. Default: never."
+STREAM_HELP = "Print words as soon as they are certain; with --json, one JSON object per line."
+ENDPOINT_HELP = "Start a new line after this much silence (seconds), such as 1.2. Default: never."
 RATE_HELP = "Sample rate of raw 16-bit mono audio on stdin (Hz). Default: the model's."
 
 
 def transcribe(
-    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
+    model: Annotated[Path, argument("MODEL", MODEL_HELP)],
     audio: Annotated[list[Path], argument("AUDIO", AUDIO_HELP)],
     format_: Annotated[
         Literal["text", "json", "srt", "vtt"],
@@ -78,8 +79,8 @@ def transcribe(
 ) -> None:
     """Print the text that is spoken in recordings.
 
-    Several recordings get a line each, with the name before the text. Broken ones are named on
-    stderr and skipped; the exit code is then 1, or 2 where all are broken.
+    With several recordings, each gets one line, the file name before the text. Broken recordings
+    are reported on stderr and skipped; the exit code is then 1, or 2 if all are broken.
 
     Example: ds2deploy transcribe model.onnx a.wav --format srt
 
@@ -115,32 +116,34 @@ def _check(
     audio: list[Path],
     nbest: int | None,
 ) -> None:
-    """Raise a ConfigError for values that cannot be, or options that exclude each other."""
+    """Raise a ConfigError for values out of range and options that exclude each other."""
     from ds2deploy.runtimes.streaming.endpoint import LONGEST_S
 
     if nbest is not None and kind != "json":
-        raise ConfigError(f"--nbest {nbest}: alternatives are part of the JSON; give --json too")
+        raise ConfigError(f"--nbest {nbest}: requires JSON output; add --json")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(
-            f"--format {kind}: subtitles are of one recording, {len(audio)} given; run the "
-            "command once for each, or take --format json"
+            f"--format {kind}: subtitles need a single recording, {len(audio)} are given; run the "
+            "command once per recording, or use --format json"
         )
     if kind in ("srt", "vtt") and stream:
-        raise ConfigError(f"--format {kind}: subtitles are made at the end; leave --stream out")
+        raise ConfigError(f"--format {kind}: subtitles cannot be streamed; omit --stream")
     if endpoint is not None and not stream:
-        raise ConfigError(f"--endpoint {endpoint:g}: is for streams; give --stream too")
+        raise ConfigError(f"--endpoint {endpoint:g}: requires a stream; add --stream")
     if endpoint is not None and not 0 < endpoint < LONGEST_S:
         raise ConfigError(
             f"--endpoint {endpoint:g}: expected seconds, more than 0 and less than {LONGEST_S}, "
             "such as 1.2"
         )
     if stream and window is not None:
-        raise ConfigError(f"--window {window:g}: a stream needs no windows; leave it out")
+        raise ConfigError(f"--window {window:g}: a stream has no windows; omit it")
     if STDIN in audio and len(audio) > 1:
-        raise ConfigError(f"{STDIN}: standard input is one recording; give it alone")
+        raise ConfigError(
+            f"{STDIN}: standard input cannot be combined with other recordings; give it alone"
+        )
     if rate is not None and STDIN not in audio:
         raise ConfigError(
-            f"--rate {rate}: is for raw audio on standard input; leave it out, or give {STDIN}"
+            f"--rate {rate}: only for raw audio on standard input; omit it, or give {STDIN}"
         )
 
 
@@ -158,7 +161,7 @@ def _print(transcript: Transcript, path: Path, kind: str) -> None:
 def _transcribe_many(
     recognizer: Recognizer, audio: list[Path], window: float | None, json: bool
 ) -> None:
-    """Print texts in the order of the input, each as soon as all before it are printed."""
+    """Print texts in the order of the input, each as soon as its predecessors are printed."""
     found: dict[int, Transcript | Ds2Error] = {}
     printed, broken, audio_s = 0, 0, 0.0
     with (
@@ -189,7 +192,7 @@ def _transcribe_live(
     json: bool,
     endpoint: float | None,
 ) -> None:
-    """Print words of recordings as they become certain, one recording after the other."""
+    """Print words of recordings as they become certain, one recording after another."""
     broken = 0
     for path in audio:
         try:
@@ -242,7 +245,7 @@ def _with_name(path: Path, result: Transcript | Ds2Error) -> dict[str, Any]:
 
 
 def _end(broken: int, total: int) -> None:
-    """Print how many recordings were transcribed where some were not, and end with the code."""
+    """Report the number of transcribed recordings if some were broken, and exit with the code."""
     if broken and total > 1:
         complain(f"{total - broken} of {total} recordings transcribed")
     exit_if_failed(broken, total)

@@ -1,4 +1,4 @@
-"""`ds2deploy tune`: weights of language models for a network."""
+"""The command `ds2deploy tune`, which finds the weights of language models."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from ds2deploy.cli.decoding import LM_HELP
 from ds2deploy.cli.errors import BAD_RESULT, complain
 from ds2deploy.cli.options import (
+    MODEL_HELP,
     Device,
     Json,
     RuntimeName,
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
     from ds2deploy.training.tuning import Tuning
 
 
+MANIFEST_HELP = "Manifest of the validation set; do not use the test set."
+OUT_HELP = "Settings file to write; the name must end in .decoder."
+BEAM_HELP = "Number of hypotheses that the beam search keeps."
+
+
 def tune(
-    model: Annotated[Path, argument("MODEL", "Artifact or checkpoint.")],
-    manifest: Annotated[Path, argument("MANIFEST", "Validation data, never the test set.")],
+    model: Annotated[Path, argument("MODEL", MODEL_HELP)],
+    manifest: Annotated[Path, argument("MANIFEST", MANIFEST_HELP)],
     lm: Annotated[list[Path], option("FILE", LM_HELP)],
-    out: Annotated[Path, option("FILE", "Settings to write; the name ends in .decoder.")],
-    beam: Annotated[int, option("COUNT", "Hypotheses of the beam search.", min=1)] = 64,
+    out: Annotated[Path, option("FILE", OUT_HELP)],
+    beam: Annotated[int, option("COUNT", BEAM_HELP, min=1)] = 64,
     device: Device = None,
     runtime: RuntimeName = None,
     threads: Threads = 0,
@@ -39,8 +45,8 @@ def tune(
 ) -> None:
     """Find the weights of one or two language models.
 
-    The network runs once. One half of the utterances chooses the weights, the other half measures
-    them. Settings that are not better than greedy decoding are not written; the exit code is 1.
+    Half of the utterances are used to choose the weights, the other half to measure them. If the
+    result is not better than greedy decoding, no file is written and the exit code is 1.
 
     Example: ds2deploy tune model.onnx valid.jsonl.gz --lm words.lm --out words.decoder
     """
@@ -61,7 +67,7 @@ def tune(
     with load(model, device, known_runtime(runtime), threads, KeepingDecoder) as recognizer:
         description = recognizer.description
         alphabet = Alphabet(description.labels)
-        settings(alphabet, description.frame_s)  # before the network runs: what is wrong with it
+        settings(alphabet, description.frame_s)  # raise errors of the settings before the run
         with file_progress(f"running {model.name}", len(cuts)) as advance:
             utterances, errors = keep_log_probs(recognizer, cuts, str(manifest), advance)
     for error in (*(item.error for item in unusable), *errors):
@@ -87,8 +93,8 @@ def tune(
         _print_result(result, out)
     if not result.better:
         complain(
-            f"{out} is not written: these settings are not better than greedy decoding beyond "
-            "chance; try another language model, or more validation data: it narrows the interval"
+            f"{out}: not written, because the settings are not significantly better than greedy "
+            "decoding; try another language model, or more validation data to narrow the interval"
         )
         raise typer.Exit(BAD_RESULT)
 
@@ -104,8 +110,8 @@ def _print_result(result: Tuning, out: Path) -> None:
     low, high = result.interval
     if result.all_equal:
         typer.echo(
-            f"all {len(result.tried)} settings give the WER {100 * result.tried[0].wer:.2f} % on "
-            "the utterances that choose: no weights are better than others; these are amid them"
+            f"all {len(result.tried)} settings have the same WER, {100 * result.tried[0].wer:.2f} "
+            "%, on the utterances that choose the weights; those in the middle are used"
         )
     second = best.character_lm_weight
     beside = "" if second is None else f"character_lm_weight {second:g}, "
@@ -115,11 +121,11 @@ def _print_result(result: Tuning, out: Path) -> None:
     )
     for weight, kind in ((best.lm_weight, "words"), (second, "characters")):
         if weight == 0 and not result.all_equal:
-            typer.echo(f"the model of {kind} is of no use beside the other: leave it out")
+            typer.echo(f"the language model of {kind} does not help next to the other: omit it")
     typer.echo(
         f"WER {100 * result.wer:.2f} %, greedy {100 * result.greedy_wer:.2f} %: "
         f"{100 * result.gain:.2f} points saved, 95 % interval {100 * low:.2f} to {100 * high:.2f} "
-        f"({result.utterances} utterances that chose nothing)"
+        f"({result.utterances} utterances that were not used to choose the weights)"
     )
     if result.better:
         typer.echo(f"{out} written")

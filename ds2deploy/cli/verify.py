@@ -1,4 +1,4 @@
-"""`ds2deploy verify`: an artifact against its checkpoint."""
+"""The command `ds2deploy verify`, which compares an artifact with its checkpoint."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ParityError, require
 
 AUDIO_HELP = "Manifest of real speech for the check. Default: synthetic speech."
-NETWORK_HELP = "Check the network as TensorRT parses the file, on the CPU."
+NETWORK_HELP = "Check the network that TensorRT parses from the ONNX file; runs on the CPU."
+ARTIFACT_HELP = "Artifact to verify: an ONNX file or an engine made by ds2deploy."
+CHECKPOINT_HELP = "Checkpoint that the artifact was exported from."
 
 
 def verify(
-    artifact: Annotated[Path, argument("ARTIFACT", "ONNX file or engine of ds2deploy.")],
-    checkpoint: Annotated[Path, argument("CHECKPOINT", "Checkpoint that it was exported from.")],
+    artifact: Annotated[Path, argument("ARTIFACT", ARTIFACT_HELP)],
+    checkpoint: Annotated[Path, argument("CHECKPOINT", CHECKPOINT_HELP)],
     audio: Annotated[Path | None, option("MANIFEST", AUDIO_HELP)] = None,
     network: Annotated[bool, flag("--network", NETWORK_HELP)] = False,
     json: Json = False,
 ) -> None:
     """Compare an artifact with its checkpoint.
 
-    The exit code is 1 where they disagree.
+    The exit code is 1 if they disagree.
 
     Example: ds2deploy verify deploy/model.onnx runs/mine/best.ckpt
     """
@@ -45,5 +47,5 @@ def verify(
             typer.echo(line)
     if not report.passed:
         raise ParityError(
-            f"{artifact}: does not compute what {checkpoint} computes: {report.failure()}"
+            f"{artifact}: its results differ from those of {checkpoint}: {report.failure()}"
         )

@@ -34,7 +34,7 @@ class CompressedLayer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompressionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a compression did; pairs are before and after.
+    """Report of a compression; pairs are before and after.
 
     Attributes:
         file: file that was written.

@@ -12,6 +12,7 @@ from ds2deploy.compression.importance import (
     Importance,
     convolution,
     input_moments,
+    input_weights,
     layers_of,
     map_moments,
     suffixes,
@@ -63,10 +64,8 @@ def _others(kept: Tensor, count: int) -> Tensor:
 
 
 def _columns(network: DeepSpeech2, maps: Tensor) -> Tensor:
-    """Inputs of the first recurrent layer that come from these maps."""
-    bins = layers_of(network)[0]
-    width = (bins.projection or bins.rnn).state_dict()
-    inputs = next(iter(width.values())).shape[1] // network.shape.maps[1]
+    """Find the inputs of the first recurrent layer that come from these maps."""
+    inputs = input_weights(layers_of(network)[0]).shape[1] // network.shape.maps[1]
     return (maps[:, None] * inputs + torch.arange(inputs)).flatten()
 
 

@@ -1,1 +1,1 @@
-"""From recordings with transcripts to batches: corpora, manifests, augmentation."""
+"""Data of a training: corpora, manifests, augmentation and batches."""

@@ -1,4 +1,4 @@
-"""Acoustics of a recording: rooms, narrow bands, and sounds that are not speech."""
+"""Acoustic effects: reverberation, band limits and music."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from scipy.signal import fftconvolve
 from ds2deploy.runtimes.features import FloatArray
 
 DIRECT_TO_REVERBERANT_DB = (-3.0, 12.0)
-"""Ratio of a speaker's direct sound to its reverberation: from across a room to close by."""
+"""Range of the ratio of direct sound to reverberation, from a distant to a close speaker."""
 
 FIRST_REFLECTION_MS = (2.0, 12.0)
-"""Delay of the reverberation behind the direct sound."""
+"""Delay between direct sound and reverberation."""
 
 LOW_EDGE_HZ = (0.0, 300.0)
-"""Lower edge of a narrow band; a telephone's is 300 Hz."""
+"""Range of the lower edge of a narrow band; that of a telephone is 300 Hz."""
 
 EDGE_OCTAVES = 0.25
 """Width of the slope at either edge of a band."""
@@ -35,10 +35,10 @@ def reverberate(
         samples: (samples,) float32.
         sample_rate: sample rate, in Hz.
         rt60_s: reverberation time, in seconds, above 0.
-        random: generator of the room.
+        random: random generator of the room.
 
     Returns:
-        (samples,) float32; what rings on after the end is cut off.
+        (samples,) float32; the reverberation after the end is cut off.
     """
     decay = 10 ** (-3 * np.arange(1, int(rt60_s * sample_rate) + 2) / (rt60_s * sample_rate))
     tail = decay * random.standard_normal(len(decay))
@@ -50,12 +50,12 @@ def reverberate(
 
 
 def limit_band(samples: FloatArray, sample_rate: int, low_hz: float, high_hz: float) -> FloatArray:
-    """Remove the frequencies outside a band, with a slope at either edge.
+    """Remove frequencies outside a band, with a slope at each edge.
 
     Args:
         samples: (samples,) float32.
         sample_rate: sample rate, in Hz.
-        low_hz: lower edge, in Hz; 0 for none.
+        low_hz: lower edge, in Hz; 0 removes no low frequencies.
         high_hz: upper edge, in Hz.
 
     Returns:
@@ -70,12 +70,15 @@ def limit_band(samples: FloatArray, sample_rate: int, low_hz: float, high_hz: fl
 
 
 def make_music(count: int, sample_rate: int, random: np.random.Generator) -> FloatArray:
-    """Make chords of decaying harmonic tones, one after the other: (count,) float32.
+    """Generate a sequence of chords of decaying harmonic tones.
 
     Args:
         count: number of samples.
         sample_rate: sample rate, in Hz.
-        random: generator of the chords.
+        random: random generator of the chords.
+
+    Returns:
+        (count,) float32.
     """
     made = np.zeros(count)
     start = 0

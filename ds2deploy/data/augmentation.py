@@ -1,4 +1,4 @@
-"""Augmentation of training audio, so that a small corpus sounds like a larger one."""
+"""Augmentation of training audio: speed, tempo, gain, rooms, noise, band limits and masks."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ NEUTRAL = AugmentConfig()
 """Augmentation that changes nothing."""
 
 NOISE_TILTS_DB = (0.0, 12.0)
-"""Noise falls by so much per octave at most: from white to more than brown."""
+"""Range of the slope of the noise, in decibels per octave: from white to steeper than brown."""
 
 
 def augment_audio(
     samples: FloatArray, sample_rate: int, config: AugmentConfig, random: np.random.Generator
 ) -> FloatArray:
-    """Change speed, tempo and gain, add a room and noise, narrow the band, each drawn at random.
+    """Apply random changes: speed, tempo, gain, reverberation, noise and band limits.
 
     Args:
         samples: (samples,) float32.
         sample_rate: sample rate, in Hz.
         config: ranges of the changes.
-        random: generator that they are drawn from.
+        random: random generator of the changes.
 
     Returns:
-        (samples',) float32; the length follows speed and tempo.
+        (samples',) float32; the length depends on speed and tempo.
     """
     if config.speed != NEUTRAL.speed:
         speed = float(random.uniform(*config.speed))
@@ -68,7 +68,7 @@ def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArr
     Args:
         samples: (samples,) float32.
         noise: (samples,) float32.
-        snr_db: ratio of the utterance's power to the noise's, in decibels.
+        snr_db: ratio of the power of the utterance to that of the noise, in decibels.
     """
     power = float(np.mean(np.square(samples, dtype=np.float64)))
     there = float(np.mean(np.square(noise, dtype=np.float64)))
@@ -78,17 +78,17 @@ def add_noise(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArr
 def recorded_noise(
     folder: str, count: int, sample_rate: int, random: np.random.Generator
 ) -> FloatArray:
-    """Draw a part of a recording of noise; a shorter recording is repeated.
+    """Draw a random part of a noise recording, and repeat recordings that are too short.
 
     Args:
         folder: folder of recordings, at any depth.
         count: number of samples.
         sample_rate: sample rate of the result, in Hz.
-        random: generator that the part is drawn from.
+        random: random generator of the part.
 
     Raises:
-        ConfigError: no such folder, or no recordings in it.
-        NoiseError: a recording that cannot be read.
+        ConfigError: the folder does not exist, or contains no recordings.
+        NoiseError: a recording cannot be read.
     """
     paths = noise_files(folder)
     path = paths[int(random.integers(len(paths)))]
@@ -98,35 +98,38 @@ def recorded_noise(
         start = int(random.integers(0, max(0, samples - wanted) + 1))
         read, _ = load_part(path, start / rate, wanted / rate)
     except FILE_ERRORS:
-        raise NoiseError(f"{path}: not audio that can be read; take it out of {folder}") from None
+        raise NoiseError(f"{path}: not readable audio; remove it from {folder}") from None
     if not read.size:
-        raise NoiseError(f"{path}: truncated, its end is missing; take it out of {folder}")
+        raise NoiseError(f"{path}: truncated; remove it from {folder}")
     return np.resize(convert_audio(read, rate, sample_rate, str(path)), count)
 
 
 @lru_cache(maxsize=10_000)
 def _noise_size(path: Path) -> tuple[int, int]:
-    """Samples and sample rate (Hz) of a recording; one without a length in it is decoded once."""
+    """Measure a recording as its number of samples and its sample rate (Hz).
+
+    A recording whose header has no length is decoded once.
+    """
     facts = measure_audio(path)
     return facts.samples, facts.sample_rate
 
 
 @lru_cache(maxsize=4)
 def noise_files(folder: str) -> tuple[Path, ...]:
-    """List the recordings of a folder, in the same order every time.
+    """List the recordings of a folder in a fixed order.
 
     Raises:
-        ConfigError: no such folder, or no recordings in it.
+        ConfigError: the folder does not exist, or contains no recordings.
     """
     found = [p for p in list_files(Path(folder)).files if p.suffix.lower() in READ_SUFFIXES]
     if not found:
-        what = "holds no audio" if Path(folder).is_dir() else "no such folder"
+        what = "contains no audio" if Path(folder).is_dir() else "no such folder"
         raise ConfigError(f"augment.noise_folder = {folder}: {what}; expected recordings of noise")
     return tuple(found)
 
 
 def check_noise(config: AugmentConfig) -> None:
-    """Check all recordings of noise, before a training begins.
+    """Check all noise recordings before a training begins.
 
     Raises:
         ConfigError, AudioError: see `recorded_noise`.
@@ -139,17 +142,18 @@ def check_noise(config: AugmentConfig) -> None:
         except FILE_ERRORS:
             usable = False
         if not usable:
-            raise AudioError(
-                f"{path}: not audio that can be read; take it out of {config.noise_folder}"
-            )
+            raise AudioError(f"{path}: not readable audio; remove it from {config.noise_folder}")
 
 
 def made_noise(count: int, random: np.random.Generator) -> FloatArray:
-    """Make stationary noise of random colour: (count,) float32.
+    """Generate stationary noise of random colour.
 
     Args:
         count: number of samples.
-        random: generator that the noise is drawn from.
+        random: random generator of the noise.
+
+    Returns:
+        (count,) float32.
     """
     spectrum = np.fft.rfft(random.standard_normal(count))
     tilt = random.uniform(*NOISE_TILTS_DB)
@@ -161,12 +165,12 @@ def made_noise(count: int, random: np.random.Generator) -> FloatArray:
 def mask_features(
     features: FloatArray, config: AugmentConfig, random: np.random.Generator
 ) -> FloatArray:
-    """Blank bands of bins and stretches of frames (SpecAugment, Park et al., 2019).
+    """Mask random bands of bins and ranges of frames (SpecAugment, Park et al., 2019).
 
     Args:
-        features: (bins, time) float32, normalised, so that zero is the mean; changed in place.
+        features: (bins, time) float32, normalised so that zero is the mean; changed in place.
         config: number and width of the masks.
-        random: generator that the masks are drawn from.
+        random: random generator of the masks.
     """
     bins, time = features.shape
     for _ in range(config.frequency_masks):
@@ -181,16 +185,18 @@ def mask_features(
 
 
 FRAME_MS = 30.0
-"""Length of a piece of speech that is moved: two or three periods of a voice."""
+"""Length of a piece of speech that is moved: two or three pitch periods."""
 
 SEARCH_MS = 8.0
-"""Reach to either side in which a piece may be moved to fit the one before: a period of a low
+"""Maximum distance by which a piece is moved to fit the previous one: one pitch period of a low
 voice."""
 
 
 def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatArray:
-    """Overlap pieces of a recording anew, each where its waveform continues the last (WSOLA,
-    Verhelst and Roelands, 1993).
+    """Change the tempo but not the pitch (WSOLA, Verhelst and Roelands, 1993).
+
+    Pieces of the recording are overlapped anew, each at the place where its waveform best
+    continues the previous piece.
 
     Args:
         samples: (samples,) float32.
@@ -204,7 +210,7 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
     frame, reach = 2 * hop, int(sample_rate * SEARCH_MS / 1000)
     wanted = max(1, round(len(samples) / tempo))
     count = -(-wanted // hop) + 1
-    # Silence around, so that every piece and every search stays inside.
+    # Pad with silence, so that every piece and every search stays inside.
     ahead = int(count * hop * tempo) + 2 * frame + 2 * reach
     source = np.pad(samples, (reach + hop, max(0, ahead - len(samples)) + reach + frame))
     window = np.hanning(frame + 1)[:-1].astype(np.float32)
@@ -220,7 +226,7 @@ def change_tempo(samples: FloatArray, sample_rate: int, tempo: float) -> FloatAr
 
 
 def _best_offset(region: FloatArray, following: FloatArray) -> int:
-    """Find where a region is most like what would follow; the middle if all offsets are alike."""
+    """Find the offset at which a region best matches `following`; the middle if all are equal."""
     candidates = np.lib.stride_tricks.sliding_window_view(region, len(following))
     likeness = candidates @ following
     energy = np.sqrt(np.einsum("ij,ij->i", candidates, candidates)) + 1e-6

@@ -1,4 +1,4 @@
-"""Batches of features and targets, loaded by the plan of an epoch."""
+"""Batches of features and targets, loaded according to the plan of an epoch."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from ds2deploy.runtimes.geometry import output_length
 
 
 class Batch(NamedTuple):
-    """Utterances of similar length, as a network takes them.
+    """Utterances of similar length, as input of a network.
 
     Attributes:
         features: (batch, 1, bins, time) float32.
-        lengths: (batch,) int64, valid frames.
-        targets: (labels of all utterances,) int64, one after the other.
-        target_lengths: (batch,) int64.
-        texts: normalized transcripts.
+        lengths: (batch,) int64, number of valid frames.
+        targets: (labels of all utterances,) int64, concatenated.
+        target_lengths: (batch,) int64, number of labels of each utterance.
+        texts: normalised transcripts.
         scale: factor of the sum of the losses; 1 / batch gives the mean. 0 if no recording could
-            be used: the features are then a stand-in that keeps the network going.
+            be used; the features are then a placeholder.
         broken: errors of the recordings that were left out.
         audio: files of the utterances.
     """
@@ -52,12 +52,12 @@ class Batch(NamedTuple):
 
 
 class SpeechDataset(Dataset[Batch]):
-    """Loads the utterances of a batch, augments them, and extracts their features.
+    """Dataset that loads the utterances of a batch, augments them, and extracts their features.
 
     Args:
         recipe: recipe of the training: features, labels and augmentation.
         augment: augment the utterances.
-        epoch: number of the epoch; seeds the augmentation.
+        epoch: number of the epoch, which is part of the seed of the augmentation.
     """
 
     def __init__(self, recipe: Recipe, augment: bool, epoch: int = 0) -> None:
@@ -67,11 +67,11 @@ class SpeechDataset(Dataset[Batch]):
         self._augment = recipe.augment if augment else NEUTRAL
         self._silence_s = recipe.data.silence_s if augment else (0.0, 0.0)
         self._seed = (recipe.training.seed, epoch)
-        # Stands in where a whole batch cannot be read: batch norm must see speech.
+        # Placeholder for a batch that cannot be read at all: batch norm must see speech.
         self._last = np.zeros((recipe.features.bins, 100), np.float32)
 
     def __getitem__(self, planned: ProcessBatch) -> Batch:
-        """Load a planned batch, without the utterances that cannot be used."""
+        """Load a planned batch without its unusable utterances."""
         sounds, texts, paths = [], [], []
         broken: list[str] = []
         for cut in planned.cuts:
@@ -88,9 +88,7 @@ class SpeechDataset(Dataset[Batch]):
         return collate([self._last], [""], self._alphabet)._replace(scale=0.0, broken=tuple(broken))
 
     def _fitting(self, cut: Cut, broken: list[str]) -> FloatArray:
-        """Extract features with room for the transcript: at the recording's own pace if faster
-        speech leaves too little.
-        """
+        """Extract features; omit the change of speed if it leaves too few frames for CTC."""
         labels = self._alphabet.encode(transcript(cut))
         features = self._augmented(cut, self._augment, broken)
         if frames_needed(labels) > output_length(features.shape[1]):
@@ -101,7 +99,7 @@ class SpeechDataset(Dataset[Batch]):
         return features
 
     def _augmented(self, cut: Cut, augment: AugmentConfig, broken: list[str]) -> FloatArray:
-        """Extract features; without noise if only the recording of the noise is broken."""
+        """Extract features, and omit the noise if only its recording is broken."""
         try:
             return self._features(cut, augment)
         except NoiseError as error:
@@ -111,7 +109,7 @@ class SpeechDataset(Dataset[Batch]):
 
     def _features(self, cut: Cut, augment: AugmentConfig) -> FloatArray:
         rate = self._extract.config.sample_rate
-        # Seeded by the utterance, not by its position: the same whatever the number of workers.
+        # The seed depends on the utterance, not on its position or the number of workers.
         seed = (*self._seed, zlib.crc32(cut.id.encode()))
         random = np.random.default_rng(seed)
         samples = read_audio(cut, rate)
@@ -122,11 +120,11 @@ class SpeechDataset(Dataset[Batch]):
 
 
 def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphabet) -> Batch:
-    """Make a batch of utterances of any lengths.
+    """Make a batch from utterances of different lengths.
 
     Args:
-        utterances: features of each, (bins, time) float32.
-        texts: normalized transcript of each.
+        utterances: features of each utterance, (bins, time) float32.
+        texts: normalised transcript of each utterance.
         alphabet: labels of the model.
     """
     features, lengths = pad_features(utterances)
@@ -142,14 +140,14 @@ def collate(utterances: Sequence[FloatArray], texts: list[str], alphabet: Alphab
 
 
 class Batches:
-    """Batches of an epoch for one process, from the first that is left.
+    """Batches of an epoch for one process; `skip` omits those that were already done.
 
     Args:
-        dataset: loader of a planned batch.
+        dataset: dataset that loads a planned batch.
         plan: planned batches, in order.
-        workers: number of processes that load; 0 loads in this one.
+        workers: number of loading processes; 0 loads in this process.
         epoch: number of the epoch, from 0.
-        fingerprint: hash of the batches of all processes, to recognise them when resuming.
+        fingerprint: hash of the batches of all processes, which is compared when resuming.
     """
 
     def __init__(
@@ -165,29 +163,28 @@ class Batches:
         self._done = 0
 
     def __len__(self) -> int:
-        """Number of batches of the whole epoch."""
+        """Count the batches of the whole epoch."""
         return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Load the batches that are left."""
+        """Load the remaining batches."""
         return load(self._dataset, self._plan[self._done :], self._workers)
 
     def skip(self, done: int, fingerprint: int) -> None:
-        """Leave out batches that an earlier process has done.
+        """Skip the batches that an earlier process has done.
 
         Args:
             done: number of batches.
-            fingerprint: that of the epoch they were part of.
+            fingerprint: fingerprint of their epoch.
 
         Raises:
-            ConfigError: that epoch had other batches.
+            ConfigError: the fingerprints differ.
         """
         if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
-                "batches: resume with the manifest, the [data] section, the seed and the number of "
-                "processes that it began with, or begin another training with its weights "
-                "(training.start)"
+                "batches: resume with the original manifest, [data] section, seed and number of "
+                "processes, or start another training with its weights (training.start)"
             )
         self._done = done
 

@@ -1,8 +1,8 @@
-"""Transcripts that CTC can align with their recordings.
+"""Checks that CTC can align transcripts with their recordings.
 
-An output frame holds one label at most, and a blank must stand between two that are the same. With
-fewer frames than that there is no alignment: the loss is infinite, torch makes it zero, and a
-training on such transcripts would look perfect without learning a thing.
+An output frame emits at most one label, and two equal labels need a blank between them. With too
+few frames there is no alignment and the loss is infinite. torch replaces it with zero, so that a
+training on such transcripts would look perfect without learning anything.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ds2deploy.runtimes.errors import AudioError, ManifestError
 from ds2deploy.runtimes.geometry import output_length
 
 NAMED = 3
-"""Most utterances that one message names."""
+"""Maximum number of utterances that one message names."""
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """Count the output frames that CTC needs: one for a label, and one between two alike."""
+    """Count the output frames that CTC needs: one per label, and one between equal neighbours."""
     return len(labels) + sum(left == right for left, right in pairwise(labels))
 
 
 def check_room(labels: Sequence[int], frames: int, name: str) -> None:
-    """Refuse a transcript that CTC cannot align.
+    """Check that CTC can align a transcript.
 
     Args:
-        labels: numbers of the transcript's labels.
-        frames: number of frames of the features.
-        name: the utterance's file, for the error.
+        labels: indices of the transcript's labels.
+        frames: number of feature frames.
+        name: file of the utterance, for the error.
 
     Raises:
         AudioError: the transcript needs more output frames than there are.
@@ -42,23 +42,23 @@ def check_room(labels: Sequence[int], frames: int, name: str) -> None:
     needed, there = frames_needed(labels), output_length(frames)
     if needed > there:
         raise AudioError(
-            f"{name}: a transcript of {len(labels)} characters takes {needed} output frames, and "
-            f"the recording has {there}: CTC cannot align them; it was cut off, or has another "
-            "transcript; correct it, or take it out"
+            f"{name}: a transcript of {len(labels)} characters takes {needed} output frames, but "
+            f"the recording has {there}: CTC cannot align them; check for a truncated recording or "
+            "a wrong transcript, and correct or remove it"
         )
 
 
 def check_manifest_room(cuts: CutSet, recipe: Recipe, manifest: str, most: float) -> None:
-    """Refuse a manifest with too many transcripts that do not fit their recordings.
+    """Check that few transcripts of a manifest are too long for CTC.
 
     Args:
         cuts: utterances.
-        recipe: recipe with the features and labels that decide what fits.
+        recipe: recipe with features and labels.
         manifest: name of the manifest, for the error.
-        most: largest share of such utterances.
+        most: maximum share of transcripts that CTC cannot align, 0 to 1.
 
     Raises:
-        ManifestError: more of them; gives their number, and names the first.
+        ManifestError: the share is larger; the message names the first utterances.
     """
     alphabet, rate = Alphabet(recipe.labels), recipe.features.sample_rate
     found = []
@@ -72,7 +72,7 @@ def check_manifest_room(cuts: CutSet, recipe: Recipe, manifest: str, most: float
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     raise ManifestError(
         f"{manifest}: {len(found)} of {len(cuts)} transcripts have more characters than CTC can "
-        f"align with their recordings ({most:.0%} may): {', '.join(found[:NAMED])}"
-        f"{more}; correct them or take them out, or make the manifest with `ds2deploy prepare "
+        f"align with their recordings (at most {most:.0%} are allowed): {', '.join(found[:NAMED])}"
+        f"{more}; correct or remove them, or make the manifest with `ds2deploy prepare "
         "--leave-out`"
     )

@@ -1,4 +1,4 @@
-"""Cuts of lhotse: made of utterances, joined; their files, transcripts and samples."""
+"""Cuts of lhotse: making, joining, and reading their files, transcripts and samples."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from ds2deploy.runtimes.errors import AudioError, MissingFileError, NotAudioErro
 from ds2deploy.runtimes.features import FloatArray
 
 LATE_END_S = 0.5
-"""An utterance may seem to end so long after its recording: transcripts round."""
+"""Tolerance of an utterance's end after its recording's end: transcripts contain rounded times."""
 
 
 def make_cut(utterance: Utterance, source: Path) -> Cut:
     """Make the cut of an utterance.
 
-    Reads the header of its recording, and all of it if the header has no length.
+    This reads the header of the recording, or all of the recording if the header has no length.
 
     Args:
         utterance: utterance of a source, rejected or not.
         source: folder or manifest that lists it, for errors.
 
     Raises:
-        Ds2Error: the utterance is rejected: its own error.
-        MissingFileError, AudioError: its audio is not there, not audio, or too short.
+        Ds2Error: the utterance is rejected; this is its own error.
+        MissingFileError: the recording does not exist.
+        AudioError: the recording is not audio, or is too short.
     """
     if utterance.error is not None:
         raise utterance.error
@@ -42,10 +43,10 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     try:
         facts = measure_audio(path)
     except MissingFileError:
-        raise MissingFileError(f"{path}: no such file, but {source} lists it") from None
+        raise MissingFileError(f"{path}: no such file, although {source} lists it") from None
     except NotAudioError:
         raise AudioError(
-            f"{path}: not audio that can be read, but it is in {source}; repair it, or take it out"
+            f"{path}: not readable audio, although {source} lists it; repair or remove it"
         ) from None
     whole_s = facts.duration_s
     start_s = utterance.start_s
@@ -53,12 +54,13 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     if duration_s * 1000 < SHORTEST_MS:
         raise AudioError(
             f"{path}: too short ({1000 * max(duration_s, 0):.2g} ms); expected at "
-            f"least {SHORTEST_MS:g} ms of speech; take it out of {source}"
+            f"least {SHORTEST_MS:g} ms of speech; remove it from {source}"
         )
     if start_s < 0 or start_s + duration_s > whole_s + LATE_END_S:
         raise AudioError(
             f"{path}: {source} has an utterance from {start_s:g} to {start_s + duration_s:g} s, "
-            f"but it ends at {whole_s:.2f} s; correct it, or copy the recording again"
+            f"but the recording ends at {whole_s:.2f} s; correct the entry, or copy the recording "
+            "again"
         )
     path = path.resolve()
     name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
@@ -93,19 +95,19 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
 
 
 def transcript(cut: Cut) -> str:
-    """Transcript of a cut: the texts of its supervisions, in order."""
+    """Join the texts of a cut's supervisions, in order."""
     return " ".join(s.text or "" for s in sorted(cut.supervisions, key=lambda s: s.start))
 
 
 def speaker(cut: Cut) -> str:
-    """Name of the speaker; empty if unknown."""
+    """Return the name of the speaker; empty if unknown."""
     return (cut.supervisions[0].speaker or "") if cut.supervisions else ""
 
 
 def cut_tags(cut: Cut) -> dict[str, str]:
-    """Facts of a cut that groups can be made of: speaker, gender, language, and its own tags.
+    """Collect the tags of a cut for grouping: speaker, gender, language, and custom tags.
 
-    Of a joined cut, different values stand beside each other.
+    The tags of a joined cut contain all values of its parts.
     """
     found: dict[str, dict[str, None]] = {}
     for part in cut.supervisions:
@@ -120,12 +122,12 @@ def cut_tags(cut: Cut) -> dict[str, str]:
 
 
 def audio_path(cut: Cut) -> str:
-    """Path of the (first) file of a cut."""
+    """Return the path of the first file of a cut."""
     return str(recordings(cut)[0].sources[0].source)
 
 
 def recordings(cut: Cut) -> list[Recording]:
-    """Recordings of a cut: a joined one has tracks, some of which are silence."""
+    """List the recordings of a cut, without the silent tracks of a joined one."""
     parts = [getattr(track, "cut", track) for track in getattr(cut, "tracks", [cut])]
     return [part.recording for part in parts if getattr(part, "recording", None) is not None]
 
@@ -135,7 +137,7 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
 
     Args:
         cut: cut of any kind.
-        sample_rate: wanted sample rate, in Hz.
+        sample_rate: sample rate of the result, in Hz.
 
     Raises:
         MissingFileError, AudioError: see `load_audio`.
@@ -155,7 +157,7 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
 
 
 def _is_plain(cut: Cut) -> bool:
-    """Tell a recording with one channel, or an unchanged part of it, from other cuts."""
+    """Check that a cut is a single-channel recording or an unchanged part of one."""
     if not isinstance(cut, MonoCut) or cut.recording.transforms:
         return False
     return bool(cut.recording.num_channels == 1)
@@ -170,15 +172,16 @@ def _read_part(cut: Cut, sample_rate: int) -> FloatArray:
 def join_utterances(
     cuts: CutSet, counts: tuple[int, int], pause_s: tuple[float, float], seed: int
 ) -> CutSet:
-    """Join utterances of one speaker into longer ones, each utterance once.
+    """Join utterances of the same speaker into longer ones; each utterance is used once.
+
+    Unnamed speakers count as one speaker. Utterances of different sample rates are never joined.
 
     Args:
         cuts: single utterances.
-        counts: fewest and most in one; the last of a speaker may have fewer.
-        pause_s: shortest and longest silence between two, in seconds.
+        counts: minimum and maximum number of joined utterances; the last of a speaker may have
+            fewer.
+        pause_s: minimum and maximum silence between two utterances, in seconds.
         seed: seed of the order of the utterances and of the pauses.
-
-    Speakers that the manifest does not name count as one; sample rates are kept apart.
     """
     random = np.random.default_rng(seed)
     voices: dict[tuple[str, int], list[Cut]] = {}
@@ -189,7 +192,7 @@ def join_utterances(
         members = [members[i] for i in random.permutation(len(members))]
         while members:
             count = int(random.integers(counts[0], counts[1] + 1))
-            if 0 < len(members) - count < counts[0]:  # the rest would be too short a chain
+            if 0 < len(members) - count < counts[0]:  # the remaining chain would be too short
                 count = len(members) if len(members) <= counts[1] else len(members) - counts[0]
             chain, members = members[:count], members[count:]
             chains.append(_chain(chain, pause_s, random).with_id(f"joined-{seed}-{len(chains)}"))

@@ -20,7 +20,7 @@ from ds2deploy.text_files import read_text, text_lines
 
 
 def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
-    """Read a manifest of deepspeech.pytorch: JSON of its version 3, or CSV of its version 2."""
+    """Read a manifest of deepspeech.pytorch: JSON (version 3) or CSV (version 2)."""
     is_json = manifest.suffix.lower() == ".json"
     for pair in _json_pairs(manifest) if is_json else _csv_pairs(manifest):
         if isinstance(pair, Ds2Error):
@@ -29,7 +29,7 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
         audio, text = pair
         try:
             there = audio.is_file()
-        except OSError as error:  # in a folder that is locked, or a name too long to be one
+        except OSError as error:  # no permission for the folder, or the name is too long
             locked = AudioError(
                 f"{audio}: cannot be read ({system_reason(error)}), but {manifest} lists it; make "
                 "it readable"
@@ -39,12 +39,12 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
         if there:
             yield with_transcript(audio, text)
         else:
-            missing = MissingFileError(f"{audio}: no such file, but {manifest} lists it")
+            missing = MissingFileError(f"{audio}: no such file, although {manifest} lists it")
             yield Utterance(audio, "", error=missing, unreadable=True)
 
 
 def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
-    """Read JSON: a root and, relative to it, audio and transcript of each sample."""
+    """Read JSON with a root path and, relative to it, audio and transcript of each sample."""
     expected = "expected JSON with root_path and samples, each with wav_path and transcript_path"
     text = read_text(manifest, expected.removeprefix("expected "), names=True)
     try:
@@ -61,9 +61,9 @@ def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
 
 
 def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
-    """Read CSV: a line for each utterance, audio path and transcript path.
+    """Read CSV with one line for each utterance: audio path and transcript path.
 
-    Each line is read by itself, so that a quotation mark that stands alone damages no other.
+    Each line is parsed separately, so that an unmatched quotation mark does not affect others.
     """
     lines = text_lines(read_text(manifest, "audio,transcript lines", names=True))
     for number, line in enumerate(lines, start=1):
@@ -71,7 +71,7 @@ def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
         try:
             row = next(csv.reader([line]), [])
         except csv.Error as error:
-            yield ManifestError(f"{place} is no CSV ({error}); expected audio,transcript lines")
+            yield ManifestError(f"{place} is not CSV ({error}); expected audio,transcript lines")
             continue
         if not any(field.strip() for field in row):
             continue

@@ -1,9 +1,9 @@
-"""The plan of an epoch: the utterances of every batch, known to every process before it begins.
+"""Plan of an epoch: the utterances of every batch, known to every process before the epoch begins.
 
-lhotse's samplers draw the batches, as large as all processes together can take them; every process
-trains on its part of each. So two processes train on the same batches as one with twice the batch
-size, no utterance is repeated or lost, and a training can resume at any batch of an epoch: the plan
-depends on the manifest, the recipe and the number of the epoch alone.
+lhotse's samplers draw batches that are large enough for all processes; every process trains on its
+part of each batch. Two processes therefore train on the same batches as one process with twice the
+batch size, and no utterance is repeated or lost. The plan depends only on the manifest, the recipe
+and the number of the epoch, so that a training can resume at any batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ds2deploy.runtimes.errors import ConfigError
 
 
 class ProcessBatch(NamedTuple):
-    """One process's part of a batch.
+    """Part of a batch for one process.
 
     Attributes:
         cuts: utterances of the process.
@@ -36,7 +36,7 @@ class ProcessBatch(NamedTuple):
 
 
 def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) -> list[list[Cut]]:
-    """Draw the batches of one epoch in their order, each for all processes.
+    """Draw the ordered batches of one epoch; each batch is for all processes together.
 
     Args:
         cuts: training utterances.
@@ -45,13 +45,13 @@ def plan_training(cuts: CutSet, recipe: Recipe, epoch: int, processes: int = 1) 
         processes: number of processes that train.
 
     Raises:
-        ConfigError: fewer utterances than processes.
+        ConfigError: there are fewer utterances than processes.
     """
     data, seed = recipe.data, recipe.training.seed
     if data.join != (1, 1) and epoch >= recipe.augment.warm_up_epochs:
         cuts = join_utterances(cuts, data.join, data.pause_s, seed=(seed << 16) + epoch)
     _check_count(cuts, processes, f"data.train = {data.train}")
-    # lhotse draws for one process: `process_batches` divides the batches.
+    # lhotse draws for one process; `process_batches` divides the batches.
     options = {
         "max_cuts": data.batch_size * processes,
         "max_duration": data.batch_duration_s and data.batch_duration_s * processes,

@@ -1,7 +1,7 @@
-"""Recordings as lhotse reads them for cuts that are joined or changed: through our own reader.
+"""Audio backend that makes lhotse read joined or changed cuts with the reader of the runtime.
 
-lhotse's backends read the first of several recordings in a file, and hand the names of `.opus` and
-`.sph` files to a shell.
+lhotse's own backends read only the first of several recordings in a file, and pass the names of
+`.opus` and `.sph` files to a shell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ds2deploy.runtimes.errors import AudioError
 
 
 class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
-    """Reads what the device runtime reads."""
+    """Audio backend of lhotse that reads every format of the device runtime."""
 
     def read_audio(
         self,
@@ -39,17 +39,18 @@ class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
             path_or_fd: path of the recording.
             offset: start of the part, in seconds.
             duration: length of the part, in seconds; None reads to the end.
-            force_opus_sampling_rate: sample rate that the manifest says, in Hz.
+            force_opus_sampling_rate: sample rate in the manifest, in Hz.
 
         Returns:
             (channels, samples) float32, and its sample rate.
 
         Raises:
-            MissingFileError, AudioError: see `load_part`; the part begins after the end.
+            MissingFileError, AudioError: see `load_part`.
+            AudioError: the part begins after the end of the recording.
         """
         samples, rate = load_part(str(path_or_fd), offset, duration)
         if not len(samples):
-            raise AudioError(f"{path_or_fd}: ends before {offset:g} s")
+            raise AudioError(f"{path_or_fd}: ends before {offset:g} s; correct the manifest")
         wanted = force_opus_sampling_rate or rate
         if wanted != rate:
             samples = soxr.resample(samples, rate, wanted)
@@ -58,7 +59,7 @@ class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
 
 @contextmanager
 def runtime_audio() -> Iterator[None]:
-    """Let lhotse read recordings through `RuntimeAudioBackend` meanwhile."""
+    """Make lhotse read recordings through `RuntimeAudioBackend` during the context."""
     before = get_current_audio_backend()
     set_current_audio_backend(RuntimeAudioBackend())
     try:

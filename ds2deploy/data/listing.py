@@ -1,4 +1,4 @@
-"""Files below a folder: links are followed, loops of them end, and every sound file is found."""
+"""Listing of files below a folder, with links followed, and detection of sound files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KINDS = {
 
 
 class Listing(NamedTuple):
-    """Everything below a folder.
+    """Files below a folder.
 
     Attributes:
-        files: paths of everything but folders, sorted.
-        errors: one for each folder that cannot be listed.
+        files: sorted paths of everything except folders.
+        errors: one error for each folder that cannot be listed.
     """
 
     files: list[Path]
@@ -31,13 +31,13 @@ class Listing(NamedTuple):
 
 
 def list_files(folder: Path) -> Listing:
-    """Find all files at any depth, through links too; each folder is listed once."""
+    """Find all files at any depth, also through links; each folder is listed once."""
     files: list[Path] = []
     errors: list[Ds2Error] = []
     seen: set[tuple[int, int]] = set()
     waiting, links = [folder], deque[Path]()
     while waiting or links:
-        # Links last, so that a folder goes by the name that it has without them.
+        # Follow links last, so that folders are listed by their real paths.
         place = waiting.pop() if waiting else links.popleft()
         try:
             about = place.stat()
@@ -56,33 +56,31 @@ def list_files(folder: Path) -> Listing:
             errors.append(
                 MissingFileError(
                     f"{place}: a folder that cannot be listed ({reason}); make it readable, or "
-                    "take it out"
+                    "remove it"
                 )
             )
     return Listing(sorted(files), errors)
 
 
 def sound_error(path: Path) -> Ds2Error | None:
-    """Reject a file that looks like sound but is none that libsndfile reads.
+    """Reject a sound file that libsndfile cannot read.
 
     Args:
         path: file for which `looks_like_sound` is true.
 
     Returns:
-        The error; None if only the header of the file can tell.
+        The error; None if the file may be readable, which only its header shows.
     """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno == errno.ENOENT:
-            return MissingFileError(
-                f"{path}: links to a file that is not there; mend the link, or take it out"
-            )
+            return MissingFileError(f"{path}: a link to a missing file; correct or remove it")
         reason = system_reason(error)
-        return AudioError(f"{path}: cannot be read ({reason}); make it readable, or take it out")
+        return AudioError(f"{path}: cannot be read ({reason}); make it readable, or remove it")
     if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no file")
-        return AudioError(f"{path}: {kind}, not a recording; take it out")
+        kind = KINDS.get(stat.S_IFMT(mode), "not a file")
+        return AudioError(f"{path}: {kind}, not a recording; remove it")
     promised = suffix_format(path.name)
     if promised is None or promised.kind == "read" or _begins_like_sound(path):
         return None
@@ -94,7 +92,7 @@ def sound_error(path: Path) -> Ds2Error | None:
 
 
 def looks_like_sound(path: Path) -> bool:
-    """Decide by the name of a file, or by how it begins, whether it should be a recording."""
+    """Check the name and the first bytes of a file for signs of a recording."""
     promised = suffix_format(path.name)
     if promised is None:
         return path.suffix.lower() != ".txt" and _begins_like_sound(path)
@@ -102,12 +100,12 @@ def looks_like_sound(path: Path) -> bool:
 
 
 def _is_converted(path: Path) -> bool:
-    """Find the same recording beside it, in a format that libsndfile reads."""
+    """Check for the same recording in the same folder, in a format that libsndfile reads."""
     return any(is_file(path.with_suffix(suffix)) for suffix in (".wav", ".flac", ".ogg", ".mp3"))
 
 
 def is_file(path: Path) -> bool:
-    """Look whether there is a file; in a folder that is locked, nobody can see one."""
+    """Check that a file exists; False if its folder may not be searched."""
     try:
         return path.is_file()
     except OSError:
@@ -116,7 +114,7 @@ def is_file(path: Path) -> bool:
 
 def _begins_like_sound(path: Path) -> bool:
     try:
-        if not is_file(path):  # opening a pipe would wait for whoever writes into it
+        if not is_file(path):  # opening a pipe would wait for a writer
             return False
         with path.open("rb") as file:
             found = content_format(file.read(16))
@@ -126,7 +124,7 @@ def _begins_like_sound(path: Path) -> bool:
 
 
 def _is_folder(path: Path) -> bool:
-    """Follow a link; one that leads to itself leads to no folder."""
+    """Check that a path is a folder or a link to one; False for a link to itself."""
     try:
         return path.is_dir()
     except OSError:

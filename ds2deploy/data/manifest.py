@@ -1,4 +1,4 @@
-"""Lists of utterances as files: lhotse cut manifests, and those of deepspeech.pytorch."""
+"""Reading and writing of manifests: lhotse cut manifests and those of deepspeech.pytorch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ds2deploy.text_files import UTF_16
 
 
 def read_manifest(path: str | Path) -> CutSet:
-    """Open a manifest all of whose utterances are needed, such as that of a training.
+    """Open a manifest in which every utterance must be usable, such as that of a training.
 
     Args:
         path: lhotse cut manifest (`.jsonl`, `.jsonl.gz`), or deepspeech.pytorch's JSON or CSV.
 
     Raises:
-        MissingFileError: no such file, or an utterance's audio is not there.
-        AudioError: an utterance's audio is not audio.
-        ManifestError: not a manifest, empty, or an utterance without a transcript.
+        MissingFileError: the manifest or a recording does not exist.
+        AudioError: a recording is not audio.
+        ManifestError: the file is not a manifest or is empty, or a transcript is missing.
     """
     cuts, unusable = read_usable(path)
     if unusable:
@@ -39,20 +39,20 @@ def read_manifest(path: str | Path) -> CutSet:
 
 
 def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
-    """Open a manifest, and separate the utterances that can be used from those that cannot.
+    """Open a manifest, and separate usable from unusable utterances.
 
     Args:
         path: manifest in a format of `read_manifest`.
 
     Raises:
-        MissingFileError: no such file.
-        ManifestError: not a manifest, or empty.
+        MissingFileError: the manifest does not exist.
+        ManifestError: the file is not a manifest, or is empty.
     """
     path = Path(path)
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise MissingFileError(
-            f"{path}: {kind}; expected a manifest, which `ds2deploy prepare` makes"
+            f"{path}: {kind}; expected a manifest; make one with `ds2deploy prepare`"
         )
     name = path.name.lower()
     usable: list[Cut] = []
@@ -79,22 +79,22 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
 
 
 def check_transcripts(cuts: Iterable[Cut], alphabet: Alphabet, manifest: str | Path) -> None:
-    """Refuse transcripts that the labels cannot spell.
+    """Check that transcripts only contain characters with a label.
 
     Raises:
-        AlphabetError: names the audio file and the characters.
+        AlphabetError: a character has no label; the message names the file and the characters.
     """
     for cut in cuts:
         check_transcript(cut, alphabet, manifest)
 
 
 def check_transcript(cut: Cut, alphabet: Alphabet, manifest: str | Path) -> None:
-    """Refuse a transcript that the labels cannot spell, see `check_transcripts`."""
+    """Check that a transcript only contains characters with a label; see `check_transcripts`."""
     alphabet.encode(transcript(cut), source=f"{manifest}: {audio_path(cut)}")
 
 
 def write_manifest(cuts: CutSet, path: Path) -> None:
-    """Write a cut manifest, `.jsonl.gz`; the file appears whole or not at all."""
+    """Write a cut manifest (`.jsonl.gz`) atomically."""
     with (
         whole_file(path) as temporary,
         gzip.open(temporary, "wt", encoding="utf-8") as file,
@@ -108,7 +108,7 @@ def _read_cuts(path: Path) -> CutSet:
         cuts = CutSet.from_dicts(_json_lines(path)).to_eager()
         for cut in cuts:
             check_values(cut)
-    except PermissionError:  # names the file
+    except PermissionError:  # its message names the file
         raise
     except Exception as error:  # lhotse raises any class for a damaged line
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
@@ -120,7 +120,7 @@ def _read_cuts(path: Path) -> CutSet:
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    """Read the documents of a file, one on each line, with or without a byte order mark.
+    """Read a file with one JSON document per line, with or without a byte order mark.
 
     lhotse's own reader would run a path that begins with "pipe:" as a command.
     """

@@ -1,4 +1,4 @@
-"""Checks of a manifest's utterances, which lhotse takes from a file without a look."""
+"""Checks of a manifest's utterances, which lhotse does not check itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
 from ds2deploy.runtimes.features import HIGHEST_RATE
 
 LONGEST_S = 7 * 86_400.0
-"""Longest recording and utterance of a manifest, in seconds: a week."""
+"""Maximum duration of a recording or utterance in a manifest, in seconds: a week."""
 
 LONGEST_JOINED_S = 3_600.0
-"""Longest utterance that is joined of several, in seconds; it is made in memory."""
+"""Maximum duration of a joined utterance, in seconds; it is made in memory."""
 
 
 class Unusable(NamedTuple):
-    """An utterance of a manifest that cannot be used.
+    """Utterance of a manifest that cannot be used.
 
     Attributes:
         audio: file of the utterance, or the manifest if the utterance names none.
@@ -33,14 +33,16 @@ class Unusable(NamedTuple):
 
 
 def find_unusable(cut: Cut, manifest: Path) -> Unusable | None:
-    """Reject an utterance without a recording, its file or a transcript; None if it has them."""
+    """Reject an utterance without a recording, file or transcript; None if it has all three."""
     sources = [source for recording in recordings(cut) for source in recording.sources]
     if not sources:
         error = ManifestError(f"{manifest}: utterance {cut.id!r} has no recording")
         return Unusable(str(manifest), error)
     for source in sources:
         if not is_file(Path(source.source)):
-            missing = MissingFileError(f"{source.source}: no such file, but {manifest} lists it")
+            missing = MissingFileError(
+                f"{source.source}: no such file, although {manifest} lists it"
+            )
             return Unusable(str(source.source), missing)
     if not transcript(cut).strip():
         error = ManifestError(f"{manifest}: {audio_path(cut)} has no transcript")
@@ -49,10 +51,10 @@ def find_unusable(cut: Cut, manifest: Path) -> Unusable | None:
 
 
 def check_values(cut: Cut) -> None:
-    """Refuse values of a wrong type or size.
+    """Check the types and ranges of a cut's values.
 
     Raises:
-        TypeError, ValueError: names the value.
+        TypeError, ValueError: a value is wrong; the message names it.
     """
     tracks = getattr(cut, "tracks", ())
     for track in tracks:
@@ -80,7 +82,7 @@ def check_values(cut: Cut) -> None:
 
 
 def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    """Refuse a value that is not a number, or out of its range."""
+    """Check that a value is a number within a range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number")
     if not least <= value <= most:

@@ -1,4 +1,4 @@
-"""Plots as PNG files, drawn without a display: the extra `bench` brings matplotlib."""
+"""Plots as PNG files, drawn without a display; the extra `bench` installs matplotlib."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ds2deploy.runtimes.features import FeatureConfig, FloatArray
 from ds2deploy.runtimes.files import whole_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Colours that the colour-blind can tell apart as well (Okabe and Ito, 2008)."""
+"""Colours for colour-blind readers (Okabe and Ito, 2008)."""
 
 MARKERS = "osD^vPX*"
-"""Markers, of another count than the colours: 56 series differ, in grey print too."""
+"""Markers; their number differs from that of the colours, so that 56 series look different."""
 
 SIZE_INCHES = (8.0, 5.0)
 DPI = 120
 FEW_TICKS = 12
-"""Most values on the x axis of which each is named."""
+"""Maximum number of x values that all get a tick label."""
 
 
 def write_png(figure: Any, path: Path) -> None:
-    """Write a figure; the file appears whole or not at all.
+    """Write a figure as PNG, atomically.
 
     Args:
-        figure: figure of `line_figure` or `spectrogram_figure`.
+        figure: figure from `line_figure` or `spectrogram_figure`.
         path: path of the PNG.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -48,15 +48,15 @@ def line_figure(
     note: str = "",
     marks: bool = True,
 ) -> Any:
-    """Draw one line for every series.
+    """Draw one line per series.
 
     Args:
         title: title above the axes.
         x_label: label of the x axis, with its unit.
         y_label: label of the y axis, with its unit.
-        series: points (x, y) of each line by the name that the legend shows.
-        log: make both axes logarithmic; without it, the y axis begins at 0.
-        note: small print below, such as the machine.
+        series: points (x, y) of each line, by the name for the legend.
+        log: make both axes logarithmic; otherwise they are linear and the y axis begins at 0.
+        note: small text below the axes, such as the machine.
         marks: mark every point.
 
     Returns:
@@ -84,7 +84,7 @@ def line_figure(
 
 
 def spectrogram_figure(title: str, features: FloatArray, config: FeatureConfig) -> Any:
-    """Draw features as a network takes them.
+    """Draw the features of an utterance as a spectrogram.
 
     Args:
         title: title above the axes.
@@ -105,7 +105,7 @@ def spectrogram_figure(title: str, features: FloatArray, config: FeatureConfig) 
 
 
 def _empty_figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
-    """Make a figure and its axes, without pyplot: nothing global is changed."""
+    """Make a figure and its axes without pyplot, which would change global state."""
     require("matplotlib", "bench")
     from matplotlib.figure import Figure
 
@@ -118,7 +118,7 @@ def _empty_figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
 
 def _scale(axes: Any, xs: list[float], log: bool) -> None:
-    """Scale axes, and name the measured values of x as plain numbers."""
+    """Scale the axes, and label the measured values of x with plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     plain = FuncFormatter(lambda value, _: f"{value:g}")

@@ -1,4 +1,4 @@
-"""`ds2deploy prepare`: from a source of recordings to the manifests of a training."""
+"""Preparation of a data set, from recordings to the manifests of a training."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from ds2deploy.version import __version__
 REPORT = "report.json"
 
 JOIN_PAUSE_S = (0.05, 0.3)
-"""Silence between the recordings of a joined held-out utterance."""
+"""Silence between the recordings of a joined held-out utterance, in seconds."""
 
 
 class PrepareOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of the preparation of a data set.
 
     Attributes:
-        layout: layout of a folder, see `corpora.registry`.
+        layout: layout of the folder; see `corpora.registry`.
         valid_share: share of the training utterances, or of their speakers, that becomes `valid`
-            if the source has no such set.
-        split_by: `speaker` keeps all utterances of a speaker in one set.
-        join: fewest and most utterances that are joined into one in `valid-joined` and
-            `test-joined`; (1, 1) makes neither.
-        join_times: uses of each utterance in those.
+            if the source has no such set, 0 to 0.9.
+        split_by: unit of the split; `speaker` keeps all utterances of a speaker in one set.
+        join: minimum and maximum number of utterances that are joined into one in `valid-joined`
+            and `test-joined`; (1, 1) writes neither.
+        join_times: number of times that each utterance is used in the joined sets.
         screening: requirements of an utterance.
-        leave_out: leave out utterances that cannot be used; without it, the first is an error.
+        leave_out: leave out unusable utterances; otherwise the first one is an error.
     """
 
     layout: str = "folder"
@@ -63,21 +63,21 @@ class SetReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Account of a preparation: its source, its manifests, and what was changed or left out.
+    """Report of a preparation: source, manifests, and changed or rejected utterances.
 
     Attributes:
         source: folder or manifest.
         options: options of the preparation.
         created_by: name and version of the program.
-        labels: labels that the transcripts are written in.
+        labels: labels of the transcripts.
         listed: number of utterances of the source, and of files that look like sound.
         used: number of utterances in the manifests, before any are joined.
         unreadable: number of recordings and folders among `left_out` that cannot be read.
         sets: sizes of the manifests.
         characters: characters without a label, with their replacements.
-        left_out: error of each rejected utterance, in the source's order.
-        unknown_parts: number of utterances of each part of a corpus whose name tells no set, so
-            that they are trained on.
+        left_out: error of each rejected utterance, in the order of the source.
+        unknown_parts: number of utterances in each part of a corpus whose name contains no set;
+            they are in the training set.
     """
 
     source: str
@@ -99,22 +99,22 @@ def prepare(
     alphabet: Alphabet | None,
     options: PrepareOptions,
 ) -> tuple[dict[str, CutSet], Report]:
-    """Write the manifests of a data set, and a report beside them.
+    """Write the manifests of a data set, and a report.
 
     Args:
         source: folder of recordings, or manifest of deepspeech.pytorch.
         out: folder for the manifests.
-        alphabet: labels that the transcripts must have; None takes the letters that they have.
+        alphabet: labels for the transcripts; None collects the letters of the transcripts.
         options: options of the preparation.
 
     Returns:
-        The manifests by their names, each is `out/NAME.jsonl.gz`; and the report, which is
+        The manifests by name, each written to `out/NAME.jsonl.gz`; and the report, written to
         `out/report.json`.
 
     Raises:
-        MissingFileError, ManifestError, AudioError, AlphabetError: the first rejected utterance;
-            with `options.leave_out`, only if all are rejected.
-        ConfigError: no such layout, or speakers that cannot be separated.
+        MissingFileError, ManifestError, AudioError, AlphabetError: an utterance is rejected; with
+            `options.leave_out`, only if all are.
+        ConfigError: there is no such layout, or speakers cannot be separated.
     """
     if out.exists() and not out.is_dir():
         raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
@@ -149,7 +149,7 @@ def prepare(
     for name, cuts in manifests.items():
         write_manifest(cuts, out / f"{name}.jsonl.gz")
     for name in earlier - {f"{name}.jsonl.gz" for name in manifests}:
-        (out / name).unlink(missing_ok=True)  # it may share utterances with the new sets
+        (out / name).unlink(missing_ok=True)  # an old set may share utterances with the new ones
     with whole_file(out / REPORT) as temporary:
         text = msgspec.json.format(json_text(report), indent=1)
         temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -157,7 +157,7 @@ def prepare(
 
 
 def _earlier_sets(out: Path) -> set[str]:
-    """Names of the manifests that an earlier preparation wrote into a folder."""
+    """List the names of the manifests that an earlier preparation wrote to a folder."""
     try:
         document = msgspec.json.decode((out / REPORT).read_bytes())
         names = {Path(made["manifest"]).name for made in document["sets"]}
@@ -176,14 +176,14 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
         if layout == "folder":
             content = f"audio ({', '.join(sorted(READ_SUFFIXES))})"
         raise ManifestError(
-            f"{source}: holds no {content}; --layout {layout} expects "
+            f"{source}: contains no {content}; --layout {layout} expects "
             f"{find_layout(layout).expected}"
         )
     return utterances
 
 
 def _usable_texts(utterances: Sequence[Utterance]) -> list[str]:
-    """Transcripts of the utterances that are not rejected.
+    """Collect the transcripts of the utterances that are not rejected.
 
     Raises:
         Ds2Error: the first error, if all are rejected.
@@ -209,7 +209,7 @@ def _read(source: Path, layout: str) -> Iterator[Utterance]:
 
 
 def _first_error(rejected: Sequence[RejectedUtterance], listed: int, leave_out: bool) -> Exception:
-    """Make one line of all errors: the first, and the number of the others."""
+    """Make one error from all: the first message, and the number of the others."""
     first = rejected[0].error
     if leave_out:
         return type(first)(f"{first} (none of {listed} utterances can be used)")
@@ -217,12 +217,12 @@ def _first_error(rejected: Sequence[RejectedUtterance], listed: int, leave_out: 
         return first
     return type(first)(
         f"{first} (and {len(rejected) - 1} more of {listed} utterances cannot be used; --leave-out "
-        "names each, and continues without them)"
+        "lists them and continues without them)"
     )
 
 
 def _sets(screened: Sequence[Screened], options: PrepareOptions) -> dict[str, CutSet]:
-    """Make the manifests, by their names."""
+    """Make the sets of cuts, by the names of their manifests."""
     manifests = {
         split: CutSet.from_cuts(item.cut for item in screened if item.split == split)
         for split in sorted({item.split for item in screened})

@@ -1,4 +1,4 @@
-"""Preview of augmentation: recordings before and after, as audio and as pictures."""
+"""Preview of augmentation: recordings before and after it, as audio and as plots."""
 
 from __future__ import annotations
 
@@ -30,54 +30,53 @@ SECTIONS = {
     "band": ("band_hz", "band_share"),
     "masks": ("frequency_masks", "frequency_mask_bins", "time_masks", "time_mask_frames"),
 }
-"""Parts of `augment` in the order in which they are applied, and their keys."""
+"""Parts of `augment` in the order of their application, with their keys."""
 
 SHARED = ("room", "noise", "band")
-"""Sections that only a share of the utterances gets: `augment.SECTION_share`."""
+"""Parts that are applied to a share of the utterances only, `augment.PART_share`."""
 
 
 def write_preview(cuts: Sequence[Cut], recipe: Recipe, out: Path, seed: int = 0) -> list[Path]:
-    """Write utterances before and after each section of a recipe's augmentation, and after all.
+    """Write utterances before augmentation, after each part of it, and after all parts.
 
     Args:
         cuts: utterances.
         recipe: recipe with the augmentation and the sample rate.
-        out: folder for a WAV and a PNG of each; for masks, which have no sound, a PNG alone.
+        out: folder for the files: a WAV and a PNG of each version, but only a PNG for masks.
         seed: seed of the augmentation.
 
     Returns:
         Paths of the files.
 
     Raises:
-        ConfigError: the recipe switches no augmentation on.
-        MissingFileError, AudioError: an utterance, or a noise, cannot be read.
+        ConfigError: the recipe has no augmentation.
+        MissingFileError, AudioError: an utterance or a noise recording cannot be read.
         RuntimeUnavailableError: matplotlib is not installed.
     """
     check_noise(recipe.augment)
     shown = sections_on(recipe.augment)
     if not shown:
         raise ConfigError(
-            "the recipe has no augmentation; switch something on, such as "
-            "--set 'augment.speed=[0.9,1.1]'"
+            "the recipe has no augmentation; turn some on, such as --set 'augment.speed=[0.9,1.1]'"
         )
     written = []
     for cut in cuts:
         name = re.sub(r"[^\w.-]", "_", cut.id)
         for label, config in {"0-before": NEUTRAL, **shown}.items():
-            # Each section draws alike, whichever others are on.
+            # Each part draws the same values, whichever other parts are on.
             random = np.random.default_rng((seed, zlib.crc32(cut.id.encode())))
             written += _write(cut, recipe, config, random, out / f"{name}.{label}")
     return written
 
 
 def sections_on(augment: AugmentConfig) -> dict[str, AugmentConfig]:
-    """Separate the sections that are switched on: each by itself, and all of them together."""
+    """Make a config for each part that is on, and one for all parts together."""
     found: dict[str, AugmentConfig] = {}
     for number, (section, keys) in enumerate(SECTIONS.items(), start=1):
         values: dict[str, Any] = {key: getattr(augment, key) for key in keys}
         alone = msgspec.structs.replace(NEUTRAL, **values)
         if _changes(alone):
-            if section in SHARED:  # in every utterance of a preview
+            if section in SHARED:  # applied to every utterance of a preview
                 alone = msgspec.structs.replace(alone, **{f"{section}_share": 1.0})
             found[f"{number}-{section}"] = alone
     return found | ({"9-all": augment} if found else {})
@@ -108,6 +107,6 @@ def _write(
 
 
 def _write_wav(path: Path, samples: FloatArray, sample_rate: int) -> None:
-    """Write float samples: gain beyond full scale stays, as in training."""
+    """Write float samples, so that gain beyond full scale is not clipped, as in training."""
     with whole_file(path) as temporary:
         soundfile.write(temporary, samples, sample_rate, subtype="FLOAT")

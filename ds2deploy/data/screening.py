@@ -1,4 +1,4 @@
-"""Screening of the utterances of a corpus: each is used, or rejected by name."""
+"""Screening of a corpus: each utterance is accepted, or rejected with an error that names it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ds2deploy.runtimes.errors import (
 from ds2deploy.runtimes.features import FeatureConfig
 
 SILENCE = 1e-4
-"""Largest sample of a silent recording: -80 dB."""
+"""Maximum absolute sample of a silent recording: -80 dB."""
 
 
 SHOWN = 200
-"""Characters of a transcript that an error shows."""
+"""Maximum number of characters of a transcript in an error."""
 
 
 class Screening(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,13 +36,13 @@ class Screening(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         shortest_s: minimum duration, in seconds.
-        longest_s: maximum duration, in seconds; None for any.
-        normalize: replace characters without a label, see `TextNormalizer`; without it, they
-            reject the utterance.
-        read: read recordings to their end, to find files that were cut off, silence, and samples
-            that are not numbers, which headers do not show.
-        features: settings of the model's features: they give the number of frames that the
-            characters of a transcript must fit in. The default is 16 kHz, a frame every 10 ms.
+        longest_s: maximum duration, in seconds; None sets no limit.
+        normalize: replace characters without a label, see `TextNormalizer`; otherwise their
+            utterance is rejected.
+        read: read recordings to their end, to detect truncated files, silence, and samples that
+            are not numbers.
+        features: settings of the model's features, which determine the number of frames for the
+            characters of a transcript. The default is 16 kHz and one frame every 10 ms.
     """
 
     shortest_s: float = 0.0
@@ -53,7 +53,7 @@ class Screening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RejectedUtterance(msgspec.Struct, frozen=True):
-    """An utterance that cannot be used.
+    """Utterance that cannot be used.
 
     Attributes:
         error: reason and remedy, in one line that names the file.
@@ -65,14 +65,14 @@ class RejectedUtterance(msgspec.Struct, frozen=True):
 
 
 class Screened(msgspec.Struct, frozen=True):
-    """An utterance that can be used, and the set that it belongs to."""
+    """Usable utterance, and the set that it belongs to."""
 
     cut: Cut
     split: str
 
 
 class Screener:
-    """Screens utterances one by one.
+    """Screener that accepts or rejects utterances one by one.
 
     Args:
         source: folder or manifest that lists them, for errors.
@@ -105,7 +105,7 @@ class Screener:
                     yield RejectedUtterance(error)
 
     def _open(self, utterance: Utterance) -> Cut:
-        """Make the cut of an utterance, if the header of its recording can be read."""
+        """Make the cut of an utterance from the header of its recording."""
         try:
             return make_cut(utterance, self._source)
         except Ds2Error:
@@ -113,18 +113,19 @@ class Screener:
         except OSError as error:
             reason = system_reason(error)
             raise AudioError(
-                f"{utterance.audio}: cannot be read ({reason}); make it readable, or take it out"
+                f"{utterance.audio}: cannot be read ({reason}); make it readable, or remove it"
             ) from None
 
     def _check(self, cut: Cut, utterance: Utterance) -> Cut:
         place = (utterance.audio.resolve(), utterance.start_s)
         if place in self._seen:
             raise ManifestError(
-                f"{utterance.audio}: stands in {self._source} a second time; take one out"
+                f"{utterance.audio}: listed twice in {self._source}; remove one entry"
             )
         cut.supervisions[0].text = self._normalized(utterance)
         self._check_length(cut)
-        if self._screening.read:  # first: words do not fit a recording that was cut off
+        # Before the transcript check, which a truncated recording would fail as well.
+        if self._screening.read:
             self._check_samples(cut)
         self._check_transcript(cut)
         self._seen.add(place)
@@ -136,7 +137,7 @@ class Screener:
         text = self.normalizer.normalize(utterance.text)
         if not text:
             raise ManifestError(
-                f"{utterance.audio}: nothing of its transcript {_shown(utterance.text)} has a "
+                f"{utterance.audio}: no character of its transcript {_shown(utterance.text)} has a "
                 "label; correct it"
             )
         return text
@@ -144,15 +145,15 @@ class Screener:
     def _check_length(self, cut: Cut) -> None:
         seconds, wanted = float(cut.duration), self._screening
         if seconds < wanted.shortest_s:
-            limit = f"shorter than the {wanted.shortest_s:g} s"
+            limit = f"shorter than the minimum of {wanted.shortest_s:g} s"
         elif wanted.longest_s is not None and seconds > wanted.longest_s:
-            limit = f"longer than the {wanted.longest_s:g} s"
+            limit = f"longer than the maximum of {wanted.longest_s:g} s"
         else:
             return
-        raise AudioError(f"{audio_path(cut)}: {seconds:.2f} s, {limit} that are asked for")
+        raise AudioError(f"{audio_path(cut)}: {seconds:.2f} s, {limit}")
 
     def _check_transcript(self, cut: Cut) -> None:
-        """Check that a transcript has labels, and no more of them than CTC can place."""
+        """Check that all characters have labels, and that CTC can align them."""
         path = audio_path(cut)
         text = transcript(cut)
         if unknown := self._alphabet.unknown(text):
@@ -164,14 +165,14 @@ class Screener:
         check_room(self._alphabet.encode(text), frames, path)
 
     def _remedy(self, text: str, unknown: Sequence[str]) -> str:
-        """Name the options that help with characters without a label, and only those."""
+        """List only the options that help with these characters."""
         letters = all(find_labels(character)[1:] for character in unknown)
         if letters and self._labels_found:
             return (
-                ", whose letters are too rare for a label of their own, or name all labels: "
+                ", because its letters are too rare to get labels, or list all labels: "
                 "--labels CHARACTERS"
             )
-        options = ["--labels auto, which gives them labels"] if letters else []
+        options = ["--labels auto, which adds labels for them"] if letters else []
         if not (
             self._screening.normalize
             or self._alphabet.unknown(TextNormalizer(self._alphabet).normalize(text))
@@ -190,7 +191,9 @@ class Screener:
                 "again"
             )
         if float(np.abs(samples).max(initial=0.0)) < SILENCE:
-            raise AudioError(f"{audio_path(cut)}: silence, but {self._source} has words for it")
+            raise AudioError(
+                f"{audio_path(cut)}: silence, although {self._source} has a transcript for it"
+            )
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The validation set of a corpus that has none."""
+"""Split of a validation set from a corpus that has none."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def with_validation(
 ) -> list[Screened]:
     """Move some of the training utterances to `valid`, unless the source has such a set.
 
-    A hash of the speaker or of the path decides, so that none moves when others are added.
+    The choice depends on a hash of the speaker or the path, so that added utterances do not change
+    it for the others.
 
     Args:
         screened: utterances of all sets.
         source: folder or manifest that lists them.
-        share: share of the training utterances, or of their speakers, that moves.
-        split_by: `speaker` keeps all utterances of a speaker in one set.
+        share: share of the training utterances, or of their speakers, to move.
+        split_by: unit of the split; `speaker` keeps all utterances of a speaker in one set.
 
     Raises:
-        ConfigError: split by speaker, but some are not named, or there is a single one.
+        ConfigError: `split_by` is `speaker`, but some speakers are unnamed or there is only one.
     """
     chosen = [item for item in screened if item.split == "train"]
     if share == 0 or not chosen or any(item.split == "valid" for item in screened):
@@ -45,7 +46,7 @@ def with_validation(
     if len(names) < 2:
         return list(screened)
     ordered = sorted(names, key=_hash)
-    # Neither side of a small corpus stays empty.
+    # Keep both sets of a small corpus from being empty.
     valid = {name for name in ordered if _hash(name) < share} | {ordered[0]}
     valid.discard(ordered[-1])
     return [
@@ -63,13 +64,13 @@ def _check_speakers(names: set[str], source: Path) -> None:
         )
     if len(names) < 2:
         raise ConfigError(
-            f"--split-by speaker: {source} has a single one, {min(names)!r}; use --split-by "
+            f"--split-by speaker: {source} has only one speaker, {min(names)!r}; use --split-by "
             "utterance, or --valid 0"
         )
 
 
 def _path_in(base: Path, cut: Cut) -> str:
-    """Path of a recording below the source's folder, with the start of a part of it."""
+    """Make the path of a recording relative to the source, with the start time of a part."""
     path = Path(cut.recording.sources[0].source)
     name = path.relative_to(base) if path.is_relative_to(base) else path
     return name.as_posix() + (f"@{cut.start:g}" if cut.start else "")

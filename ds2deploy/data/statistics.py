@@ -13,17 +13,17 @@ from ds2deploy.runtimes.errors import FILE_ERRORS
 from ds2deploy.runtimes.features import SMALLEST_DEVIATION, FeatureExtractor
 
 LEAST_DEVIATION = 0.5
-"""Least standard deviation of a bin, relative to the root mean square over all bins."""
+"""Minimum standard deviation of a bin, relative to the root mean square over all bins."""
 
 
 def global_statistics(
     cuts: CutSet, recipe: Recipe, utterances: int = 2000
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of every bin over (at most so many) utterances.
+    """Measure mean and standard deviation of every bin over at most `utterances` utterances.
 
-    A bin that the recordings leave empty, such as those above 4 kHz in telephone speech, would
-    have next to no deviation, and sound in it on a device would be scaled up without bound: no bin
-    has less than `LEAST_DEVIATION` of the deviation of all.
+    Bins without energy in the training data, such as those above 4 kHz in telephone speech, would
+    have a standard deviation near zero, and normalisation would amplify any sound in them without
+    limit. No bin therefore gets less than `LEAST_DEVIATION` times the overall deviation.
     """
     mean, square = _moments(cuts, recipe, utterances)
     variance = np.maximum(square - mean**2, 0)
@@ -35,9 +35,8 @@ def global_statistics(
 def pooled_statistics(cuts: CutSet, recipe: Recipe, utterances: int = 2000) -> tuple[float, float]:
     """Measure one mean and one standard deviation over all bins.
 
-    They replace those of each utterance for a network that was trained with normalisation per
-    utterance: it knows spectrograms whose bins keep their proportions, which statistics of every
-    bin would change.
+    They are for a network that was trained with per-utterance normalisation, which uses the same
+    mean and deviation for all bins. Statistics per bin would change the proportions of the bins.
     """
     mean, square = _moments(cuts, recipe, utterances)
     pooled = float(mean.mean())
@@ -59,7 +58,7 @@ def _moments(
     for i in chosen:
         try:
             samples = read_audio(listed[i], recipe.features.sample_rate)
-        except FILE_ERRORS as error:  # the training will name it, and count
+        except FILE_ERRORS as error:  # the training reports and counts it
             first = first or error
             continue
         spectrogram = extract(samples).astype(float)

@@ -1,4 +1,4 @@
-"""Transcripts in a model's labels, and an account of every character that was replaced."""
+"""Normalisation of transcripts to a model's labels, with a count of replaced characters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 from ds2deploy.runtimes.alphabet import Alphabet
 
 APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u0060\u00b4\uff07"
-"""Characters that are typed in place of the apostrophe in IT'S."""
+"""Characters that people type instead of the apostrophe in IT'S."""
 
 SPOKEN = "%&@#*\u00a7"
-"""Punctuation to Unicode, but read aloud by a person: it is not dropped."""
+"""Characters that Unicode counts as punctuation but that people read aloud; they are kept."""
 
 RARE = 1e-4
-"""Share of the letters below which a character gets no label of its own in `find_labels`."""
+"""Share of all letters below which a character gets no label in `find_labels`."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -25,8 +25,8 @@ class Change(msgspec.Struct, frozen=True):
 
     Attributes:
         character: character of the transcripts.
-        became: replacement; empty if the character was dropped, None if there is no replacement,
-            and the utterance is rejected.
+        became: replacement; empty if the character was dropped, None if there is no replacement
+            and the utterance was rejected.
         times: number of occurrences.
     """
 
@@ -36,7 +36,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class TextNormalizer:
-    """Normalizes transcripts, and counts what it replaced.
+    """Normaliser of transcripts, which counts its replacements.
 
     Args:
         alphabet: labels of the model.
@@ -48,23 +48,23 @@ class TextNormalizer:
         self._changes: Counter[tuple[str, str | None]] = Counter()
 
     def normalize(self, text: str, times: int = 1) -> str:
-        """Replace the characters that have no label, as far as a replacement is known.
+        """Replace characters that have no label, if a replacement is known.
 
-        Case is folded as `Alphabet.normalize` does; typographic apostrophes become ', accents are
-        dropped if the letter beneath has a label, dashes and slashes become spaces, other
+        Case is folded as by `Alphabet.normalize`. Typographic apostrophes become ', accents are
+        dropped if the base letter has a label, and dashes and slashes become spaces. Other
         punctuation and invisible characters are dropped. Digits, symbols that are read aloud and
-        letters of other scripts stay as they are, for `Alphabet.encode` to refuse.
+        letters of other scripts stay unchanged, so that `Alphabet.encode` rejects them.
 
         Args:
             text: transcript, or part of one.
-            times: number of times that it occurs, for `changes`.
+            times: number of occurrences of the text, for `changes`.
         """
         composed = unicodedata.normalize("NFC", text)
         return self._alphabet.normalize("".join(self._replace(c, times) for c in composed))
 
     @property
     def changes(self) -> list[Change]:
-        """Replacements in all transcripts so far, the most frequent first."""
+        """List the replacements in all transcripts so far, most frequent first."""
         ordered = sorted(self._changes.items(), key=lambda item: (-item[1], item[0][0]))
         return [Change(character, became, times) for (character, became), times in ordered]
 
@@ -83,7 +83,7 @@ class TextNormalizer:
             return " "
         if category in ("Cf", "Cc") or (category.startswith("P") and character not in SPOKEN):
             return ""
-        if category == "Mn":  # an accent that stands by itself
+        if category == "Mn":  # a combining accent
             return ""
         bare = "".join(
             part
@@ -101,15 +101,15 @@ class TextNormalizer:
 def find_labels(texts: Iterable[str]) -> str:
     """Find labels for transcripts in any language: the blank, and every letter that is not rare.
 
-    Letters are in upper case, as in deepspeech.pytorch's own labels, or in lower case where one of
-    them has no other, such as the sharp s of German; an apostrophe and a space are among them where
-    the transcripts have them.
+    Letters are in upper case, as in the labels of deepspeech.pytorch. They are in lower case if
+    one of them has no upper case, such as the German sharp s. Apostrophe and space are included if
+    the transcripts contain them.
 
     Args:
         texts: transcripts.
 
     Returns:
-        For `Alphabet`; the blank is `_`.
+        The labels, blank (`_`) first, for `Alphabet`.
     """
     characters = Counter(
         character for text in texts for character in unicodedata.normalize("NFC", text)
@@ -126,7 +126,7 @@ def find_labels(texts: Iterable[str]) -> str:
 
 
 def _letters(character: str, lower: bool) -> Iterator[str]:
-    """Parts of a character that can be labels."""
+    """Yield the parts of a character that can be labels."""
     if character in APOSTROPHES or character == "'":
         yield "'"
     elif character.isspace():

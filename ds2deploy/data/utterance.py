@@ -1,4 +1,4 @@
-"""An utterance of a source: its recording, its transcript, and the error that rejects it."""
+"""Utterance of a source: recording, transcript, and the error that rejects it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds2deploy.text_files import read_text
 
 
 class Utterance(NamedTuple):
-    """A recording, or a part of one, and its transcript.
+    """Recording, or a part of one, with its transcript.
 
     Attributes:
         audio: file of the recording.
@@ -18,11 +18,11 @@ class Utterance(NamedTuple):
         speaker: name of the speaker; empty if unknown.
         split: set that the utterance belongs to.
         start_s: start in the file, in seconds.
-        duration_s: duration in seconds; None for the rest of the file.
-        error: reason to reject the utterance, such as a missing transcript; None without one.
-        unreadable: True if the recording or its folder causes the error, not the transcript.
-        unknown_part: part of the corpus whose name tells no set, so that `split` is `train`; empty
-            otherwise.
+        duration_s: duration, in seconds; None means the rest of the file.
+        error: error that rejects the utterance, such as a missing transcript; None if usable.
+        unreadable: True if the error is caused by the recording or its folder, not the transcript.
+        unknown_part: part of the corpus whose name contains no set, so that `split` is `train`;
+            empty otherwise.
     """
 
     audio: Path
@@ -37,7 +37,7 @@ class Utterance(NamedTuple):
 
 
 def with_transcript(audio: Path, text: Path, speaker: str = "") -> Utterance:
-    """Make the utterance of a recording whose transcript is a file of its own."""
+    """Make the utterance of a recording whose transcript is in a separate file."""
     try:
         return Utterance(audio, _read_transcript(text, audio), speaker)
     except (MissingFileError, ManifestError) as error:

@@ -1,7 +1,7 @@
-"""Batches that processes of their own load, and the error for each way in which those die.
+"""Data-loading processes, with a clear error for each way in which they die.
 
-`torch.utils.data.DataLoader` hands tensors over in shared memory. Left to itself it waits forever
-where that is full, and a worker that is killed becomes a RuntimeError at any place of the training.
+`torch.utils.data.DataLoader` passes tensors in shared memory. By default it waits forever if shared
+memory is full, and raises a RuntimeError anywhere in the training if a worker is killed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
     """Load every part of a plan, in order.
 
     Args:
-        dataset: makes an item of a part.
-        plan: the parts.
-        workers: processes that load; 0 loads in this one.
+        dataset: dataset that makes an item from a part of the plan.
+        plan: parts to load.
+        workers: number of loading processes; 0 loads in this process.
 
     Raises:
-        WorkerError: no process can be started, or shared memory is full.
-        Ds2Error, OSError: what the dataset raises, in whichever process.
+        WorkerError: a process cannot be started, or shared memory is full.
+        Ds2Error, OSError: error of the dataset, in any process.
     """
     loader: DataLoader[Any] = DataLoader(
         _Guarded(dataset),
@@ -46,7 +46,7 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
     )
     try:
         if workers:
-            multiprocessing.Event()  # where torch fails to make one, it adds a traceback
+            multiprocessing.Event()  # fail here: torch would add a traceback
         items = iter(loader)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -61,11 +61,11 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
 
 
 def _prepare_worker(_: int) -> None:
-    """Give a worker its own process group, and take away torch's handlers.
+    """Give a worker its own process group, and remove torch's signal handlers.
 
-    Ctrl-C in a terminal and `timeout` send their signal to the whole group. The training must live
-    through it to write its checkpoint, and needs its workers until then; they end with it.
-    Torch's handlers print a line before the one that names the remedy.
+    Ctrl-C in a terminal and `timeout` send their signal to the whole group. The training process
+    handles it by writing a checkpoint, and needs its workers until then; they end with it. Torch's
+    handlers would print a line of their own before our message.
     """
     os.setpgid(0, 0)
     for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
@@ -73,7 +73,7 @@ def _prepare_worker(_: int) -> None:
 
 
 class _Guarded(Dataset[Any]):
-    """Returns what the dataset raises, which would arrive as a traceback in several lines."""
+    """Dataset that returns errors instead of raising them, because torch adds a traceback."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
@@ -88,10 +88,10 @@ class _Guarded(Dataset[Any]):
 
 
 def _shared(item: Item, workers: int) -> Item | WorkerError:
-    """The item with its tensors in shared memory.
+    """Move the tensors of an item to shared memory.
 
-    The queue between the processes would put them there too, but in a thread whose errors nobody
-    sees: the training would wait for this item forever.
+    The queue between the processes would do this too, but in a thread whose errors are lost, and
+    the training would wait for the item forever.
     """
     try:
         for value in item:
@@ -117,10 +117,11 @@ def _size() -> str:
 def worker_failures(workers: int) -> Iterator[None]:
     """Turn the death of a worker into one error that names the remedy.
 
-    Torch notices it in a signal handler, hence anywhere in the code under this manager.
+    Torch detects the death in a signal handler, so that the error can arise anywhere in the
+    context.
 
     Args:
-        workers: processes that load data.
+        workers: number of processes that load data.
 
     Raises:
         WorkerError: a worker died.
@@ -139,7 +140,7 @@ def worker_failures(workers: int) -> Iterator[None]:
 
 
 def _death(error: RuntimeError, workers: int) -> str:
-    """The message; the signal stands in the error itself or in its cause."""
+    """Make the message; the signal is in the error itself or in its cause."""
     texts = [" ".join(str(cause).split()) for cause in (error.__cause__, error) if cause]
     text = next((text for text in texts if "killed by signal" in text), texts[-1])
     how = f"data.workers = {workers}: {text.partition('. ')[0].rstrip('. ')}"

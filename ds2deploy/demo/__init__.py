@@ -1,1 +1,1 @@
-"""The whole way on synthetic speech: train, export, verify, transcribe."""
+"""Demonstration of all steps on synthetic speech: train, export, verify, transcribe."""

@@ -1,10 +1,10 @@
-"""espeak-ng's voices, through its shared library.
+"""Speech synthesis with the voices of espeak-ng, through its shared library.
 
-espeak-ng keeps state from one utterance to the next that no call resets: the position in its
-pitch flutter, a cycle count, a random seed taken from the clock. Of the 104 variants that
-espeakng-loader 0.2.4 ships, 91 spoke one sentence differently within four tries. So the library
-is opened and closed around every utterance, which brings a word to 4 ms from 1; the audio then
-depends on the arguments alone.
+espeak-ng keeps state between utterances that no call resets: the position in its pitch flutter, a
+cycle count, and a random seed from the clock. Of the 104 variants in espeakng-loader 0.2.4, 91
+spoke the same sentence differently within four tries. The library is therefore opened and closed
+for every utterance, so that the audio only depends on the arguments. A word then takes 4 ms instead
+of 1.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
 _RATE, _VOLUME, _PITCH = 1, 2, 3
 _FROM_CHARACTER, _UTF8 = 1, 1
 
-# At espeak's own 100 the louder voices below reach full scale, where its limiter pumps.
+# At espeak's default volume of 100, the louder voices reach full scale and trigger its limiter.
 _VOLUME_PERCENT = 50
 
 _SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
-# A process has one espeak-ng, whatever its number of Synthesizers.
+# A process has a single espeak-ng for any number of Synthesizers.
 _one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Voice:
-    """One of espeak-ng's voices.
+    """Voice of espeak-ng.
 
     Attributes:
         name: accent and speaker, joined by a plus sign: `en-us+f3`.
@@ -57,9 +57,9 @@ class Voice:
 
 
 class Synthesizer:
-    """Speaks with espeak-ng; the same arguments always give the same samples.
+    """Synthesizer that uses espeak-ng; the same arguments always give the same samples.
 
-    Utterances of several threads wait for each other.
+    Calls from several threads are processed one after another.
 
     Raises:
         RuntimeUnavailableError: espeakng_loader is missing, its library or its voices cannot be
@@ -74,20 +74,21 @@ class Synthesizer:
     def speak(
         self, text: str, voice: Voice, rate_wpm: int = 175, pitch: int = 50
     ) -> tuple[FloatArray, int]:
-        """Speak a text, with some 15 ms of silence on either side.
+        """Speak a text, with about 15 ms of silence before and after it.
 
         Args:
             text: words in lower case; upper case may be spelled out.
             voice: voice that speaks.
             rate_wpm: nominal words per minute, 80 to 450; a digit takes 0.48 s at 120, 0.24 s
                 at 220.
-            pitch: 0 to 99; 50 is the voice's own, 0 about 0.7 times and 99 about 1.6 times that.
+            pitch: pitch from 0 to 99; 50 is the voice's own, 0 about 0.7 times and 99 about 1.6
+                times that.
 
         Returns:
             Samples, (samples,) float32, mono, in [-1, 1]; and their sample rate in Hz.
 
         Raises:
-            ConfigError: no such voice, or a rate or pitch out of range.
+            ConfigError: there is no such voice, or the rate or pitch is out of range.
             RuntimeUnavailableError: see the class.
         """
         self._check(voice, rate_wpm, pitch)
@@ -100,7 +101,7 @@ class Synthesizer:
             return _synthesize(espeak, text), sample_rate
 
     def _check(self, voice: Voice, rate_wpm: int, pitch: int) -> None:
-        # espeak-ng itself would take the accent's own speaker, or the nearest number, silently.
+        # espeak-ng would silently use the accent's own speaker, or the nearest number.
         if voice.variant and not (self._data / "voices" / "!v" / voice.variant).is_file():
             raise ConfigError(f"{voice.name}: espeak-ng has no variant {voice.variant}")
         if not 80 <= rate_wpm <= 450:
@@ -116,13 +117,13 @@ def _find_espeak() -> tuple[Path, Path]:
         return Path(loader.get_library_path()), Path(loader.get_data_path())
     except ImportError as error:
         raise RuntimeUnavailableError(f"espeakng_loader is not installed: {REMEDY}") from error
-    except RuntimeError as error:  # what get_data_path raises when the folder is gone
+    except RuntimeError as error:  # get_data_path raises it if the folder is missing
         raise RuntimeUnavailableError(f"espeakng_loader is damaged ({error}): {REMEDY}") from error
 
 
 @contextmanager
 def _opened(library: Path, data: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
-    """Open espeak-ng afresh, with its sample rate in Hz; unload it afterwards."""
+    """Load espeak-ng, yield it with its sample rate in Hz, and unload it afterwards."""
     with _one_at_a_time:
         _refuse_if_open(library)
         try:
@@ -132,9 +133,9 @@ def _opened(library: Path, data: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
         try:
             sample_rate = espeak.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), _DONT_EXIT)
             if sample_rate <= 0:
-                # Measured: it reads its data at a path of 152 characters, not at one of 167.
+                # Measured: a path of 152 characters works, one of 167 does not.
                 raise RuntimeUnavailableError(
-                    f"{data}: espeak-ng finds no voices there (they must exist, and the path must"
+                    f"{data}: espeak-ng finds no voices in it (they must exist, and the path must"
                     f" not exceed 150 characters): {REMEDY}"
                 )
             espeak.espeak_ng_SetRandSeed(ctypes.c_long(1))
@@ -145,25 +146,25 @@ def _opened(library: Path, data: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
 
 
 def _refuse_if_open(library: Path) -> None:
-    """Refuse a library that is open: opening it again would give the same one, with its state."""
+    """Refuse a library that is open already: opening it again would keep its state."""
     try:
         handle = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)._handle
     except OSError:
         return
     dlclose(handle)
     raise RuntimeUnavailableError(
-        f"{library}: in use by another package in this process; synthesise in a process of its own"
+        f"{library}: in use by another package in this process; synthesise in a separate process"
     )
 
 
 def _synthesize(espeak: ctypes.CDLL, text: str) -> FloatArray:
-    """Speak a text with the voice and the parameters that are set: (samples,)."""
+    """Speak a text with the current voice and parameters: (samples,)."""
     chunks: list[bytes] = []
 
     def collect(samples: int | None, count: int, _events: int | None) -> int:
         if samples is not None and count > 0:
             chunks.append(ctypes.string_at(samples, 2 * count))
-        return 0  # go on
+        return 0  # continue
 
     callback = _SynthCallback(collect)
     espeak.espeak_SetSynthCallback(callback)

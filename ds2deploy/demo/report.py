@@ -1,4 +1,4 @@
-"""The result of the demo, and its table."""
+"""Result of the demo, and its table."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rich.table import Table
 from ds2deploy.training.evaluation import Evaluation
 
 LARGEST_WER = 0.10
-"""Largest word error rate of a demo that passes, on voices that training never heard."""
+"""Maximum word error rate of a demo that passes, on voices that are not in the training set."""
 
 
 class DemoRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One model file in the final table.
+    """Row of the final table, for one model file.
 
     Attributes:
         model: path of the file.
         runtime: runtime that ran it.
         size: size of the file, in bytes.
         wer: word error rate on the test voices.
-        max_difference: largest difference of log-probabilities from the network in float64; for
-            the checkpoint that of PyTorch's float32.
+        max_difference: maximum difference of log-probabilities from the network in float64; for
+            the checkpoint, that of PyTorch's float32.
         words_different: number of test words that differ from the checkpoint's; None for the
             checkpoint.
-        speed: seconds of audio recognised in a second, one clip at a time.
+        speed: seconds of audio recognised per second, one clip at a time.
     """
 
     model: str
@@ -44,10 +44,10 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the demo.
 
     Attributes:
-        rows: row of the checkpoint, then those of the artifacts.
+        rows: row of the checkpoint, followed by those of the artifacts.
         words: number of words in the test strings.
-        test_voices: number of voices that only the test strings have.
-        seconds: duration of the whole demo.
+        test_voices: number of voices that only occur in the test strings.
+        seconds: duration of the demo, in seconds.
     """
 
     rows: tuple[DemoRow, ...]
@@ -57,7 +57,7 @@ class DemoResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Return True if every row reaches the word error rate."""
+        """Return True if no row exceeds the maximum word error rate."""
         return all(row.wer <= LARGEST_WER for row in self.rows)
 
     def failure(self) -> str:
@@ -81,7 +81,7 @@ def print_clips(console: Console, evaluation: Evaluation) -> None:
 def print_table(console: Console, result: DemoResult, clip: Path) -> None:
     """Print the final table, and a command that transcribes a clip."""
     table = Table(
-        title="What was trained, and what would run on a device", box=SIMPLE_HEAD, pad_edge=False
+        title="The trained network, and its artifacts for devices", box=SIMPLE_HEAD, pad_edge=False
     )
     for heading in ("model", "runs on", "size", "errors", "differs by", "speed"):
         table.add_column(
@@ -103,12 +103,12 @@ def print_table(console: Console, result: DemoResult, clip: Path) -> None:
     console.print(table)
     shown = clip.relative_to(Path.cwd()) if clip.is_relative_to(Path.cwd()) else clip
     console.print(
-        f"errors       of {result.words} words by {result.test_voices} voices that training "
-        "never heard\n"
-        "differs by   the network in float64: largest difference of log-probabilities, other "
+        f"errors       word error rate on {result.words} words by {result.test_voices} voices that "
+        "are not in the training set\n"
+        "differs by   largest difference of log-probabilities from the network in float64, other "
         "words\n"
-        "speed        seconds of audio recognised in a second, one clip at a time\n\n"
-        f"All of it took {result.seconds:.0f} s. Now try:\n"
+        "speed        seconds of audio recognised per second, one clip at a time\n\n"
+        f"The demo took {result.seconds:.0f} s. Now try:\n"
         f"  ds2deploy transcribe {result.rows[1].model} {shown}",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""`ds2deploy demo`: every step on synthetic speech, so that no data is needed."""
+"""Steps of `ds2deploy demo`, which needs no data because it synthesises speech."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MARKER = ".ds2deploy-demo"
 
 
 class Split(NamedTuple):
-    """Part of the demo's speech: so many strings of so many digits."""
+    """Part of the demo's speech: a number of strings with a number of digits each."""
 
     name: str
     strings: int
@@ -54,28 +54,28 @@ def run_demo(
     splits: Sequence[Split] = SPLITS,
     overrides: Sequence[str] = (),
 ) -> DemoResult:
-    """Synthesise, train, evaluate, export, verify, transcribe; report on stderr.
+    """Run all steps (synthesise, train, evaluate, export, verify, transcribe); report on stderr.
 
     Args:
         out: folder for audio, training and artifacts; an earlier demo in it is replaced.
         seed: seed of voices, weights and batches.
         splits: training, validation and test strings.
-        overrides: changes of the recipe, `section.key=value`.
+        overrides: changes of the recipe of the form `section.key=value`.
 
     Raises:
-        ConfigError: the folder holds files of other work.
-        ParityError: an artifact does not compute what was trained.
+        ConfigError: the folder contains files of other work.
+        ParityError: the results of an artifact differ from those of the trained network.
     """
     console = Console(stderr=True, highlight=False)
     started = time.perf_counter()
     stage = _stages(console)
     _claim(out)
 
-    stage(f"Speaking: {sum(split.strings for split in splits)} strings of digits")
+    stage(f"Synthesising {sum(split.strings for split in splits)} strings of digits")
     manifests = {split.name: speak(split, out, seed) for split in splits}
 
     recipe = demo_recipe(out, manifests, seed, overrides)
-    stage(f"Training: {recipe.model.layers} x {recipe.model.rnn} of {recipe.model.hidden}")
+    stage(f"Training {recipe.model.layers} x {recipe.model.rnn} of {recipe.model.hidden} units")
     train(recipe)
     checkpoint = out / "run" / "best.ckpt"
 
@@ -84,7 +84,7 @@ def run_demo(
     with status("exporting") as step:
         exported = export_onnx(checkpoint, out / "models", ("fp32", "fp16"), test, step)
 
-    stage(f"Recognising {splits[-1].strings} strings by {len(TEST_VOICES)} voices never heard")
+    stage(f"Recognising {splits[-1].strings} strings by {len(TEST_VOICES)} new voices")
     cuts = CutSet.from_jsonl(test).to_eager()
     paths = [checkpoint, *(Path(item.path) for item in exported)]
     evaluations = [_evaluate(path, cuts, str(test)) for path in paths]
@@ -100,10 +100,10 @@ def run_demo(
 
 
 def _claim(out: Path) -> None:
-    """Remove what an earlier demo left in a folder; refuse one that is somebody's own."""
+    """Remove the files of an earlier demo from a folder; refuse a folder with other files."""
     mine = [out / name for name in ("audio", "run", "models")]
     if not (out / MARKER).exists() and any(path.exists() for path in mine):
-        raise ConfigError(f"{out}: holds files of other work; choose another folder with --out")
+        raise ConfigError(f"{out}: contains files of other work; choose another folder with --out")
     for path in mine:
         shutil.rmtree(path, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _claim(out: Path) -> None:
 
 
 def speak(split: Split, out: Path, seed: int) -> Path:
-    """Write the split's recordings with their transcripts, and its manifest."""
+    """Write the recordings, transcripts and manifest of a split."""
     folder = out / "audio" / split.name
     folder.mkdir(parents=True)
     utterances = []
@@ -132,7 +132,7 @@ def speak(split: Split, out: Path, seed: int) -> Path:
 def demo_recipe(
     out: Path, manifests: dict[str, Path], seed: int, overrides: Sequence[str]
 ) -> Recipe:
-    """Point the built-in recipe `demo` to the speech that was made."""
+    """Load the built-in recipe `demo` with the paths of the synthetic speech."""
     return load_recipe(
         "demo",
         [
@@ -181,7 +181,7 @@ def _rows(
 
 
 def measure_speed(paths: Sequence[Path], cuts: CutSet, clips: int = 12) -> list[float]:
-    """Measure the speed of models in turns: seconds of audio recognised in a second, by clip."""
+    """Measure the speed of models in turns: seconds of audio per second, one clip at a time."""
     recognizers = [load(path) for path in paths]
     rate = recognizers[0].description.features.sample_rate
     audio = [read_audio(cut, rate) for cut in list(cuts)[:clips]]
@@ -193,7 +193,7 @@ def measure_speed(paths: Sequence[Path], cuts: CutSet, clips: int = 12) -> list[
                 started = time.perf_counter()
                 recognizer.transcribe(samples, rate)
                 measured.append(len(samples) / rate / (time.perf_counter() - started))
-    # The first clip warms up.
+    # The first clip is a warm-up.
     return [round(statistics.median(measured[1:] or measured), 1) for measured in speeds]
 
 

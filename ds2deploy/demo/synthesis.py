@@ -21,9 +21,9 @@ def _voices(variants_by_accent: dict[str, str]) -> tuple[Voice, ...]:
     )
 
 
-# `en` is British: espeak_SetVoiceByName does not know the name `en-gb`. Left out are whispers,
-# robots, loud echoes, voices whose noise comes from libc's rand(), and twins of a test voice (aunty
-# has the formants of f4; gustave and marcelo lie next to Michael, Nguyen next to m7).
+# `en` is British: espeak_SetVoiceByName does not know the name `en-gb`. The list excludes whispers,
+# robots, loud echoes, voices whose noise comes from libc's rand(), and voices that resemble a test
+# voice (aunty has the formants of f4; gustave and marcelo are close to Michael, Nguyen to m7).
 TRAIN_VOICES = _voices(
     {
         "en-us": "m1 f1 Alex Gene steph",
@@ -49,7 +49,7 @@ TEST_VOICES = _voices(
 
 
 class SpokenString(NamedTuple):
-    """A string of digits and its recording.
+    """String of digits with its recording.
 
     Attributes:
         text: upper-case words, such as `THREE ONE NINE`.
@@ -67,22 +67,22 @@ class SpokenString(NamedTuple):
 def digit_strings(
     count: int, voices: Sequence[Voice], seed: int, lengths: tuple[int, int]
 ) -> Iterator[SpokenString]:
-    """Speak random digit strings, at 120 to 220 words per minute, at varied pitch and level.
+    """Speak random digit strings at 120 to 220 words per minute, with varied pitch and level.
 
-    Every digit occurs as often as any other (or once more), and so does every voice; doubled
-    digits included. What is said by whom depends on the arguments alone, not on espeak-ng.
+    All digits occur equally often (or once more), including doubled digits, and so do all voices.
+    The digits and voices only depend on the arguments, not on espeak-ng.
 
     Args:
         count: number of strings.
         voices: voices that speak.
         seed: seed of the random numbers, 0 or more.
-        lengths: fewest and most digits of a string, both included.
+        lengths: minimum and maximum number of digits of a string.
 
     Returns:
-        An iterator that synthesises as it goes: 7 ms for a string of 4 digits.
+        A lazy iterator; it takes 7 ms to synthesise a string of 4 digits.
 
     Raises:
-        ConfigError: no voices, or lengths that hold no string.
+        ConfigError: there are no voices, or the lengths allow no string.
         RuntimeUnavailableError: as from `Synthesizer`.
     """
     if not voices or not 1 <= lengths[0] <= lengths[1]:
@@ -106,15 +106,15 @@ def digit_strings(
 
 
 def _deal(kinds: int, total: int, random: np.random.Generator) -> IntArray:
-    """Shuffle `total` numbers below `kinds`, each as often as the others (or once more)."""
+    """Shuffle `total` numbers below `kinds`, which all occur equally often (or once more)."""
     return random.permutation(random.permutation(kinds)[np.arange(total) % kinds])
 
 
 def _record(speech: FloatArray, sample_rate: int, random: np.random.Generator) -> FloatArray:
-    """Record speech in a quiet room: (samples,) float32.
+    """Simulate a recording in a quiet room: (samples,) float32.
 
-    20 to 100 ms of room on either side, speech 20 to 32 dB below full scale, white noise
-    25 to 40 dB below the speech.
+    The recording has 20 to 100 ms of room noise before and after the speech. The speech is 20 to
+    32 dB below full scale, and the white noise 25 to 40 dB below the speech.
     """
     before, after = (int(seconds * sample_rate) for seconds in random.uniform(0.02, 0.1, size=2))
     level = 10 ** (random.uniform(-32, -20) / 20)

@@ -1,1 +1,1 @@
-"""Language models: estimated from text, or read from ARPA files, and written as `.lm` files."""
+"""Making of language models (`.lm` files) from text or ARPA files."""

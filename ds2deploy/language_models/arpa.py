@@ -1,8 +1,8 @@
-"""Reads ARPA files, as KenLM, SRILM and IRSTLM write them.
+"""Reader of ARPA files of KenLM, SRILM and IRSTLM.
 
-The format: D. Jurafsky and J. Martin, or `ngram-format(5)` of SRILM. Numbers are log10; columns are
-separated by spaces or tabs. A suffix of an n-gram may be missing, as in SRILM's pruned models; its
-first words may not.
+The format is described by D. Jurafsky and J. Martin, and in `ngram-format(5)` of SRILM. Numbers are
+log10, and columns are separated by spaces or tabs. The prefix of an n-gram (all words but the last)
+must be an n-gram, too; its suffixes may be missing, as in pruned models of SRILM.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from ds2deploy.runtimes.errors import AlphabetError, ModelFileError
 COUNT = re.compile(rb"ngram\s+(\d{1,9})\s*=\s*(\d{1,18})")
 
 CHUNK = 50_000
-"""Lines that are parsed together."""
+"""Number of lines that are parsed together."""
 
 NO_UNKNOWN = -100.0
 """log10 of the probability of unknown words in a model that has no `<unk>`, as in KenLM."""
 
 LARGEST = 1e30
-"""Bound of numbers: larger ones do not fit float32 as natural logarithms."""
+"""Maximum of numbers; larger ones do not fit float32 as natural logarithms."""
 
 SPACE_NAMES = ("|", "<space>")
-"""Names of the space in character models of others."""
+"""Names of the space in character models of other programs."""
 
 Keys = npt.NDArray[np.int64]
 
 
 class ArpaReader:
-    """Reads one file from its first line to its last.
+    """Reader of one ARPA file.
 
     Args:
-        source: the file.
+        source: open file.
         alphabet: labels of the acoustic model.
-        is_characters: the n-grams consist of characters.
+        is_characters: True if the n-grams consist of characters.
 
     Attributes:
-        unspellable: words that the labels cannot spell, so that they are never recognized.
+        unspellable: words with characters that have no label; they are never recognised.
     """
 
     def __init__(self, source: SourceFile, alphabet: Alphabet, is_characters: bool) -> None:
@@ -62,8 +62,8 @@ class ArpaReader:
         """Read the n-grams.
 
         Raises:
-            ModelFileError: the file is damaged; names the line.
-            AlphabetError: its words are written in other labels.
+            ModelFileError: the file is damaged; the message names the line.
+            AlphabetError: its words use other labels.
         """
         while self._next().removeprefix(codecs.BOM_UTF8) != ARPA_BEGINS:
             pass
@@ -84,7 +84,7 @@ class ArpaReader:
         return NGrams(self._words, orders)
 
     def _next(self) -> bytes:
-        """The next line that is not empty."""
+        """Read the next non-empty line."""
         for line in self._file:
             self._line += 1
             if stripped := line.strip():
@@ -92,7 +92,7 @@ class ArpaReader:
         raise self._damage("the file ends here")
 
     def _counts(self) -> tuple[list[int], bytes]:
-        """Numbers of n-grams, and the line after them."""
+        """Read the numbers of n-grams, and the line after them."""
         counts: list[int] = []
         while found := COUNT.fullmatch(line := self._next()):
             if int(found[1]) != len(counts) + 1:
@@ -105,7 +105,7 @@ class ArpaReader:
     def _rows(
         self, n: int, count: int
     ) -> Iterator[tuple[list[list[bytes]], npt.NDArray[np.float64]]]:
-        """Columns of the lines of a section, and their numbers, in chunks.
+        """Yield the columns of a section's lines, and their numbers, in chunks.
 
         While a chunk is processed, `_line` is the number of the line before it.
         """
@@ -116,7 +116,7 @@ class ArpaReader:
             if not {n + 1, n + 2}.issuperset(lengths):
                 i = next(i for i, columns in enumerate(lengths) if not n < columns < n + 3)
                 if not rows[i] or rows[i][0].startswith(b"\\"):
-                    raise self._damage(f"{done + i} {n}-grams, and not {count} as announced", i)
+                    raise self._damage(f"{done + i} {n}-grams, but the header announces {count}", i)
                 raise self._damage(f"{lengths[i]} columns, expected {n + 1} or {n + 2}", i)
             if not rows:
                 raise self._damage(f"the file ends after {done} of {count} {n}-grams")
@@ -125,7 +125,7 @@ class ArpaReader:
             self._line += len(rows)
 
     def _numbers(self, rows: list[list[bytes]], n: int) -> npt.NDArray[np.float64]:
-        """(2, rows) probabilities and back-offs."""
+        """Parse probabilities and back-off weights: (2, rows)."""
         try:
             numbers = np.array(
                 [
@@ -154,7 +154,7 @@ class ArpaReader:
             for i, row in enumerate(rows):
                 name = UNKNOWN.encode() if row[1] == b"<UNK>" else row[1]
                 if name in names:
-                    raise self._damage(f"{name.decode(errors='replace')!r} stands twice", i)
+                    raise self._damage(f"{name.decode(errors='replace')!r} is listed twice", i)
                 names[name] = len(names)
         for special in (START, END):
             if special.encode() not in names:
@@ -172,10 +172,10 @@ class ArpaReader:
         return Order(np.zeros_like(vocabulary), vocabulary, score, backoff)
 
     def _longer(self, n: int, count: int, keys: list[Keys]) -> Order:
-        """N-grams of an order above 1.
+        """Read the n-grams of an order above 1.
 
         Args:
-            n: the order.
+            n: order of the n-grams.
             count: number of n-grams.
             keys: for each lower order, prefix times the size of the vocabulary plus word, sorted.
         """
@@ -186,7 +186,7 @@ class ArpaReader:
             columns = [[index.get(row[j], -1) for row in rows] for j in range(1, n + 1)]
             ids = np.array(columns, np.int64).T
             if (lacking := ids.min(1) < 0).any():
-                raise self._damage("a word that is no 1-gram", int(lacking.argmax()))
+                raise self._damage("a word is not a 1-gram", int(lacking.argmax()))
             at = ids[:, 0]
             for j in range(1, n - 1):
                 wanted = at * size + ids[:, j]
@@ -194,7 +194,7 @@ class ArpaReader:
                 lacking = (at == len(keys[j])) | (keys[j][at - (at == len(keys[j]))] != wanted)
                 if lacking.any():
                     raise self._damage(
-                        f"its first {j + 1} words are no n-gram", int(lacking.argmax())
+                        f"its first {j + 1} words are not an n-gram", int(lacking.argmax())
                     )
             found.append(at * size + ids[:, -1])
             numbers.append(values)
@@ -203,13 +203,13 @@ class ArpaReader:
         sorted_keys = unsorted[by_key]
         if (twice := sorted_keys[1:] == sorted_keys[:-1]).any():
             self._line = first
-            raise self._damage("an n-gram that stands twice", int(by_key[1:][twice].min()))
+            raise self._damage("an n-gram is listed twice", int(by_key[1:][twice].min()))
         prefix, word = np.divmod(sorted_keys, size)
         score, backoff = np.concatenate(numbers, 1)[:, by_key]
         return Order(prefix.astype(np.int32), word.astype(np.int32), score, backoff)
 
     def _spell(self, names: dict[bytes, int]) -> list[str]:
-        """Words as the labels spell them; counts those that they cannot spell."""
+        """Convert words to the labels, and collect those that have characters without a label."""
         labels = self._alphabet.labels
         spelled: dict[str, str] = {}
         for name in names:
@@ -233,13 +233,13 @@ class ArpaReader:
             raise AlphabetError(
                 f"{self._name}: the labels {labels[1:]!r} cannot spell {len(self.unspellable)} of "
                 f"{len(names)} {'characters' if self._is_characters else 'words'}, such as "
-                f"{self.unspellable[0]!r}; give the model with --labels, and --characters for "
-                "a model of characters only"
+                f"{self.unspellable[0]!r}; give the acoustic model with --labels, and add "
+                "--characters if this is a character model"
             )
         return list(spelled)
 
     def _damage(self, reason: str, row: int = -1) -> ModelFileError:
-        """The error of a damaged file; `row` counts lines after the current one."""
+        """Make the error of a damaged file; `row` counts lines after the current one."""
         return ModelFileError(
             f"{self._name}, line {self._line + row + 1}: damaged ARPA file: {reason}; get the file "
             "again, or make a model from text"

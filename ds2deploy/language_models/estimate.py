@@ -1,12 +1,13 @@
-"""Interpolated modified Kneser-Ney estimation, with pruning, in numpy.
+"""Interpolated modified Kneser-Ney estimation with pruning, in numpy.
 
 Chen and Goodman, "An empirical study of smoothing techniques for language modeling" (1998), section
 3; Heafield et al., "Scalable modified Kneser-Ney language model estimation" (2013), sections 3.1 to
-3.3. Gives what KenLM's `lmplz` gives: counts of lower orders are numbers of distinct words to the
-left, except after `<s>`; the lowest order is interpolated with the uniform distribution; pruning is
-by how often an n-gram occurs, and the mass of pruned n-grams goes to the order below. One
-difference: for its discounts lmplz takes the n-grams that end in the last word of its vocabulary by
-how often they occur, which only a text of a few lines shows.
+3.3. The results equal those of KenLM's `lmplz`. Counts of lower orders are numbers of distinct
+words to the left, except after `<s>`. The lowest order is interpolated with the uniform
+distribution. N-grams are pruned by their number of occurrences, and their probability mass goes to
+the order below. There is one difference, which only matters for a text of a few lines: to estimate
+discounts, lmplz uses the number of occurrences for n-grams that end in the last word of its
+vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ds2deploy.language_models.ngrams import Ids, NGrams, Order
 from ds2deploy.runtimes.decoding.language_model_file import START, UNKNOWN
 
 FALLBACK = (0.5, 1.0, 1.5)
-"""Discounts for counts of 1, 2 and more where a text is too small to estimate them; lmplz's
+"""Discounts for counts of 1, 2 and more if a text is too small to estimate them; they equal lmplz's
 `--discount_fallback`."""
 
 Floats = npt.NDArray[np.float64]
@@ -31,11 +32,11 @@ class Counts(NamedTuple):
     """Counted n-grams of one order, sorted by prefix, then by word.
 
     Attributes:
-        times: (n-grams,) occurrences.
-        prefix: (n-grams,) index of all words but the last among those of the order below.
-        suffix: (n-grams,) index of all words but the first among those of the order below.
+        times: (n-grams,) number of occurrences.
+        prefix: (n-grams,) index of all words but the last among the n-grams of the order below.
+        suffix: (n-grams,) index of all words but the first among the n-grams of the order below.
         word: (n-grams,) id of the last word.
-        begins: (n-grams,) True where the first word is `<s>`.
+        begins: (n-grams,) True if the first word is `<s>`.
     """
 
     times: Ids
@@ -49,8 +50,8 @@ class Estimate(NamedTuple):
     """Estimated model.
 
     Attributes:
-        ngrams: the n-grams that were not pruned.
-        fallback: orders that took the discounts of `FALLBACK`.
+        ngrams: n-grams that were not pruned.
+        fallback: orders that use the discounts of `FALLBACK`.
     """
 
     ngrams: NGrams
@@ -62,10 +63,10 @@ def estimate(ids: Ids, words: list[str], order: int, prune: Sequence[int] = ()) 
 
     Args:
         ids: (words of the text,) ids in `words`, with `<s>` and `</s>` around each sentence.
-        words: the vocabulary in the order of its UTF-8 bytes, with `<unk>`, `<s>` and `</s>`.
-        order: longest n-gram.
+        words: vocabulary in the order of its UTF-8 bytes, with `<unk>`, `<s>` and `</s>`.
+        order: length of the longest n-gram.
         prune: for each order, the number of occurrences up to which an n-gram is dropped; the last
-            number holds for the orders above. The first is 0, and none lower than the one before.
+            number also applies to higher orders. The numbers start with 0 and do not decrease.
     """
     special = [words.index(UNKNOWN), words.index(START)]
     counts = count_ngrams(ids, len(words), special[1], order)
@@ -102,13 +103,13 @@ def estimate(ids: Ids, words: list[str], order: int, prune: Sequence[int] = ()) 
 
 
 def count_ngrams(ids: Ids, size: int, start: int, order: int) -> list[Counts]:
-    """Count the n-grams of each order; none reaches over the end of a sentence.
+    """Count the n-grams of each order; none extends over the end of a sentence.
 
     Args:
         ids: (words of the text,) with `<s>` and `</s>` around each sentence.
         size: number of words in the vocabulary.
         start: id of `<s>`.
-        order: longest n-gram.
+        order: length of the longest n-gram.
     """
     vocabulary = np.arange(size, dtype=np.int32)
     none = np.zeros(size, np.int32)
@@ -143,9 +144,9 @@ def count_ngrams(ids: Ids, size: int, start: int, order: int) -> list[Counts]:
 
 
 def find_discounts(adjusted: npt.NDArray[np.integer]) -> Floats | None:
-    """Discounts of counts of 0, 1, 2 and more; None where the text is too small to tell.
+    """Estimate the discounts of counts of 0, 1, 2 and more; None if the text is too small.
 
-    Chen and Goodman, equation 26, from the numbers of n-grams with counts of 1 to 4.
+    They follow from the numbers of n-grams with counts of 1 to 4 (Chen and Goodman, equation 26).
     """
     n = np.bincount(np.minimum(adjusted, 5), minlength=6).astype(float)
     if not n[1:4].all():
@@ -163,7 +164,7 @@ def _discount(
     contexts: int,
     discounts: Floats,
 ) -> tuple[Floats, Floats]:
-    """Share of each n-gram in its context, and share of each context that goes to lower orders."""
+    """Compute each n-gram's share of its context, and each context's share for lower orders."""
     cut = discounts[np.minimum(adjusted, 3)]
     total = np.bincount(prefix, adjusted, contexts)
     taken = np.bincount(prefix, np.where(keep, cut, adjusted), contexts)

@@ -1,4 +1,4 @@
-"""Makes a `.lm` file from text or from an ARPA file."""
+"""Making of a `.lm` file from text or an ARPA file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ds2deploy.version import __version__
 Kind = Literal["words", "characters"]
 
 WORD_ORDER, CHARACTER_ORDER = 4, 6
-"""Longest n-grams unless another order is asked for."""
+"""Default order of each kind of model."""
 
 MOST_ORDER = 20
 
@@ -31,10 +31,10 @@ class LanguageModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of the estimation from text.
 
     Attributes:
-        kind: what the n-grams consist of.
-        order: longest n-gram; None: 4 for words, 6 for characters.
+        kind: unit of the n-grams, `words` or `characters`.
+        order: length of the longest n-gram; None means 4 words or 6 characters.
         prune: for each order, the number of occurrences up to which an n-gram is dropped; the last
-            number holds for the orders above.
+            number also applies to higher orders.
     """
 
     kind: Kind = "words"
@@ -47,30 +47,30 @@ class LanguageModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         given = ",".join(map(str, self.prune))
         if self.prune and (self.prune[0] != 0 or list(self.prune) != sorted(self.prune)):
             raise ConfigError(
-                f"--prune {given}: expected 0 first, and no number lower than the one before it, "
-                "such as 0,0,1"
+                f"--prune {given}: expected numbers that begin with 0 and do not decrease, such as "
+                "0,0,1"
             )
         if len(self.prune) > self.longest:
             raise ConfigError(f"--prune {given}: more numbers than orders ({self.longest})")
 
     @property
     def longest(self) -> int:
-        """Longest n-gram."""
+        """Length of the longest n-gram."""
         if self.order is not None:
             return self.order
         return WORD_ORDER if self.kind == "words" else CHARACTER_ORDER
 
 
 class LanguageModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Account of a language model that was made.
+    """Report of a language model that was made.
 
     Attributes:
-        file: the file that was written.
-        size: its size in bytes.
-        header: facts that the file has of itself.
-        text: account of the text; None for an ARPA file.
+        file: path of the file that was written.
+        size: size of the file, in bytes.
+        header: header of the file.
+        text: report of the text; None for an ARPA file.
         fallback: orders for which the text was too small to estimate discounts.
-        unspellable: number of words of an ARPA file that the labels cannot spell.
+        unspellable: number of words of an ARPA file with characters that have no label.
     """
 
     file: str
@@ -91,23 +91,23 @@ def make_language_model(
     """Make a language model.
 
     Args:
-        paths: text files, one sentence in a line, or one ARPA file; plain or gzip; `-` is standard
-            input.
+        paths: text files with one sentence per line, or one ARPA file; plain or gzip; `-` is
+            standard input.
         out: file to write.
         alphabet: labels of the acoustic model.
-        options: options of the estimation; of an ARPA file, only the kind has an effect.
-        step: is told of each step.
+        options: options of the estimation; only the kind applies to an ARPA file.
+        step: function that is called with a description of each step.
 
     Raises:
-        MissingFileError: no such file.
-        TextError: a text cannot be read, or no line is in the labels.
+        MissingFileError: a file does not exist.
+        TextError: a text cannot be read, or the labels can spell none of its lines.
         ModelFileError: an ARPA file is damaged.
-        AlphabetError: an ARPA file is written in other labels.
-        ConfigError: an ARPA file together with options of the estimation, or with other files.
+        AlphabetError: an ARPA file uses other labels.
+        ConfigError: an ARPA file is combined with options of the estimation or with other files.
     """
     if options.kind == "words" and " " not in alphabet.labels:
         raise ConfigError(
-            f"labels {alphabet.labels!r}: without a space there are no words; --characters"
+            f"labels {alphabet.labels!r}: without a space there are no words; add --characters"
         )
     reader = TextReader(alphabet)
     sources: list[TextSource] = []

@@ -1,4 +1,4 @@
-"""The n-grams of a language model, between a source (text, ARPA) and a `.lm` file."""
+"""N-grams of a language model in memory, between a source (text, ARPA) and a `.lm` file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Order(NamedTuple):
         prefix: (n-grams,) index of all words but the last among the n-grams of the order below;
             0 for unigrams.
         word: (n-grams,) id of the last word.
-        score: (n-grams,) log10 of the probability of the last word after the others.
+        score: (n-grams,) log10 of the probability of the last word, given the others.
         backoff: (n-grams,) log10 of the back-off weight; zeros for the highest order.
     """
 
@@ -32,7 +32,7 @@ class NGrams(NamedTuple):
     """N-grams of all orders.
 
     Attributes:
-        words: the vocabulary in the order of its UTF-8 bytes; an id is an index.
+        words: vocabulary in the order of its UTF-8 bytes; ids are indices into it.
         orders: n-grams of each order, unigrams first; there is one unigram for each word.
     """
 

@@ -1,4 +1,4 @@
-"""Files that a language model is made from: text or ARPA, plain or gzip, or standard input."""
+"""Source files of language models: text or ARPA, plain or gzip, or standard input."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ds2deploy.text_files import UTF_16
 GZIP_MAGIC = b"\x1f\x8b"
 
 ARPA_BEGINS = b"\\data\\"
-"""First line of an ARPA file, but for empty lines and remarks."""
+"""First line of an ARPA file after empty lines and comments."""
 
 BLOCK = 1 << 16
-"""Bytes that are read together."""
+"""Number of bytes that are read at a time."""
 
 LOOKED_AT = 4096
-"""Bytes in which the first line of an ARPA file is looked for."""
+"""Number of bytes in which the first line of an ARPA file is searched."""
 
 
 class SourceFile:
-    """Opened file.
+    """Open source file.
 
     Attributes:
-        name: what errors name it.
-        lines: decompressed bytes.
-        is_arpa: whether it is an ARPA file.
+        name: name of the file in errors.
+        lines: stream of the decompressed bytes.
+        is_arpa: True for an ARPA file.
     """
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
@@ -55,7 +55,7 @@ class SourceFile:
             raise TextError(f"{self.name}: neither text nor an ARPA file; expected UTF-8 text")
 
     def describe(self) -> TextSource:
-        """Name and SHA-256 of the whole file; reads what is left of it."""
+        """Return name and SHA-256 of the whole file, after reading the rest of it."""
         while self._raw.read(1 << 20):
             pass
         return TextSource(Path(self.name).name, self._digest.hexdigest())
@@ -66,8 +66,8 @@ def open_source(path: Path) -> Iterator[SourceFile]:
     """Open a file; `-` is standard input.
 
     Raises:
-        MissingFileError: no such file.
-        TextError: it cannot be read, or is damaged; also while it is read.
+        MissingFileError: the file does not exist.
+        TextError: the file cannot be read or is damaged; also raised during reading.
     """
     try:
         if str(path) == "-":
@@ -84,7 +84,7 @@ def open_source(path: Path) -> Iterator[SourceFile]:
 
 
 class _Hashed(io.RawIOBase):
-    """Reads another file, and computes a hash of the bytes."""
+    """File that reads another file, and computes a hash of its bytes."""
 
     def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
         self._file, self._digest = file, digest

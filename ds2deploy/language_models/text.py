@@ -1,4 +1,4 @@
-"""Text for a language model, in the labels of an acoustic model, as ids of words or characters."""
+"""Conversion of text to ids of words or characters, spelt with the labels of an acoustic model."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ds2deploy.text_files import UTF_16
 SPECIAL = (UNKNOWN, START, END)
 
 BREAK = -1
-"""Stands for the end of a line among ids."""
+"""Id that marks the end of a line."""
 
 EXAMPLES = 5
-"""Lines that were left out of which the report gives the place."""
+"""Maximum number of skipped lines whose positions are reported."""
 
 
 class TextReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Account of the lines that were read.
+    """Report of the lines that were read.
 
     Attributes:
         sentences: number of lines that are used.
-        words: number of words in them.
+        words: number of words in the used lines.
         left_out: number of lines with a character that has no label and no replacement.
-        examples: places of the first of them.
+        examples: positions of the first of these lines.
         characters: characters without a label, with their replacements.
     """
 
@@ -52,7 +52,7 @@ class Corpus(NamedTuple):
 
     Attributes:
         ids: (words,) ids with `<s>` and `</s>` around each sentence.
-        words: the vocabulary in the order of its UTF-8 bytes.
+        words: vocabulary in the order of its UTF-8 bytes.
     """
 
     ids: Ids
@@ -60,9 +60,9 @@ class Corpus(NamedTuple):
 
 
 class TextReader:
-    """Reads one sentence from each line of text files.
+    """Reader of text files with one sentence per line.
 
-    A token is what white space separates; each is normalized once, however often it occurs.
+    Tokens are separated by white space; each distinct token is normalised only once.
 
     Args:
         alphabet: labels of the acoustic model.
@@ -72,7 +72,7 @@ class TextReader:
         self._alphabet = alphabet
         self._tokens: defaultdict[str, int] = defaultdict()
         self._tokens.default_factory = self._tokens.__len__
-        self._ids = array("i")  # of tokens, with BREAK after each line
+        self._ids = array("i")  # ids of tokens, with BREAK after each line
         self._places = array("q")  # number of each line in its file
         self._files: list[tuple[int, str]] = []  # first line of each file in all, and its name
 
@@ -80,7 +80,7 @@ class TextReader:
         """Read a file to its end.
 
         Raises:
-            TextError: it is not text.
+            TextError: the file is not text.
         """
         self._files.append((len(self._places), source.name))
         tokens = self._tokens
@@ -91,7 +91,7 @@ class TextReader:
                 self._places.append(number)
 
     def finish(self) -> tuple[Corpus, TextReport]:
-        """Normalize what was read, and leave out lines that the labels cannot spell.
+        """Normalise the text, and leave out lines that the labels cannot spell.
 
         Raises:
             TextError: no line is left.
@@ -110,8 +110,8 @@ class TextReader:
         if not kept.any():
             names = ", ".join(name for _, name in self._files)
             raise TextError(
-                f"{names}: no line in the labels {self._alphabet.labels[1:]!r}"
-                f"{f' ({examples[0]})' if examples else ''}; give text, and --labels MODEL"
+                f"{names}: the labels {self._alphabet.labels[1:]!r} can spell no line"
+                f"{f' ({examples[0]})' if examples else ''}; give other text, or --labels MODEL"
             )
         used = np.unique(ids[kept & (ids != BREAK)]).tolist()
         words = sorted({*SPECIAL}.union(*(segments[token] for token in used)))
@@ -132,16 +132,16 @@ class TextReader:
         return Corpus(result, words), report
 
     def _fault(self, text: str) -> str:
-        """Reason why the labels cannot spell a normalized token; empty where they can."""
+        """Explain why the labels cannot spell a normalised token; empty if they can."""
         if text in SPECIAL:
-            return f"{text} has a meaning of its own"
+            return f"{text} is a reserved word"
         unknown = self._alphabet.unknown(text)
         return f"no label for {', '.join(map(repr, unknown))}" if unknown else ""
 
     def _choose(
         self, ids: Ids, segments: list[list[str]], faults: dict[int, str]
     ) -> tuple[npt.NDArray[np.bool_], list[int]]:
-        """Choose ids of the lines that are used; also returns the lines that are left out."""
+        """Select the ids of the used lines; also return the lines that are left out."""
         breaks = ids == BREAK
         line = np.cumsum(breaks) - breaks
         widths = np.array([*map(len, segments), 0])
@@ -155,7 +155,7 @@ class TextReader:
         return (~left_out & (words > 0))[line], np.flatnonzero(left_out).tolist()
 
     def _example(self, line: int, ids: Ids, faults: dict[int, str]) -> str:
-        """Place of a line that is left out, and the reason."""
+        """Describe the position of a line that is left out, and the reason."""
         name = next(name for first, name in reversed(self._files) if first <= line)
         ends = np.flatnonzero(ids == BREAK)
         tokens = ids[ends[line - 1] + 1 if line else 0 : ends[line]].tolist()
@@ -178,7 +178,7 @@ def characters(corpus: Corpus, alphabet: Alphabet) -> Corpus:
 
 
 def _decoded(source: SourceFile) -> Iterator[str]:
-    """Lines of a file in UTF-8, or in UTF-16 with a byte order mark."""
+    """Decode the lines of a file in UTF-8, or in UTF-16 with a byte order mark."""
     is_utf_16 = source.lines.peek(2).startswith(UTF_16)
     text = io.TextIOWrapper(source.lines, "utf-16" if is_utf_16 else "utf-8-sig")
     try:
@@ -192,7 +192,7 @@ def _decoded(source: SourceFile) -> Iterator[str]:
 
 
 def _expand(ids: Ids, segments: list[list[int]]) -> Ids:
-    """Put a segment of other ids in the place of each id; BREAK stands for the last segment."""
+    """Replace each id by a segment of other ids; BREAK is replaced by the last segment."""
     lengths = np.array([len(segment) for segment in segments])
     flat = np.array([i for segment in segments for i in segment], np.int32)
     taken = lengths[ids]

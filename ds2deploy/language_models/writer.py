@@ -1,4 +1,4 @@
-"""Writes n-grams as a `.lm` file; `runtimes/decoding/language_model_file.py` has its format."""
+"""Writer of `.lm` files; `runtimes/decoding/language_model_file.py` describes the format."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LN10 = float(np.log(10.0))
 
 
 def write_language_model(path: Path, ngrams: NGrams, header: LanguageModelHeader) -> None:
-    """Write a `.lm` file, whole or not at all.
+    """Write a `.lm` file atomically.
 
     Args:
         path: file to write.
         ngrams: n-grams of the model.
-        header: facts about the model; its counts are those of `ngrams`.
+        header: header of the file; its counts are those of `ngrams`.
     """
     arrays = make_arrays(ngrams)
     document = msgspec.json.encode(header)
@@ -43,7 +43,7 @@ def write_language_model(path: Path, ngrams: NGrams, header: LanguageModelHeader
 
 
 def make_arrays(ngrams: NGrams) -> Arrays:
-    """Lay out n-grams as the file has them: entries, and the links from each to a shorter one."""
+    """Make the arrays of the file: entries, and a link from each entry to a shorter one."""
     size = len(ngrams.words)
     kinds = layout(tuple(len(order.word) for order in ngrams.orders))
     keys, scores, links, backoffs, offsets = (np.zeros(length, kind) for kind, length in kinds)
@@ -63,7 +63,7 @@ def make_arrays(ngrams: NGrams) -> Arrays:
     is_state[: len(backoffs)] = backoffs != 0
     is_state[keys[1:] // size] = True
     first = 1
-    for order in ngrams.orders:  # from the lowest, whose links the next ones take
+    for order in ngrams.orders:  # from the lowest order, whose links the next orders use
         block = slice(first, first + len(order.word))
         to = suffixes[block]
         links[block] = np.where(is_state[to], to, links[to])
@@ -82,7 +82,7 @@ def _longest_suffixes(
     words: Ids,
     size: int,
 ) -> Ids:
-    """Entries of the longest proper suffixes of n-grams; a model may lack some of them."""
+    """Find the entries of the longest proper suffixes of n-grams; a model may lack some."""
     found = np.zeros(len(words), np.int32)
     at = suffixes[parents]
     left = np.arange(len(words))

@@ -1,1 +1,1 @@
-"""The reference network in PyTorch, its checkpoints, and importers of other checkpoints."""
+"""Reference network in PyTorch, its checkpoints, and importers of other checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and the recipe that made them, without pickled classes."""
+"""Checkpoints, which contain weights and the recipe of the training, but no pickled classes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ KEY = "ds2deploy"
 
 
 LONGEST_ZIP_END = 22 + 65_535
-"""Bytes of a zip archive's last record, with the longest comment."""
+"""Maximum size of the last record of a zip archive, in bytes, with the longest comment."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A trained network with all that is needed to use it.
+    """Trained network with everything that is needed to use it.
 
     Attributes:
         network: network in evaluation mode, on the CPU.
-        recipe: recipe of its training; for an imported one, the settings in its file.
-        source: name and sha256 of the file, and who trained it.
-        metrics: results of the last validation, such as `wer`; empty where unknown.
+        recipe: recipe of the training; for an imported checkpoint, the settings in its file.
+        source: name and sha256 of the file, and the project that trained it.
+        metrics: results of the last validation, such as `wer`; empty if unknown.
     """
 
     network: DeepSpeech2
@@ -53,7 +53,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def header(recipe: Recipe, metrics: dict[str, float]) -> dict[str, Any]:
-    """Entry under `ds2deploy` in a checkpoint, in plain types."""
+    """Make the entry `ds2deploy` of a checkpoint, in plain types."""
     return {
         "format_version": FORMAT_VERSION,
         "version": __version__,
@@ -65,7 +65,7 @@ def header(recipe: Recipe, metrics: dict[str, float]) -> dict[str, Any]:
 def save_checkpoint(
     path: str | Path, network: DeepSpeech2, recipe: Recipe, metrics: dict[str, float]
 ) -> None:
-    """Write weights and recipe; the file appears whole or not at all."""
+    """Write weights and recipe to a file, atomically."""
     document = {KEY: header(recipe, metrics), "state_dict": network.state_dict()}
     with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
         torch.save(document, file)
@@ -75,8 +75,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
     """Read the content of a checkpoint of ds2deploy; None for a file of another project.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: damaged.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is damaged.
     """
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
@@ -87,7 +87,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch trips over other projects' files and over damage in a dozen ways
+    except Exception:  # torch raises many classes for damaged files and those of other projects
         if _has_lost_its_end(path):
             raise ModelFileError(
                 f"{path}: a truncated checkpoint, its end is missing; copy it again"
@@ -97,7 +97,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def _has_lost_its_end(path: Path) -> bool:
-    """Check for a file that begins like a zip archive but lacks the record at its end."""
+    """Return True for a file that begins like a zip archive but lacks the final record."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
         file.seek(max(0, path.stat().st_size - LONGEST_ZIP_END))
@@ -106,15 +106,15 @@ def _has_lost_its_end(path: Path) -> bool:
 
 
 def read_recipe(document: dict[str, Any], path: Path) -> Recipe:
-    """Read the recipe in the content of a checkpoint, see `read_document`."""
+    """Read the recipe from the content of a checkpoint; see `read_document`."""
     return read_header(document[KEY], path)[0]
 
 
 def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
-    """Read the recipe and the metrics under `ds2deploy` in a checkpoint.
+    """Read the recipe and the metrics from the entry `ds2deploy` of a checkpoint.
 
     Raises:
-        ModelFileError: damaged, or newer than this version.
+        ModelFileError: the entry is damaged, or newer than this version.
     """
     try:
         version = int(document["format_version"])
@@ -124,7 +124,7 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
                 f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
             )
         recipe = msgspec.convert(document["recipe"], Recipe)
-        FeatureExtractor(recipe.features)  # a recipe to train by may lack statistics, this may not
+        FeatureExtractor(recipe.features)  # a checkpoint must contain the feature statistics
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
     except ModelFileError:
         raise

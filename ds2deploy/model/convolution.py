@@ -1,10 +1,11 @@
-"""The network's convolutions, trained on a CPU in float32 without waiting for torch's.
+"""Convolutions of the network that train faster than torch's on a CPU in float32.
 
-* The first layer sees a single map, for which oneDNN's gradient of the weights has no fast kernel
-  everywhere: of eight utterances of 5 s it takes 32 ms on two cores of an AMD Zen 4, but 250 ms on
-  a Zen 3. Here it is a product of matrices for each bin, which takes 33 ms on the Zen 4.
-* The second layer, where most of the operations are, goes through a Fourier transform: forward and
-  backward 0.22 s, against 0.48 by torch (the same batch, on the Zen 4).
+* The input of the first layer has a single map, for which oneDNN has no fast kernel of the weight
+  gradient on some processors: for eight utterances of 5 s it takes 32 ms on two cores of an AMD
+  Zen 4, but 250 ms on a Zen 3. Here it is a matrix product for each bin, which takes 33 ms on the
+  Zen 4.
+* The second layer, which has most of the operations, uses a Fourier transform: forward and
+  backward pass take 0.22 s, and 0.48 s with torch (the same batch, on the Zen 4).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 
 
 class FourierConv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, but for the time that it takes to train on a CPU, in float32.
+    """Replacement of `torch.nn.Conv2d` that trains faster on a CPU in float32.
 
-    Padding is of zeros, and neither dilation nor groups are known.
+    It pads with zeros, and supports neither dilation nor groups.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class FourierConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(batch, maps, bins, time) to the same with its own maps."""
+        """Convolve (batch, maps, bins, time) to (batch, new maps, bins', time')."""
         if not self._is_trained_on_a_cpu(input):
             return super().forward(input)
         if self.in_channels == 1:
@@ -81,13 +82,13 @@ class _OfOneMap(torch.autograd.Function):
 def _grad_weight(
     grad_output: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any
 ) -> Tensor:
-    """Multiply all frames of all utterances at once, for each bin of the output."""
+    """Compute the weight gradient with one matrix product for each bin of the output."""
     maps, _, kernel_bins, kernel_frames = weight.shape
     batch, _, bins, time = grad_output.shape
     x = F.pad(x[:, 0], (padding[1], padding[1], padding[0], padding[0])).contiguous()
     _, all_bins, all_time = x.shape
-    # What the kernel's frames look at, one after the other: (bins, kernel frames, batch, time').
-    # With the frames of neighbouring bins that is all that a bin of the output needs, in one piece.
+    # Input frames for each frame of the kernel: (bins, kernel frames, batch, time'). With those of
+    # neighbouring bins, the input of an output bin is contiguous in memory.
     seen = x.as_strided(
         (all_bins, kernel_frames, batch, time),
         (all_time, 1, all_bins * all_time, stride[1]),
@@ -101,11 +102,11 @@ def _grad_weight(
 
 
 BLOCK = 64
-"""Frames of a block. Blocks of 32, two thirds of which are new to a kernel of 11 frames, took a
-quarter more time (two cores, AMD Zen 4)."""
+"""Number of frames in a block. Blocks of 32 frames took a quarter more time with a kernel of 11
+frames, because a third of each block overlaps the previous one (two cores, AMD Zen 4)."""
 
 MOST_FRAMES = BLOCK // 2 + 1
-"""Longest kernel: a block overlaps with its neighbour alone."""
+"""Maximum number of frames of a kernel, so that a block only overlaps its neighbour."""
 
 
 def fourier_convolve(
@@ -115,10 +116,10 @@ def fourier_convolve(
 
     Args:
         x: (batch, maps, bins, time) float32; fastest in channels-last.
-        weight: (new maps, maps, kernel bins, kernel frames), of at most `MOST_FRAMES`.
+        weight: (new maps, maps, kernel bins, kernel frames), at most `MOST_FRAMES` kernel frames.
         bias: (new maps,).
-        stride: over bins.
-        padding: zeros on either side of the bins and of time.
+        stride: stride over bins.
+        padding: number of zeros on either side of the bins and of time.
 
     Returns:
         (batch, new maps, bins', time') float32, in channels-last.
@@ -138,7 +139,7 @@ def fourier_convolve(
 
 
 def _blocks(x: Tensor, kernel_frames: int, padding: int, time: int) -> Tensor:
-    """Overlapping pieces of time: (batch, bins, blocks, BLOCK, maps)."""
+    """Split time into overlapping blocks: (batch, bins, blocks, BLOCK, maps)."""
     new = BLOCK - kernel_frames + 1
     count = -(-time // new)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, (count + 1) * new - padding - x.shape[3]))
@@ -147,9 +148,11 @@ def _blocks(x: Tensor, kernel_frames: int, padding: int, time: int) -> Tensor:
 
 
 def _transforms(device: torch.device, new: int) -> tuple[Tensor, Tensor]:
-    """Matrices of the real Fourier transform, real and imaginary parts in turns.
+    """Make the matrices of the real Fourier transform, with interleaved real and imaginary parts.
 
-    forward (BLOCK + 2, BLOCK), and inverse (new, BLOCK + 2), which gives the first frames alone.
+    Returns:
+        forward (BLOCK + 2, BLOCK), and inverse (new, BLOCK + 2), which only yields the first
+        `new` frames.
     """
     size = BLOCK // 2 + 1
     forward = torch.view_as_real(torch.fft.rfft(torch.eye(BLOCK, device=device)))
@@ -159,9 +162,10 @@ def _transforms(device: torch.device, new: int) -> tuple[Tensor, Tensor]:
 
 
 def _kernels(weight: Tensor) -> Tensor:
-    """Multiply by the conjugate in real numbers, for each coefficient, over bins.
+    """Make real kernels that multiply by the conjugate, for each coefficient.
 
-    (coefficients * 2 * new maps, 2 * maps, kernel bins, 1): real parts, then imaginary ones.
+    Returns:
+        (coefficients * 2 * new maps, 2 * maps, kernel bins, 1): real parts, then imaginary parts.
     """
     spectrum = torch.fft.rfft(weight, BLOCK)
     real, imaginary = spectrum.real, spectrum.imag

@@ -1,7 +1,7 @@
-"""Imports checkpoints of deepspeech.pytorch: that project's own numbers, none of its code.
+"""Importer of deepspeech.pytorch checkpoints, which reads their numbers but runs no code of them.
 
-Files of its version 3 are read (Lightning's: `state_dict`, and `hyper_parameters` with `model_cfg`
-and `spect_cfg`); others are refused.
+Only files of its version 3 are read (Lightning's format, with `state_dict`, and `hyper_parameters`
+with `model_cfg` and `spect_cfg`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ds2deploy.runtimes.artifact import WeightsSource
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError
 from ds2deploy.runtimes.files import file_sha256
 
-# Parameter names there, as patterns, and here.
+# Patterns of deepspeech.pytorch's parameter names, and our names.
 NAMES = (
     (r"conv\.seq_module\.(\d)\.(\w+)", r"conv.layers.\1.\2"),
     (r"rnns\.(\d+)\.rnn\.(\w+)", r"rnns.\1.rnn.\2"),
@@ -36,7 +36,8 @@ def import_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of deepspeech.pytorch without running anything that it names.
 
     Raises:
-        ModelFileError: not such a checkpoint, damaged, or of a model that ds2deploy lacks.
+        ModelFileError: the file is not such a checkpoint or is damaged, or ds2deploy does not
+            support its model.
     """
     document = read_foreign_checkpoint(path)
     weights = document.get("state_dict")
@@ -44,7 +45,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
         raise ModelFileError(
             f"{path}: a torch file, but neither a checkpoint of ds2deploy nor one of "
             "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
-            "give one of those"
+            "give one of these"
         )
     weights = plain_items(weights)
     weights = unwrapped(weights, lambda name: parameter_name(name) is not None, path)
@@ -68,7 +69,7 @@ def import_checkpoint(path: Path) -> Checkpoint:
 
 
 def parameter_name(name: str) -> str | None:
-    """Our name of one of deepspeech.pytorch's parameters; None for one that it does not have."""
+    """Translate a parameter name of deepspeech.pytorch to ours; None if it has no such name."""
     for pattern, ours in NAMES:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, ours, name)
@@ -76,7 +77,7 @@ def parameter_name(name: str) -> str | None:
 
 
 def _why_refused(labels: Any) -> str:
-    """Explain why a model with these labels cannot be loaded; empty where it can."""
+    """Explain why a model with these labels cannot be loaded; empty if it can."""
     if not all(isinstance(label, str) for label in labels):
         return "its labels are not text; restore the original"
     if long := [label for label in labels if len(label) != 1]:
@@ -86,10 +87,10 @@ def _why_refused(labels: Any) -> str:
         )
     if twice := sorted({label for label in labels if list(labels).count(label) > 1}):
         return (
-            f"labels that stand twice: {', '.join(map(repr, twice[:5]))}; ds2deploy takes models "
+            f"duplicate labels: {', '.join(map(repr, twice[:5]))}; ds2deploy takes models "
             "whose labels are all different"
         )
-    # There the blank is wherever "_" stands (model.py: CTCLoss(blank=labels.index("_"))).
+    # deepspeech.pytorch's blank is the label "_" (model.py: CTCLoss(blank=labels.index("_"))).
     if "_" in labels and labels[0] != "_":
         return (
             f"the blank '_' is label {list(labels).index('_')}; ds2deploy takes models whose blank "

@@ -1,8 +1,8 @@
-"""Read a checkpoint of deepspeech.pytorch with `torch.load`, without running anything it names.
+"""Reading of deepspeech.pytorch checkpoints with `torch.load`, without running their code.
 
-A pickle is a program: it names classes and functions and has them called. `weights_only=True`
-builds tensors and plain containers alone; for the classes of deepspeech.pytorch's settings it is
-given stand-ins that keep what they were called with and do nothing.
+A pickle is a program that names classes and functions and calls them. `weights_only=True` only
+builds tensors and plain containers. The classes of deepspeech.pytorch's settings are replaced by
+placeholders, which keep the arguments of the call and do nothing.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ INERT_NAMES = (
     *("builtins.list", "builtins.object", "builtins.str", "builtins.tuple", "builtins.Ellipsis"),
     *("_operator.getitem", "collections.defaultdict"),
 )
-"""Beginnings of the names that are replaced by stand-ins; a file that names others is refused."""
+"""Prefixes of names that are replaced by placeholders; files with other names are refused."""
 
 _LOCK = threading.Lock()  # safe_globals changes a set that all threads share
 
 
 class _RefusedError(Exception):
-    """Reason not to read a checkpoint, without the path with which the message begins."""
+    """Reason to refuse a checkpoint; its message has no path yet."""
 
 
 class Foreign:
-    """An inert object of a class that a pickle names; the class is a subclass with its `name`.
+    """Inert placeholder for an object in a pickle; each class in it becomes a subclass.
 
     Attributes:
         name: dotted name of the class or function, such as `omegaconf.dictconfig.DictConfig`.
-        args: arguments that it was to be called with.
-        state: state that the object was to be restored from; None without one.
+        args: arguments of the call in the pickle.
+        state: state of the object in the pickle; None without one.
     """
 
     name: str = ""
@@ -61,15 +61,16 @@ class Foreign:
 
 
 def read_foreign_checkpoint(path: Path) -> dict[Any, Any]:
-    """Read a checkpoint of deepspeech.pytorch; run nothing that it names.
+    """Read a checkpoint of deepspeech.pytorch without running anything that it names.
 
     Returns:
-        The pickled dict: tensors, plain containers, numbers and text are themselves, objects of
-        the classes in `INERT_NAMES` are `Foreign`.
+        The pickled dict. Tensors, plain containers, numbers and text are unchanged; objects of the
+        classes in `INERT_NAMES` are `Foreign`.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: another format, damage, other names, or a top level that is not a dict.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file has another format, is damaged, names other classes, or does not
+            contain a dict.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
@@ -77,25 +78,25 @@ def read_foreign_checkpoint(path: Path) -> dict[Any, Any]:
     try:
         _check_archive(path)
         document = _load(path)
-    # Damaged bytes make zipfile and torch fail in a dozen ways; all mean the same.
+    # zipfile and torch raise many classes of errors for damaged bytes.
     except Exception as error:
         raise ModelFileError(f"{path}: {_reason(error)}") from error
     if not isinstance(document, dict):
         kind = document.name if isinstance(document, Foreign) else type(document).__name__
-        raise ModelFileError(f"{path}: holds a {kind!r}; expected a dict with a state_dict")
+        raise ModelFileError(f"{path}: contains a {kind!r}; expected a dict with a state_dict")
     return plain_items(document)
 
 
 def plain_items(mapping: dict[Any, Any]) -> dict[Any, Any]:
-    """Copy a dict without the attributes that a pickle can set on an OrderedDict (its `items`)."""
+    """Copy a dict without attributes that a pickle can set on an OrderedDict, such as `items`."""
     return dict(dict.items(mapping))
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what torch reads without a complaint: wrong checksums, and members that expand."""
+    """Check an archive for problems that torch ignores: wrong checksums and compressed members."""
     if not zipfile.is_zipfile(path):
         raise _RefusedError(
-            "no whole zip archive as torch.save writes it; copy it again, or re-save a checkpoint "
+            "not a complete zip archive of torch.save; copy it again, or re-save a checkpoint "
             "from before torch 1.6 with a current torch: torch.save(torch.load(old), new)"
         )
     with zipfile.ZipFile(path) as archive:
@@ -103,7 +104,7 @@ def _check_archive(path: Path) -> None:
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise _RefusedError("a compressed archive; expected one as torch.save writes it")
         if len({member.filename for member in members}) < len(members):
-            raise _RefusedError("an archive with two members of one name; restore the original")
+            raise _RefusedError("an archive with duplicate members; restore the original")
         if damaged := archive.testzip():
             raise _RefusedError(f"damaged checkpoint ({damaged}); copy or download it again")
 
@@ -114,15 +115,15 @@ def _load(path: Path) -> Any:
         names = get_unsafe_globals_in_checkpoint(path)
         if others := sorted(name for name in names if not name.startswith(INERT_NAMES)):
             raise _RefusedError(
-                f"names {others[0]!r}, which no settings of deepspeech.pytorch do; nothing of it "
-                "was run, restore the original"
+                f"names {others[0]!r}, which deepspeech.pytorch's settings never contain; nothing "
+                "was run; restore the original"
             )
         with safe_globals([(_stand_in(name), name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _stand_in(name: str) -> Any:
-    if name == "collections.defaultdict":  # torch fills dicts alone
+    if name == "collections.defaultdict":  # torch only fills real dicts
         return lambda *_: {}
     return type("Foreign", (Foreign,), {"name": name})
 
@@ -137,14 +138,14 @@ def _reason(error: Exception) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Turn the settings in a foreign checkpoint into plain Python: dict, list, numbers, text.
+    """Convert the settings in a foreign checkpoint to plain Python: dict, list, numbers, text.
 
-    An omegaconf container or node gives its content, a dataclass the dict of its fields, an enum
-    member its value, a class or function the last part of its name ("GRU"). A `Foreign` of any
-    other kind is left as it is.
+    An omegaconf container or node becomes its content, a dataclass a dict of its fields, an enum
+    member its value, and a class or function the last part of its name ("GRU"). Any other
+    `Foreign` stays unchanged.
 
     Raises:
-        ModelFileError: settings that contain themselves; the message has no path.
+        ModelFileError: the settings contain themselves; the message has no path.
     """
     try:
         return _plain(value, {})
@@ -156,7 +157,7 @@ _UNDER_WAY = object()
 
 
 def _plain(value: Any, done: dict[int, Any]) -> Any:
-    """Convert a value, once: `done` has the result for each container's id, or `_UNDER_WAY`."""
+    """Convert a value once; `done` maps the id of each container to its result or `_UNDER_WAY`."""
     if isinstance(value, type) and issubclass(value, Foreign):
         return value.name.rpartition(".")[2]
     if not isinstance(value, dict | list | tuple | set | Foreign):

@@ -1,4 +1,4 @@
-"""Checkpoints of any origin: ours, and those of projects that there is an importer for."""
+"""Loading of checkpoints of ds2deploy and of other projects."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from ds2deploy.runtimes.files import file_sha256
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of ds2deploy or of deepspeech.pytorch.
 
-    Neither unpickles a class that the file names.
+    No class that the file names is unpickled.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: damaged, of another project, or newer than this version.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is damaged, comes from another project, or is newer than this
+            version.
     """
     path = Path(path)
     if path.suffix == ".onnx" and path.is_file():

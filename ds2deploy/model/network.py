@@ -29,15 +29,15 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
 }
 
 LARGEST_ACTIVATION = 20.0
-"""Upper end of the Hardtanh, the paper's clipped rectifier."""
+"""Upper limit of the Hardtanh, the paper's clipped rectifier."""
 
 
 class DeepSpeech2(nn.Module):
-    """The network.
+    """DeepSpeech 2 network.
 
     Args:
         shape: dimensions of the recurrent part.
-        bins: frequency bins of the features.
+        bins: number of frequency bins of the features.
         labels: number of labels, blank included.
     """
 
@@ -53,16 +53,17 @@ class DeepSpeech2(nn.Module):
         self.output = nn.Linear(units, labels, bias=False)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the labels.
+        """Compute the log-probabilities of the labels.
 
         Args:
-            features: (batch, 1, bins, time) float32; what stands past a length is ignored.
-            lengths: (batch,) int64, valid frames, from 1 to time.
+            features: (batch, 1, bins, time) float32; frames after an utterance's length are
+                ignored.
+            lengths: (batch,) int64, number of valid frames, from 1 to time.
 
         Returns:
-            log_probs (batch, time', labels) with time' = (time - 1) // 2 + 1, meaningless past
-            output_lengths, float32 (float64 of a network in float64); and output_lengths
-            (batch,) int64.
+            log_probs (batch, time', labels) with time' = (time - 1) // 2 + 1, float32 (float64
+            for a network in float64); undefined after output_lengths. And output_lengths (batch,)
+            int64.
         """
         features = features.masked_fill(~valid_frames(lengths, features.shape[3]), 0.0)
         output_lengths = output_length(lengths)
@@ -80,8 +81,8 @@ class DeepSpeech2(nn.Module):
 class MaskedConvolutions(nn.Module):
     """Two convolutions over frequency and time; padded frames are zero after every layer.
 
-    The mask stands where deepspeech.pytorch has it, after each of the six layers: batch norm
-    counts padded frames as zeros, and its shift does not leak into the next convolution.
+    As in deepspeech.pytorch, the mask is applied after each of the six layers. Batch norm counts
+    padded frames as zeros, and its shift does not leak into the next convolution.
 
     Args:
         eps: epsilon of the batch norms.
@@ -103,7 +104,7 @@ class MaskedConvolutions(nn.Module):
         )
 
     def forward(self, features: Tensor, output_lengths: Tensor) -> Tensor:
-        """(batch, 1, bins, time) to (batch, 32, bins / 4, time / 2)."""
+        """Convolve (batch, 1, bins, time) to (batch, 32, bins / 4, time / 2)."""
         x = features
         padded: Tensor | None = None
         for layer in self.layers:
@@ -115,19 +116,19 @@ class MaskedConvolutions(nn.Module):
 
 
 class RecurrentLayer(nn.Module):
-    """Batch norm over frames (but for the first layer), then an RNN; directions are summed.
+    """Batch norm over frames (except in the first layer), then an RNN whose directions are summed.
 
     The input side of a layer with a rank is two factors: a projection that both directions share
     (Kliegl et al., 2017), and the RNN's own input weights.
 
     Args:
-        shape: kind, units, ranks, directions.
-        inputs: features of a frame.
-        index: position among the recurrent layers, from 0.
+        shape: kind, sizes and directions of the RNN.
+        inputs: number of input features of a frame.
+        index: position among the recurrent layers, from 0; the first one has no batch norm.
 
     Attributes:
-        projection: first factor, without bias; None where the input side is whole.
-        packed: True packs sequences; None packs them where that is the faster way.
+        projection: first factor, without bias; None for a layer without a rank.
+        packed: True packs sequences; None packs them if that is faster.
     """
 
     packed: bool | None = None
@@ -142,7 +143,7 @@ class RecurrentLayer(nn.Module):
             self._begin_by_remembering()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
+        """Map (time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
         x = self.prepared(x)
         packed = x.is_cuda if self.packed is None else self.packed
         outputs = self._packed(x, lengths) if packed else run_unpacked(self.rnn, x, lengths)
@@ -150,20 +151,20 @@ class RecurrentLayer(nn.Module):
         return outputs.masked_fill(padded[:, :, None], 0.0)
 
     def prepared(self, x: Tensor) -> Tensor:
-        """Input of the RNN: batch norm and projection of x (time, batch, inputs)."""
+        """Apply batch norm and projection to x (time, batch, inputs): the input of the RNN."""
         if self.batch_norm is not None:
             x = over_frames(self.batch_norm, x)
         return x if self.projection is None else self.projection(x)
 
     def _begin_by_remembering(self) -> None:
-        """A forget gate that begins open learns sooner (Jozefowicz et al., 2015)."""
+        """Open the forget gates initially, which speeds up learning (Jozefowicz et al., 2015)."""
         for name, bias in self.rnn.named_parameters():
             if name.startswith("bias_ih"):
                 with torch.no_grad():
                     bias[self.rnn.hidden_size : 2 * self.rnn.hidden_size] = 1.0
 
     def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """CuDNN takes packed sequences well."""
+        """Run the RNN on packed sequences, which is fast with cuDNN."""
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
         outputs, _ = self.rnn(packed)
         outputs = nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
@@ -173,11 +174,11 @@ class RecurrentLayer(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Weighted sum of each unit over the frames to come (Wang et al., 2016), then Hardtanh.
+    """Weighted sum of each unit over future frames (Wang et al., 2016), then Hardtanh.
 
     Args:
         units: number of units of a frame.
-        context: frames in the sum, the current one included.
+        context: number of frames in the sum, including the current one.
     """
 
     def __init__(self, units: int, context: int) -> None:
@@ -186,19 +187,22 @@ class Lookahead(nn.Module):
         self.conv = nn.Conv1d(units, units, context, groups=units, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(time, batch, units) to the same."""
+        """Map (time, batch, units) to the same shape."""
         x = F.pad(x.permute(1, 2, 0), (0, self.context - 1))
         return self.clip(self.conv(x).permute(2, 0, 1))
 
     def clip(self, x: Tensor) -> Tensor:
-        """The Hardtanh."""
+        """Apply the Hardtanh."""
         return F.hardtanh(x, 0.0, LARGEST_ACTIVATION)
 
 
 def pack_sequences(network: DeepSpeech2) -> DeepSpeech2:
-    """Make a network pack its sequences on a CPU too, as deepspeech.pytorch does; gives it back.
+    """Make a network pack its sequences on a CPU too, as deepspeech.pytorch does.
 
-    It computes the same: the reference that benchmarks compare with.
+    The results are the same; benchmarks use it as their reference.
+
+    Returns:
+        The given network.
     """
     for layer in network.rnns:
         assert isinstance(layer, RecurrentLayer)
@@ -207,15 +211,15 @@ def pack_sequences(network: DeepSpeech2) -> DeepSpeech2:
 
 
 def valid_frames(lengths: Tensor, time: int) -> Tensor:
-    """Mask (batch, 1, 1, time): whether a frame stands before the utterance's length."""
+    """Make a mask (batch, 1, 1, time), True for frames before the utterance's length."""
     return (torch.arange(time, device=lengths.device) < lengths[:, None])[:, None, None, :]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Raise half precision, which autocast leaves, to float32."""
+    """Convert half precision, which autocast produces, to float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def over_frames(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """Sequence-wise batch norm: statistics over all frames of the batch, padding included."""
+    """Apply batch norm with statistics over all frames of the batch, including padding."""
     return cast(Tensor, norm(x.flatten(0, 1))).view_as(x)

@@ -1,4 +1,4 @@
-"""Full float32 precision of PyTorch on CUDA, while a session computes."""
+"""Full float32 precision of PyTorch on CUDA during the computations of a session."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Float32:
-    """Switches TF32 off while at least one thread computes, and then back as it was.
+    """Switch that turns TF32 off while at least one thread computes, and then restores it.
 
-    With TF32, torch's default for convolutions and recurrent layers, their factors keep 10 bits.
-    The switches are torch's and hold for the whole process, hence the count of threads.
+    With TF32, torch's default for convolutions and recurrent layers, factors keep only 10 bits.
+    Torch's setting applies to the whole process; the threads are counted for this reason.
     """
 
     def __init__(self) -> None:
@@ -37,18 +37,18 @@ class Float32:
 
 
 FLOAT32 = Float32()
-"""The switches of this process, which all sessions share."""
+"""TF32 switch of this process, which all sessions share."""
 
 
 def _without_tf32() -> Callable[[], None]:
-    """Switch TF32 off; return a function that switches it back.
+    """Turn TF32 off, and return a function that restores it.
 
-    Torch has switches of two generations, and refuses to compute where they contradict each other:
-    both are set.
+    Torch has old and new settings for TF32, and refuses to compute if they contradict each other.
+    Both are set for this reason.
     """
     from torch.backends import cuda, cudnn
 
-    library: Any = cudnn  # torch's annotations lack what it sets when it is imported
+    library: Any = cudnn  # torch's annotations lack attributes that it sets at import
     operations = (library.conv, library.rnn)
     before = [operation.fp32_precision for operation in operations]
     products = cuda.matmul.fp32_precision == "tf32"

@@ -1,9 +1,9 @@
-"""A recurrent layer over utterances of several lengths on a CPU, without packing them.
+"""Recurrent layer over utterances of different lengths on a CPU, without packing.
 
-oneDNN's fused LSTM takes whole tensors only; over packed sequences torch goes step by step, and
-takes more than twice as long. So the utterances are sorted, longest first, and time is cut into a
-few pieces: in each of them those that are over already are left out. (A GRU and a tanh RNN go step
-by step in any case, and gain only what is left out.)
+oneDNN's fused LSTM only takes whole tensors. On packed sequences torch computes step by step, which
+takes more than twice as long. The utterances are therefore sorted, longest first, and time is split
+into a few pieces; each piece only contains the utterances that have not ended. A GRU and a tanh RNN
+are always computed step by step, and only save the frames of utterances that have ended.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 PIECE_COST = 64
-"""Frames of one utterance that take as long as beginning another piece. Measured: layers of 512
-units over 8 utterances of 151 to 251 frames took 0.515 s (forward and backward) in one piece, 0.482
-in two, 0.465 in three, 0.495 in four and 0.586 in eight; two cores, AMD Zen 4."""
+"""Cost of starting another piece, in frames of one utterance. Measured with layers of 512 units
+over 8 utterances of 151 to 251 frames, forward and backward: 0.515 s in one piece, 0.482 s in two,
+0.465 s in three, 0.495 s in four and 0.586 s in eight (two cores, AMD Zen 4)."""
 
 
 class Piece(NamedTuple):
-    """So many frames of the longest utterances."""
+    """Range of frames of the longest utterances."""
 
     frames: int
     utterances: int
@@ -30,20 +30,20 @@ class Piece(NamedTuple):
 def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
     """Run a layer on padded utterances.
 
-    The backward direction reads every utterance reversed in place, so it begins at the last valid
-    frame; what either direction computes past an utterance's end does not reach into it.
+    For the backward direction, the valid frames of every utterance are reversed, so that it begins
+    at the last valid frame. Padded frames never influence valid ones.
 
     Args:
-        rnn: one layer of `LSTM`, `GRU` or `RNN` (tanh), in one direction or two.
+        rnn: single layer of `LSTM`, `GRU` or `RNN` (tanh), in one or two directions.
         x: (time, batch, inputs) floating point.
-        lengths: (batch,) int64, valid frames.
+        lengths: (batch,) int64, number of valid frames.
 
     Returns:
-        (time, batch, hidden) floating point, directions summed, meaningless past the lengths.
+        (time, batch, hidden) floating point, directions summed; undefined after the lengths.
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # torch looks at the type that it is given, and asks for oneDNN's LSTM in float32. Autocast
-        # then makes that bfloat16, which oneDNN does not have for every processor.
+        # torch selects oneDNN's LSTM by the type of its input, float32. Autocast then converts it
+        # to bfloat16, which oneDNN does not support on every processor.
         x = x.to(torch.get_autocast_dtype("cpu"))
     time, batch, _ = x.shape
     lengths, order = lengths.sort(descending=True)
@@ -63,7 +63,7 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
 
 
 def has_bfloat16_lstm() -> bool:
-    """Try whether oneDNN has a bfloat16 LSTM for this processor, which takes AVX-512 or better."""
+    """Check that oneDNN has a bfloat16 LSTM for this processor; it needs at least AVX-512."""
     rnn = nn.LSTM(8, 8)
     try:
         with torch.autocast("cpu", torch.bfloat16):
@@ -74,17 +74,17 @@ def has_bfloat16_lstm() -> bool:
 
 
 def split(lengths: Sequence[int]) -> list[Piece]:
-    """The pieces that take the least time together.
+    """Split time into the pieces with the lowest total cost.
 
     Args:
         lengths: lengths of the utterances, in frames.
 
     Returns:
-        As many as are needed to reach the end of the longest.
+        Pieces that reach the end of the longest utterance.
     """
     ends = [0, *sorted(set(lengths))]
     going_on = [sum(length > end for length in lengths) for end in ends]
-    best: list[tuple[int, list[Piece]]] = [(0, [])]  # up to each end
+    best: list[tuple[int, list[Piece]]] = [(0, [])]  # best split up to each end
     for j in range(1, len(ends)):
         ways = []
         for i, (cost, before) in enumerate(best):
@@ -95,7 +95,7 @@ def split(lengths: Sequence[int]) -> list[Piece]:
 
 
 def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """(time, batch), longest utterance first, to one dimension, piece after piece."""
+    """Flatten (time, batch), longest utterance first, to one dimension, piece after piece."""
     parts = torch.split(indices, [piece.frames for piece in pieces])
     return torch.cat(
         [part[:, : piece.utterances].flatten() for part, piece in zip(parts, pieces, strict=True)]
@@ -103,7 +103,7 @@ def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> Tensor:
 
 
 def _direction(rnn: nn.RNNBase, suffix: str, x: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """(frames of all pieces, inputs) to (the same, hidden); states go from piece to piece."""
+    """Map (frames of all pieces, inputs) to (frames, hidden), passing states between pieces."""
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     weights = [cast(Tensor, getattr(rnn, name + suffix)) for name in names]
     options = (True, 1, 0.0, rnn.training, False, False)

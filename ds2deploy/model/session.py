@@ -1,4 +1,4 @@
-"""A session on PyTorch: the reference that every other runtime is compared with."""
+"""Session on PyTorch, the reference for every other runtime."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 class TorchSession:
-    """Runs a torch module that maps the description's inputs to its outputs, in their order.
+    """Session that runs a torch module.
 
     Args:
-        module: module of those tensors; put into evaluation mode here.
+        module: module that maps the description's inputs to its outputs, in their order; it is set
+            to evaluation mode.
         description: description of the model.
-        device: `cpu`, `cuda`, `cuda:1`, ...
-        in_blocks: makes the same model block by block; None where it cannot stream.
-        float64: compute in float64, for which the module is converted; log_probs are float64 too.
+        device: name of the device: `cpu`, `cuda`, `cuda:1`, ...
+        in_blocks: function that makes the streaming form of the model; None if it cannot stream.
+        float64: compute in float64; the module is converted, and log_probs are float64 too.
 
     Raises:
-        RuntimeUnavailableError: torch has no such device here.
+        RuntimeUnavailableError: torch has no such device on this machine.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TorchSession:
         index = int(device.partition(":")[2] or 0)
         if device.startswith("cuda") and index >= torch.cuda.device_count():
             raise RuntimeUnavailableError(
-                f"{description.source.name}: torch {torch.__version__} sees "
+                f"{description.source.name}: torch {torch.__version__} finds "
                 f"{torch.cuda.device_count()} CUDA devices, {device} is not among them; "
                 "use the CPU, or install a driver and a CUDA build of torch"
             )
@@ -63,7 +64,7 @@ class TorchSession:
         self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
-        """Run the network once, on CUDA without TF32; see `Session.compute`."""
+        """Run the network once (on CUDA, without TF32); see `Session.compute`."""
         import torch
 
         exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
@@ -77,7 +78,7 @@ class TorchSession:
         }
 
     def _given(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """An array on the device, numbers in the session's precision."""
+        """Move an array to the device, with floating-point numbers in the session's precision."""
         import torch
 
         tensor = torch.from_numpy(array).to(self._device)
@@ -88,7 +89,7 @@ class TorchSession:
         return run_whole(self, sound, lengths)
 
     def streaming(self) -> Session | None:
-        """The same model block by block."""
+        """Make a session for the streaming form of the model; None if it cannot stream."""
         if self.description.blocks is not None:
             return self
         if self._in_blocks is None:
@@ -96,4 +97,4 @@ class TorchSession:
         return TorchSession(*self._in_blocks(), self._device_name)
 
     def close(self) -> None:
-        """Nothing here needs to be freed by hand."""
+        """Do nothing: torch frees its memory itself."""

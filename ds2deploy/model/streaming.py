@@ -1,7 +1,7 @@
-"""The reference network block by block: the same modules, carrying what each must remember.
+"""Streaming form of the reference network: the same modules, run block by block with states.
 
-It answers what `DeepSpeech2` answers to the whole utterance, whatever the blocks; every streaming
-artifact is compared with that, and this runs where only a checkpoint is at hand.
+Its results equal those of `DeepSpeech2` on the whole utterance, for any block size. Every streaming
+artifact is compared with the latter; this form makes it possible to stream with a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ds2deploy.runtimes.tensors import memory_names, with_tensors
 
 
 class StreamingNetwork(nn.Module):
-    """One block of every stream of a batch, each at a position of its own.
+    """Network that processes one block of every stream of a batch, at any positions.
 
     Args:
-        network: a unidirectional one.
-        description: description with blocks of features; its inputs are the module's, in order.
+        network: unidirectional network.
+        description: description with blocks of features, which lists the module's inputs in order.
     """
 
     def __init__(self, network: DeepSpeech2, description: ArtifactDescription) -> None:
@@ -44,14 +44,14 @@ class StreamingNetwork(nn.Module):
     def forward(
         self, features: Tensor, lengths: Tensor, position: Tensor, *states: Tensor
     ) -> tuple[Tensor, ...]:
-        """Log-probabilities of a block.
+        """Compute the log-probabilities of a block.
 
         Args:
             features: (batch, 1, bins, frames) float32.
-            lengths: (batch,) int64, frames of the whole stream, as far as they are known: what
-                stands past them is ignored.
-            position: (batch, 1) int64, frame that the block begins with; even.
-            states: states after the last block; zeros before the first.
+            lengths: (batch,) int64, number of frames of the whole stream as far as known; later
+                frames are ignored.
+            position: (batch, 1) int64, index of the first frame of the block; even.
+            states: states after the previous block; zeros before the first block.
 
         Returns:
             log_probs (batch, frames / 2, labels) float32, output_lengths (batch,) int64, the next
@@ -89,17 +89,17 @@ class StreamingNetwork(nn.Module):
         return log_probs, output_lengths, position + frames, *following
 
     def _by_layer(self, states: Tensor) -> tuple[Tensor, ...]:
-        """Views (batch, hidden) of the states of all layers."""
+        """Return views (batch, hidden) of the states of all layers."""
         if states.dim() == 3:
             return states.unbind(1)
-        return states.split(self.network.shape.units, dim=1)
+        return torch.split(states, self.network.shape.units, dim=1)
 
 
 def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
-    """The reference session of a checkpoint, for whole utterances and, where it can, for streams.
+    """Open the reference session of a checkpoint, for whole utterances and, if possible, streams.
 
     Raises:
-        RuntimeUnavailableError: torch has no such device here.
+        RuntimeUnavailableError: torch has no such device on this machine.
     """
     network, whole = checkpoint.network, checkpoint.description()
 
@@ -113,9 +113,9 @@ def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
 
 
 def exact_session(checkpoint: Checkpoint) -> TorchSession:
-    """Open a checkpoint's network in float64, for whole utterances: the reference of parity checks.
+    """Open a checkpoint in float64 for whole utterances, as the reference of parity checks.
 
-    A copy: the checkpoint's own network stays in float32.
+    The network is copied, so that the checkpoint's own network stays in float32.
     """
     network = copy.deepcopy(checkpoint.network)
     return TorchSession(network, checkpoint.description(), float64=True)
@@ -124,22 +124,22 @@ def exact_session(checkpoint: Checkpoint) -> TorchSession:
 def streaming_description(
     whole: ArtifactDescription, kind: Input = "features", block_ms: float = BLOCK_MS
 ) -> ArtifactDescription:
-    """The description of the same model block by block.
+    """Make the description of a model's streaming form.
 
     Args:
-        whole: description of the model of whole utterances.
+        whole: description of the model for whole utterances.
         kind: kind of input in a block.
-        block_ms: milliseconds of sound in a block.
+        block_ms: duration of a block, in milliseconds.
 
     Raises:
-        ConfigError: a duration that is none of a block.
+        ConfigError: the duration cannot be that of a block.
     """
     blocks = make_blocks(whole.model, whole.features, kind, block_ms)
     return with_tensors(msgspec.structs.replace(whole, kind="streaming", input=kind, blocks=blocks))
 
 
 def _inside(start: Tensor, count: int, lengths: Tensor) -> Tensor:
-    """Mask of frames between 0 and their length, from start (batch, 1) on: (batch, count)."""
+    """Make a mask (batch, count), from start (batch, 1) on, of frames from 0 to their length."""
     index = start + torch.arange(count, device=start.device)
     return (index >= 0) & (index < lengths[:, None])
 
@@ -147,7 +147,7 @@ def _inside(start: Tensor, count: int, lengths: Tensor) -> Tensor:
 def _convolve(
     layers: nn.ModuleList, x: Tensor, before: Tensor, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Convolution, batch norm and Hardtanh of what was kept and what is new; and what to keep."""
+    """Apply convolution, batch norm and Hardtanh to kept and new frames; return also the state."""
     conv, norm, clip = layers
     assert isinstance(conv, nn.Conv2d)
     joined = torch.cat([before, x], dim=3)
@@ -160,9 +160,9 @@ def _convolve(
 def _recur(
     layer: RecurrentLayer, x: Tensor, states: tuple[Tensor, Tensor], skipped: Tensor
 ) -> Tensor:
-    """(time, batch, inputs) to (time, batch, hidden); the states (batch, hidden) are advanced.
+    """Map (time, batch, inputs) to (time, batch, hidden), and advance the states (batch, hidden).
 
-    A stream that has not begun skips the frames before its first, which must not move its state.
+    Frames before the first of a stream are skipped, because they must not change its state.
     """
     x = layer.prepared(x)
     outputs = x.new_zeros(*x.shape[:2], layer.rnn.hidden_size)

@@ -1,4 +1,4 @@
-"""Load the weights of a file into a network: restore names, check shapes and numbers."""
+"""Loading of weights into a network, with checks of names, shapes and numbers."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.errors import ModelFileError
 
 COMPILED = "_orig_mod"
-"""Part that `torch.compile` puts into the names of weights, at any depth."""
+"""Prefix that `torch.compile` adds to the names of weights, at any depth."""
 
 
 WRAPPERS = ("module", "model", "network")
-"""Prefixes that `DataParallel` and common Lightning modules put before the names of weights."""
+"""Prefixes that `DataParallel` and common Lightning modules add to the names of weights."""
 
 
 def build_network(recipe: Recipe) -> DeepSpeech2:
-    """Build the recipe's network with fresh weights."""
+    """Build the recipe's network with random weights."""
     return DeepSpeech2(recipe.model, recipe.features.bins, len(recipe.labels))
 
 
 def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
     """Build the recipe's network with the weights of a checkpoint.
 
-    The shapes are compared before memory is taken, so that a damaged file cannot ask for all of it.
+    Shapes are compared before memory is allocated, so that a damaged file cannot exhaust it.
 
     Args:
-        recipe: the checkpoint's recipe.
-        weights: the checkpoint's weights, by their names.
-        path: the checkpoint's path, for errors.
+        recipe: recipe of the checkpoint.
+        weights: weights of the checkpoint, by name.
+        path: path of the checkpoint, for errors.
 
     Raises:
-        ModelFileError: a parameter is missing, has another shape, or holds NaN or infinity.
+        ModelFileError: a parameter is missing, has another shape, or contains NaN or infinity.
     """
     with torch.device("meta"):
         outline = build_network(recipe)
@@ -48,7 +48,7 @@ def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
 
 
 def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
-    """Return the weights by the network's own names, every parameter in the right shape."""
+    """Return the weights by the network's names, with every parameter in the right shape."""
     if not isinstance(weights, dict):
         raise ModelFileError(f"{path}: has no weights; restore the original")
     expected = network.state_dict()
@@ -69,23 +69,22 @@ def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str
             )
     if surplus := sorted(map(str, fitting.keys() - expected.keys())):
         raise ModelFileError(
-            f"{path}: has weights that its recipe has no place for: {surplus[0]!r}; "
-            "restore the original"
+            f"{path}: has weights that its network lacks: {surplus[0]!r}; restore the original"
         )
     return fitting
 
 
 def _check_kernel(found: torch.Size, expected: torch.Size, name: str, path: Path) -> None:
-    """Refuse the weights of a convolution that differ in nothing but the size of the kernel.
+    """Refuse convolution weights that only differ in the size of the kernel.
 
     Args:
-        found: (maps, maps of the input, bins, frames) of the checkpoint.
-        expected: that of the network.
+        found: shape in the checkpoint: (maps, maps of the input, bins, frames).
+        expected: shape in the network.
         name: name of the weights, for the error.
-        path: the checkpoint's path, for the error.
+        path: path of the checkpoint, for the error.
 
     Raises:
-        ModelFileError: they do; the network was trained with another kernel.
+        ModelFileError: the checkpoint was trained with another kernel.
     """
     if (
         len(found) == len(expected) == 4
@@ -101,10 +100,10 @@ def _check_kernel(found: torch.Size, expected: torch.Size, name: str, path: Path
 
 
 def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:
-    """Return a weight of a file, which is a dense tensor of real numbers with memory for each.
+    """Check a weight of a file and return it: a dense tensor of real numbers with its own memory.
 
-    A few numbers that pretend to be many would take all memory; tensors of other kinds cannot be
-    copied into a network, or would lose their imaginary part.
+    An expanded tensor could exhaust the memory. Tensors of other kinds cannot be copied into a
+    network, or would lose their imaginary part.
 
     Args:
         weight: tensor as it was unpickled; attributes that the pickle set are dropped.
@@ -112,7 +111,7 @@ def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:
         path: path of the file, for the error.
 
     Raises:
-        ModelFileError: a sparse, complex or quantised tensor, or one that overlaps itself.
+        ModelFileError: the tensor is sparse, complex or quantised, or overlaps itself.
     """
     weight = torch.Tensor.detach(weight)
     kind = ""
@@ -130,19 +129,18 @@ def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:
 
 
 def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path) -> dict[str, Any]:
-    """Undo the names that `torch.compile`, `DataParallel` and Lightning modules give weights.
+    """Remove the prefixes of `torch.compile`, `DataParallel` and Lightning from names of weights.
 
     Args:
         weights: weights by their names in a file.
-        known: tells whether the network has a parameter of that name.
-        path: the file's path, for the error.
+        known: function that returns True if the network has a parameter of a name.
+        path: path of the file, for the error.
 
     Returns:
-        The weights by their names in the network; a name that is unknown in any case stays as it
-        is.
+        The weights by their names in the network; names that stay unknown are not changed.
 
     Raises:
-        ModelFileError: two weights for one parameter.
+        ModelFileError: there are two weights for one parameter.
     """
     found: dict[str, Any] = {}
     for name, weight in weights.items():
@@ -163,7 +161,7 @@ def _check_numbers(network: DeepSpeech2, path: Path) -> None:
         if not weight.is_floating_point():
             continue
         bad = 0
-        # A sum hides neither and is quick, but may be too large by itself.
+        # A sum is a fast test that shows both, but it may also overflow by itself.
         if not torch.isfinite(weight.sum()):
             bad = int((~torch.isfinite(weight)).sum())
         if name.endswith("running_var"):
@@ -171,6 +169,6 @@ def _check_numbers(network: DeepSpeech2, path: Path) -> None:
         if bad:
             raise ModelFileError(
                 f"{path}: weights {name!r}: {bad} of {weight.numel()} are NaN, infinite or a "
-                "variance below 0; its training diverged, or the file is damaged: take an earlier "
+                "variance below 0; its training diverged, or the file is damaged: use an earlier "
                 "checkpoint, or restore the original"
             )

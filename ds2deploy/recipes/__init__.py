@@ -1,4 +1,4 @@
-"""Recipes as files: those that come with ds2deploy, a user's own, and changes by `--set`."""
+"""Recipe files: built-in recipes, the user's own, and changes by `--set`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        name: path of a TOML file, or name of a recipe that comes with ds2deploy.
-        overrides: changes, `section.key=value`, the value in TOML; a bare word is a string.
+        name: path of a TOML file, or name of a built-in recipe.
+        overrides: changes of the form `section.key=value`, with the value in TOML; a bare word is
+            a string.
 
     Raises:
-        MissingFileError: no such file, and no such name.
-        ConfigError: not TOML, an unknown key, or a value of another type.
+        MissingFileError: there is neither a file nor a built-in recipe of this name.
+        ConfigError: the file is not TOML, a key is unknown, or a value has the wrong type.
     """
     source, content = _read(name)
     try:
@@ -37,14 +38,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         _override(document, override)
     try:
         return msgspec.convert(document, Recipe)
-    except UnicodeError:  # in an argument that is not UTF-8
-        raise ConfigError(f"{source}: a word of --set is not UTF-8; expected text") from None
+    except UnicodeError:  # an argument is not UTF-8
+        raise ConfigError(f"{source}: a value of --set is not UTF-8; expected text") from None
     except DECODING_ERRORS as error:
         raise ConfigError(_explain(error, source, overrides)) from None
 
 
 def recipe_names() -> list[str]:
-    """List the names of the recipes that come with ds2deploy."""
+    """List the names of the built-in recipes."""
     folder = resources.files(__name__)
     return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".toml"))
 
@@ -69,7 +70,9 @@ def _override(document: dict[str, Any], override: str) -> None:
     for section in sections:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+            raise ConfigError(
+                f"--set {override}: {section} is a key, not a section; expected section.key=value"
+            )
     document[key] = _value(value)
 
 
@@ -83,18 +86,19 @@ def _value(text: str) -> Any:
 
 
 def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
-    """Make one line of msgspec's error: source, path of the key, and the values that it may have.
+    """Turn msgspec's error into one line: source, path of the key, and its allowed values.
 
-    `my.toml: training.epochs: Expected ...`, or `--set training.epochs=x: Expected ...`.
+    Examples: `my.toml: training.epochs: Expected ...` and
+    `--set training.epochs=x: Expected ...`.
     """
     message, _, key_path = str(error).partition(" - at `$")
     key_path = key_path.rstrip("`").lstrip(".")
-    path = re.sub(r"\[.*", "", key_path)  # the whole of a list
+    path = re.sub(r"\[.*", "", key_path)  # drop the index of a list's element
     if "unknown field" in message:
         key = message.rpartition("field `")[2].rstrip("`")
         message = message.replace("Object contains unknown field", "unknown key")
         section = getattr(Recipe(), path) if path else Recipe()
-        message += f"; known are {', '.join(section.__struct_fields__)}"
+        message += f"; known keys are {', '.join(section.__struct_fields__)}"
         path = f"{path}.{key}".lstrip(".")
     elif path:
         message += _expected_values(path)
@@ -108,7 +112,7 @@ def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
 
 
 def _expected_values(path: str) -> str:
-    """List the words that a key may have, or give its default."""
+    """List the words that are allowed for a key, or give its default."""
     *sections, key = path.split(".")
     section = getattr(Recipe(), sections[0]) if sections else Recipe()
     kind = get_type_hints(type(section)).get(key)

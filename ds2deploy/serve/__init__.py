@@ -1,1 +1,1 @@
-"""A server: live streams and uploads of many callers, over HTTP and WebSockets."""
+"""Server for live streams and uploads of many clients, over HTTP and WebSockets."""

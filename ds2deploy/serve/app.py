@@ -1,4 +1,4 @@
-"""The application: routes of all protocols over one server."""
+"""ASGI application with the routes of all protocols."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = 
     """Make the ASGI application.
 
     Args:
-        make_server: makes the server; called once here.
-        wyoming: TCP socket that listens for Wyoming clients; None for none.
+        make_server: function that makes the server; called once.
+        wyoming: listening TCP socket for Wyoming clients; None turns Wyoming off.
 
     Returns:
         The application; its lifespan opens and closes the models.
@@ -52,7 +52,7 @@ def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = 
     app.include_router(vosk.router)
     app.include_router(page.router)
     _add_probes(app, server)
-    _add_errors(app)
+    _add_errors(app, server)
     app.add_middleware(Gate, server=server)
     return app
 
@@ -68,11 +68,11 @@ def _wyoming(
 
 
 def _add_probes(app: FastAPI, server: Server) -> None:
-    @app.get("/health", summary="Tell that the process lives")
+    @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Tell whether requests will be served", response_model=None)
+    @app.get("/ready", summary="Check that requests can be served", response_model=None)
     async def ready() -> Response:
         problem = server.problem()
         if problem is None:
@@ -84,10 +84,12 @@ def _add_probes(app: FastAPI, server: Server) -> None:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, server: Server) -> None:
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
+        if error.code != "client_left":
+            server.refuse_http(error)
         return _response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -95,7 +97,9 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return _response(RefusedError(422, f"{name}: {first['msg']}", "invalid_value", name))
+        refused = RefusedError(422, f"{name}: {first['msg']}", "invalid_value", name)
+        server.refuse_http(refused)
+        return _response(refused)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: Exception) -> Response:

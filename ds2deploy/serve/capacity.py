@@ -1,4 +1,4 @@
-"""How many live streams a model can serve on this machine."""
+"""Measurement of the number of live streams that a model can serve on this machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import numpy as np
 from ds2deploy.runtimes.recognizer import Recognizer
 
 SHARE = 0.7
-"""Share of the time that ticks of the measured number of streams may take."""
+"""Maximum share of real time that the ticks may take at the measured number of streams."""
 
 MOST = 1024
 SECONDS = 5.0
-"""Seconds after which no larger number is tried."""
+"""Time after which no larger number is tried, in seconds."""
 
 
 def measure_streams(recognizer: Recognizer) -> int:
-    """Measure how many streams can be served in real time, by ticks of more and more streams.
+    """Measure the number of streams that can be served in real time.
+
+    Ticks are timed with more and more streams.
 
     Args:
-        recognizer: streaming model.
+        recognizer: recognizer of a streaming model.
 
     Returns:
-        The number of streams whose ticks take 70 % of the time that their audio takes, at least 1.
+        The number of streams, at least 1, at which ticks take 70 % of the duration of their audio.
     """
     rate = recognizer.description.features.sample_rate
     random = np.random.default_rng(0)

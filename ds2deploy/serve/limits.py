@@ -1,4 +1,4 @@
-"""Limits of the server, and the errors of requests that are refused."""
+"""Limits of the server, and errors of refused requests."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ds2deploy.runtimes.errors import (
 )
 
 MOST_HOT_WORDS = 1000
-"""Hot words of one request or stream."""
+"""Maximum number of hot words in one request or stream."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Limits of what the server accepts; each is checked before the work it bounds.
+    """Limits of the server; each is checked before the work that it limits.
 
     Attributes:
-        streams: maximum of live streams for each model; None measures it at the start.
-        uploads: maximum of recordings that are decoded at a time.
-        waiting: maximum of uploads that wait behind those.
+        streams: maximum number of live streams per model; None measures it at start-up.
+        uploads: maximum number of uploads that are processed at the same time.
+        waiting: maximum number of uploads that wait for a place.
         upload_mb: maximum size of an upload, in 10^6 bytes.
-        audio_s: maximum of audio in an upload, in seconds.
-        backlog_s: seconds of audio of a live stream that may wait; a client that sends faster is
-            read more slowly.
-        idle_s: seconds after which a WebSocket that sends nothing is closed.
-        connections: maximum of open requests and WebSockets, the probes' apart.
-        drain_s: seconds after SIGTERM in which streams and requests may end.
-        stuck_s: seconds of one tick after which the server is not ready.
+        audio_s: maximum duration of the audio in an upload, in seconds.
+        backlog_s: maximum duration of a live stream's audio that waits, in seconds; a client that
+            sends faster is read more slowly.
+        idle_s: time after which a WebSocket that sends nothing is closed, in seconds.
+        connections: maximum number of open requests and WebSockets, not counting probes.
+        drain_s: time that streams and requests have to finish after SIGTERM, in seconds.
+        stuck_s: duration of a tick after which the server reports itself as not ready, in seconds.
     """
 
     streams: int | None = None
@@ -57,7 +57,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class RefusedError(Exception):
-    """A request that is refused, in the terms of OpenAI's errors.
+    """Refusal of a request, with the fields of OpenAI's errors.
 
     Attributes:
         status: HTTP status.
@@ -65,6 +65,7 @@ class RefusedError(Exception):
         code: short name of the reason.
         param: name of the parameter; None if there is none to blame.
         retry_after_s: seconds after which a retry makes sense; None where it never does.
+        model: name of the model that was asked for, for metrics; empty where none was found.
     """
 
     def __init__(
@@ -78,24 +79,25 @@ class RefusedError(Exception):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
         self.param, self.retry_after_s = param, retry_after_s
+        self.model = ""
 
     @property
     def type(self) -> str:
-        """OpenAI's name for the kind of error."""
+        """Type of the error, as OpenAI names it."""
         names = {401: "authentication_error", 429: "rate_limit_error"}
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         return names.get(self.status, fallback)
 
 
 def check_hot_words(hot_words: Sequence[str], param: str) -> None:
-    """Refuse more hot words than a request may have.
+    """Check the number of hot words of a request.
 
     Args:
         hot_words: phrases of a client.
-        param: name of the parameter that carries them.
+        param: name of the parameter that contains them.
 
     Raises:
-        RefusedError: more than `MOST_HOT_WORDS`.
+        RefusedError: there are more than `MOST_HOT_WORDS`.
     """
     if len(hot_words) > MOST_HOT_WORDS:
         raise RefusedError(
@@ -105,7 +107,7 @@ def check_hot_words(hot_words: Sequence[str], param: str) -> None:
 
 
 def draining_error() -> RefusedError:
-    """Make the error of requests that come while the server ends."""
+    """Make the error of requests that arrive while the server shuts down."""
     return RefusedError(503, "the server is shutting down: try again", "draining", None, 5)
 
 
@@ -113,7 +115,7 @@ def refusal(error: Ds2Error) -> RefusedError:
     """Translate an error of the library into a refusal.
 
     Args:
-        error: error of a recording, of hot words, of a pool or of the engine.
+        error: error of a recording, hot words, a pool or the engine.
     """
     message = str(error)
     if isinstance(error, BackPressureError):

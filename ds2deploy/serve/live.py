@@ -1,4 +1,4 @@
-"""A live stream for one caller: samples in, updates out, without blocking the event loop."""
+"""Live stream of one client, which never blocks the event loop."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from ds2deploy.runtimes.streaming.pool import PooledStream
 from ds2deploy.serve.arrivals import Arrivals
 
 PIECE_S = 0.5
-"""Seconds of audio that are handed over at a time."""
+"""Duration of the audio that is passed to the model at a time, in seconds."""
 
 
 class Owner(Protocol):
-    """What a live stream needs of its model; see `StreamingModel`."""
+    """Interface of a model to its live streams; see `StreamingModel`."""
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of audio of a stream that may wait."""
+        """Maximum duration of a stream's audio that waits, in seconds."""
 
     @property
     def block_s(self) -> float:
-        """Seconds of audio in a block."""
+        """Duration of a block, in seconds."""
 
     async def next_tick(self) -> None:
-        """Wait until the tick under way, or the next one, has ended."""
+        """Wait for the end of the current tick, or of the next one if none is running."""
 
     async def told(self) -> None:
-        """Wait until the results of every tick that has begun were given to the streams."""
+        """Wait until the results of all ticks that have begun are delivered to the streams."""
 
     def forget(self, number: int, live: LiveStream) -> None:
-        """Let go of a stream; called when it is closed."""
+        """Release a stream; called when it is closed."""
 
 
 class LiveStream:
-    """One stream of a model; all methods are for the event loop's thread.
+    """Stream of a model; call its methods only in the event loop's thread.
 
     `StreamingModel.open` makes it. Updates that the caller does not fetch are merged, so that a
     slow reader costs no memory.
 
     Attributes:
-        audio_s: seconds of audio that were accepted.
-        upload: whether it is a recording rather than somebody who speaks.
+        audio_s: duration of the audio that was accepted, in seconds.
+        upload: True for an uploaded recording, False for live audio.
     """
 
     def __init__(
@@ -67,14 +67,15 @@ class LiveStream:
         self.audio_s = 0.0
 
     async def accept(self, samples: FloatArray) -> None:
-        """Take more audio; waits while as much waits as may.
+        """Accept more audio, after waiting until the backlog has room for it.
 
         Args:
             samples: (samples,) float32 in [-1, 1], at the stream's rate.
 
         Raises:
-            AudioError: samples that are not finite.
-            StreamError, DeviceError: the stream has ended, or its engine failed.
+            AudioError: samples are not finite.
+            StreamError: the stream has ended.
+            DeviceError: the engine failed.
         """
         size = max(1, int(PIECE_S * self._rate))
         for start in range(0, len(samples), size):
@@ -87,14 +88,14 @@ class LiveStream:
             self._arrivals.add(self.audio_s, time.monotonic())
 
     async def caught_up(self) -> None:
-        """Wait until every complete block has been recognised, and `take` gives its words."""
+        """Wait until every complete block is recognised and `take` returns its words."""
         while self._error is None and not self._closed and self._stream.is_ready:
             await self._wait_for_tick()
-        await self._model.told()  # a tick takes a block long before it has its words
+        await self._model.told()  # a tick takes its blocks long before it delivers their words
         self._check()
 
     def set_hot_words(self, hot_words: Phrases) -> None:
-        """Look for other hot words from the next tick on; see `PooledStream.set_hot_words`."""
+        """Set other hot words from the next tick on; see `PooledStream.set_hot_words`."""
         self._check()
         self._stream.set_hot_words(hot_words)
 
@@ -107,14 +108,14 @@ class LiveStream:
             self._arrivals.end(time.monotonic())
 
     def take(self) -> Update | None:
-        """Take what is new since the last call; None if nothing is."""
+        """Return the update since the last call; None if nothing is new."""
         found, self._pending = self._pending, None
         return found
 
     async def next(self) -> Update | Transcript:
-        """Wait for news: an update, or the transcript, which is the last.
+        """Wait for the next update, or for the final transcript.
 
-        Of a stream with endpoints, the transcript holds what no update has told.
+        If the stream has endpoints, the transcript contains only what no update has delivered.
 
         Raises:
             DeviceError, StreamError: the engine failed, or the stream was closed.
@@ -129,23 +130,24 @@ class LiveStream:
             await self._news.wait()
 
     async def result(self) -> Transcript:
-        """Finish, and wait for the transcript; updates are skipped."""
+        """Finish the stream and wait for its transcript, without the updates."""
         self.finish()
         while not isinstance(found := await self.next(), Transcript):
             pass
         return found
 
     def close(self) -> None:
-        """Give the place back; again does nothing."""
+        """Release the stream's place in the pool; further calls do nothing."""
         self._closed = True
         self._news.set()
         self._model.forget(self._stream.number, self)
 
     def deliver(self, update: Update, transcript: Transcript | None) -> float | None:
-        """Take what a tick found; called by the model.
+        """Receive the result of a tick; called by the model.
 
         Returns:
-            When the tick's block was complete (`time.monotonic`); None where it never was.
+            The time (`time.monotonic`, seconds) at which the tick's block was complete; None if it
+            never was.
         """
         self._pending = update if self._pending is None else merged(self._pending, update)
         self._transcript = transcript
@@ -153,13 +155,13 @@ class LiveStream:
         return self._arrivals.next_block()
 
     def fail(self, error: Ds2Error) -> None:
-        """Take the error of an engine that failed; called by the model."""
+        """Receive the error of a failed engine; called by the model."""
         self._error = error
         self._news.set()
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of audio that wait."""
+        """Duration of the audio that waits, in seconds."""
         return self._stream.backlog_s
 
     def _room(self, coming_s: float) -> bool:
@@ -176,9 +178,9 @@ class LiveStream:
 
 
 def merged(first: Update, second: Update) -> Update:
-    """Join two updates of a stream that follow each other.
+    """Merge two consecutive updates of a stream.
 
-    Words of a segment that ended in the second stand in that segment's transcript.
+    If a segment ended in the second update, its words are only in the segment's transcript.
     """
     words = second.words if second.segments else (*first.words, *second.words)
     return Update(
@@ -191,6 +193,6 @@ def merged(first: Update, second: Update) -> Update:
 
 
 def pcm16(content: bytes) -> FloatArray:
-    """Read 16-bit little-endian PCM as (samples,) float32; an odd last byte is dropped."""
+    """Convert 16-bit little-endian PCM to (samples,) float32; an odd last byte is dropped."""
     whole = len(content) // 2 * 2
     return np.frombuffer(content[:whole], "<i2").astype(np.float32) / np.float32(32768)

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error, without audio and without text."""
+"""Structured logs: one JSON object per line on standard error, without audio or text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import warnings
 from ds2deploy.runtimes.errors import AudioWarning
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
-"""Attributes that every record has; the others are facts of this one."""
+"""Attributes that every log record has; any others come from `extra`."""
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as a JSON object: time, level, message, and the facts of `extra`."""
+    """Formatter of log records as JSON objects: time, level, message and the `extra` fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format one record."""
@@ -33,10 +33,10 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs() -> None:
-    """Write the logs of the server, and of uvicorn from warnings on, to standard error.
+    """Send the server's logs, and uvicorn's warnings and errors, to standard error.
 
     Warnings about a client's audio (silence, clipping) are dropped: they would name its file, and
-    Python remembers each distinct one for ever.
+    Python keeps each distinct warning in memory for ever.
     """
     warnings.simplefilter("ignore", AudioWarning)
     handler = logging.StreamHandler(sys.stderr)
@@ -49,7 +49,7 @@ def configure_logs() -> None:
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """Drop uvicorn's tracebacks of what a second signal cancels."""
+    """Drop uvicorn's tracebacks of tasks that a second signal cancels."""
     kind = record.exc_info[0] if record.exc_info else None
     if kind is not None and issubclass(kind, asyncio.CancelledError):
         return False

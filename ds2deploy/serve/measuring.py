@@ -1,4 +1,4 @@
-"""A session that measures the time of its network."""
+"""Session that measures the time spent in its network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ds2deploy.runtimes.tensors import Tensors
 
 
 class NetworkClock:
-    """Adds up seconds; read and changed by the thread that runs the session.
+    """Adds up seconds; read and changed by the thread that has the turn.
 
     Attributes:
-        seconds: seconds so far.
+        seconds: total so far.
     """
 
     def __init__(self) -> None:
@@ -21,11 +21,11 @@ class NetworkClock:
 
 
 class MeasuredSession:
-    """Session that adds up the seconds in its network; see `Session`.
+    """Session that sums the seconds spent in its network; see `Session`.
 
     Args:
-        session: the session.
-        clock: where seconds are added up; a session and its streaming one share it.
+        session: session to measure.
+        clock: clock that sums the seconds, shared with the streaming session; None makes one.
     """
 
     def __init__(self, session: Session, clock: NetworkClock | None = None) -> None:
@@ -36,7 +36,7 @@ class MeasuredSession:
 
     @property
     def network_s(self) -> float:
-        """Seconds in the network so far."""
+        """Time spent in the network so far, in seconds."""
         return self._clock.seconds
 
     def compute(self, tensors: Tensors) -> Tensors:
@@ -54,7 +54,7 @@ class MeasuredSession:
         return found
 
     def streaming(self) -> Session | None:
-        """See `Session.streaming`; the same object where the session streams itself."""
+        """See `Session.streaming`; returns this object if the session streams itself."""
         found = self._session.streaming()
         if found is self._session:
             return self

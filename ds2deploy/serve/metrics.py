@@ -1,4 +1,4 @@
-"""Metrics of the server for Prometheus."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ FILL = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters, gauges and histograms of one server, each by model.
+    """Counters, gauges and histograms of one server, labelled by model.
 
     Attributes:
-        registry: registry of all of them, and of the process (memory, descriptors, CPU).
-        tick: duration of a tick (a batch of blocks, or of whole utterances), in seconds.
-        lateness: time from the moment a block of a live stream was complete to the end of its
+        registry: registry of these metrics and of the process's (memory, descriptors, CPU).
+        tick: histogram of the duration of a tick (a batch of blocks or whole utterances), in
+            seconds.
+        lateness: histogram of the time from the completion of a live block to the end of its
             tick, in seconds.
         fill: number of streams or utterances in a tick.
         busy: seconds in which the scheduler computed.
         network: seconds of those that the network took.
         audio: seconds of audio that were recognised.
         streams: live streams.
+        most_streams: maximum of live streams.
         waiting: seconds of audio of the stream or upload that waits longest behind the engine.
         refused: refused requests, by reason.
         requests: finished requests, by protocol and outcome.
@@ -46,17 +48,18 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.lateness = Histogram(
-            "ds2deploy_lateness_seconds", "From a complete block to the end of its tick", model,
-            buckets=SECONDS, registry=registry,
+            "ds2deploy_lateness_seconds", "Time from a complete block to the end of its tick",
+            model, buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.fill = Histogram(
             "ds2deploy_batch_fill", "Streams or utterances in a tick", model, buckets=FILL,
             registry=registry,
         )  # fmt: skip
-        self.busy = self._counter("busy_seconds", "Seconds in which the scheduler computed")
-        self.network = self._counter("network_seconds", "Seconds in the network alone")
-        self.audio = self._counter("audio_seconds", "Seconds of audio recognised")
+        self.busy = self._counter("busy_seconds", "Time in which the scheduler computed")
+        self.network = self._counter("network_seconds", "Time spent in the network")
+        self.audio = self._counter("audio_seconds", "Duration of recognised audio")
         self.streams = self._gauge("live_streams", "Live streams")
+        self.most_streams = self._gauge("live_streams_limit", "Maximum of live streams")
         self.waiting = self._gauge("oldest_waiting_seconds", "Audio of the longest backlog")
         self.refused = self._counter("refused", "Refused requests", "reason")
         self.requests = self._counter("requests", "Finished requests", "protocol", "outcome")
@@ -64,7 +67,7 @@ class Metrics:
         self.ready = self._gauge("ready", "1 while the model is ready")
 
     def text(self) -> bytes:
-        """Write all metrics in Prometheus' text format."""
+        """Format all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

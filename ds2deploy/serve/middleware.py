@@ -1,4 +1,4 @@
-"""What stands before every request: key, origin, size, request id, and one line of log."""
+"""Middleware of every request: API key, origin, size, request id, and one log line."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from ds2deploy.serve.server import Server
 log = logging.getLogger("ds2deploy.serve")
 
 OPEN_PATHS = ("/health", "/ready", *page.PATHS)
-"""Paths that need no key: probes, and the page, which asks for it."""
+"""Paths that need no key: probes, and the page, which asks the user for the key."""
 
 KEY_PROTOCOLS = ("openai-insecure-api-key.", "ds2deploy-key.")
-"""Prefixes of WebSocket subprotocols that carry the key; a browser can send no other header.
+"""Prefixes of WebSocket subprotocols that contain the key: a browser can send no other header.
 
-With the second one the key is percent-encoded: a subprotocol has no `/` and no `=`.
+After the second prefix the key is percent-encoded, because a subprotocol cannot contain `/` or `=`.
 """
 
 FORM_BYTES = 1 << 20
-"""Room for the fields of a form beside its file."""
+"""Maximum size of the form fields around the file, in bytes."""
 
 
 class Gate:
-    """ASGI middleware that admits a request, or refuses it.
+    """ASGI middleware that admits or refuses a request.
 
     Args:
-        app: application behind it.
+        app: application to protect.
         server: server with the key and the limits.
     """
 
@@ -57,12 +57,13 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         body = _Body(receive, self._most, self._too_large)
-        answer = _Answer(scope, send, request_id, body)
+        answer = _Answer(scope, send, request_id, body, self._server)
         self._open += 1
         try:
             self._check(scope, headers)
             await self._app(scope, body if scope["type"] == "http" else receive, answer)
         except RefusedError as error:
+            self._server.refuse_http(error)
             await _refuse(scope, answer, error)
         finally:
             self._open -= 1
@@ -84,7 +85,7 @@ class Gate:
             given = _given_key(headers)
             if given is None or not hmac.compare_digest(given.encode(), key.encode()):
                 raise RefusedError(
-                    401, "no API key, or a wrong one: send Authorization: Bearer KEY",
+                    401, "missing or wrong API key: send Authorization: Bearer KEY",
                     "invalid_api_key",
                 )  # fmt: skip
         most = self._server.limits.connections
@@ -105,10 +106,10 @@ class Gate:
 
 
 class _Body:
-    """Counts the bytes of a body that does not say how long it is.
+    """Request body whose bytes are counted, for requests without a content length.
 
     Attributes:
-        error: error that was raised; None before.
+        error: error that was raised; None if none was.
     """
 
     def __init__(self, receive: Receive, most: int, too_large: Callable[[], RefusedError]) -> None:
@@ -126,17 +127,20 @@ class _Body:
 
 
 class _Answer:
-    """Sends an answer with the request id.
+    """Sender of a response, which adds the request id.
 
-    The framework answers 400 to whatever is raised while it reads a form; the error of the body
-    takes the place of that answer.
+    The framework turns any error during the reading of a form into status 400; the error of the
+    body replaces that response.
 
     Attributes:
-        status: HTTP status that was sent; 101 of a WebSocket, 500 where nothing was sent.
+        status: HTTP status that was sent; 101 for a WebSocket, 500 if nothing was sent.
     """
 
-    def __init__(self, scope: Scope, send: Send, request_id: str, body: _Body) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, request_id: str, body: _Body, server: Server
+    ) -> None:
         self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
+        self._server = server
         self._replaced = False
         self.status = 101 if scope["type"] == "websocket" else 500
 
@@ -146,6 +150,7 @@ class _Answer:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None
+                self._server.refuse_http(error)
                 await _refuse(self._scope, self, error)
                 self._replaced = True
                 return
@@ -156,7 +161,7 @@ class _Answer:
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
-    """Make the body of an error, as OpenAI's clients expect it."""
+    """Make the body of an error response, as OpenAI's clients expect it."""
     return {
         "error": {
             "message": error.message,
@@ -168,7 +173,7 @@ def error_body(error: RefusedError) -> dict[str, Any]:
 
 
 def error_headers(error: RefusedError) -> dict[str, str]:
-    """Make the headers of an error: when to retry, and whether."""
+    """Make the headers of an error response, which say whether and when to retry."""
     if error.retry_after_s is None:
         return {"x-should-retry": "false"}
     return {"retry-after": f"{error.retry_after_s:.0f}", "x-should-retry": "true"}
@@ -193,7 +198,7 @@ async def _refuse(scope: Scope, send: Send, error: RefusedError) -> None:
 
 
 def _request_id(headers: Headers) -> str:
-    """Take the client's request id if it is harmless in a log, or make one."""
+    """Return the client's request id if it is safe to log, or make one."""
     given = headers.get("x-request-id", "")
     return given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex
 
@@ -211,9 +216,9 @@ def _given_key(headers: Headers) -> str | None:
 
 
 def _check_origin(headers: Headers) -> None:
-    """Refuse WebSockets that another site's page opens in somebody's browser."""
+    """Refuse WebSockets that a page of another site opens in a user's browser."""
     origin = headers.get("origin")
     if origin and origin != "null" and urlsplit(origin).netloc != headers.get("host"):
         raise RefusedError(
-            403, f"origin {origin[:100]}: pages of other sites are not served", "wrong_origin"
+            403, f"origin {origin[:100]}: other sites may not connect", "wrong_origin"
         )

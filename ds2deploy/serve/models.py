@@ -1,4 +1,4 @@
-"""A model of the server: an engine, and a thread that runs its ticks."""
+"""Models of the server: each has an engine, and a thread that runs its ticks."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from ds2deploy.serve.turn import Turn
 log = logging.getLogger("ds2deploy.serve")
 
 IDLE_S = 0.5
-"""Seconds after which a thread without work looks whether the server ends."""
+"""Interval in which an idle thread checks for the end of the server, in seconds."""
 
 OnUpdate = Callable[[Update], None]
 
 
 class Model:
-    """A model that the server offers; `StreamingModel` and `WholeModel` are its two kinds.
+    """Base class of the models that the server offers, `StreamingModel` and `WholeModel`.
 
     Args:
-        name: name that clients ask for.
-        load: opens the model; called again after a failure of the engine.
+        name: name by which clients select the model.
+        load: function that opens the model; called again after a failure of the engine.
         limits: limits of the server.
         metrics: metrics of the server.
-        turn: turn of the server's models.
-        tick_s: time from one tick to the next, in seconds; 0 begins a tick as soon as the last one
-            has ended and something waits (Batch Dispatch).
+        turn: lock that the server's models share, so that one computes at a time.
+        tick_s: interval between ticks, in seconds; 0 starts a tick as soon as the previous one
+            has ended and work waits (Batch Dispatch).
 
     Attributes:
-        name: name that clients ask for.
-        recognizer: the model on its runtime.
+        name: name by which clients select the model.
+        recognizer: recognizer of the model on its runtime.
         failure: error of the engine; None while it works.
     """
 
@@ -62,6 +62,7 @@ class Model:
         self.failure: Ds2Error | None = None
         self._load, self._turn, self._tick_s = load, turn, tick_s
         self._restarted = False
+        self._reported: Exception | None = None
         self._stopping = False
         self._tick_began: float | None = None
         self._ticks_begun = self._ticks_told = 0
@@ -81,16 +82,16 @@ class Model:
 
     @property
     def takes_hot_words(self) -> bool:
-        """Whether the model is served with a beam search."""
+        """True if the model is served with a beam search."""
         return isinstance(self.recognizer.decoder, HotWordDecoder)
 
     def start(self) -> None:
-        """Begin to run ticks."""
+        """Start the thread that runs ticks."""
         self.metrics.ready.labels(self.name).set(1)
         self._thread.start()
 
     def problem(self) -> str | None:
-        """Say why the model is not ready; None if it is."""
+        """Describe why the model is not ready; None if it is ready."""
         if self.failure is not None:
             return f"{self.name}: the engine failed: {self.failure}"
         began = self._tick_began
@@ -99,13 +100,13 @@ class Model:
         return None
 
     async def told(self) -> None:
-        """Wait until the results of every tick that has begun were given to the streams."""
+        """Wait until the results of all ticks that have begun are delivered to the streams."""
         begun = self._ticks_begun
         while self._ticks_told < begun:
             await self.next_tick()
 
     async def next_tick(self) -> None:
-        """Wait until the tick under way, or the next one, has ended."""
+        """Wait for the end of the current tick, or of the next one if none is running."""
         event = self._ticked
         await event.wait()
 
@@ -119,31 +120,38 @@ class Model:
         """Recognise a recording.
 
         Args:
-            file: recording in any format that is read, at any place.
+            file: open file with a recording in any supported format.
             name: name of the recording, for errors.
-            hot_words: see `Recognizer.transcribe`.
-            on_update: receives the updates of a streaming model.
+            hot_words: phrases to prefer; see `Recognizer.transcribe`.
+            on_update: function that receives the updates of a streaming model.
 
         Raises:
-            AudioError: not audio, or damaged.
-            RefusedError: longer than the limit.
-            BackPressureError, DeviceError, StreamError: too much waits, or the engine failed.
+            AudioError: the file is not audio, or is damaged.
+            RefusedError: the recording is longer than the limit.
+            BackPressureError: too many utterances wait.
+            DeviceError, StreamError: the engine failed.
         """
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """End the thread after the tick under way, and give the engine back."""
+        """End the thread after the current tick, and release the engine."""
         self._stopping = True
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
         self.recognizer.close()
 
     def _run(self) -> None:
-        """Run ticks until the server ends: body of the thread."""
+        """Run ticks until the server ends: the body of the thread."""
         while not self._stopping:
-            if self.failure is not None or not self._wait(IDLE_S):
-                if self.failure is not None:
-                    time.sleep(IDLE_S)
+            if self.failure is not None:
+                time.sleep(IDLE_S)
+                continue
+            waiting = self._wait(IDLE_S)
+            if self._reported is not None:
+                error, self._reported = self._reported, None
+                self._fail(error)
+                continue
+            if not waiting:
                 continue
             if self._tick_s:
                 time.sleep(self._tick_s - time.monotonic() % self._tick_s)
@@ -170,7 +178,7 @@ class Model:
         self.metrics.network.labels(self.name).inc(_network_s(session) - network_s)
 
     def _fail(self, error: Exception) -> None:
-        """Fail what is under way, and try once to open the engine again."""
+        """Fail all work in progress, and try once to reopen the engine."""
         failure = error if isinstance(error, Ds2Error) else DeviceError(f"{error!r}")
         log.error("engine failed", extra={"model": self.name, "reason": str(failure)})
         self.failure = failure
@@ -181,9 +189,10 @@ class Model:
         self._restarted = True
         self.metrics.restarts.labels(self.name).inc()
         try:
-            self.recognizer.close()
-            self.recognizer = self._load()
-            self._open_pool()
+            with self._turn.take():
+                self.recognizer.close()
+                self.recognizer = self._load()
+                self._open_pool()
         except Exception as again:
             log.exception("engine cannot be opened again", extra={"model": self.name})
             self.failure = again if isinstance(again, Ds2Error) else DeviceError(f"{again!r}")
@@ -193,7 +202,7 @@ class Model:
         log.warning("engine opened again", extra={"model": self.name})
 
     def _announce_tick(self) -> None:
-        """Wake the tasks that wait for a tick; in the event loop's thread."""
+        """Wake the tasks that wait for a tick; call it in the event loop's thread."""
         self._ticks_told += 1
         event, self._ticked = self._ticked, asyncio.Event()
         event.set()
@@ -206,11 +215,11 @@ class Model:
         raise NotImplementedError
 
     def _tick(self) -> int:
-        """Run a tick; returns the number of streams or utterances in it."""
+        """Run a tick, and return the number of streams or utterances in it."""
         raise NotImplementedError
 
     def _abandon(self, error: Ds2Error) -> None:
-        """Give an error to all that is under way."""
+        """Fail all work in progress with an error."""
         raise NotImplementedError
 
     def _open_pool(self) -> None:

@@ -1,4 +1,4 @@
-"""Transcripts in the forms of OpenAI's transcription API."""
+"""Transcripts in the response formats of OpenAI's transcription API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text
 
 
 def plain_body(transcript: Transcript, form: str) -> str:
-    """Write a transcript as text, SubRip or WebVTT."""
+    """Format a transcript as text, SubRip or WebVTT."""
     if form == "srt":
         return to_srt(transcript)
     if form == "vtt":
@@ -41,7 +41,7 @@ def verbose_body(transcript: Transcript, granularities: tuple[str, ...]) -> dict
 
     Args:
         transcript: transcript of the recording.
-        granularities: `word`, `segment` or both; segments without any.
+        granularities: `word`, `segment` or both; empty means segments.
     """
     body: dict[str, Any] = {
         "task": "transcribe",
@@ -67,7 +67,7 @@ def verbose_body(transcript: Transcript, granularities: tuple[str, ...]) -> dict
 
 
 def segment(number: int, words: list[Any]) -> dict[str, Any]:
-    """Make a segment of words that follow each other closely."""
+    """Make a segment from words that follow each other closely."""
     text = " ".join(word.text for word in words)
     raw = text.encode()
     logs = [math.log(max(word.confidence, 1e-10)) for word in words]

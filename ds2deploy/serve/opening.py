@@ -1,4 +1,4 @@
-"""Open a model as the kind that it is."""
+"""Opening of a model as a streaming model or a model of whole utterances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def open_model(
     turn: Turn,
     tick_s: float = 0.0,
 ) -> Model:
-    """Open a model as the kind that it is; in the event loop's thread. See `Model`."""
+    """Open a model as `StreamingModel` or `WholeModel`, in the event loop's thread.
+
+    See `Model` for the arguments.
+    """
 
     def measured() -> Recognizer:
         found = load()

@@ -1,4 +1,4 @@
-"""The page at `/`: speech to text in a browser, from files that come with the package."""
+"""Page at `/` for speech to text in a browser, served from files of the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {
 """Files of the page, and their media types."""
 
 PATHS = ("/", *(f"/page/{name}" for name in FILES if name != INDEX))
-"""Paths of the page."""
+"""URL paths of the page."""
 
 HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -38,7 +38,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
-"""Headers of the page: it may load nothing from elsewhere, and be shown in no other page."""
+"""Headers of the page: it may not load anything from other sites or be embedded in other pages."""
 
 
 @router.get("/")

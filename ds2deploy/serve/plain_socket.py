@@ -1,8 +1,8 @@
-"""The WebSocket protocol of ds2deploy: PCM in, one JSON object for each update out.
+"""WebSocket protocol of ds2deploy, which takes PCM and sends one JSON object for each update.
 
 The client may first send `{"sample_rate": 16000, "model": "", "hot_words": [], "endpoint": 1.2}`,
-each key of which may be left out; then 16-bit little-endian mono PCM in binary messages;
-then `{"end": true}`. `{"hot_words": [...]}` changes them in between.
+in which every key is optional. It then sends 16-bit little-endian mono PCM in binary messages, and
+finally `{"end": true}`. `{"hot_words": [...]}` changes the hot words at any time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ PROTOCOL = "stream"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A text message of the client.
+    """Text message of the client.
 
     Attributes:
         sample_rate: sample rate of the audio that follows, in Hz.
-        model: name of a model; empty for the first one that streams.
-        hot_words: phrases to look for; None leaves them as they are.
-        endpoint: seconds of silence that end a segment; 0 for one segment.
-        end: no more audio comes.
+        model: name of a model; empty selects the first streaming model.
+        hot_words: phrases to prefer; None leaves them unchanged.
+        endpoint: silence that ends a segment, in seconds; 0 makes one segment of all audio.
+        end: True if no more audio follows.
     """
 
     sample_rate: int = 16_000
@@ -60,13 +60,13 @@ async def _talk(socket: Socket, server: Server) -> None:
                 settings = _settings(message)
                 check_hot_words(settings.hot_words or (), "hot_words")
                 if live is None:
-                    live = _open(server, settings)
+                    live = _open(socket, server, settings)
                 elif settings.hot_words is not None:
                     live.set_hot_words(settings.hot_words)
                 if settings.end:
                     break
             else:
-                live = live or _open(server, Settings())
+                live = live or _open(socket, server, Settings())
                 if sender is None:
                     sender = asyncio.ensure_future(_tell(socket, live))
                     sender.add_done_callback(lambda _: socket.end())
@@ -84,7 +84,7 @@ async def _talk(socket: Socket, server: Server) -> None:
 
 
 async def _tell(socket: Socket, live: LiveStream) -> None:
-    """Send updates until the transcript, which is the last message."""
+    """Send updates, and finally the transcript."""
     while True:
         found = await live.next()
         if isinstance(found, Transcript):
@@ -96,7 +96,7 @@ async def _tell(socket: Socket, live: LiveStream) -> None:
             await socket.send(_json(_update(found)))
 
 
-def _open(server: Server, settings: Settings) -> LiveStream:
+def _open(socket: Socket, server: Server, settings: Settings) -> LiveStream:
     endpoint = None
     if settings.endpoint:
         rules = server.endpoint
@@ -105,7 +105,7 @@ def _open(server: Server, settings: Settings) -> LiveStream:
             leading_silence_s=max(settings.endpoint, rules.leading_silence_s),
             longest_s=rules.longest_s,
         )
-    model = server.streaming_model(settings.model)
+    model = socket.streaming_model(settings.model)
     hot_words = settings.hot_words or None
     return model.open(settings.sample_rate, "", hot_words, endpoint)
 

@@ -1,8 +1,8 @@
 """OpenAI's realtime API for transcription sessions: `/v1/realtime?intent=transcription`.
 
-The client sends `session.update`, `input_audio_buffer.append`, `.commit` and `.clear`. An item is
-what is spoken from one commit to the next; with `server_vad` the server commits where a segment
-ends. The words of an item are sent as soon as nothing can change them, also before its commit.
+The client sends `session.update`, `input_audio_buffer.append`, `.commit` and `.clear`. An item
+contains the speech between two commits; with `server_vad` the server commits at the end of each
+segment. Words of an item are sent as soon as they are final, even before its commit.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def _talk(socket: Socket, server: Server, query: QueryParams) -> None:
 
 
 class Items:
-    """The items of a session, one after the other, as events.
+    """Writer of a session's items as events, one item after another.
 
     Args:
         socket: WebSocket of the client.
@@ -82,16 +82,16 @@ class Items:
         self.begin()
 
     def begin(self) -> None:
-        """Begin an item, and forget the one that was not committed."""
+        """Begin an item, and discard one that was not committed."""
         self._id = f"item_{uuid.uuid4().hex}"
         self._count = 0
         self._spoken = False
 
     async def hear(self, begins_s: float, words: Sequence[Word]) -> None:
-        """Tell that somebody speaks, once for each item.
+        """Send `speech_started`, once for each item.
 
         Args:
-            begins_s: beginning of the stream in the session, in seconds.
+            begins_s: start of the stream in the session, in seconds.
             words: words of the item, which may still change.
         """
         if words and not self._spoken:
@@ -100,7 +100,7 @@ class Items:
             await self._send(f"{BUFFER}.speech_started", audio_start_ms=start_ms)
 
     async def add(self, words: Sequence[Word]) -> None:
-        """Send words of the item that are certain, and follow those before."""
+        """Send the next final words of the item."""
         if words:
             text = " ".join(word.text for word in words)
             delta = f" {text}" if self._count else text
@@ -108,14 +108,14 @@ class Items:
             await self._send(f"{TRANSCRIPTION}.delta", content_index=0, delta=delta)
 
     async def stop(self, begins_s: float, words: Sequence[Word]) -> None:
-        """Tell that somebody no longer speaks; the arguments are those of `hear`."""
+        """Send `speech_stopped`; see `hear` for the arguments."""
         await self.hear(begins_s, words)
         if words:
             end_ms = round(1000 * (begins_s + words[-1].end))
             await self._send(f"{BUFFER}.speech_stopped", audio_end_ms=end_ms)
 
     async def complete(self, transcript: Transcript, logprobs: bool) -> None:
-        """Commit the item, send the rest of it, and begin another."""
+        """Commit the item, send the rest of its words, and begin another item."""
         await self._send(f"{BUFFER}.committed", previous_item_id=self._previous)
         await self.add(transcript.words[self._count :])
         fields: dict[str, Any] = {
@@ -134,12 +134,12 @@ class Items:
 
 
 class RealtimeSession:
-    """A session of one client.
+    """Session of one client.
 
     Args:
         socket: WebSocket of the client.
         server: server with the models.
-        settings: settings to begin with.
+        settings: initial settings.
     """
 
     def __init__(self, socket: Socket, server: Server, settings: Settings) -> None:
@@ -156,10 +156,10 @@ class RealtimeSession:
         await self._socket.send(event("session.created", session=self._settings.session(self._id)))
 
     async def handle(self, message: str | bytes) -> None:
-        """Do what an event asks for; one that is unusable gets an error event.
+        """Handle an event; send an error event if it cannot be used.
 
         Raises:
-            RefusedError: the server has no room, or its engine failed: the session ends.
+            RefusedError: the server is full, or its engine failed; the session ends.
         """
         event_id = None
         try:
@@ -170,18 +170,18 @@ class RealtimeSession:
             refused = error if isinstance(error, RefusedError) else refusal(error)
             if refused.status == 429 or refused.status >= 500:
                 raise refused from None
-            self._server.refuse("", refused.code)
+            self._server.refuse(self._socket.model, refused.code)
             await self._socket.send(error_event(refused, event_id))
 
     async def finish(self) -> None:
-        """Send what is left of the audio that came."""
+        """Recognise the remaining audio, and send its events."""
         if self._live is not None and self._teller is not None:
             self._live.finish()
             await self._teller
             await self.close()
 
     async def close(self) -> None:
-        """Let go of the audio that came."""
+        """Discard the remaining audio."""
         live, teller, self._live, self._teller = self._live, self._teller, None, None
         if teller is not None:
             teller.cancel()
@@ -229,7 +229,7 @@ class RealtimeSession:
             self._open()
         assert self._live is not None
         assert self._teller is not None
-        if self._teller.done():  # it failed
+        if self._teller.done():  # the task has failed
             await self._teller
         await self._live.accept(samples)
 
@@ -248,7 +248,7 @@ class RealtimeSession:
 
     def _open(self) -> None:
         settings = self._settings
-        model = self._server.streaming_model(settings.model)
+        model = self._socket.streaming_model(settings.model)
         endpoint = settings.endpoint(self._server.endpoint)
         rate, hot_words = settings.format.sample_rate, settings.keywords or None
         self._live = model.open(rate, "", hot_words, endpoint)
@@ -259,7 +259,7 @@ class RealtimeSession:
 
         Args:
             live: the stream.
-            detecting: whether the server finds the ends of speech.
+            detecting: True if the server detects the ends of speech.
         """
         items, begins_s = self._items, self._heard_s
         while True:

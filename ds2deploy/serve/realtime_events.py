@@ -1,4 +1,4 @@
-"""Events of OpenAI's realtime API, as far as they concern transcription: forms and settings."""
+"""Events and session settings of OpenAI's realtime API for transcription."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ Decoded = TypeVar("Decoded")
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What every event of a client has."""
+    """Fields that every client event has."""
 
     type: str
     event_id: str | None = None
 
 
 class Append(msgspec.Struct, frozen=True):
-    """`input_audio_buffer.append`: audio in base64."""
+    """Event `input_audio_buffer.append`, with audio in base64."""
 
     audio: str
 
 
 class Format(msgspec.Struct, frozen=True):
-    """Format of the audio; G.711 has a rate of its own."""
+    """Format of the audio; G.711 has a fixed sample rate."""
 
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
     rate: float = 24_000
@@ -55,14 +55,14 @@ class Format(msgspec.Struct, frozen=True):
 
 
 class Transcription(msgspec.Struct, frozen=True):
-    """Settings of the recognition; OpenAI's others are accepted and ignored."""
+    """Settings of the recognition; other settings of OpenAI are accepted and ignored."""
 
     model: str | None = None
     keywords: list[str] | None = None
 
 
 class TurnDetection(msgspec.Struct, frozen=True):
-    """When the server commits by itself; `threshold` and `prefix_padding_ms` change nothing."""
+    """Settings of automatic commits; `threshold` and `prefix_padding_ms` are ignored."""
 
     type: Literal["server_vad"]
     threshold: float = 0.5
@@ -71,7 +71,7 @@ class TurnDetection(msgspec.Struct, frozen=True):
 
 
 class Input(msgspec.Struct, frozen=True):
-    """Settings of the audio that comes in."""
+    """Settings of the input audio."""
 
     format: Format | UnsetType | None = UNSET
     transcription: Transcription | UnsetType | None = UNSET
@@ -85,7 +85,7 @@ class Audio(msgspec.Struct, frozen=True):
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A session in `session.update`."""
+    """Session in an event `session.update`."""
 
     type: Literal["transcription"]
     audio: Audio = Audio()
@@ -93,7 +93,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """`session.update`: what it leaves out stays as it is."""
+    """Event `session.update`; settings that it omits stay unchanged."""
 
     session: Session
 
@@ -104,9 +104,9 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         model: name of the model.
         format: format of the audio.
-        turn_detection: when an item ends; None where the client says so.
+        turn_detection: settings of automatic commits; None leaves commits to the client.
         keywords: hot words.
-        logprobs: whether finished items list the confidence of their words.
+        logprobs: list the confidence of the words in completed items.
     """
 
     model: str
@@ -116,7 +116,7 @@ class Settings(msgspec.Struct, frozen=True):
     logprobs: bool = False
 
     def updated(self, session: Session) -> Settings:
-        """Replace what an update has, and keep the rest."""
+        """Replace the settings that an update contains, and keep the others."""
         given = session.audio.input
         changes: dict[str, Any] = {}
         if given.format is not UNSET:
@@ -134,11 +134,13 @@ class Settings(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, **changes)
 
     def check(self, server: Server) -> StreamingModel:
-        """Find the model, and check that it can do what is asked for.
+        """Find the model, and check the settings against it.
 
         Raises:
-            RefusedError: no such model, or too many keywords.
-            AudioError, ConfigError, AlphabetError: unusable rate, silence or keywords.
+            RefusedError: there is no such model, or there are too many keywords.
+            AudioError: the sample rate cannot be used.
+            ConfigError: the silence of turn detection is out of range.
+            AlphabetError: a keyword has characters without a label.
         """
         model = server.streaming_model(self.model)
         check_stream_rate(self.format.sample_rate, "session.audio.input.format.rate")
@@ -151,7 +153,7 @@ class Settings(msgspec.Struct, frozen=True):
         """Make the rules that end an item.
 
         Args:
-            rules: rules of the server, for all but the silence after speech.
+            rules: rules of the server; only the silence after speech is replaced.
         """
         if self.turn_detection is None:
             return None
@@ -188,14 +190,14 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def decode(message: str | bytes, kind: type[Decoded]) -> Decoded:
-    """Read an event of a client.
+    """Decode an event of a client.
 
     Args:
-        message: JSON.
-        kind: form that is expected.
+        message: event as JSON.
+        kind: expected type.
 
     Raises:
-        RefusedError: not JSON, or of another form.
+        RefusedError: the message is not JSON or does not have the expected type.
     """
     try:
         return msgspec.json.decode(message, type=kind)
@@ -209,17 +211,17 @@ def decode(message: str | bytes, kind: type[Decoded]) -> Decoded:
 
 
 def samples_of(audio: str, form: Format) -> FloatArray:
-    """Read the audio of an event.
+    """Decode the audio of an event.
 
     Args:
-        audio: base64.
-        form: format of the session.
+        audio: audio in base64.
+        form: audio format of the session.
 
     Returns:
         (samples,) float32 in [-1, 1].
 
     Raises:
-        RefusedError: not base64, or half a sample.
+        RefusedError: the audio is not base64, or ends within a sample.
     """
     try:
         content = base64.b64decode(audio, validate=True)
@@ -238,17 +240,17 @@ def _bad_audio(reason: str) -> RefusedError:
 
 
 def event(kind: str, **fields: Any) -> str:
-    """Make an event of the server."""
+    """Make a server event as JSON."""
     body = {"type": kind, "event_id": f"event_{uuid.uuid4().hex}", **fields}
     return msgspec.json.encode(body).decode()
 
 
 def error_event(error: RefusedError, event_id: str | None = None) -> str:
-    """Make the event of an error.
+    """Make an error event.
 
     Args:
         error: the error.
-        event_id: id that the client gave to the event to blame.
+        event_id: the client's id of the event that caused it.
     """
     body: dict[str, Any] = {
         "type": error.type,
@@ -263,14 +265,14 @@ def error_event(error: RefusedError, event_id: str | None = None) -> str:
 
 
 def _mu_law() -> FloatArray:
-    """Make the samples of the 256 bytes of mu-law (ITU-T G.711)."""
+    """Make the table of samples for the 256 codes of mu-law (ITU-T G.711)."""
     code = ~np.arange(256, dtype=np.uint8).astype(np.int32) & 0xFF
     size = (((code & 15) << 3) + 132 << (code >> 4 & 7)) - 132
     return (np.where(code & 128, -size, size) / 32768).astype(np.float32)
 
 
 def _a_law() -> FloatArray:
-    """Make the samples of the 256 bytes of A-law (ITU-T G.711)."""
+    """Make the table of samples for the 256 codes of A-law (ITU-T G.711)."""
     code = np.arange(256, dtype=np.int32) ^ 0x55
     chord, step = code >> 4 & 7, ((code & 15) << 4) + 8
     size = np.where(chord == 0, step, step + 256 << np.maximum(chord - 1, 0))

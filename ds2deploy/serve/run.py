@@ -1,4 +1,4 @@
-"""The process of a server: sockets, signals, and an end that loses nothing."""
+"""Process of a server: sockets, signals, and a shutdown that completes running work."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ log = logging.getLogger("ds2deploy.serve")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 MESSAGE_BYTES = 16 << 20
-"""Largest message of a WebSocket."""
+"""Maximum size of a WebSocket message, in bytes."""
 
 SPARE_CONNECTIONS = 64
-"""Connections for probes, and idle ones, where as many are in use as may be."""
+"""Number of additional connections, so that probes succeed when the limit is reached."""
 
 UNREAD_S = 60
-"""Seconds after which a connection ends whose client takes nothing of what was sent to it."""
+"""Time after which a connection is closed if the client does not read its data, in seconds."""
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a server listens.
+    """Network address of a server.
 
     Attributes:
         host: name or address of the interface.
         port: TCP port; 0 takes a free one.
         tls_cert: certificate chain in PEM; None for plain HTTP.
-        tls_key: its private key in PEM.
+        tls_key: private key of the certificate in PEM.
         wyoming_port: TCP port for Wyoming clients; 0 takes a free one, None does not listen.
     """
 
@@ -58,12 +58,15 @@ def run_server(
     address: Address,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is under way. A second signal ends at once.
+    """Serve until SIGTERM or SIGINT, then finish the work in progress.
+
+    A second signal ends the process at once.
 
     Args:
-        make_server: makes the server.
-        address: where it listens.
-        ready: called with the URL once models are loaded and connections are accepted.
+        make_server: function that makes the server.
+        address: address to listen on.
+        ready: function that is called with the URL when models are loaded and connections are
+            accepted.
 
     Raises:
         ConfigError: the address cannot be used, or the certificate cannot be read.
@@ -74,10 +77,10 @@ def run_server(
     app = make_app(make_server, wyoming)
     server: Server = app.state.server
     if wyoming is not None and server.api_key is not None and address.host not in LOOPBACK:
-        log.warning("Wyoming has no keys: anybody who reaches its port can use it")
+        log.warning("Wyoming has no keys: anybody who can reach its port can use it")
     if address.host not in LOOPBACK and server.api_key is None:
         log.warning(
-            "open to the network without a key: anybody who reaches this address can use it; "
+            "open to the network without a key: anybody who can reach this address can use it; "
             "set --api-key, or listen on 127.0.0.1",
             extra={"host": address.host},
         )
@@ -92,7 +95,7 @@ def run_server(
 
 
 class _Runner(uvicorn.Server):
-    """uvicorn's server, which drains before it closes connections."""
+    """Server of uvicorn that drains before it closes connections."""
 
     def __init__(self, config: uvicorn.Config, server: Server) -> None:
         super().__init__(config)
@@ -113,7 +116,7 @@ class _Runner(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT until the end; uvicorn would raise them again afterwards."""
+        """Handle SIGTERM and SIGINT until the end; uvicorn would raise them again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -126,7 +129,7 @@ class _Runner(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; at the second signal end at once."""
+        """Start to drain at the first signal, and end at once at the second."""
         if self._loop is None or self._draining is not None or not self.started:
             self.should_exit = self.force_exit = True
             return
@@ -134,7 +137,7 @@ class _Runner(uvicorn.Server):
 
     def _begin_to_drain(self) -> None:
         if self._draining is None:
-            log.info("shutting down: finishing what is under way")
+            log.info("shutting down: finishing the work in progress")
             self._draining = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
@@ -174,7 +177,7 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         )
     except OSError as error:
         raise ConfigError(
-            f"{host}:{port}: cannot listen there ({error.strerror or error}); "
+            f"{host}:{port}: cannot listen on this address ({error.strerror or error}); "
             f"choose another --host or {option}"
         ) from None
     if unread := getattr(socket, "TCP_USER_TIMEOUT", None):  # Linux; connections inherit it

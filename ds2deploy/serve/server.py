@@ -1,4 +1,4 @@
-"""State of a server: its models, its limits, and whether it is shutting down."""
+"""State of a server: models, limits, and the shutdown."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ds2deploy.serve.limits import Limits, RefusedError, draining_error
 from ds2deploy.serve.metrics import Metrics
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.opening import open_model
+from ds2deploy.serve.retries import Retries
 from ds2deploy.serve.streaming_model import StreamingModel
 from ds2deploy.serve.turn import Turn
 
@@ -24,24 +25,24 @@ Load = Callable[[], Recognizer]
 
 
 class Server:
-    """Everything that the protocols share.
+    """State that all protocols share.
 
     Args:
-        models: how each model is opened, by name; the first one is the default.
-        limits: limits of what is accepted.
+        models: functions that open the models, by name; the first model is the default.
+        limits: limits of the server.
         endpoint: rules that end a segment of a live stream, unless a client sets others.
-        api_key: key that clients must send; None for none.
+        api_key: key that clients must send; None needs no key.
         log_text: write recognised text to the log.
-        tick_s: see `Model`.
+        tick_s: interval between ticks, in seconds; see `Model`.
 
     Attributes:
-        models: opened models, by name.
-        limits: limits of what is accepted.
+        models: open models, by name.
+        limits: limits of the server.
         metrics: metrics for Prometheus.
         endpoint: rules that end a segment.
-        api_key: key that clients must send.
-        draining: set once the server is shutting down.
-        failure: error of a model that could not be opened; None if all could.
+        api_key: key that clients must send; None needs no key.
+        draining: event that is set when the server shuts down.
+        failure: error of a model that could not be opened; None if there is none.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class Server:
         self.draining = asyncio.Event()
         self._uploads = asyncio.Semaphore(self.limits.uploads)
         self._waiting_uploads = 0
+        self._retries = Retries()
         self._work: set[object] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def start(self) -> None:
-        """Open all models, and begin to run their ticks; `failure` says which cannot be opened."""
+        """Open all models and start their ticks; sets `failure` if one cannot be opened."""
         turn = Turn()
         for name, load in self._loads.items():
             try:
@@ -82,7 +84,7 @@ class Server:
             model.start()
 
     async def drain(self) -> None:
-        """Refuse new work, and wait for the end of the work under way, at most `drain_s`."""
+        """Refuse new work, and wait at most `drain_s` seconds for the work in progress."""
         self.draining.set()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), self.limits.drain_s)
@@ -93,7 +95,7 @@ class Server:
             await model.stop()
 
     def problem(self) -> str | None:
-        """Say why the server is not ready; None if it is."""
+        """Describe why the server is not ready; None if it is ready."""
         if self.draining.is_set():
             return "the server is shutting down"
         if len(self.models) < len(self._loads):
@@ -101,10 +103,10 @@ class Server:
         return next(filter(None, (model.problem() for model in self.models.values())), None)
 
     def model(self, name: str | None) -> Model:
-        """Find a model by name; the first one without a name.
+        """Find a model by name, or the first model if the name is empty.
 
         Raises:
-            RefusedError: no such model, or the server is shutting down.
+            RefusedError: there is no such model, or the server is shutting down.
         """
         if self.draining.is_set():
             raise draining_error()
@@ -121,10 +123,10 @@ class Server:
         return self.models[name]
 
     def streaming_model(self, name: str | None) -> StreamingModel:
-        """Find a model that streams; without a name the first one that does.
+        """Find a streaming model by name, or the first one if the name is empty.
 
         Raises:
-            RefusedError: no such model, or it takes whole utterances only.
+            RefusedError: there is no such model, or it only processes whole utterances.
         """
         if not name:
             streaming = (one for one in self.models.values() if one.streaming)
@@ -133,7 +135,7 @@ class Server:
         if not isinstance(model, StreamingModel):
             raise RefusedError(
                 400,
-                f"model {name!r} takes whole utterances: send a file to "
+                f"model {name!r} only processes whole utterances: send a file to "
                 "/v1/audio/transcriptions, or serve a streaming model (export --streaming)",
                 "not_streaming",
                 "model",
@@ -142,15 +144,16 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def upload(self) -> AsyncIterator[None]:
-        """Hold a place among the uploads that are decoded at a time.
+        """Wait for one of the places for uploads, and hold it.
 
         Raises:
-            RefusedError: as many uploads wait as may.
+            RefusedError: too many uploads wait already.
         """
         if self._waiting_uploads >= self.limits.waiting:
             raise RefusedError(
-                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None, 2
-            )
+                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None,
+                self._retries.after_s(),
+            )  # fmt: skip
         self._waiting_uploads += 1
         try:
             await self._uploads.acquire()
@@ -163,7 +166,7 @@ class Server:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """Count a request or a stream as work that `drain` waits for."""
+        """Register a request or stream as work that `drain` waits for."""
         token = object()
         self._work.add(token)
         self._idle.clear()
@@ -175,12 +178,16 @@ class Server:
                 self._idle.set()
 
     def count(self, model: str, protocol: str, outcome: str) -> None:
-        """Count a finished request, or a refused one by its reason."""
+        """Count a finished request by its outcome, which is the reason if it was refused."""
         self.metrics.requests.labels(model, protocol, outcome).inc()
 
     def refuse(self, model: str, reason: str) -> None:
         """Count a refused request."""
         self.metrics.refused.labels(model, reason).inc()
+
+    def refuse_http(self, error: RefusedError) -> None:
+        """Count an HTTP request that is refused with this error."""
+        self.refuse(error.model, error.code)
 
 
 def _facts(model: Model) -> dict[str, Any]:

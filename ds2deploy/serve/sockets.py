@@ -1,4 +1,4 @@
-"""WebSockets: admission, messages with an idle time, and the end of the server."""
+"""WebSockets: admission, idle timeout, and the end at shutdown."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.serve.limits import RefusedError, refusal
 from ds2deploy.serve.middleware import KEY_PROTOCOLS
 from ds2deploy.serve.server import Server
+from ds2deploy.serve.streaming_model import StreamingModel
 
 log = logging.getLogger("ds2deploy.serve")
 
@@ -20,36 +21,46 @@ GOING_AWAY, POLICY, TOO_BIG, INTERNAL, TRY_AGAIN = 1001, 1008, 1009, 1011, 1013
 """Close codes (RFC 6455, and IANA's registry for 1013)."""
 
 REASON_BYTES = 120
-"""Most that a close frame has room for, almost."""
+"""Maximum length of the reason in a close frame, in bytes; the protocol allows 123."""
 
 Message = str | bytes
 SendError = Callable[[RefusedError], Awaitable[None]]
 
 
 class Socket:
-    """A WebSocket of a client.
+    """WebSocket of a client.
 
     Args:
         socket: the WebSocket.
         server: server with the limits.
+
+    Attributes:
+        model: name of the model that the client asked for, for metrics; empty before.
     """
 
     def __init__(self, socket: WebSocket, server: Server) -> None:
         self._socket, self._server = socket, server
+        self.model = ""
         self._ended = asyncio.Event()
 
     async def accept(self) -> None:
-        """Finish the handshake, with a subprotocol that the client offered."""
+        """Complete the handshake with a subprotocol that the client offered."""
         offered = self._socket.scope.get("subprotocols", [])
         usable = [name for name in offered if not name.startswith(KEY_PROTOCOLS)]
         await self._socket.accept(usable[0] if usable else None)
 
+    def streaming_model(self, name: str | None) -> StreamingModel:
+        """Find a model that streams, and remember it; see `Server.streaming_model`."""
+        found = self._server.streaming_model(name)
+        self.model = found.name
+        return found
+
     async def messages(self) -> AsyncIterator[Message]:
-        """Yield what the client sends, until `end` is called or the server shuts down.
+        """Yield the client's messages until `end` is called or the server shuts down.
 
         Raises:
-            RefusedError: the client was silent for too long.
-            WebSocketDisconnect: the client left without saying so.
+            RefusedError: the client sent nothing for too long.
+            WebSocketDisconnect: the connection was lost.
         """
         ends = [
             asyncio.ensure_future(event.wait()) for event in (self._server.draining, self._ended)
@@ -81,14 +92,14 @@ class Socket:
                 end.cancel()
 
     def end(self) -> None:
-        """End `messages`, although the client may send more; a silent one, too."""
+        """End `messages`, even if the client would send more or is silent."""
         self._ended.set()
 
     async def send(self, text: str) -> None:
-        """Send a text message; nothing to a client that left.
+        """Send a text message, unless the client has left.
 
         Raises:
-            WebSocketDisconnect: the connection was closed meanwhile.
+            WebSocketDisconnect: the connection was closed in the meantime.
         """
         if self._socket.client_state is WebSocketState.CONNECTED:
             try:
@@ -97,7 +108,7 @@ class Socket:
                 raise WebSocketDisconnect(1006) from None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection; again does nothing."""
+        """Close the connection; further calls do nothing."""
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
             await self._socket.close(code, reason.encode()[:REASON_BYTES].decode(errors="ignore"))
 
@@ -108,13 +119,13 @@ async def serve_socket(
     talk: Callable[[Socket, Server], Awaitable[None]],
     send_error: Callable[[Socket, RefusedError], Awaitable[None]],
 ) -> None:
-    """Run a protocol on a WebSocket, and end it with the error and the code that fit.
+    """Run a protocol on a WebSocket, and close it with the code of its outcome.
 
     Args:
         websocket: WebSocket before its handshake.
         protocol: name of the protocol, for metrics.
-        talk: runs the protocol to its end.
-        send_error: sends an error in the protocol's form.
+        talk: function that runs the protocol to its end.
+        send_error: function that sends an error in the protocol's format.
     """
     server: Server = websocket.app.state.server
     socket = Socket(websocket, server)
@@ -130,14 +141,14 @@ async def serve_socket(
     except (RefusedError, Ds2Error) as error:
         refused = error if isinstance(error, RefusedError) else refusal(error)
         outcome, code, reason = refused.code, close_code(refused), refused.message
-        server.refuse("", refused.code)
+        server.refuse(socket.model, refused.code)
         with contextlib.suppress(Exception):
             await send_error(socket, refused)
     except Exception:
         log.exception("failure in a WebSocket", extra={"protocol": protocol})
         outcome, code, reason = "internal_error", INTERNAL, "internal error"
     finally:
-        server.count("", protocol, outcome)
+        server.count(socket.model, protocol, outcome)
         await socket.close(code, reason)
 
 

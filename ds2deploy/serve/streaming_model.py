@@ -1,4 +1,4 @@
-"""A model that streams: live streams and uploads go through the same ticks."""
+"""Streaming model of the server, whose ticks process live streams and uploads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import BinaryIO
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import (
-    BackPressureError,
     DeviceError,
     Ds2Error,
 )
@@ -18,30 +17,34 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.pool import StreamPool, Tick
 from ds2deploy.serve.capacity import measure_streams
+from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.live import LiveStream
 from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.retries import Retries
 from ds2deploy.serve.uploads import limited
 
 
 class StreamingModel(Model):
-    """A model that streams; uploads go through the same ticks, as streams."""
+    """Streaming model; uploads are processed as streams in the same ticks."""
 
     streaming = True
 
     def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
         super().__init__(name, load, *rest)  # type: ignore[arg-type]
         self._live: dict[int, LiveStream] = {}
+        self._retries = Retries()
         self._open_pool()
         self.most_streams = self.limits.streams or measure_streams(self.recognizer)
+        self.metrics.most_streams.labels(self.name).set(self.most_streams)
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of audio of a stream that may wait."""
+        """Maximum duration of a stream's audio that waits, in seconds."""
         return self._pool.backlog_s
 
     @property
     def block_s(self) -> float:
-        """Seconds of audio in a block."""
+        """Duration of a block, in seconds."""
         return self._pool.block_s
 
     def open(
@@ -54,20 +57,22 @@ class StreamingModel(Model):
         """Open a live stream.
 
         Args:
-            sample_rate: sample rate of its audio, in Hz.
+            sample_rate: sample rate of the stream's audio, in Hz.
             name: name of the stream, for errors.
-            hot_words: see `Recognizer.transcribe`.
-            endpoint: see `Recognizer.stream`.
+            hot_words: phrases to prefer; see `Recognizer.transcribe`.
+            endpoint: rules that end a segment; see `Recognizer.stream`.
 
         Raises:
-            BackPressureError: as many streams are open as the server takes.
+            RefusedError: as many streams are open as the server takes.
             AudioError, ConfigError, AlphabetError: a rate that is none; unusable hot words.
             DeviceError: the engine failed.
         """
         if sum(not one.upload for one in self._live.values()) >= self.most_streams:
-            raise BackPressureError(
-                f"{self.most_streams} streams are open, as many as {self.name} takes: try again"
-            )
+            raise RefusedError(
+                429,
+                f"{self.most_streams} streams are open, as many as {self.name} takes: try again",
+                "overloaded", None, self._retries.after_s(),
+            )  # fmt: skip
         return self._opened(sample_rate, name, hot_words, endpoint, upload=False)
 
     async def transcribe(
@@ -94,9 +99,9 @@ class StreamingModel(Model):
             stream.close()
 
     def forget(self, number: int, live: LiveStream) -> None:
-        """Let go of a stream; called when it is closed.
+        """Release a stream; called when it is closed.
 
-        After a restart of the engine the number may be that of another stream, which stays.
+        After a restart of the engine, another stream may have this number; it is not released.
         """
         if self._live.get(number) is live:
             del self._live[number]
@@ -156,5 +161,5 @@ class StreamingModel(Model):
         self._announce_tick()
 
     def _open_pool(self) -> None:
-        # Places are counted here; the pool has room for uploads, and for streams that are ending.
+        # This class counts live streams; the pool has extra room for uploads and ending streams.
         self._pool = self.recognizer.pool(streams=1 << 20, backlog_s=self.limits.backlog_s)

@@ -1,4 +1,4 @@
-"""`POST /v1/audio/transcriptions` and `GET /v1/models`, as OpenAI's clients call them."""
+"""Endpoints of OpenAI's API: `POST /v1/audio/transcriptions` and `GET /v1/models`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @router.get("/v1/models", summary="List the models")
 async def models(request: Request) -> dict[str, Any]:
-    """List the models that this server offers."""
+    """List the models of this server."""
     server: Server = request.app.state.server
     return {"object": "list", "data": [_model(one) for one in server.models.values()]}
 
@@ -50,14 +50,14 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 @router.post("/v1/audio/transcriptions", summary="Recognise a recording", response_model=None)
 async def transcriptions(
     request: Request,
-    file: Annotated[UploadFile, File(description="A recording in any format.")],
-    model: Annotated[str, Form(description="Name of the model; empty for the first.")] = "",
+    file: Annotated[UploadFile, File(description="Recording in any supported format.")],
+    model: Annotated[str, Form(description="Name of the model; empty selects the first.")] = "",
     response_format: Annotated[str, Form(description=", ".join(FORMATS))] = "json",
-    stream: Annotated[bool, Form(description="Send events while it is recognised.")] = False,
+    stream: Annotated[bool, Form(description="Send events during recognition.")] = False,
 ) -> Response:
-    """Recognise a recording; OpenAI's other fields are accepted.
+    """Recognise a recording; other fields of OpenAI's API are accepted and ignored.
 
-    `keywords[]` are hot words, which need a model that is served with a beam search.
+    `keywords[]` are hot words; they require a model that is served with a beam search.
     """
     server: Server = request.app.state.server
     form = await request.form()
@@ -70,7 +70,7 @@ async def transcriptions(
     if stream:
         events = _events(server, found, file, keywords, logprobs)
         first = await _unless_gone(request, anext(events))
-        return StreamingResponse(_from(first, events), media_type="text/event-stream")
+        return StreamingResponse(_from(server, first, events), media_type="text/event-stream")
     transcript = await _unless_gone(request, _transcribe(server, found, file, keywords))
     if response_format == "json":
         return JSONResponse(json_body(transcript, logprobs))
@@ -82,10 +82,10 @@ async def transcriptions(
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Await work for a client, and cancel it when the client leaves.
+    """Await work for a client, and cancel it if the client leaves.
 
     Raises:
-        RefusedError: the client left; nobody will read it.
+        RefusedError: the client left, so that nobody can read the result.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -112,7 +112,7 @@ async def _transcribe(
     """Recognise an upload.
 
     Raises:
-        RefusedError: the recording, or the server, is in no state for it.
+        RefusedError: the recording is unusable, or the server cannot process it.
     """
     try:
         with server.work():
@@ -122,7 +122,7 @@ async def _transcribe(
                 )
     except (Ds2Error, RefusedError) as error:
         refused = refusal(error) if isinstance(error, Ds2Error) else error
-        server.refuse(model.name, refused.code)
+        refused.model = model.name
         raise refused from None
     server.count(model.name, PROTOCOL, "ok")
     return found
@@ -155,14 +155,15 @@ async def _events(
 
 
 async def _from(
-    first: dict[str, Any], events: AsyncIterator[dict[str, Any]]
+    server: Server, first: dict[str, Any], events: AsyncIterator[dict[str, Any]]
 ) -> AsyncIterator[bytes]:
-    """Write events; an error after the first one is an event, too."""
+    """Write events; an error after the first event is sent as an event."""
     yield _event(first)
     try:
         async for event in events:
             yield _event(event)
     except RefusedError as error:
+        server.refuse_http(error)
         yield _event({"type": "error", **error_body(error)})
 
 
@@ -187,7 +188,7 @@ def _check(response_format: str, granularities: tuple[str, ...]) -> None:
 
 
 def _list(form: Any, name: str) -> tuple[str, ...]:
-    """Read a field that may be sent several times, with or without brackets."""
+    """Read all values of a field, which may be sent with or without brackets."""
     values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
     return tuple(value for value in values if isinstance(value, str) and value)
 

@@ -1,4 +1,4 @@
-"""Recordings that clients send: read in pieces, within the limit."""
+"""Reading of uploaded recordings in pieces, within the limit of their duration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ds2deploy.serve.limits import RefusedError
 
 
 def _readable(file: BinaryIO, name: str, sample_rate: int) -> Iterator[FloatArray]:
-    """Read a recording in pieces; errors have the name of the upload."""
+    """Read a recording in pieces; errors contain the name of the upload."""
     try:
         yield from readable(AudioInput(name, read_blocks(file, sample_rate)))
     except FILE_ERRORS as error:
@@ -28,11 +28,11 @@ def _readable(file: BinaryIO, name: str, sample_rate: int) -> Iterator[FloatArra
 
 
 def limited(file: BinaryIO, name: str, sample_rate: int, most_s: float) -> Iterator[FloatArray]:
-    """Read a recording in pieces, up to the limit of its duration.
+    """Read a recording in pieces, up to a maximum duration.
 
     Raises:
-        AudioError: not audio, or damaged; names the upload.
-        RefusedError: longer than the limit.
+        AudioError: the upload is not audio, or is damaged; the message names it.
+        RefusedError: the recording is longer than the limit.
     """
     count = 0
     for piece in _readable(file, name, sample_rate):

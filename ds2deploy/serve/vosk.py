@@ -1,9 +1,10 @@
-"""The WebSocket protocol of Vosk's server, for programs that speak it already.
+"""WebSocket protocol of Vosk's server, for existing clients.
 
 The client may first send `{"config": {"sample_rate": 8000, "words": true, "phrase_list": []}}`,
-which gets no reply; then 16-bit little-endian mono PCM in binary messages, each of which gets one:
-`{"partial": ...}`, or `{"result": [...], "text": ...}` where a segment has ended. `{"eof": 1}` gets
-the rest and ends the connection; `{"reset": 1}` gets the rest, too, and begins another utterance.
+which has no reply. It then sends 16-bit little-endian mono PCM in binary messages. The reply to
+each is `{"partial": ...}`, or `{"result": [...], "text": ...}` at the end of a segment.
+`{"eof": 1}` requests the rest and ends the connection; `{"reset": 1}` requests the rest and begins
+another utterance.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ router = APIRouter()
 PROTOCOL = "vosk"
 
 UNKNOWN = "[unk]"
-"""Member of a phrase list that stands for all other words."""
+"""Entry of a phrase list that stands for all other words."""
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What a client may set before its audio; other keys are ignored.
+    """Settings that a client may send before its audio; other keys are ignored.
 
     Attributes:
-        sample_rate: sample rate of the audio, in Hz; None for the model's.
-        words: whether results list their words with times and confidences.
-        phrase_list: phrases to look for, if the model is served with a beam search.
-        model: name of a model; empty for the first one that streams.
+        sample_rate: sample rate of the audio, in Hz; None means the model's.
+        words: list the words with times and confidences in results.
+        phrase_list: phrases to prefer, if the model is served with a beam search.
+        model: name of a model; empty selects the first streaming model.
     """
 
     sample_rate: float | None = None
@@ -48,12 +49,12 @@ class Config(msgspec.Struct, frozen=True):
 
 
 class Control(msgspec.Struct, frozen=True):
-    """A text message of the client.
+    """Text message of the client.
 
     Attributes:
         config: settings of the audio that follows.
-        eof: true (or 1) where the audio ends.
-        reset: true (or 1) where an utterance ends and another follows.
+        eof: true (or 1) at the end of the audio.
+        reset: true (or 1) at the end of an utterance, if another follows.
     """
 
     config: Config | None = None
@@ -62,27 +63,28 @@ class Control(msgspec.Struct, frozen=True):
 
 
 class Utterance:
-    """The audio from the beginning, or from a reset, to the next.
+    """Audio between two resets.
 
     Args:
+        socket: WebSocket of the client.
         server: server with the models and the endpoint rules.
 
     Attributes:
-        live: stream of the audio; None before it begins.
+        live: stream of the audio; None before the first audio.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, socket: Socket, server: Server) -> None:
+        self._socket, self._server = socket, server
         self._config = Config()
         self._begins_s = 0.0
         self._partial = ""
         self.live: LiveStream | None = None
 
     def configure(self, config: Config) -> None:
-        """Take other settings.
+        """Change the settings.
 
         Raises:
-            RefusedError: audio came already; or too many phrases.
+            RefusedError: audio was sent already, or there are too many phrases.
         """
         if self.live is not None:
             raise RefusedError(
@@ -104,7 +106,7 @@ class Utterance:
         return {"partial": self._partial}
 
     async def finish(self) -> dict[str, Any]:
-        """Recognise the rest, and make the reply to the end."""
+        """Recognise the rest, and make the final reply."""
         if self.live is None:
             return self._result(())
         live = self.live
@@ -117,14 +119,14 @@ class Utterance:
         return reply
 
     def close(self) -> None:
-        """Let go of the stream; the next one's times go on from its end."""
+        """Release the stream; times of the next stream continue from its end."""
         if self.live is not None:
             self._begins_s += self.live.audio_s
             self.live.close()
         self.live, self._partial = None, ""
 
     def _open(self) -> LiveStream:
-        model = self._server.streaming_model(self._config.model)
+        model = self._socket.streaming_model(self._config.model)
         rate = model.sample_rate if self._config.sample_rate is None else self._config.sample_rate
         return model.open(rate, "", _hot_words(model, self._config), self._server.endpoint)
 
@@ -144,7 +146,7 @@ async def vosk(websocket: WebSocket) -> None:
 
 
 async def _talk(socket: Socket, server: Server) -> None:
-    utterance = Utterance(server)
+    utterance = Utterance(socket, server)
     try:
         async for message in socket.messages():
             if isinstance(message, bytes):
@@ -164,7 +166,7 @@ async def _talk(socket: Socket, server: Server) -> None:
 
 
 def _hot_words(model: StreamingModel, config: Config) -> list[str] | None:
-    """Choose the phrases to look for; None for a greedy decoder, which knows none."""
+    """Select the phrases to prefer; None for a greedy decoder, which has no hot words."""
     if not model.takes_hot_words:
         return None
     return [phrase for phrase in config.phrase_list if phrase != UNKNOWN] or None
@@ -176,7 +178,7 @@ def _control(message: str) -> Control:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _invalid(str(error)) from None
     if found == Control():
-        raise _invalid("none of these keys")
+        raise _invalid("no known key")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A model of whole utterances: uploads go through it in batches."""
+"""Server model for whole utterances, which processes uploads in batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from ds2deploy.runtimes.errors import (
 )
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
+from ds2deploy.runtimes.session import Session
 from ds2deploy.serve.models import Model, OnUpdate
+from ds2deploy.serve.turn import TurnSession
 from ds2deploy.serve.uploads import limited
 
 
 class WholeModel(Model):
-    """A model of whole utterances, in batches; longer recordings go in windows, one at a time."""
+    """Model of whole utterances, batched; long recordings are processed window by window."""
 
     def __init__(self, name: str, load: Callable[[], Recognizer], *rest: object) -> None:
         super().__init__(name, load, *rest)  # type: ignore[arg-type]
@@ -46,7 +48,7 @@ class WholeModel(Model):
             async with self._long:
                 whole = itertools.chain(begun, rest)
                 return await asyncio.to_thread(
-                    self.recognizer.transcribe_pieces,
+                    self._shared.transcribe_pieces,
                     whole, self.sample_rate, None, name, hot_words,
                 )  # fmt: skip
         samples = np.concatenate(begun) if begun else np.zeros(0, np.float32)
@@ -54,7 +56,7 @@ class WholeModel(Model):
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if future.cancelled():  # by the pool, not by the client
+            if future.cancelled():  # cancelled by the pool, not by the client
                 raise StreamError("the server is shutting down: try again") from None
             raise
 
@@ -73,13 +75,23 @@ class WholeModel(Model):
         self._pool.fail(DeviceError(str(error)))
 
     def _open_pool(self) -> None:
+        session, decoder = self.recognizer.session, self.recognizer.decoder
         self._pool = self.recognizer.utterance_pool(self.limits.waiting)
+        self._shared = Recognizer(
+            TurnSession(session, self._turn, lambda error: self._report(session, error)),
+            lambda *_: decoder,
+        )
+
+    def _report(self, session: Session, error: Exception) -> None:
+        """Let the model's thread open the engine again, unless it did meanwhile."""
+        if session is self.recognizer.session:
+            self._reported = error
 
 
 def _begin(
     pieces: Iterator[FloatArray], limit: int
 ) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
-    """Read until there is more than the limit; the rest is None where there is not."""
+    """Read until the limit is exceeded; the second result is None if it is not."""
     read: list[FloatArray] = []
     count = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Wyoming, the protocol of Home Assistant: events over TCP, each a line of JSON and a payload."""
+"""Wyoming protocol of Home Assistant: events over TCP, each a line of JSON with a payload."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ SOURCE = Attribution(name="ds2deploy", url="")
 
 
 class WyomingServer:
-    """Serves Wyoming clients on a socket that listens, in the event loop of the server.
+    """Server for Wyoming clients, which runs in the event loop of the main server.
 
     Args:
         server: server with the models and the limits.
-        listening: TCP socket that listens.
+        listening: listening TCP socket.
     """
 
     def __init__(self, server: Server, listening: socket.socket) -> None:
@@ -50,7 +50,7 @@ class WyomingServer:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Accept connections until the server shuts down, and end those that are left."""
+        """Accept connections until the server shuts down, then end the remaining ones."""
         accepting = await asyncio.start_server(
             self._connected, sock=self._listening, limit=EventReader.LINE_BYTES
         )
@@ -85,7 +85,7 @@ class WyomingServer:
 
 
 class _Connection:
-    """A client: requests one after the other, until it leaves or breaks a rule."""
+    """Connection of a client, which sends one request after another."""
 
     def __init__(
         self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -95,7 +95,7 @@ class _Connection:
         self._request = asr.Transcribe()
 
     async def run(self) -> None:
-        """Serve the client; never raises for what the client does."""
+        """Serve the client until it leaves or sends invalid data; never raises."""
         outcome = "ok"
         try:
             await self._serve()
@@ -126,7 +126,7 @@ class _Connection:
                 self._request = asr.Transcribe()
 
     async def _transcribe(self, first: Event) -> None:
-        """Recognise the audio from its start to its stop."""
+        """Recognise the audio between its start and stop events."""
         if self._server.draining.is_set():
             raise draining_error()
         model = self._server.model(self._request.name)
@@ -155,7 +155,7 @@ class _Connection:
             live.close()
 
     async def _tell(self, live: LiveStream) -> None:
-        """Send words when nothing can change them any more, and at the end the whole text."""
+        """Send words as soon as they are final, and the whole text at the end."""
         await self._send(asr.TranscriptStart(language=LANGUAGE).event())
         sent = ""
         while not isinstance(found := await live.next(), Transcript):
@@ -172,7 +172,7 @@ class _Connection:
         return text
 
     async def _whole(self, model: Model, audio: Audio) -> None:
-        """Collect the audio of a model of whole utterances, and recognise it at its stop."""
+        """Collect all audio, and recognise it with a model of whole utterances."""
         limits = self._server.limits
         most = min(limits.upload_mb * 1e6, limits.audio_s * audio.rate * 2)
         content = bytearray()
@@ -190,8 +190,8 @@ class _Connection:
         await self._send(asr.Transcript(text=found.text, language=LANGUAGE).event())
 
     async def _send(self, event: Event) -> None:
-        """Write an event; a client that does not read is left after the idle time."""
-        # Not wait_for: before Python 3.12 it may swallow that this task is cancelled.
+        """Write an event; disconnect a client that does not read within the idle time."""
+        # Not wait_for: before Python 3.12 it may swallow the cancellation of this task.
         writing = asyncio.ensure_future(async_write_event(event, self._writer))
         writing.add_done_callback(forget)
         done, _ = await asyncio.wait({writing}, timeout=self._server.limits.idle_s)
@@ -202,7 +202,7 @@ class _Connection:
 
 
 def _info(server: Server) -> Info:
-    """Describe the server: one program, and its models."""
+    """Describe the server and its models."""
     models = [
         AsrModel(
             name=model.name, attribution=SOURCE, installed=True, description=model.name,
@@ -219,7 +219,7 @@ def _info(server: Server) -> Info:
 
 
 def _hot_words(model: Model, request: asr.Transcribe) -> list[str] | None:
-    """Take names and terms as hot words, where the model can use them: they are only hints."""
+    """Return names and terms as hot words if the model can use them; they are only hints."""
     alphabet = Alphabet(model.labels)
     found = [
         word

@@ -1,4 +1,4 @@
-"""Audio of Wyoming's events."""
+"""Audio in Wyoming events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Audio:
     """Audio of a request: 16-bit PCM of any rate, mixed to one channel.
 
     Raises:
-        MalformedError: another format.
+        MalformedError: the audio has another format.
     """
 
     def __init__(self, first: Event) -> None:
@@ -25,7 +25,7 @@ class Audio:
         self._first = first
 
     async def pieces(self, events: EventReader) -> AsyncIterator[bytes]:
-        """Yield mono PCM until the audio stops, or the server shuts down.
+        """Yield mono PCM until the audio ends or the server shuts down.
 
         Raises:
             EOFError: the client left.
@@ -38,7 +38,7 @@ class Audio:
                 return
             if AudioChunk.is_type(event.type):
                 if self._format(event) != (self.rate, self._channels):
-                    raise MalformedError("audio-chunk: another format than before")
+                    raise MalformedError("audio-chunk: the format differs from that of audio-start")
                 yield self._mono(event)
         if not events.ended_by_server:
             raise EOFError

@@ -1,4 +1,4 @@
-"""Events of Wyoming clients, read within bounds."""
+"""Reading of Wyoming events, with limits on their size."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from wyoming.event import Event
 
 
 class MalformedError(Exception):
-    """What a client sent is no event, or a larger one than is read."""
+    """Data of a client that is not a valid event, or exceeds a size limit."""
 
 
 class EventReader:
-    """Reads the events of one client.
+    """Reader of the events of one client.
 
     Args:
         reader: stream of the connection, with `LINE_BYTES` as its limit.
-        idle_s: seconds after which a silent client is left.
-        draining: set once the server is shutting down.
+        idle_s: time after which a silent client is disconnected, in seconds.
+        draining: event that is set when the server shuts down.
 
     Attributes:
-        ended_by_server: whether the last `None` came of the server's shutting down.
+        ended_by_server: True if `next` returned None because the server shuts down.
     """
 
     LINE_BYTES = 1 << 16
@@ -36,11 +36,11 @@ class EventReader:
         self.ended_by_server = False
 
     async def next(self) -> Event | None:
-        """Read an event; None where the client leaves, is silent, or the server shuts down.
+        """Read an event; None if the client leaves or is silent, or the server shuts down.
 
         Raises:
-            MalformedError: not an event, or too large.
-            EOFError, OSError: the client left within an event.
+            MalformedError: the data is not an event, or is too large.
+            EOFError, OSError: the connection ended within an event.
         """
         reading = asyncio.ensure_future(self._read())
         draining = asyncio.ensure_future(self._draining.wait())
@@ -78,7 +78,7 @@ class EventReader:
 
 
 def forget(task: asyncio.Task[Any]) -> None:
-    """Take the error of a task that nobody waits for, so that asyncio does not log it."""
+    """Retrieve the error of a task that nobody awaits, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 

@@ -1,4 +1,4 @@
-"""Analysis of the errors of an evaluation: intervals, groups, confused words, two models."""
+"""Analysis of errors: confidence intervals, groups, confused words, and model comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_each
 RESAMPLES = 2000
 CONFUSIONS = 20
 MOST_VALUES = 100
-"""Different values of a tag that still makes groups unasked."""
+"""Maximum number of different values of a tag that is grouped by default."""
 
 DURATIONS_S = (2.0, 5.0, 10.0, 20.0)
 """Edges of the groups by duration (seconds)."""
@@ -32,7 +32,7 @@ DURATIONS_S = (2.0, 5.0, 10.0, 20.0)
 DURATION = "duration"
 UNKNOWN = "unknown"
 NOTHING = ""
-"""Stands for no word in a confusion: of an insertion, or of a deletion."""
+"""Placeholder in a confusion for the missing word of an insertion or deletion."""
 
 Counts = npt.NDArray[np.int64]
 """(utterances,)"""
@@ -41,15 +41,15 @@ Verdict = Literal["better", "worse", "cannot be told"]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Utterances that have something in common.
+    """Group of utterances with the same value of a tag.
 
     Attributes:
-        by: what: `speaker`, `duration`, or a tag of the manifest.
-        value: its value.
+        by: name of the tag: `speaker`, `duration`, or another tag of the manifest.
+        value: value of the tag.
         utterances: number of utterances.
-        errors: counts of their errors.
+        errors: error counts of the utterances.
         wer: word error rate.
-        interval: its 95 % interval, see `wer_interval`.
+        interval: 95 % interval of the word error rate, see `wer_interval`.
         cer: character error rate.
     """
 
@@ -63,12 +63,12 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confusion(msgspec.Struct, frozen=True):
-    """A word and what was recognised instead.
+    """Pair of a spoken word and the word that was recognised instead.
 
     Attributes:
         said: word of the transcript; empty for an insertion.
         heard: recognised word; empty for a deletion.
-        count: how often.
+        count: number of occurrences.
     """
 
     said: str
@@ -77,16 +77,16 @@ class Confusion(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Two evaluations of the same utterances.
+    """Comparison of two evaluations of the same utterances.
 
     Attributes:
         against: name of the other evaluation.
-        utterances: number of utterances that both recognised.
-        wer: word error rate of these utterances.
-        against_wer: the other's.
-        saved: the other's minus this one's.
-        interval: 95 % interval of what is saved, from a paired bootstrap over utterances.
-        verdict: `better` or `worse` where the whole interval is on one side of 0.
+        utterances: number of utterances that both evaluations recognised.
+        wer: word error rate of this evaluation on these utterances.
+        against_wer: word error rate of the other evaluation on these utterances.
+        saved: `against_wer` minus `wer`.
+        interval: 95 % interval of `saved`, from a paired bootstrap over utterances.
+        verdict: `better` or `worse` if the whole interval is on one side of 0.
     """
 
     against: str
@@ -104,18 +104,19 @@ def word_errors(hypotheses: Sequence[Hypothesis]) -> tuple[Counts, Counts]:
 
 
 def columns(counts: Sequence[ErrorCounts]) -> tuple[Counts, Counts]:
-    """Put the counts of each utterance into arrays: word errors, and words."""
+    """Collect the counts of the utterances in two arrays: word errors, and words."""
     return np.array([one.word_errors for one in counts]), np.array([one.words for one in counts])
 
 
 def wer_interval(errors: Counts, words: Counts) -> tuple[float, float]:
-    """95 % bootstrap interval of the word error rate (Bisani and Ney, 2004).
+    """Compute the 95 % bootstrap interval of the word error rate (Bisani and Ney, 2004).
 
     Utterances are drawn with replacement, so that errors of one utterance stay together.
 
     Args:
-        errors: word errors of each utterance; differences of them give an interval of those.
-        words: words of each utterance.
+        errors: number of word errors of each utterance; for the interval of a difference of two
+            word error rates, the differences of the errors.
+        words: number of words of each utterance.
     """
     random = np.random.default_rng(1)
     rates = []
@@ -134,14 +135,14 @@ def groups(hypotheses: Sequence[Hypothesis], by: Sequence[str]) -> list[Group]:
         by: names of tags, or `duration`.
 
     Raises:
-        ConfigError: no utterance has such a tag.
+        ConfigError: no utterance has one of the tags.
     """
     known = sorted({tag for one in hypotheses for tag in one.tags})
     found: list[Group] = []
     for name in by:
         if name != DURATION and name not in known:
             raise ConfigError(
-                f"--by {name}: no utterance has it; the manifest has "
+                f"--by {name}: no utterance has this tag; the manifest has "
                 f"{', '.join([DURATION, *known])}"
             )
         members: defaultdict[str, list[Hypothesis]] = defaultdict(list)
@@ -154,7 +155,7 @@ def groups(hypotheses: Sequence[Hypothesis], by: Sequence[str]) -> list[Group]:
 
 
 def common_tags(hypotheses: Sequence[Hypothesis]) -> list[str]:
-    """Duration, and the tags that make groups: those of few different values."""
+    """List `duration` and the tags with few different values, by which to group."""
     values: defaultdict[str, set[str]] = defaultdict(set)
     for one in hypotheses:
         for name, value in one.tags.items():
@@ -163,7 +164,7 @@ def common_tags(hypotheses: Sequence[Hypothesis]) -> list[str]:
 
 
 def confusions(hypotheses: Sequence[Hypothesis], most: int = CONFUSIONS) -> list[Confusion]:
-    """Count words that were recognised as others, the most frequent first."""
+    """Count the word confusions, most frequent first."""
     counted: Counter[tuple[str, str]] = Counter()
     for one in hypotheses:
         said, heard = one.reference.split(), one.hypothesis.split()
@@ -186,9 +187,9 @@ def compare(
     """Compare two evaluations of one manifest, utterance by utterance.
 
     Args:
-        hypotheses: of this evaluation.
-        others: of the other one.
-        against: its name.
+        hypotheses: hypotheses of this evaluation.
+        others: hypotheses of the other evaluation.
+        against: name of the other evaluation.
 
     Raises:
         ConfigError: no utterance is in both.
@@ -201,7 +202,7 @@ def compare(
     ]
     if not pairs:
         raise ConfigError(
-            f"--against {against}: has no utterance of this manifest; compare on the same one"
+            f"--against {against}: has no utterance of this manifest; compare on the same manifest"
         )
     errors, words = word_errors([one for one, _ in pairs])
     other_errors, _ = word_errors([other for _, other in pairs])
@@ -220,17 +221,17 @@ def compare(
 
 
 class _Saved(msgspec.Struct):
-    """The part of an evaluation as JSON that a comparison needs."""
+    """Part of an evaluation's JSON that a comparison needs."""
 
     hypotheses: list[Hypothesis]
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """Read the utterances of `ds2deploy evaluate --json`.
+    """Read the utterances from the output of `ds2deploy evaluate --json`.
 
     Raises:
-        MissingFileError: no such file.
-        ConfigError: another file.
+        MissingFileError: the file does not exist.
+        ConfigError: the file is not such an output.
     """
     try:
         content = path.read_bytes()
@@ -273,7 +274,7 @@ def _as_number(group: str) -> float:
 
 
 def _keys(hypotheses: Sequence[Hypothesis]) -> list[tuple[str, str, int]]:
-    """File name, transcript, and which of several with both."""
+    """Make the keys of utterances: file name, transcript, and a number that makes keys unique."""
     seen: Counter[tuple[str, str]] = Counter()
     keys = []
     for one in hypotheses:

@@ -1,4 +1,4 @@
-"""Word and character error rate of a model on a manifest, on any runtime."""
+"""Evaluation of a model on a manifest: word and character error rate, on any runtime."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_each
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An utterance that is not part of the result.
+    """Utterance that is left out of the result.
 
     Attributes:
-        audio: path of its recording.
+        audio: path of the recording.
         error: error with its remedy, in one line.
-        of: the part that cannot be used, recording or transcript.
+        of: part that cannot be used, `recording` or `transcript`.
     """
 
     audio: str
@@ -46,13 +46,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         wer: word error rate, from 0.
         interval: 95 % interval of the word error rate, see `wer_interval`.
         cer: character error rate, from 0.
-        errors: counts behind both.
-        utterances: number of utterances that were recognised; the errors are of these.
-        audio_s: seconds of their audio.
-        compute_s: seconds for features, network and decoding, without reading files. Features are
-            computed beside the network, and count with the time that a core took for them.
-        elapsed_s: seconds from the first recording to the last text, reading included.
-        hypotheses: every utterance that was recognised, in the order of the manifest.
+        errors: error counts from which both rates are computed.
+        utterances: number of utterances that were recognised.
+        audio_s: total duration of these utterances, in seconds.
+        compute_s: time for features, network and decoding, in seconds, without reading files.
+            Features are computed in parallel to the network, and count with the time of a core.
+        elapsed_s: time from the first recording to the last text, reading included, in seconds.
+        hypotheses: utterances that were recognised, in the order of the manifest.
         failed: utterances that were left out: first those that could not be opened, then the
             others in the order of the manifest.
     """
@@ -71,7 +71,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of computing per second of audio."""
+        """Real-time factor: computing time per second of audio."""
         return self.compute_s / self.audio_s
 
 
@@ -84,17 +84,19 @@ def evaluate(
 ) -> Evaluation:
     """Recognise every utterance and count the errors.
 
-    Broken recordings, and transcripts that the model could never write, are left out and named.
+    Broken recordings, and transcripts that contain characters without a label, are left out and
+    reported.
 
     Args:
-        recognizer: the model.
+        recognizer: recogniser of the model.
         cuts: utterances with transcripts.
-        manifest: its name, for errors.
-        progress: called with the number of utterances that are done, and their seconds of audio.
+        manifest: name of the manifest, for errors.
+        progress: function that is called with the number of finished utterances and the duration
+            of their audio, in seconds.
         unusable: utterances of the manifest that `read_usable` left out.
 
     Raises:
-        Ds2Error: no utterance can be used; names the first.
+        Ds2Error: no utterance can be used; this is the error of the first.
     """
     alphabet = Alphabet(recognizer.description.labels)
     listed = list(cuts)
@@ -111,7 +113,7 @@ def evaluate(
         else:
             said = alphabet.normalize(transcript(listed[i]))
             facts = (round(item.audio_s, 3), cut_tags(listed[i]))
-            heard = alphabet.normalize(item.result.text)  # of a decoder that writes small letters
+            heard = alphabet.normalize(item.result.text)  # some decoders write lower case
             hypotheses.append(Hypothesis(audio_path(listed[i]), said, heard, *facts))
     failed = [*unusable, *(Unusable(audio_path(listed[i]), rejected[i]) for i in sorted(rejected))]
     if not hypotheses:
@@ -134,7 +136,7 @@ def evaluate(
 
 
 def transcript_error(cut: Cut, alphabet: Alphabet, manifest: str) -> Ds2Error | None:
-    """Return the error of a transcript with characters that no label has."""
+    """Return the error of a transcript with characters that have no label, or None."""
     try:
         check_transcript(cut, alphabet, manifest)
     except AlphabetError as error:
@@ -148,7 +150,7 @@ def _failure(item: Unusable) -> Failure:
 
 
 def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
-    """Return the first error, with the number of the others."""
+    """Return the first error, with the number of the other errors."""
     first = failed[0].error
     others = f" (and none of the other {len(failed) - 1} utterances can be used)"
     return type(first)(f"{first}{others if failed[1:] else ''}")
@@ -157,7 +159,7 @@ def _none_left(failed: Sequence[Unusable]) -> Ds2Error:
 def recognize(
     recognizer: Recognizer, cuts: Sequence[Cut], progress: Callable[[int, float], None]
 ) -> list[Recognized]:
-    """Recognise the cuts, the shortest first; the results are in the order of the cuts."""
+    """Recognise the cuts, shortest first, and return the results in the order of the cuts."""
     rate = recognizer.description.features.sample_rate
     order = sorted(range(len(cuts)), key=lambda i: float(cuts[i].duration))
     found: dict[int, Recognized] = {}
@@ -173,6 +175,6 @@ def recognize(
 
 def _source(cut: Cut, sample_rate: int) -> AudioInput:
     def pieces() -> Iterator[FloatArray]:
-        yield read_audio(cut, sample_rate)  # by a thread, when there is room for it
+        yield read_audio(cut, sample_rate)  # called by a thread when the queue has room
 
     return AudioInput(audio_path(cut), pieces())

@@ -1,4 +1,4 @@
-"""`evaluate --html`: one page with the errors of an evaluation."""
+"""HTML page with the errors of an evaluation, for `evaluate --html`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def write_page(
     confusions: Sequence[Confusion],
     comparison: Comparison | None,
 ) -> None:
-    """Write the page; it needs no other file and no network.
+    """Write the page as a single file without external resources.
 
     Args:
         path: file to write.
-        title: model and manifest.
-        result: the evaluation.
-        groups: see `groups`.
-        confusions: see `confusions`.
-        comparison: with another model, or None.
+        title: title of the page, with model and manifest.
+        result: result of the evaluation.
+        groups: error counts by tag, from `error_analysis.groups`.
+        confusions: confused words, from `error_analysis.confusions`.
+        comparison: comparison with another model, or None.
     """
     low, high = result.interval
     parts = [
@@ -72,11 +72,11 @@ def write_page(
 
 
 def comparison_line(found: Comparison) -> str:
-    """Say in a sentence which of two models is better."""
+    """Describe the comparison of two models in one sentence."""
     verdicts = {
         "better": "better than",
         "worse": "worse than",
-        "cannot be told": "neither better nor worse, as far as can be told, than",
+        "cannot be told": "not significantly different from",
     }
     low, high = found.interval
     return (

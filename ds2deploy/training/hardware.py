@@ -19,23 +19,24 @@ from ds2deploy.runtimes.errors import RuntimeUnavailableError
 
 
 class Autocast(MixedPrecision):
-    """Mixed precision for which the network gets its features in float32.
+    """Mixed precision that passes float32 features to the network.
 
-    The gradient of a weight that is used twice is summed in float32: its cast is not cached.
+    Casts of weights are not cached, so that the gradient of a weight that is used twice is summed
+    in float32.
     """
 
     def forward_context(self) -> torch.autocast:
-        """Cast the inputs of operations to half precision, where torch has it for them."""
+        """Cast the inputs of operations that torch supports in half precision."""
         half = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
         return torch.autocast(self.device, dtype=half, cache_enabled=False)
 
     def convert_input(self, data: Any) -> Any:
-        """Leave the features as they are."""
+        """Return the features unchanged."""
         return data
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """Start the other processes of a training, if it has several; return this one's Fabric."""
+    """Start the other processes of a training, if any, and return the Fabric of this process."""
     training = recipe.training
     accelerator = "cuda" if uses_gpu(recipe) else "cpu"
     mixed: list[Any] = []
@@ -52,7 +53,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
 
 
 def reduced(fabric: Fabric, numbers: Sequence[float], how: Literal["sum", "mean", "max"]) -> Any:
-    """Reduce a list of numbers over all processes, one by one."""
+    """Reduce each number of a list over all processes."""
     if fabric.world_size == 1:
         return list(numbers)
     tensor = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
@@ -60,7 +61,7 @@ def reduced(fabric: Fabric, numbers: Sequence[float], how: Literal["sum", "mean"
 
 
 def is_main_process() -> bool:
-    """Return True in the one process of a training that reports and writes."""
+    """Return True in the process of a training that reports and writes files."""
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
@@ -70,10 +71,10 @@ def uses_gpu(recipe: Recipe) -> bool:
 
 
 def check_hardware(recipe: Recipe) -> None:
-    """Refuse a recipe that this machine cannot train.
+    """Check that this machine can train a recipe.
 
     Raises:
-        RuntimeUnavailableError: the accelerator, or one for the precision, is not here.
+        RuntimeUnavailableError: this machine lacks the accelerator, or one for the precision.
     """
     training = recipe.training
     if uses_gpu(recipe):
@@ -84,7 +85,7 @@ def check_hardware(recipe: Recipe) -> None:
             )
         return
     for name, value, reason in (
-        ("accelerator", "gpu", f"torch {torch.__version__} sees no CUDA device; use cpu or auto"),
+        ("accelerator", "gpu", f"torch {torch.__version__} finds no CUDA device; use cpu or auto"),
         ("batch_norm", "synchronized", "needs CUDA devices; on a CPU use batch or frozen"),
         ("precision", "16-mixed", "needs a CUDA device; on a CPU use 32-true or bf16-mixed"),
     ):
@@ -92,14 +93,14 @@ def check_hardware(recipe: Recipe) -> None:
             raise RuntimeUnavailableError(f'training.{name} = "{value}": {reason}')
     if training.precision == "bf16-mixed" and is_main_process() and not has_bfloat16_lstm():
         print(
-            'training.precision = "bf16-mixed": this processor computes bfloat16 step by step, '
-            "several times slower than 32-true",
+            'training.precision = "bf16-mixed": this processor has no fast bfloat16; 32-true is '
+            "several times faster",
             file=sys.stderr,
         )
 
 
 def silence_lightning() -> None:
-    """Keep hints of Lightning, lhotse and torch off the terminal."""
+    """Suppress hints that Lightning, lhotse and torch print to the terminal."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")

@@ -1,4 +1,4 @@
-"""Log-probabilities that are kept, so that many decoders read them and the network runs once."""
+"""Storage of log-probabilities, so that the network runs once for many decoders."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.evaluation import recognize, transcript_error
 
 TOGETHER = 64
-"""Utterances that are decoded in a call."""
+"""Number of utterances that are decoded in one call."""
 
 
 class Utterance(msgspec.Struct, frozen=True):
-    """Log-probabilities of an utterance, and what was said.
+    """Log-probabilities of an utterance, with its transcript.
 
     Attributes:
-        log_probs: (time, labels) float32
-        duration_s: duration in seconds.
+        log_probs: (time, labels) float32.
+        duration_s: duration, in seconds.
         reference: transcript.
         greedy: text of greedy decoding.
     """
@@ -45,16 +45,17 @@ def keep_log_probs(
     manifest: str,
     progress: Callable[[int, float], None] = lambda done, audio_s: None,
 ) -> tuple[list[Utterance], list[Ds2Error]]:
-    """Run the network once.
+    """Run the network once on all utterances, and keep the log-probabilities.
 
     Args:
-        recognizer: model whose decoder is `KeepingDecoder`.
+        recognizer: recogniser whose decoder is `KeepingDecoder`.
         cuts: utterances with transcripts.
         manifest: name of the manifest, for errors.
-        progress: told how many are done, and how many seconds of audio.
+        progress: function that is called with the number of finished utterances and the duration
+            of their audio, in seconds.
 
     Returns:
-        The utterances, in the order of the manifest, and the errors of those that cannot be used.
+        The usable utterances in the order of the manifest, and the errors of the others.
     """
     alphabet = Alphabet(recognizer.description.labels)
     checked = [(cut, transcript_error(cut, alphabet, manifest)) for cut in cuts]
@@ -73,7 +74,7 @@ def keep_log_probs(
 
 
 class KeptTranscript(Transcript, frozen=True):
-    """Transcript with the log-probabilities that it was read from, (time, labels) float32."""
+    """Transcript with its log-probabilities, (time, labels) float32."""
 
     log_probs: Any = None
 
@@ -107,16 +108,16 @@ class _KeepingState(GreedyState):
 
 
 def decode_kept(utterances: Sequence[Utterance], decoder: Decoder) -> list[Transcript]:
-    """Decode log-probabilities that were kept, in batches of similar length.
+    """Decode kept log-probabilities in batches of similar length.
 
     Args:
-        utterances: at least one.
-        decoder: decoder of the model.
+        utterances: one or more utterances.
+        decoder: decoder for the labels of the model.
 
     Returns:
-        A transcript for each utterance, in their order.
+        A transcript for each utterance, in the same order.
     """
-    # Neighbours of similar length, so that a call has few frames of few utterances.
+    # Batches of similar length leave few frames in which only some utterances are decoded.
     order = sorted(range(len(utterances)), key=lambda i: len(utterances[i].log_probs))
     found: dict[int, Transcript] = {}
     for start in range(0, len(order), TOGETHER):

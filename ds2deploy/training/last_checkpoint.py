@@ -1,4 +1,4 @@
-"""`last.ckpt`: the state that a training resumes from, whatever ended its process."""
+"""Writing of `last.ckpt`, from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from ds2deploy.training.hardware import reduced
 from ds2deploy.training.run_folder import disk_error
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Signals that end a training, after a checkpoint."""
+"""Signals that end a training after a checkpoint."""
 
 WARNING = signal.SIGUSR1
-"""A scheduler's announcement that the end is near: a checkpoint, and the training continues."""
+"""Signal by which a scheduler announces the end; writes a checkpoint, and training continues."""
 
 
 class LastCheckpoint:
-    """Writes `last.ckpt` after every epoch, every so many minutes, and when a signal comes.
+    """Writer of `last.ckpt`, after every epoch, at intervals, and when a signal arrives.
 
-    Batches and augmentation depend on the seed, the epoch and the utterance alone, and the network
-    draws no random numbers: the number of batches done, the states of optimiser and schedule and
-    the weights are all that a training needs to resume as if nothing had happened.
+    Batches and augmentation depend only on the seed, the epoch and the utterance, and the network
+    draws no random numbers. The weights, the states of optimiser and schedule, and the number of
+    finished batches therefore suffice to resume exactly.
 
     Args:
         path: path of the file.
-        every_s: seconds between two checkpoints within an epoch.
+        every_s: interval between checkpoints within an epoch, in seconds.
         fabric: processes of the training.
-        content: returns the content of the file, now.
+        content: function that returns the current content of the file.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LastCheckpoint:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Handle signals; the handlers of before return at the end."""
+        """Handle signals during the context, then restore the previous handlers."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for stop in SIGNALS:
@@ -68,36 +68,36 @@ class LastCheckpoint:
                 signal.signal(number, handler)
 
     def after_step(self, epoch_ended: bool, failure: Ds2Error | None) -> None:
-        """Write it if it is due, and end if any process was told to, or cannot go on.
+        """Write the checkpoint if it is due, and end if a process got a signal or failed.
 
         Args:
-            epoch_ended: the loop writes one in any case.
-            failure: error of this process.
+            epoch_ended: True at the end of an epoch, where the loop writes a checkpoint itself.
+            failure: error of this process; None if it has none.
 
         Raises:
-            StoppedError: a signal came.
-            Ds2Error: the failure, or that of another process.
+            StoppedError: a signal arrived.
+            Ds2Error: this process or another one failed.
         """
         due = self._fabric.is_global_zero and time.monotonic() - self._written >= self._every_s
         votes = [self._stop, due or self._warned, failure is not None]
         stop, wanted, failed = map(int, reduced(self._fabric, votes, "max"))
         if failed:
-            raise failure or TrainingError("another process cannot go on, and says why")
+            raise failure or TrainingError("another process failed; see its message")
         if stop or (wanted and not epoch_ended):
             self.write()
         if stop:
             raise self._stopped(stop)
 
     def stop_if_told(self) -> None:
-        """End before a validation does, which is made when the training resumes."""
-        if self._stop and self._fabric.world_size == 1:  # others would wait for this process
+        """End during a validation after a signal; resuming repeats the validation."""
+        if self._stop and self._fabric.world_size == 1:  # other processes would wait for this one
             raise self._stopped(self._stop)
 
     def write(self) -> None:
-        """Write it, in one process, for which the others wait.
+        """Write the checkpoint in one process, while the others wait.
 
         Raises:
-            OSError: the disk is full; the file of before stands.
+            OSError: the disk is full; the previous file is kept.
         """
         error: OSError | None = None
         content = self._content()
@@ -113,7 +113,7 @@ class LastCheckpoint:
         self._written, self._step, self._warned = time.monotonic(), content["global_step"], False
 
     def _stopped(self, number: int) -> StoppedError:
-        remedy = ": go on from it with --resume" if self._path.is_file() else ", start again"
+        remedy = ": resume with --resume" if self._path.is_file() else ", start again"
         name = signal.Signals(number).name
         return StoppedError(
             f"{self._path.parent}: stopped by {name}; {self._kept()}{remedy}", number
@@ -124,7 +124,7 @@ class LastCheckpoint:
         return f"last.ckpt is of step {self._step}" if there else "there is no last.ckpt yet"
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
-        if self._stop:  # a second time: at once
+        if self._stop:  # a second signal ends the process at once
             raise self._stopped(number)
         self._stop = number
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, a checkpoint after each, and the validations between."""
+"""Training loop: epochs of optimisation steps, with checkpoints and validations between them."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ from ds2deploy.training.teacher import TEACHER, Teacher, distillation_loss, trac
 from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
-"""Steps in a row that `16-mixed` may skip. Each halves the scale, which begins at 2 ** 16: after so
-many it is not the scale."""
+"""Maximum number of consecutive steps that `16-mixed` skips. Each skip halves the loss scale, which
+begins at 2 ** 16; after this many, the scale cannot be the cause."""
 
 TRIM_STEPS = 20
-"""Steps from one return of freed memory to the next. In the step that follows, the system fills it
-with zeros again, which took a fifth of that step's time (3 x BiLSTM-256, 16 utterances of 1 to 3 s,
-one core of an AMD Zen 4): 1 % of all. With 100, the memory of 200 steps was not bounded yet."""
+"""Number of steps between returns of freed memory to the system. The next step spends a fifth of
+its time on memory that the system zeroes again (3 x BiLSTM-256, 16 utterances of 1 to 3 s, one core
+of an AMD Zen 4); that is 1 % of the total. With 100 instead, memory still grew over 200 steps."""
 
 
 class TrainingLoop:
-    """One process of a training.
+    """Training loop of one process.
 
     Args:
-        recipe: recipe of the training, with the statistics of its features.
+        recipe: recipe of the training, with feature statistics.
         network: network with its initial weights.
         cuts: training and validation utterances.
         folder: folder of the run.
-        progress: display.
-        initial: state that the training resumes from.
-        teacher: network whose log-probabilities are learnt beside the transcripts.
+        progress: display of the training.
+        initial: state from which the training starts or resumes.
+        teacher: network to learn from; None without one.
 
     Attributes:
-        point: position in the training; it advances with every batch.
+        point: position in the training, which advances with every batch.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TrainingLoop:
         )
 
     def run(self) -> None:
-        """Train to the end, after a validation that an earlier process did not finish."""
+        """Train to the end, after completing a validation that was interrupted."""
         every = self.recipe.training.validate_every
         bar = self._progress.bar(self.point.step, self._planned_steps())
         try:
@@ -107,7 +107,7 @@ class TrainingLoop:
             self._recorder.flush()
 
     def train_epoch(self) -> None:
-        """Learn from the batches that are left of an epoch, or until the steps are enough."""
+        """Train on the remaining batches of an epoch, or up to the maximum number of steps."""
         if self._batches.epoch != self.point.epochs:
             self._batches = self._plan(self.point.epochs)
             self._progress.note_plan(self._planned_steps())
@@ -121,7 +121,7 @@ class TrainingLoop:
         for batch in self._batches:
             self.learn(self._fabric.to_device(batch))
             if self.point.finishes(self.recipe):
-                # `max_steps` ends the epoch: a longer training may then have other data.
+                # `max_steps` ends the epoch here; a longer training would continue it.
                 self.point = ResumePoint(self.point.step, self.point.epoch)
                 return
 
@@ -143,7 +143,7 @@ class TrainingLoop:
                 norm = trace_norm(self._network.module)
                 loss = loss + self.recipe.training.trace_norm * norm
             value = float(loss.detach())
-            # Of several processes one alone must not end: it makes the gradients of all no numbers.
+            # With several processes, do not end here: the gradients of all become NaN and end them.
             if not math.isfinite(value) and self._fabric.world_size == 1:
                 raise self._diverged(f"the loss is {value:g}")
             self._fabric.backward(loss / accumulate)
@@ -180,15 +180,16 @@ class TrainingLoop:
         self._progress.note_validation(self.point, found.metrics)
 
     def _step(self) -> float:
-        """Make a step, never along a gradient that is not a number; return the gradients' norm.
+        """Make a step, and return the norm of the gradients.
 
-        In `16-mixed` such a step is skipped, and the loss scaled by less, until that does not help.
+        A gradient that is not finite ends the training. In `16-mixed` the step is first skipped
+        and the loss scale reduced, up to the maximum number of times.
         """
         limit = self.recipe.training.clip_norm
         clipped = self._fabric.clip_gradients(
             self._network, self._optimizer, max_norm=limit, error_if_nonfinite=False
         )
-        assert clipped is not None  # as it always is for `max_norm`
+        assert clipped is not None  # always true with `max_norm`
         norm = float(clipped)
         if math.isfinite(norm):
             self._skipped_in_a_row = 0
@@ -203,7 +204,7 @@ class TrainingLoop:
         return norm
 
     def _note_step(self, loss: float, gradient_norm: float) -> None:
-        """Record the loss of all processes, every `training.log_every` steps."""
+        """Record the mean loss of all processes every `training.log_every` steps."""
         training, step = self.recipe.training, self.point.step
         if step != 1 and step % training.log_every:
             return
@@ -226,9 +227,10 @@ class TrainingLoop:
         return training_batches(self._train, self.recipe, epoch, rank, processes)
 
     def _planned_steps(self) -> int:
-        """Count the steps of the training: exactly in its last epoch, and before it if epochs of
-        one kind have as many steps. The kinds are the sorted first epoch, those of the warm-up of
-        the augmentation, and the others.
+        """Estimate the number of steps of the training from one epoch of each kind.
+
+        The kinds are the sorted first epoch, the epochs before augmentation begins, and the
+        others. The number is exact in the last epoch.
         """
         training, epoch = self.recipe.training, self.point.epochs
         kinds = [self._kind(number) for number in range(epoch, training.epochs)]
@@ -243,7 +245,7 @@ class TrainingLoop:
         return min(total, training.max_steps or total)
 
     def _kind(self, epoch: int) -> int:
-        """Give the first epoch of the kind that an epoch is of."""
+        """Return the first epoch of the same kind."""
         if self.recipe.data.sortagrad and epoch == 0:
             return 0
         warm_up = self.recipe.augment.warm_up_epochs
@@ -251,7 +253,7 @@ class TrainingLoop:
         return regular if epoch >= regular else 1 if self.recipe.data.sortagrad else 0
 
     def _content(self) -> dict[str, Any]:
-        """Collect everything that a checkpoint needs for resuming."""
+        """Collect the content of a checkpoint for resuming."""
         return {
             KEY: header(self.recipe, self._metrics),
             "state_dict": self._network.state_dict(),
@@ -266,6 +268,6 @@ class TrainingLoop:
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
             f"{self.recipe.training.run}: {what} at step {self.point.step + 1}; last.ckpt "
-            "is of a step before: go on from it with --resume and a lower training.learning_rate, "
+            "is from an earlier step: resume it with --resume and a lower training.learning_rate, "
             "or start again with a lower training.learning_rate"
         )

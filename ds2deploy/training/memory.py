@@ -1,4 +1,4 @@
-"""Memory of a process: measured, and kept bounded and fast during training."""
+"""Memory of a process: measurement, and settings that keep it bounded and fast in training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 
 
 PRIMITIVES = 64
-"""Shapes for which oneDNN keeps the code that it makes, instead of its default of 1024. A training
-step on utterances of random lengths brings ten to forty new shapes and seldom meets an old one. So
-64 are enough for a step; more only hold memory and split the heap, see `bound_primitive_cache`."""
+"""Number of shapes for which oneDNN caches generated code; its default is 1024. A training step on
+utterances of random lengths has ten to forty new shapes and rarely repeats an old one. 64 suffice
+for a step; more would occupy memory and fragment the heap, see `bound_primitive_cache`."""
 
 
 def keep_freed_memory() -> None:
-    """Keep what a tensor leaves free for the next, where the C library is glibc.
+    """Make glibc keep freed memory for the next tensor.
 
-    It would give every large block back to the system and have it filled with zeros again: 5 % of
-    a training step of 3 x BiLSTM-512 on two cores.
+    By default it returns every large block to the system, which then zeroes it again. This takes
+    5 % of a training step of 3 x BiLSTM-512 on two cores. Other C libraries are not changed.
     """
     try:
         set_option = ctypes.CDLL(None).mallopt
@@ -33,10 +33,10 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Return free memory to the system, where the C library is glibc.
+    """Make glibc return free memory to the system.
 
-    `keep_freed_memory` keeps every block that was ever free. Among batches of random shapes few
-    blocks fit the next tensor exactly, so the heap would grow for thousands of steps.
+    `keep_freed_memory` keeps all freed blocks. With batches of random shapes, few of them fit the
+    next tensor exactly, so that the heap would grow for thousands of steps.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
@@ -46,21 +46,20 @@ def give_back_freed_memory() -> None:
 
 
 def bound_primitive_cache() -> None:
-    """Make oneDNN keep the code of few shapes; call it before the first computation with torch.
+    """Limit oneDNN's cache of generated code; call it before the first computation with torch.
 
-    Each small piece of that code stands somewhere in the heap for as long as it is kept, and the
-    large blocks on either side of it cannot become one again. A capacity that the environment
-    names already is left alone.
+    Each small cached piece of code lies somewhere in the heap, and prevents the merging of the
+    large blocks on either side. A capacity that the environment sets is not changed.
     """
     if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
 
 def peak_memory_bytes() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None where it is not known.
+    """Read the peak resident memory of this process, in bytes; None if it is not known.
 
-    Read from Linux's own file: psutil has no peak there, and `getrusage` begins with the peak of
-    the parent process.
+    The value comes from Linux's /proc, because psutil has no peak and `getrusage` starts with the
+    peak of the parent process.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -71,12 +70,12 @@ def peak_memory_bytes() -> int | None:
 
 
 def peak_memory_mib() -> float | None:
-    """Result of `peak_memory_bytes`, in MiB."""
+    """Read the peak resident memory of this process, in MiB; see `peak_memory_bytes`."""
     peak = peak_memory_bytes()
     return None if peak is None else round(peak / 2**20, 1)
 
 
 def resident_memory_mib() -> float:
-    """Memory that this process has resident now, in MiB."""
+    """Read the current resident memory of this process, in MiB."""
     resident: int = psutil.Process().memory_info().rss
     return round(resident / 2**20, 1)

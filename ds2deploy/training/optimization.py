@@ -17,10 +17,10 @@ from ds2deploy.runtimes.alphabet import BLANK
 
 
 def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:
-    """Compute connectionist temporal classification, summed over a batch (Graves et al., 2006).
+    """Compute the CTC loss, summed over a batch (Graves et al., 2006).
 
-    An utterance with more labels than output frames counts as zero, as in deepspeech.pytorch; a
-    training leaves it out beforehand, see `ctc_room`.
+    The loss of an utterance with more labels than output frames is zero, as in deepspeech.pytorch;
+    a training leaves such utterances out, see `ctc_room`.
 
     Args:
         log_probs: (batch, time, labels) float32.
@@ -39,7 +39,7 @@ def ctc_loss(log_probs: Tensor, output_lengths: Tensor, batch: Batch) -> Tensor:
 
 
 def make_optimizer(network: nn.Module, training: TrainingConfig) -> Optimizer:
-    """Make the recipe's optimiser; settings that it does not name are deepspeech.pytorch's."""
+    """Make the recipe's optimiser; other settings are those of deepspeech.pytorch."""
     parameters = network.parameters()
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
@@ -50,12 +50,13 @@ def make_optimizer(network: nn.Module, training: TrainingConfig) -> Optimizer:
 def make_schedule(
     optimizer: Optimizer, recipe: Recipe, epochs_done: Callable[[], float]
 ) -> LambdaLR:
-    """Make the recipe's learning rate of every step.
+    """Make the recipe's learning-rate schedule.
 
     Args:
-        optimizer: optimiser, whose learning rate is the maximum.
+        optimizer: optimiser whose learning rate is the maximum.
         recipe: recipe of the training.
-        epochs_done: returns the number of epochs that are done, see `learning_rate_factor`.
+        epochs_done: function that returns the number of finished epochs; see
+            `learning_rate_factor`.
     """
     return LambdaLR(optimizer, lambda step: learning_rate_factor(recipe, step, epochs_done()))
 
@@ -63,7 +64,10 @@ def make_schedule(
 def restore(
     optimizer: Optimizer, schedule: LambdaLR, document: dict[str, Any], training: TrainingConfig
 ) -> None:
-    """Restore both from `last.ckpt`; learning rate and weight decay are the recipe's."""
+    """Restore optimiser and schedule from `last.ckpt`, but keep the recipe's settings.
+
+    Learning rate and weight decay are the recipe's.
+    """
     (schedule_state,), (state,) = document["lr_schedulers"], document["optimizer_states"]
     schedule_state["base_lrs"] = [training.learning_rate for _ in schedule_state["base_lrs"]]
     for group in state["param_groups"]:
@@ -76,15 +80,15 @@ def restore(
 
 
 def learning_rate_factor(recipe: Recipe, step: int, epochs: float) -> float:
-    """Compute the learning rate at a position of a training, relative to its maximum: 0 to 1.
+    """Compute the learning rate relative to its maximum, 0 to 1, at a position of a training.
 
-    Not every epoch has as many steps as another (sorted, joined anew, or filled by duration), so
-    the position is counted in epochs: the schedule ends with the last step, however many there are.
+    The number of steps differs between epochs (sorting, joining, batches filled by duration). The
+    position is therefore counted in epochs, so that the schedule always ends with the last step.
 
     Args:
         recipe: recipe of the training.
-        step: number of steps that are done.
-        epochs: number of epochs that are done, with the share of the one in progress.
+        step: number of finished steps.
+        epochs: number of finished epochs, including the fraction of the current one.
     """
     training = recipe.training
     if training.schedule == "constant":

@@ -1,4 +1,4 @@
-"""The display of a training: a bar on a terminal; lines of steps and validations elsewhere."""
+"""Progress display of a training: a bar on a terminal, and log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class TrainingProgress:
 
     Args:
         epochs: number of epochs of the training.
-        heartbeat: writes the steps where there is no bar.
-        console: console that is written to; stderr without one.
+        heartbeat: writer of step lines if there is no bar.
+        console: console to write to; None writes to stderr.
 
     Attributes:
-        loss: moving average of the loss; not a number before the first.
+        loss: moving average of the loss; NaN before the first batch.
     """
 
     def __init__(self, epochs: int, heartbeat: Heartbeat, console: Console | None = None) -> None:
@@ -36,7 +36,7 @@ class TrainingProgress:
 
     @contextmanager
     def bar(self, step: int, total: int) -> Iterator[None]:
-        """Show a bar of `total` steps, `step` of them done, where there is a terminal."""
+        """Show a bar with `step` of `total` steps done, if there is a terminal."""
         self._total = total
         if not (is_main_process() and self._console.is_terminal):
             yield
@@ -53,13 +53,13 @@ class TrainingProgress:
             yield
 
     def note_plan(self, total: int) -> None:
-        """Change the number of all steps, where an epoch has more or fewer than one before."""
+        """Change the total number of steps, which may differ from the first estimate."""
         self._total = total
         if self._bar is not None:
             self._bar.update(self._task, total=total)
 
     def note_batch(self, point: ResumePoint, loss: float | None) -> None:
-        """Show the loss of a batch; None for a batch without an utterance that can be used."""
+        """Show the loss of a batch; None for a batch without a usable utterance."""
         if loss is not None:
             self.loss = loss if self.loss != self.loss else 0.9 * self.loss + 0.1 * loss
         if self._bar is not None:
@@ -71,7 +71,7 @@ class TrainingProgress:
         self._heartbeat.tell(f"{self._at(point)}, validated {batches} batches")
 
     def note_validation(self, point: ResumePoint, metrics: dict[str, float]) -> None:
-        """Write the line of a validation, which stays."""
+        """Write a permanent line with the result of a validation."""
         if not is_main_process():
             return
         self._console.print(

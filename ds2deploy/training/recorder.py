@@ -1,4 +1,4 @@
-"""Records of a training: metrics.jsonl, broken.jsonl, best.ckpt and TensorBoard."""
+"""Recording of a training: metrics.jsonl, broken.jsonl, best.ckpt and TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from ds2deploy.training.scoring import Hypothesis
 from ds2deploy.training.validation import Validation
 
 BROKEN_SHARE = 0.01
-"""Share of a training's recordings that may be unusable: a large corpus has some. In a small one
-the first ends the training."""
+"""Maximum share of unusable recordings. A large corpus has some; in a small one, the first ends the
+training."""
 
 PAIRS = 5
-"""Utterances whose reference and hypothesis are shown after every validation."""
+"""Number of utterances that TensorBoard shows after every validation."""
 
 
 class RunRecorder:
-    """Writes metrics, the best checkpoint, and the names of recordings that cannot be used.
+    """Writer of metrics, the best checkpoint, and the names of unusable recordings.
 
     Args:
         folder: folder of the run.
         recipe: recipe of the training.
         utterances: number of training and validation utterances.
-        step: last step that is recorded; a log of TensorBoard hides later ones.
+        step: last recorded step; TensorBoard hides later ones of an interrupted run.
 
     Attributes:
-        failure: error that ends the training, when too many recordings cannot be used.
+        failure: error that ends the training if too many recordings are unusable; else None.
     """
 
     def __init__(self, folder: RunFolder, recipe: Recipe, utterances: int, step: int) -> None:
         self._folder, self._recipe, self._utterances = folder, recipe, utterances
         self._best = score(folder.best_metrics())
-        # The time of all processes that trained one after the other.
+        # The total time of the training, including its earlier processes.
         elapsed_s = max((line["elapsed_s"] for line in folder.metrics()), default=0.0)
         self._started = time.monotonic() - elapsed_s
         self._broken = {line["error"] for line in folder.broken()}
@@ -53,22 +53,22 @@ class RunRecorder:
             self._tensorboard = TensorBoardLog(folder.path / "tensorboard", step)
 
     def note_step(self, point: ResumePoint, values: dict[str, float]) -> None:
-        """Write a line with values of a step, such as `loss`."""
+        """Write a metrics line with the values of a step, such as `loss`."""
         if is_main_process():
             self._write(point, kind="train", **values)
             if self._tensorboard is not None:
                 self._tensorboard.add_step(point.step, values)
 
     def note_validation(self, point: ResumePoint, found: Validation, network: DeepSpeech2) -> None:
-        """Write a line, and `best.ckpt` if this is the best validation so far.
+        """Write a metrics line, and `best.ckpt` if the validation is the best so far.
 
         Raises:
-            TrainingError: the loss is not a number.
+            TrainingError: the loss is not finite.
         """
         metrics = found.metrics
         if is_main_process():
             self._write(point, kind="valid", **metrics)
-        if not math.isfinite(metrics["valid_loss"]):  # in all processes, which end together
+        if not math.isfinite(metrics["valid_loss"]):  # the same in all processes
             raise TrainingError(
                 f"{self._folder.path}: the validation loss is {metrics['valid_loss']} at step "
                 f"{point.step}; start again with a lower training.learning_rate"
@@ -83,7 +83,7 @@ class RunRecorder:
             self._best = score(metrics)
 
     def note_broken(self, point: ResumePoint, errors: Sequence[str]) -> None:
-        """Name recordings that cannot be used, each once; too many are a failure."""
+        """Report unusable recordings, each once; sets `failure` if there are too many."""
         for error in errors:
             if error in self._broken:
                 continue
@@ -92,14 +92,14 @@ class RunRecorder:
             if len(self._broken) > BROKEN_SHARE * self._utterances:
                 self.failure = AudioError(
                     f"{error} ({len(self._broken)} of {self._utterances} recordings cannot be "
-                    f"used, {BROKEN_SHARE:.0%} may; {self._folder.path / BROKEN} names them, and "
-                    "`ds2deploy prepare --read --leave-out` leaves them out)"
+                    f"used, the maximum is {BROKEN_SHARE:.0%}; {self._folder.path / BROKEN} lists "
+                    "them, and `ds2deploy prepare --read --leave-out` leaves them out)"
                 )
                 return
             print(f"left out: {error}", file=sys.stderr)
 
     def flush(self) -> None:
-        """Write what TensorBoard has not got yet."""
+        """Write buffered values to TensorBoard's files."""
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -110,11 +110,11 @@ class RunRecorder:
 
 
 class TensorBoardLog:
-    """Writes event files; a training that is resumed continues the same curves.
+    """Writer of TensorBoard event files; a resumed training continues the same curves.
 
     Args:
         folder: folder of the event files.
-        step: last step that counts; what a killed training wrote past it is hidden.
+        step: last valid step; later values of a killed training are hidden.
 
     """
 
@@ -124,7 +124,7 @@ class TensorBoardLog:
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add_step(self, step: int, values: Mapping[str, float]) -> None:
-        """Add points to the training's curves, such as `loss`."""
+        """Add points to the curves of the training, such as `loss`."""
         for name, value in values.items():
             self._writer.add_scalar(f"train/{name}", value, step)
 
@@ -139,9 +139,9 @@ class TensorBoardLog:
 
         Args:
             step: step of the training.
-            values: points of the validation's curves, such as `wer`.
-            hypotheses: utterances with what was recognised.
-            spectrogram: features of an utterance, (bins, time); None for no picture.
+            values: points of the validation curves, such as `wer`.
+            hypotheses: utterances with the recognised texts.
+            spectrogram: features of an utterance, (bins, time); None adds no picture.
         """
         for name, value in values.items():
             self._writer.add_scalar(f"valid/{name}", value, step)
@@ -158,10 +158,10 @@ class TensorBoardLog:
         self._writer.flush()
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write buffered values."""
         self._writer.flush()
 
 
 def _code(text: str) -> str:
-    """Quote a text, so that Markdown changes nothing, and an empty one is seen."""
+    """Quote a text as Markdown code, so that it stays unchanged and an empty one is visible."""
     return f"`{text}`" if text else "(nothing)"

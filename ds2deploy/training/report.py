@@ -1,4 +1,4 @@
-"""`report.html`: one page with the curves of a training and its worst utterances."""
+"""HTML page `report.html` with the curves of a training and its worst utterances."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pre { background: #f6f6f6; overflow-x: auto; padding: 1rem }
 
 
 def write_report(folder: RunFolder, recipe: Recipe) -> Path:
-    """Write the page; it needs no other file and no network.
+    """Write the page as a single file without external resources.
 
     Args:
         folder: folder of a training that has metrics.
@@ -71,7 +71,7 @@ def write_report(folder: RunFolder, recipe: Recipe) -> Path:
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """Make a page of its parts, which are HTML; empty ones are left out."""
+    """Make a page from parts in HTML; empty parts are left out."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
@@ -92,7 +92,7 @@ def _summary(lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
 
 
 def _curve(title: str, lines: Iterable[dict[str, Any]], kind: str, names: Sequence[str]) -> str:
-    """Draw curves into the page; return an empty text where there are no points."""
+    """Draw curves as HTML with an SVG; return an empty text if there are no points."""
     chosen = [line for line in lines if line["kind"] == kind]
     series = {
         name: [
@@ -116,7 +116,7 @@ def _is_number(line: dict[str, Any], name: str) -> bool:
 
 
 def worst_utterances(hypotheses: Sequence[Hypothesis]) -> str:
-    """List the utterances with most errors, as HTML."""
+    """List the utterances with the most errors, as HTML."""
     wrong = worst_first(hypotheses)
     rows = "".join(
         f'<tr><td class="number">{100 * counts.cer:.0f} %</td>'
@@ -126,7 +126,7 @@ def worst_utterances(hypotheses: Sequence[Hypothesis]) -> str:
     )
     said = f"{len(wrong)} of {len(hypotheses)} utterances have an error."
     table = (
-        f"<table><tr><th>CER</th><th>said, and heard</th><th>audio</th></tr>{rows}</table>"
+        f"<table><tr><th>CER</th><th>spoken, recognised</th><th>audio</th></tr>{rows}</table>"
         if rows
         else ""
     )
@@ -144,7 +144,7 @@ def _broken(folder: RunFolder) -> str:
 def _recipe_text(recipe: Recipe) -> str:
     document = msgspec.to_builtins(recipe)
     features = document["features"]
-    for name in ("mean", "deviation"):  # of every bin
+    for name in ("mean", "deviation"):  # one number for every bin
         if features.get(name):
             features[name] = f"({len(features[name])} numbers)"
     return msgspec.json.format(json_text(document), indent=2)

@@ -1,4 +1,4 @@
-"""The initial state of a training: fresh, or the last checkpoint of an interrupted one."""
+"""Initial state of a training: a fresh start, or the last checkpoint of an interrupted one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InitialState(NamedTuple):
 
     Attributes:
         point: position in the training.
-        unvalidated: True if the validation at that position is still to be made.
+        unvalidated: True if the validation at that position has not been done yet.
         document: content of `last.ckpt`; None for a fresh start.
         network: network with the weights of `last.ckpt`; None for a fresh start.
     """
@@ -41,15 +41,16 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
         resume: resume the training in the folder.
 
     Raises:
-        ConfigError: the folder holds a training; or one of another recipe, or a finished one.
+        ConfigError: the folder contains a training that cannot be resumed, or `resume` is not
+            set.
         MissingFileError: there is nothing to resume.
     """
     last = folder.path / LAST
     if not resume:
         if folder.holds_training():
-            way = "go on with --resume" if last.is_file() else "begin it again with --resume"
+            way = "resume it with --resume" if last.is_file() else "start it again with --resume"
             raise ConfigError(
-                f"{folder.path}: holds a training; {way}, or choose another folder with "
+                f"{folder.path}: contains a training; {way}, or choose another folder with "
                 "--set training.run=FOLDER"
             )
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -59,14 +60,14 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
             raise MissingFileError(
                 f"{last}: no such file; nothing to resume, start without --resume"
             )
-        folder.rewind(0)  # it died before its first checkpoint
+        folder.rewind(0)  # the training ended before its first checkpoint
         return InitialState()
     document = read_document(last)
     needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
     if document is None or needed - document.keys():
         raise ConfigError(
-            f"{last}: not the last checkpoint of a training by this version of ds2deploy; nothing "
-            f"to resume, begin another training with its weights (--set training.start={last})"
+            f"{last}: not the last checkpoint of a training by this version of ds2deploy; it "
+            f"cannot be resumed, but its weights can be used: --set training.start={last}"
         )
     network = _matching_network(recipe, document, last)
     point = _point(document, last)
@@ -91,13 +92,13 @@ def _point(document: dict[str, Any], last: Path) -> ResumePoint:
         return msgspec.convert(document["position"], ResumePoint)
     except DECODING_ERRORS as error:
         raise ConfigError(
-            f"{last}: does not say where its training was ({error}); start again with --set "
+            f"{last}: has no valid position of its training ({error}); start again with --set "
             "training.start, or restore the original"
         ) from None
 
 
 def _is_complete(folder: RunFolder, recipe: Recipe) -> bool:
-    """Return True if the exports and the report, which follow the last validation, are there."""
+    """Return True if the exports and the report, which follow the last validation, exist."""
     training = recipe.training
     exported = len(list(folder.path.glob("model*.onnx")))
     reported = (folder.path / REPORT).is_file() or not training.report
@@ -110,25 +111,25 @@ def _no_step_left(recipe: Recipe, point: ResumePoint, last: Path) -> str:
     name, done = ("max_steps", point.step) if enough else ("epochs", point.epoch)
     return (
         f"{last}: trained for {done} {name.removeprefix('max_')}, as many as the recipe asks for; "
-        f"go on with --set training.{name}={2 * done}"
+        f"continue with --set training.{name}={2 * done}"
     )
 
 
 def _matching_network(recipe: Recipe, document: dict[str, Any], last: Path) -> DeepSpeech2:
-    """Build the network of a checkpoint, whose model and features must be the recipe's."""
+    """Build the network of a checkpoint; its model and features must equal the recipe's."""
     begun = read_recipe(document, last)
     for name in ("labels", "model", "features"):
         differing = _differences(getattr(begun, name), getattr(recipe, name))
         if differing:
             raise ConfigError(
-                f"{last}: its training began with other {name}: {differing}; resume it with its "
+                f"{last}: its training has different {name}: {differing}; resume it with its "
                 "own recipe, or choose another folder with --set training.run=FOLDER"
             )
     return load_network(recipe, document.get("state_dict"), last)
 
 
 def _differences(begun: object, wanted: object) -> str:
-    """Describe in words: `hidden 512, the recipe has 1024`."""
+    """Describe differences in words, such as `hidden 512, the recipe has 1024`."""
     if not isinstance(begun, msgspec.Struct):
         return "" if begun == wanted else f"{begun!r}, the recipe has {wanted!r}"
     pairs = (

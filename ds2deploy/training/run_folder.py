@@ -1,4 +1,4 @@
-"""The folder of a training: best.ckpt, last.ckpt, metrics.jsonl."""
+"""Folder of a training, with best.ckpt, last.ckpt and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class ResumePoint(msgspec.Struct, frozen=True):
     """Position in a training.
 
     Attributes:
-        step: number of steps of the optimiser.
-        epochs: number of epochs that have ended.
-        batches: number of batches that are done in the epoch after those.
-        fingerprint: hash of that epoch's batches; 0 where none is done.
+        step: number of optimisation steps.
+        epochs: number of finished epochs.
+        batches: number of finished batches in the current epoch.
+        fingerprint: hash of the current epoch's batches; 0 before the first batch.
     """
 
     step: Count = 0
@@ -46,7 +46,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that is in progress or has just ended, from 1; 0 before the first."""
+        """Number of the current or just finished epoch, from 1; 0 before the first."""
         return self.epochs + (self.batches > 0)
 
     def after_batch(self, batches: Batches, makes_step: bool) -> ResumePoint:
@@ -57,35 +57,35 @@ class ResumePoint(msgspec.Struct, frozen=True):
         return ResumePoint(step, self.epochs, done, batches.fingerprint)
 
     def epochs_done(self, batches: Batches, accumulate: int) -> float:
-        """Epochs that have ended, with the share of the steps of the one in progress.
+        """Compute the number of finished epochs, including the fraction of the current one.
 
         Args:
-            batches: batches of the epoch in progress.
-            accumulate: batches of a step.
+            batches: batches of the current epoch.
+            accumulate: number of batches per step.
         """
         done, steps = (steps_of(count, accumulate) for count in (self.batches, len(batches)))
         return self.epochs + done / steps
 
     def finishes(self, recipe: Recipe) -> bool:
-        """Return True if the recipe asks for no step after this."""
+        """Return True if no step of the recipe is left."""
         training = recipe.training
         enough = training.max_steps is not None and self.step >= training.max_steps
         return enough or self.epochs >= training.epochs
 
 
 def steps_of(batches: int, accumulate: int) -> int:
-    """Count the steps that batches of an epoch make; the last may have fewer than the others."""
+    """Count the steps of an epoch's batches; the last step may have fewer batches."""
     return -(-batches // accumulate)
 
 
 class _Known(msgspec.Struct):
-    """Fields that are read of every line of metrics.jsonl and broken.jsonl."""
+    """Fields that are read from every line of metrics.jsonl and broken.jsonl."""
 
     step: int
 
 
 class _Metrics(_Known, kw_only=True):
-    """A line of metrics.jsonl; the best validation is chosen by its numbers."""
+    """Line of metrics.jsonl, by whose numbers the best validation is chosen."""
 
     kind: str
     wer: float | None = None
@@ -94,21 +94,21 @@ class _Metrics(_Known, kw_only=True):
 
 
 class RunFolder:
-    """The folder of one training.
+    """Folder of one training.
 
     Args:
-        path: path of the folder, which is made when the training starts.
+        path: path of the folder, which is created when the training starts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def holds_training(self) -> bool:
-        """Return True if the folder holds files of a training."""
+        """Return True if the folder contains files of a training."""
         return any((self.path / name).exists() for name in (BEST, LAST, METRICS))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl, without a line that a dying process left unfinished."""
+        """Read metrics.jsonl, without an incomplete last line of a killed process."""
         return self._lines(METRICS, dict[str, Any])
 
     def best_metrics(self) -> dict[str, float]:
@@ -118,7 +118,7 @@ class RunFolder:
         return {name: best[name] for name in ("wer", "cer", "valid_loss", "epoch") if name in best}
 
     def append(self, line: dict[str, Any], name: str = METRICS) -> None:
-        """Add a line to metrics.jsonl or broken.jsonl; other processes may add lines meanwhile."""
+        """Append a line to metrics.jsonl or broken.jsonl; other processes may append as well."""
         path = self.path / name
         encoded = json_text(line).encode() + b"\n"
         try:
@@ -129,11 +129,11 @@ class RunFolder:
             raise disk_error(error, path) from None
 
     def write_hypotheses(self, hypotheses: Sequence[Hypothesis]) -> None:
-        """Write the validation utterances as the best checkpoint recognised them."""
+        """Write the hypotheses of the best checkpoint on the validation set."""
         self._replace(HYPOTHESES, hypotheses)
 
     def hypotheses(self) -> list[Hypothesis]:
-        """Read them; none before the first validation."""
+        """Read the hypotheses of the best checkpoint; empty before the first validation."""
         return self._lines(HYPOTHESES, Hypothesis)
 
     def broken(self) -> list[dict[str, Any]]:
@@ -149,10 +149,10 @@ class RunFolder:
                 msgspec.json.decode(line, type=known)
             return [msgspec.json.decode(line, type=kind) for line in lines]
         except DECODING_ERRORS as error:
-            raise ConfigError(f"{path}: holds a damaged line ({error}); take it out") from None
+            raise ConfigError(f"{path}: contains a damaged line ({error}); remove it") from None
 
     def rewind(self, step: int) -> None:
-        """Drop the lines past a step, which a resumed training writes again."""
+        """Drop the lines after a step, which a resumed training writes again."""
         if not is_main_process():
             return
         for name in (METRICS, BROKEN):
@@ -167,12 +167,12 @@ class RunFolder:
 
 
 def score(metrics: dict[str, Any]) -> tuple[float, float]:
-    """Rank a validation, the lowest first; metrics.jsonl has null for infinity and NaN."""
+    """Make the sort key of a validation, lowest is best; null in metrics.jsonl means inf or NaN."""
     wer, loss = (metrics.get(name) for name in ("wer", "valid_loss"))
     return (float("inf") if wer is None else wer, float("inf") if loss is None else loss)
 
 
 def disk_error(error: OSError, path: Path, kept: str = "") -> OSError:
-    """Add the file, the remedy, and the checkpoint that is left, to an error."""
-    remedy = f"make room, and go on with --resume{kept and '; '}{kept}"
+    """Add the file, the remedy and the kept checkpoint to an error."""
+    remedy = f"free some space, and resume with --resume{kept and '; '}{kept}"
     return OSError(error.errno, f"{error.strerror or error}; {remedy}", str(path))

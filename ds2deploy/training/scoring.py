@@ -10,13 +10,14 @@ from msgspec.structs import astuple
 
 
 class ErrorCounts(msgspec.Struct, frozen=True):
-    """Errors and reference lengths, which add up over batches and processes.
+    """Counts of errors and reference lengths, which can be added over batches and processes.
 
     Attributes:
-        word_errors: substitutions, deletions and insertions of words.
-        words: words in the references.
-        char_errors: substitutions, deletions and insertions of characters, spaces included.
-        chars: characters in the references.
+        word_errors: number of substitutions, deletions and insertions of words.
+        words: number of words in the references.
+        char_errors: number of substitutions, deletions and insertions of characters, including
+            spaces.
+        chars: number of characters in the references.
     """
 
     word_errors: int = 0
@@ -39,14 +40,14 @@ class ErrorCounts(msgspec.Struct, frozen=True):
 
 
 class Hypothesis(msgspec.Struct, frozen=True):
-    """One utterance with what was recognised.
+    """Utterance with its transcript and the recognised text.
 
     Attributes:
-        audio: path of its recording.
+        audio: path of the recording.
         reference: transcript.
         hypothesis: recognised text.
-        duration_s: duration (seconds).
-        tags: speaker and other facts that the manifest has.
+        duration_s: duration, in seconds.
+        tags: speaker and other tags of the manifest.
     """
 
     audio: str
@@ -57,22 +58,22 @@ class Hypothesis(msgspec.Struct, frozen=True):
 
 
 def worst_first(hypotheses: Sequence[Hypothesis]) -> list[tuple[Hypothesis, ErrorCounts]]:
-    """Sort the utterances with an error, the highest character error rate first."""
+    """Sort the utterances with errors by character error rate, highest first."""
     counted = zip(hypotheses, count_each(hypotheses), strict=True)
     wrong = [pair for pair in counted if pair[1].char_errors]
     return sorted(wrong, key=lambda pair: (-pair[1].cer, pair[0].audio))
 
 
 def count_each(hypotheses: Sequence[Hypothesis]) -> list[ErrorCounts]:
-    """Count the errors of each utterance; they add up to those of all."""
+    """Count the errors of each utterance; the sum is the count for all."""
     return [count_errors([item.reference], [item.hypothesis]) for item in hypotheses]
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:
-    """Align hypotheses with their references.
+    """Align hypotheses with their references, and count the errors.
 
     Args:
-        references: transcripts; where one is empty, all of its hypothesis is wrong.
+        references: transcripts; with an empty one, its whole hypothesis counts as insertions.
         hypotheses: recognised texts, one for each reference.
     """
     pairs = list(zip(references, hypotheses, strict=True))

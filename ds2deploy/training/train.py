@@ -1,4 +1,4 @@
-"""Training of a network: CPU, one GPU or several, full or mixed precision."""
+"""Training of a network on a CPU or one or more GPUs, in full or mixed precision."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         The metrics of the best checkpoint: `wer`, `cer`, `valid_loss`, `epoch`.
 
     Raises:
-        ConfigError: the folder of the run holds a training, or one of another model.
-        RuntimeUnavailableError: the recipe asks for hardware that is not here.
-        StoppedError: a signal ended it, with a checkpoint of its last step.
-        OSError: the disk is full; the last checkpoint stands.
+        ConfigError: the folder of the run contains a training already, or one of another model.
+        RuntimeUnavailableError: this machine lacks the hardware that the recipe asks for.
+        StoppedError: a signal ended the training, with a checkpoint of its last step.
+        OSError: the disk is full; the last checkpoint is kept.
         MissingFileError, ManifestError, AlphabetError, AudioError: the data cannot be used, or
             there is nothing to resume.
-        TrainingError: the loss is no longer a number.
-        WorkerError: a process that loads data died, or has too little shared memory.
+        TrainingError: the loss is not finite.
+        WorkerError: a data-loading process died, or shared memory is full.
     """
     with heartbeat("training", wanted=is_main_process()) as lines:
         return _train(recipe, resume, lines)
 
 
 def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
-    """Train a network, and report every step as lines in a log."""
+    """Train a network, and report its steps through `lines`."""
     folder = RunFolder(Path(recipe.training.run))
     silence_lightning()
     bound_primitive_cache()
@@ -97,7 +97,7 @@ def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
         network.load_state_dict(start.network.state_dict())
     if not uses_gpu(recipe):
         keep_freed_memory()
-        # As both convolutions take and give it: without copies in between.
+        # The memory format that both convolutions use, which avoids copies between them.
         network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress = TrainingProgress(recipe.training.epochs, lines)
     with worker_failures(recipe.data.workers):
@@ -108,7 +108,7 @@ def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
 
 
 def _load_start(recipe: Recipe) -> Checkpoint | None:
-    """Read the checkpoint with the initial weights, if there is one; it must fit the recipe."""
+    """Read the checkpoint with the initial weights, if any, and check that it fits the recipe."""
     path = recipe.training.start
     if not path:
         return None
@@ -124,7 +124,7 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
         if theirs != ours:
             raise ConfigError(
                 f"training.start = {path}: its {name} is {theirs}, the recipe's {ours}; make them "
-                "the same, or leave training.start out"
+                "the same, or omit training.start"
             )
     return start
 
@@ -144,13 +144,13 @@ def _with_compressed_shape(recipe: Recipe, begun: Recipe, quiet: bool = False) -
 def _load_data(
     recipe: Recipe, features: FeatureConfig | None
 ) -> tuple[tuple[CutSet, CutSet], Recipe]:
-    """Read both manifests, and complete the recipe with statistics: given ones, or the data's."""
+    """Read both manifests, and add feature statistics to the recipe: given ones or the data's."""
     alphabet = Alphabet(recipe.labels)
     cuts = []
     for name in ("train", "valid"):
         path = getattr(recipe.data, name)
         if not path:
-            raise ConfigError(f"data.{name}: no manifest; --set data.{name}=MANIFEST")
+            raise ConfigError(f"data.{name}: no manifest; add --set data.{name}=MANIFEST")
         cuts.append(read_manifest(path))
         check_transcripts(cuts[-1], alphabet, path)
         check_manifest_room(cuts[-1], recipe, path, BROKEN_SHARE)

@@ -1,4 +1,4 @@
-"""Weights of language models for a network, from one pass of it over validation data."""
+"""Tuning of language model weights on validation data, with one pass of the network."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ds2deploy.training.scoring import Hypothesis, count_errors
 LM_WEIGHTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3)
 WORD_SCORES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 PAIR_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-"""Weights of each of two models; one of them may be of no use."""
+"""Weights that are tried for each of two models; 0 shows whether one of them helps at all."""
 PAIR_WORD_SCORES = (-1.0, 0.0, 1.0)
 CONFIDENCE_SCALES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)
 FEWEST = 20
-"""Utterances that a tuning needs."""
+"""Minimum number of utterances for tuning."""
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Weights that were tried.
+    """Weights that were tried, with their error rate.
 
     Attributes:
-        lm_weight: factor of the language model, of two of that of words.
-        character_lm_weight: factor of the model of characters beside one of words; None without.
-        word_score: added for every word.
-        wer: word error rate, on the utterances that choose.
+        lm_weight: factor of the language model, or of the word model if there are two.
+        character_lm_weight: factor of the character model if there are two models; else None.
+        word_score: score that is added for every word.
+        wer: word error rate on the utterances that are used to choose the weights.
     """
 
     lm_weight: float
@@ -47,15 +47,18 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a tuning; its error rates are of utterances that chose nothing, but for `tried`.
+    """Result of a tuning.
+
+    All error rates except those in `tried` are measured on utterances that were not used to choose
+    the weights.
 
     Attributes:
-        settings: the best settings.
+        settings: best settings.
         greedy_wer: word error rate of greedy decoding.
-        wer: word error rate of the settings.
-        gain: word error rate that they save.
-        interval: 95 % bootstrap interval of that gain.
-        utterances: utterances that it is measured on.
+        wer: word error rate of the best settings.
+        gain: `greedy_wer` minus `wer`.
+        interval: 95 % bootstrap interval of the gain.
+        utterances: number of utterances on which the gain is measured.
         tried: all weights that were tried.
     """
 
@@ -69,12 +72,12 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def better(self) -> bool:
-        """True where the settings are better than greedy decoding, beyond chance."""
+        """True if the settings are significantly better than greedy decoding."""
         return self.interval[0] > 0
 
     @property
     def all_equal(self) -> bool:
-        """True where all weights that were tried give one word error rate."""
+        """True if all weights that were tried have the same word error rate."""
         return len({trial.wer for trial in self.tried}) == 1
 
 
@@ -85,23 +88,21 @@ def tune(
     settings: DecoderConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuning:
-    """Choose weights on one half of the utterances, and measure them on the other.
+    """Choose weights on one half of the utterances, and measure them on the other half.
 
     Args:
-        utterances: validation data, see `keep_log_probs`.
+        utterances: validation data from `keep_log_probs`.
         alphabet: labels of the model.
-        frame_s: seconds from one output frame to the next.
+        frame_s: interval between output frames, in seconds.
         settings: settings with one or two language models, whose weights are replaced.
-        progress: called with the number of settings that were tried, and of all.
+        progress: function that is called with the number of tried settings and of all settings.
 
     Raises:
-        ManifestError: too few utterances.
+        ManifestError: there are too few utterances.
         MissingFileError, ModelFileError, AlphabetError, ConfigError: see `DecoderConfig`.
     """
     if len(utterances) < FEWEST:
-        raise ManifestError(
-            f"{len(utterances)} utterances to tune with; expected at least {FEWEST}"
-        )
+        raise ManifestError(f"{len(utterances)} utterances for tuning; expected at least {FEWEST}")
     chooses, measures = utterances[::2], utterances[1::2]
     decoder = settings(alphabet, frame_s)
     grid = _grid(settings)
@@ -129,7 +130,7 @@ def tune(
 
 
 def _grid(settings: DecoderConfig) -> list[tuple[float, float | None, float]]:
-    """Weights to try: of the model, of the model of characters beside it, and the word score."""
+    """List the settings to try: model weight, character model weight, and word score."""
     assert settings.lm_paths
     kinds = {read_language_model(path).kind for path in settings.lm_paths}
     if len(kinds) > 1:
@@ -153,9 +154,9 @@ def _weighted(decoder: BeamDecoder, settings: DecoderConfig) -> BeamDecoder:
 
 
 def _steadiest(tried: Sequence[Trial]) -> Trial:
-    """The weights whose neighbours are good too; of equal ones, one amid them.
+    """Choose the weights whose neighbours in the grid are good too, and the middle of equal ones.
 
-    The best of few utterances is often one of many equal settings, or best by chance.
+    On few utterances, the best settings are often one of many equal ones, or best by chance.
     """
     points = [(one.lm_weight, one.character_lm_weight or 0.0, one.word_score) for one in tried]
     axes = [sorted(set(axis)) for axis in zip(*points, strict=True)]
@@ -183,21 +184,21 @@ def _texts(utterances: Sequence[Utterance], decoder: BeamDecoder) -> list[str]:
 
 
 def hypotheses_of(utterances: Sequence[Utterance], texts: Sequence[str]) -> list[Hypothesis]:
-    """Put texts beside what was said."""
+    """Pair recognised texts with their utterances."""
     return [
         Hypothesis("", one.reference, text) for one, text in zip(utterances, texts, strict=True)
     ]
 
 
 def word_error_rate(utterances: Sequence[Utterance], texts: Sequence[str]) -> float:
-    """Word error rate of texts that were found for these utterances."""
+    """Compute the word error rate of recognised texts."""
     return count_errors([one.reference for one in utterances], texts).wer
 
 
 def _saved(
     utterances: Sequence[Utterance], before: Sequence[str], after: Sequence[str]
 ) -> tuple[float, tuple[float, float]]:
-    """Word error rate that is saved, and its 95 % interval over resampled utterances."""
+    """Compute the gain in word error rate, and its 95 % bootstrap interval over utterances."""
     old, words = word_errors(hypotheses_of(utterances, before))
     new, _ = word_errors(hypotheses_of(utterances, after))
     return float((old - new).sum() / max(words.sum(), 1)), wer_interval(old - new, words)
@@ -206,7 +207,7 @@ def _saved(
 def _confidence_scale(
     utterances: Sequence[Utterance], decoder: BeamDecoder, settings: DecoderConfig
 ) -> float:
-    """The scale whose confidences are nearest to how often words are right (Brier score)."""
+    """Choose the scale whose confidences best predict correct words (Brier score)."""
     losses = []
     for scale in CONFIDENCE_SCALES:
         scaled = decoder.with_weights(settings.weights, scale)
@@ -218,7 +219,7 @@ def _confidence_scale(
 def word_confidences(
     utterances: Sequence[Utterance], found: Sequence[Transcript]
 ) -> tuple[FloatArray, FloatArray]:
-    """Confidence of every recognised word, and 1 where it was said, 0 where not."""
+    """Collect the confidence of every recognised word, and 1 if it is correct, else 0."""
     sure: list[float] = []
     right: list[float] = []
     for one, text in zip(utterances, found, strict=True):

@@ -1,4 +1,4 @@
-"""Error rates and loss of a network on the validation utterances."""
+"""Validation: error rates and loss of a network on the validation set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ds2deploy.training.scoring import ErrorCounts, Hypothesis, count_errors
 
 
 class Validation(NamedTuple):
-    """Result of all processes.
+    """Result of a validation, over all processes.
 
     Attributes:
         metrics: `wer`, `cer` and `valid_loss`.
@@ -41,12 +41,12 @@ def validate(
     alphabet: Alphabet,
     after_batch: Callable[[Batch], None],
 ) -> Validation:
-    """Recognise this process's batches by greedy decoding, and sum over all processes."""
+    """Decode the batches of this process greedily, and sum the results over all processes."""
     counts, total_loss, picture = ErrorCounts(), 0.0, None
     hypotheses: list[Hypothesis] = []
     network.eval()
     for batch in map(fabric.to_device, batches):
-        if batch.scale:  # a recording of it could be read
+        if batch.scale:  # at least one of its recordings could be read
             with fabric.autocast():
                 log_probs, lengths = network(batch.features, batch.lengths)
                 total_loss += float(ctc_loss(log_probs, lengths, batch))

@@ -100,30 +100,30 @@ class GraphBuilder:
         return name
 
     def scalar(self, value: float) -> str:
-        """A constant of the graph's precision, shared by its users."""
+        """Add a constant of the graph's precision, shared by its users."""
         return self.constant(f"value_{value:g}", np.array(value, self.dtype))
 
     def float32(self, value: float) -> str:
-        """A float32 constant, whatever the graph's precision, shared by its users."""
+        """Add a float32 constant, whatever the graph's precision, shared by its users."""
         return self.constant(f"float_{value:g}", np.array(value, np.float32))
 
     def integers(self, *values: int) -> str:
-        """An int64 vector, shared by its users: axes, shapes."""
+        """Add an int64 vector, shared by its users: axes, shapes."""
         return self.constant("_".join(map(str, ("int", *values))), np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """An int64 scalar, shared by its users."""
+        """Add an int64 scalar, shared by its users."""
         return self.constant(f"int_scalar_{value}", np.array(value, np.int64))
 
     def slice(self, name: str, x: str, axis: int, start: int, end: int | None = None) -> str:
-        """A part of one axis; to its end where none is given."""
+        """Cut a part of one axis; to its end if none is given."""
         last = np.iinfo(np.int64).max if end is None else end
         return self.node(
             "Slice", name, x, self.integers(start), self.integers(last), self.integers(axis)
         )
 
     def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
-        """The finished model."""
+        """Return the finished model."""
         graph = helper.make_graph(
             self._nodes,
             "deepspeech2",

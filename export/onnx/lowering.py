@@ -109,7 +109,7 @@ def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
 
 
 def _convolution(conv: nn.Module, norm: nn.Module) -> ConvolutionWeights:
-    """The clip and the mask that follow make the mask between the two superfluous."""
+    """Fold a convolution with its norm; the clip and mask that follow replace a mask between."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     assert conv.bias is not None
@@ -169,7 +169,7 @@ def _direction(
 
 
 def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
-    """A batch norm in evaluation mode: x * scale + shift."""
+    """Fold a batch norm in evaluation mode: x * scale + shift."""
     assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     assert norm.running_mean is not None
     assert norm.running_var is not None

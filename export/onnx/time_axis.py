@@ -1,8 +1,8 @@
 """Time in the exported graph: whole utterances, or block after block of many streams.
 
-The network is written once (`graph`), on top of this. What differs is what stands beside the
-frames at hand (zeros, or what a stream remembers), which of them count, and how a recurrent layer
-begins.
+The network is written once (`graph`), on top of this. Three things differ: the frames
+beside those at hand (zeros, or the state of a stream), which frames count, and the first state of
+a recurrent layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TimeAxis(Protocol):
         ...
 
     def valid_frames(self, layer: int, x: str, lengths: str) -> str:
-        """The same after the first or second convolution, in the graph's type: 1 or 0."""
+        """Compute the same after the first or second convolution, in the graph's type: 1 or 0."""
         ...
 
     def beside(
@@ -68,7 +68,7 @@ class TimeAxis(Protocol):
         ...
 
     def in_place(self, x: str) -> str:
-        """The opposite of `valid_first`; what stands on invalid frames is meaningless."""
+        """Undo `valid_first`; what stands on invalid frames is meaningless."""
         ...
 
     def finish(self) -> None:

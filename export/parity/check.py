@@ -112,7 +112,7 @@ class _Measured(NamedTuple):
     same_text: bool = False
 
     def judged(self, tolerance: Tolerance) -> CaseResult:
-        """The result by a tolerance."""
+        """Judge the result by a tolerance."""
         return CaseResult(
             batch=self.batch,
             frames=self.frames,

@@ -117,7 +117,7 @@ class Reference:
             self.recordings = [self._taken(samples) for samples in self._read(audio[1])]
 
     def utterance(self, index: int, frames: int) -> FloatArray:
-        """An utterance of the grid as the artifacts take it; the index may be any number.
+        """Return an utterance of the grid as the artifacts take it; the index may be any number.
 
         Samples end in the middle of a stride, as recordings do.
         """
@@ -160,7 +160,7 @@ class Reference:
         return [self._taken(samples) for samples in waveforms]
 
     def _taken(self, samples: FloatArray) -> FloatArray:
-        """Samples as the artifacts take them."""
+        """Return samples as the artifacts take them."""
         return samples if self.sound == "waveform" else self._extract(samples)
 
     def _given(self, sound: FloatArray) -> FloatArray:
@@ -190,7 +190,7 @@ def decode_all(session: Session, recordings: Sequence[FloatArray]) -> list[str]:
 
 
 def _grid_speech(recordings: Sequence[FloatArray], length: int) -> list[FloatArray]:
-    """As many long utterances as the grid needs: recordings one after the other."""
+    """Join recordings to as many long utterances as the grid needs."""
     speech = []
     for i in range(max(BATCHES)):
         pieces: list[FloatArray] = []

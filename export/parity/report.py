@@ -45,13 +45,13 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp16": Tolerance(log_probs=0.1, tie=0.05, words=0.002),
     # Measured on trained models, in the network as TensorRT parsed it: up to 0.3.
     "bf16": Tolerance(log_probs=0.8, tie=0.4, words=0.02),
-    # Judged by the words. What else is in a batch moves the numbers; the rest tells what is broken.
+    # Judged by the words: other utterances of a batch move the numbers. The rest shows faults.
     "int8": Tolerance(log_probs=4.0, tie=2.0, words=0.002, by_words=True),
 }
 
 
 def tolerance_for(precision: Precision, pytorch_difference: float | None) -> Tolerance:
-    """The tolerance of an artifact.
+    """Return the tolerance of an artifact.
 
     Args:
         precision: the artifact's; `TOLERANCES` has the least that each is allowed.
@@ -145,7 +145,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         return max(case.max_difference for case in self.cases)
 
     def summary(self) -> dict[str, Any]:
-        """The report as plain data, for a file's description."""
+        """Return the report as plain data, for a file's description."""
         plain = msgspec.to_builtins(self)
         assert isinstance(plain, dict)
         return plain

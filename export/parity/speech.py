@@ -40,7 +40,7 @@ def speech_features(config: FeatureConfig, utterances: int, frames: int) -> list
 
 
 def speech_waveforms(config: FeatureConfig, utterances: int, frames: int) -> list[FloatArray]:
-    """The same as samples: arrays (samples,) float32, each of so many frames."""
+    """Make the same as samples: arrays (samples,) float32, each of so many frames."""
     samples = (frames - 1) * config.stride
     return [synthesize(config.sample_rate, samples, seed=i) for i in range(utterances)]
 

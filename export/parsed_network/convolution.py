@@ -10,7 +10,7 @@ from ds2deploy.export.parsed_network.layers import Array
 
 
 def convolve(x: Array | None, attributes: dict[str, Any]) -> Array:
-    """A convolution over one or two axes, as TensorRT's layer describes it.
+    """Compute a convolution over one or two axes, as TensorRT's layer describes it.
 
     Args:
         x: (batch, channels, height, width) float32, or without the height.

@@ -54,7 +54,7 @@ class ParsedNetwork(NamedTuple):
 
 
 def unknown(layer: Layer, what: str) -> ModelFileError:
-    """The error for a layer that cannot be computed."""
+    """Make the error for a layer that cannot be computed."""
     return ModelFileError(
         f"TensorRT's layer {layer.name!r} is a {layer.kind} whose {what} the check of the parsed "
         f"network cannot compute ({layer.attributes.get(what, layer.kind)}); nothing is built"

@@ -116,7 +116,7 @@ class Loop:
     def _lifted(
         self, layer: Layer, over_time: set[str], inside: set[str], network: ParsedNetwork
     ) -> Body | None:
-        """The layer over all steps at once, time as one more axis in front; None if it cannot."""
+        """Compute a layer over all steps at once, time as an axis in front; None if it cannot."""
         moving = [name in over_time for name in layer.inputs]
         if layer.kind == "UNSQUEEZE" and moving == [True, False]:
             function: Operation = lambda x: np.expand_dims(x[0], tuple(int(i) + 1 for i in x[1]))  # noqa: E731
@@ -142,7 +142,7 @@ def find_loops(network: ParsedNetwork) -> list[Loop]:
 
 
 def _body(network: ParsedNetwork, sources: list[Layer]) -> list[int]:
-    """Indices of the layers that depend on an iterator or a recurrence."""
+    """Find the indices of the layers that depend on an iterator or a recurrence."""
     users: dict[str, list[int]] = {}
     for index, layer in enumerate(network.layers):
         for name in filter(None, layer.inputs):
@@ -176,7 +176,7 @@ N = TypeVar("N", bound=Node)
 
 
 def in_order(nodes: Sequence[N]) -> list[N]:
-    """The same nodes, each after those whose outputs it takes."""
+    """Sort nodes, each after those whose outputs it takes."""
     made_by = {name: number for number, node in enumerate(nodes) for name in node.outputs}
     graph = {
         number: {made_by[name] for name in node.inputs if name in made_by}
@@ -204,7 +204,7 @@ def _dealt(layer: Layer, values: dict[str, Array], steps: int) -> Array:
 
 
 def _product_over_time(multiply: Operation) -> Operation:
-    """The product of (time, directions, batch, n) with weights (directions, n, m), in one go.
+    """Multiply (time, directions, batch, n) with weights (directions, n, m), at once.
 
     With the time beside the batch it is one large product for each direction, which a CPU
     computes many times faster than a small one for each step.

@@ -18,7 +18,7 @@ from ds2deploy.export.parsed_network.shapes import SHAPE_OPERATIONS
 
 
 def operation(layer: Layer) -> Operation:
-    """The function that a layer computes: its inputs to its output, before rounding.
+    """Find the function that a layer computes: its inputs to its output, before rounding.
 
     Raises:
         ModelFileError: a layer, or a variant of one, that is not known; names it.
@@ -29,7 +29,7 @@ def operation(layer: Layer) -> Operation:
 
 
 def _choose(layer: Layer, attribute: str, table: dict[str, Any]) -> Any:
-    """The entry for an attribute; a value that is not in the table is not known."""
+    """Find the entry for an attribute; a value that is not in the table is not known."""
     chosen = layer.attributes[attribute]
     if chosen not in table:
         raise unknown(layer, attribute)

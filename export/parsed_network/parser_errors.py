@@ -65,6 +65,6 @@ def _cause(text: str) -> str:
 
 
 def _call(error: Any, name: str) -> str:
-    """A field that not every release has."""
+    """Read a field that not every release has."""
     method = getattr(error, name, None)
     return str(method()) if method is not None else ""

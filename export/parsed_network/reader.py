@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 
 def _weights_reader(path: Path) -> Callable[..., Weights]:
-    """Reads weights into arrays of their own.
+    """Read weights into arrays of their own.
 
     TensorRT's Python API hands out no bfloat16: numpy has no such type. Those are taken from the
     ONNX file, by the name of the node or initializer that stands behind the layer.

@@ -17,7 +17,7 @@ MOVES = {
 
 
 def rounder(layer: Layer, dtypes: dict[str, str]) -> Callable[[Array], Array]:
-    """Rounds what a layer computes to the type of its output.
+    """Round what a layer computes to the type of its output.
 
     Values stay in numpy's float32, int64 or bool.
     """
@@ -38,7 +38,7 @@ def rounder(layer: Layer, dtypes: dict[str, str]) -> Callable[[Array], Array]:
 
 
 def round_bfloat16(x: Array) -> Array:
-    """The upper half of a float32, rounded to nearest, ties to even."""
+    """Return the upper half of a float32, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(x), np.float32(np.nan), rounded.view(np.float32)).reshape(np.shape(x))

@@ -73,7 +73,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def job_profile(profile: Profile, description: ArtifactDescription) -> dict[str, Shapes]:
-    """The shapes of every input."""
+    """Return the shapes of every input."""
     return {
         tensor.name: profile_shapes(tensor, profile, description.features)
         for tensor in input_tensors(description)
@@ -82,7 +82,7 @@ def job_profile(profile: Profile, description: ArtifactDescription) -> dict[str,
 
 def main() -> None:
     """Read the job, build, report."""
-    # What the libraries print goes to standard error; the events alone to standard output.
+    # The libraries print to standard error; only the events go to standard output.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -198,7 +198,7 @@ def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
 
 
 def _load_timing_cache(job: Job, config: Any) -> None:
-    """TensorRT starts with an empty cache, and goes on with one, where the file does not fit."""
+    """Load the cache; if the file does not fit, TensorRT warns and fills it anew."""
     path = Path(job.timing_cache) if job.timing_cache else None
     if path is not None and path.exists():
         cache = config.create_timing_cache(path.read_bytes())

@@ -23,7 +23,7 @@ from ds2deploy.runtimes.tensorrt.library import TensorRt, import_tensorrt
 
 
 def check_builder(options: EngineOptions) -> TensorRt:
-    """The library, if it can build such engines here: TensorRT needs the GPU that they are for.
+    """Open the library that builds such engines here: TensorRT needs the GPU that they are for.
 
     Raises:
         RuntimeUnavailableError: it is not there, or there is no GPU.

@@ -85,7 +85,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("--timing-cache: TensorRT-RTX times nothing while it builds")
 
     def profile(self, features: FeatureConfig, blocks: Blocks | None) -> Profile:
-        """The optimisation profile, in the frames of a model.
+        """Return the optimisation profile, in the frames of a model.
 
         Raises:
             ConfigError: durations for a streaming model.
@@ -98,11 +98,11 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 
     def target_pairs(self) -> tuple[tuple[int, int], ...]:
-        """The targets as major and minor numbers."""
+        """Return the targets as major and minor numbers."""
         return tuple((int(t.split(".")[0]), int(t.split(".")[1])) for t in self.targets)
 
     def command(self, blocks: Blocks | None) -> list[str]:
-        """The options as they are written on the command line, for a model with such blocks."""
+        """Return the options as the command line has them, for a model with such blocks."""
         words = ["--trt" if self.flavor == "tensorrt" else "--rtx"]
         seconds = () if blocks is not None else self.seconds or SECONDS
         for option, value in (
@@ -132,7 +132,7 @@ def engine_options(
     hardware_compatibility: str | None,
     targets: str | None,
 ) -> list[EngineOptions]:
-    """The options of every flavour that is wanted, as the command line gives them.
+    """Return the options of every flavour that the command line asks for.
 
     Options of one flavour alone go to that one.
 
@@ -205,7 +205,7 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 
 def refuse_what_no_parser_takes(model: ModelShape, precision: Precision, checkpoint: str) -> None:
-    """Combinations that TensorRT refuses, before anything is built.
+    """Refuse combinations that TensorRT does not take, before anything is built.
 
     Raises:
         ConfigError: such a combination; with the reason, and what to choose.

@@ -29,7 +29,7 @@ def engine_profile(
     seconds: Sequence[float],
     blocks: Blocks | None = None,
 ) -> Profile:
-    """A profile of so many utterances of so many seconds, or of so many streams.
+    """Make a profile of so many utterances of so many seconds, or of so many streams.
 
     Args:
         features: feature settings of the model.
@@ -56,7 +56,7 @@ def seconds_of(durations_s: Sequence[float]) -> tuple[float, float, float]:
 
 
 def grid(profile: Profile, blocks: Blocks | None = None) -> list[tuple[int, int]]:
-    """The corners of a profile, and its middle: batches and frames for a parity check.
+    """Return the corners of a profile and its middle: batches and frames for a parity check.
 
     Streams are longer than the one block that a profile of theirs knows.
     """

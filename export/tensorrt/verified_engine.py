@@ -1,8 +1,8 @@
-"""From a verified ONNX file to a TensorRT engine whose every stage is checked.
+"""Build of a TensorRT engine from a verified ONNX file, with a check of every stage.
 
 First the network as TensorRT's parser made it is computed on the CPU and compared with the
 reference; only then is it built; and where a GPU is present, the engine runs over the shapes of
-its profile. What is over tolerance leaves nothing behind.
+its profile. A check above its tolerance leaves no file behind.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def export_engine(
 def _check_recordings(
     reference: Reference, profile: Profile, description: ArtifactDescription
 ) -> None:
-    """The words of a manifest are compared on the engine too, so it must take them all."""
+    """Check that the engine takes every recording: their words are compared on it, too."""
     if not reference.recordings or description.blocks is not None:
         return
     config = description.features

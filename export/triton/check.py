@@ -50,7 +50,7 @@ def onnx_graph(path: Path) -> Graph:
 
 
 def declared_graph(description: ArtifactDescription) -> Graph:
-    """The tensors that the description declares: of an engine, which opens on its GPU only."""
+    """Return the tensors that an engine's description declares; an engine opens on its GPU only."""
     return Graph(
         *(
             [
@@ -95,7 +95,7 @@ def check_config(text: str, description: ArtifactDescription, graph: Graph) -> A
 
 
 def signature(message: Any) -> Signature:
-    """An input or output of a configuration, as the graph sees it."""
+    """Return an input or output of a configuration as the graph sees it."""
     dims = message.reshape.shape if message.HasField("reshape") else message.dims
     return Signature(message.name, _type_name(message.data_type), tuple(dims))
 

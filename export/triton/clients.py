@@ -29,7 +29,7 @@ class Batcher(Protocol):
 
 
 def make_batcher(model: SimulatedModel) -> Batcher:
-    """The batcher that a configuration asks for."""
+    """Make the batcher that a configuration asks for."""
     if model.config.WhichOneof("scheduling_choice") == "sequence_batching":
         return SequenceBatcher(model)
     settings = model.config.dynamic_batching

@@ -163,7 +163,7 @@ def make_config(description: ArtifactDescription, device: Device) -> str:
 
 
 def served(description: ArtifactDescription) -> ArtifactDescription:
-    """The description that clients need: without the parity report."""
+    """Return the description that clients need: without the parity report."""
     return msgspec.structs.replace(description, parity=None)
 
 
@@ -213,7 +213,7 @@ def _add_sequences(message: Any, inputs: tuple[Tensor, ...], sizes: Batching) ->
 
 
 def _add_warmup(config: Any, description: ArtifactDescription, sizes: Batching) -> None:
-    """Requests that Triton runs while it loads the model.
+    """Make the requests that Triton runs while it loads the model.
 
     None for streams: Triton gives its warm-up requests no states, and the model would not load.
     """

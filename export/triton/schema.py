@@ -11,7 +11,7 @@ TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 
 
 def load_schema() -> Any:
-    """The protobuf module of Triton's model configuration.
+    """Import the protobuf module of Triton's model configuration.
 
     Raises:
         RuntimeUnavailableError: tritonclient is not installed, or cannot be imported.

@@ -60,7 +60,7 @@ class Request:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """What must be equal in a batch: shapes without the batch axis, states included."""
+        """Return what must be equal in a batch: shapes without the batch axis, states included."""
         tensors = {**self.inputs, **self.states}
         return tuple(sorted((name, array.shape[1:]) for name, array in tensors.items()))
 
@@ -201,7 +201,7 @@ class DynamicBatcher:
                 self._done(request, now)
 
     def _due(self, now: int) -> int:
-        """Requests of the batch that runs now; 0 where it waits."""
+        """Count the requests of the batch that runs now; 0 if it waits."""
         if not self._queue:
             return 0
         size, count, best, full = 0, 0, 0, False
@@ -221,7 +221,7 @@ class DynamicBatcher:
 
 
 def open_onnx(path: Path) -> Any:
-    """A session of ONNX Runtime on the CPU."""
+    """Open a session of ONNX Runtime on the CPU."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -64,7 +64,7 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heard(NamedTuple):
-    """What a client made of its audio: text, and log-probabilities (time, labels)."""
+    """Result of a client: text, and log-probabilities (time, labels)."""
 
     text: str
     log_probs: FloatArray

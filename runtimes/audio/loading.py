@@ -154,7 +154,7 @@ def _resampled(recording: Recording, sample_rate: int) -> Iterator[FloatArray]:
 
 
 def _slice(blocks: Iterable[FloatArray], start: int, stop: int | None) -> FloatArray:
-    """Samples from one place to another of what comes in blocks."""
+    """Cut the samples from one place to another out of blocks."""
     kept: list[FloatArray] = []
     place = 0
     for block in blocks:

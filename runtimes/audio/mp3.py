@@ -186,7 +186,7 @@ class _Walk:
         return True
 
     def _resync(self, place: int) -> int:
-        """The next place that may be a header, or a tag."""
+        """Find the next place that may be a header, or a tag."""
         content = self._at(place, PIECE // 2)
         match = re.search(rb"\xff[\xe0-\xff]|ID3|TAG|APETAGEX", content)
         return place + (match.start() if match else max(1, len(content) - 8))

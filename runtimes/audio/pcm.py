@@ -33,7 +33,7 @@ PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 
 
 class PcmFormat(NamedTuple):
-    """How samples are written.
+    """Encoding of samples.
 
     Attributes:
         sample_rate: in Hz.
@@ -49,7 +49,7 @@ class PcmFormat(NamedTuple):
 
     @property
     def frame_bytes(self) -> int:
-        """Of one sample of every channel."""
+        """Size of one sample of every channel."""
         return self.channels * self.bits // 8
 
 
@@ -133,7 +133,7 @@ class PcmStream:
         return None if form is None or form.name in ("WAV", "RF64") else form.name
 
     def _read_header(self) -> PcmFormat:
-        """The chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""
+        """Read the chunks up to the audio (Microsoft, Multimedia Programming Interface, 1991)."""
         found: PcmFormat | None = None
         whole, passed = 0, 0
         while True:
@@ -159,7 +159,7 @@ class PcmStream:
         return found
 
     def _chunk(self, size: int) -> bytes:
-        """The beginning of a chunk, whose end is passed over."""
+        """Read the beginning of a chunk, and skip the rest."""
         content = _exactly(self._file, min(size, LONGEST_FORMAT))
         rest = size + size % 2 - len(content)
         while len(content) == min(size, LONGEST_FORMAT) and rest > 0:
@@ -187,7 +187,7 @@ class PcmStream:
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:
-    """So many bytes; fewer where the file ends."""
+    """Read so many bytes; fewer where the file ends."""
     content = b""
     while len(content) < count and (piece := file.read(count - len(content))):
         content += piece

@@ -149,7 +149,7 @@ def _flac(file: BinaryIO, whole: Span) -> list[Section]:
 
 
 def _nist_count(file: BinaryIO) -> int | None:
-    """Samples of one channel that a NIST SPHERE header counts; libsndfile takes what is there."""
+    """Read the samples per channel that a NIST SPHERE header counts; libsndfile ignores it."""
     file.seek(0)
     count = re.search(rb"^sample_count -i (\d{1,12})\s*$", file.read(1024), re.MULTILINE)
     return int(count[1]) if count else None

@@ -31,8 +31,8 @@ def align_batch(
     """Find when each label of some texts was spoken.
 
     The path is the best of all that collapse to the labels (Graves et al., 2006, without the sum).
-    Where the labels are those of greedy decoding, the times are greedy's. What else is in the batch
-    changes nothing.
+    Where the labels are those of greedy decoding, the times are greedy's. The other utterances of
+    a batch change nothing.
 
     Args:
         log_probs: for each text, (time, labels) float32.

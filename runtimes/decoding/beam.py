@@ -219,6 +219,6 @@ class BeamDecoder:
         return state.told + through_last_space(new, self._space)
 
     def _search(self, hot_words: Sequence[HotWords | None]) -> Search:
-        """A search with the hot words of these utterances; their column is always there."""
+        """Make a search with the hot words of these utterances; their column is always there."""
         scorers: list[Scorer] = [*self._scorers, HotWordScorer(hot_words)]
         return Search(self._limits, scorers, len(self._alphabet))

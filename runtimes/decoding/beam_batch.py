@@ -93,7 +93,7 @@ class Batch:
         self._utterances = np.repeat(np.arange(len(states)), sizes)
         self._beam = join([state.beam for state in states])
         self._beam.node = self._beam.node + np.repeat(offsets, sizes)
-        # What is committed of each utterance: (node, share of hypotheses that had it, last frame).
+        # Committed text of each utterance: (node, share of hypotheses that had it, last frame).
         self._commits: list[list[tuple[int, float, int]]] = [[] for _ in states]
         never = np.iinfo(np.int64).max
         self._delay = np.array([never if s.commit is None else s.commit for s in states])

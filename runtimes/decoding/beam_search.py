@@ -23,7 +23,7 @@ _SHIFT = np.uint64(29)
 
 
 class Limits(NamedTuple):
-    """What a search keeps.
+    """Sizes and thresholds of a search.
 
     Attributes:
         beam: hypotheses of an utterance.
@@ -98,7 +98,7 @@ class Search:
         label = beam.label + row.take(offset + beam.last)
         starts = _starts(utterances)
         stay = np.logaddexp(blank, label) + beam.bonus
-        # What is below this cannot be kept, whatever the scorers add.
+        # A hypothesis below this cannot be kept, whatever the scorers add.
         floor = np.maximum.reduceat(stay, starts) - self._headroom
         at, labels = wanted.take(utterances, axis=0).nonzero()
         path = np.where(labels == beam.last.take(at), beam.blank.take(at), total.take(at))
@@ -226,7 +226,7 @@ class Search:
 
 @cache
 def _salt(labels: int) -> npt.NDArray[np.uint64]:
-    """An odd random number for each label, from which the hashes of texts are made."""
+    """Draw an odd random number for each label, from which the hashes of texts are made."""
     random = np.random.default_rng(1)
     return random.integers(1, 2**63, labels, np.uint64) * np.uint64(2) + np.uint64(1)
 

@@ -1,4 +1,4 @@
-"""How sure a search is of its words: the share of its hypotheses that have them."""
+"""Confidence of a search in its words: the share of its hypotheses that have them."""
 
 from __future__ import annotations
 

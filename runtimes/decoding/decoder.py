@@ -14,8 +14,8 @@ from ds2deploy.runtimes.features import FloatArray, IntArray
 class Decoder(Protocol):
     """Reads log-probabilities as text.
 
-    One decoder serves all utterances and streams of a model. What belongs to one of them is in the
-    state that `start` makes, so that several threads may use a decoder, each with its own states.
+    One decoder serves all utterances and streams of a model. Each of them has its own
+    state, which `start` makes, so that several threads may use one decoder.
     A whole utterance is a stream of one block: both give the same text.
 
     Streams, subtitles and evaluation rely on the following:

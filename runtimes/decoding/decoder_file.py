@@ -99,7 +99,7 @@ def write_decoder_file(
 
 
 def _fields(settings: DecoderConfig) -> dict[str, Any]:
-    """The settings of a search, without those of a file."""
+    """Return the settings of a search, without those of a file."""
     return {name: getattr(settings, name) for name in DecoderConfig.__struct_fields__}
 
 

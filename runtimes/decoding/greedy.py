@@ -1,6 +1,6 @@
 """Greedy CTC decoding, with the time of every character and word.
 
-What a stream has read never changes, but its last word may grow.
+Text of a stream never changes, but its last word may grow.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class GreedyDecoder:
         for (label, first, last), peak in zip(runs, peaks, strict=True):
             if label == BLANK:
                 continue
-            if first == state.frames and label == state.last:  # goes on from the block before
+            if first == state.frames and label == state.last:  # the letter of the block before
                 state.labels[-1] = (label, state.labels[-1][1], last)
                 state.confidence[-1] = max(state.confidence[-1], peak)
                 continue
@@ -135,7 +135,7 @@ class GreedyDecoder:
         state.word_start = len(state.labels)
 
     def _last_words(self, state: GreedyState, duration_s: float) -> tuple[Word, ...]:
-        """The words that no space ended yet."""
+        """Return the words that no space ended yet."""
         start = state.word_start
         labels, confidence = state.labels[start:], state.confidence[start:]
         return words_of(labels, self._alphabet, self._frame_s, duration_s, confidence)

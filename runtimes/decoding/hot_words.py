@@ -1,7 +1,7 @@
 """Hot words: phrases that a hypothesis is paid for, letter by letter, while it spells one.
 
 An Aho-Corasick automaton over labels (Aho and Corasick, 1975) in dense tables: a step costs two
-look-ups, however many phrases there are. What was paid for a match that fails is taken back.
+look-ups, however many phrases there are. The bonus of a match that fails is taken back.
 """
 
 from __future__ import annotations

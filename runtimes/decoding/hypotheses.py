@@ -47,7 +47,7 @@ class Beam:
         return np.logaddexp(self.blank, self.label) + self.bonus
 
     def with_paths(self, blank: Floats, label: Floats) -> Beam:
-        """The same texts, of other probabilities."""
+        """Return the same texts with other probabilities."""
         return Beam(self.hash, self.last, blank, label, self.bonus, self.states, self.node)
 
     def take(self, index: npt.NDArray[Any] | slice) -> Beam:
@@ -83,7 +83,7 @@ class History:
 
     @classmethod
     def root(cls) -> History:
-        """A tree of one node, of no text."""
+        """Make a tree of one node without text."""
         return cls(np.array([-1]), np.array([BLANK]), np.array([-1]))
 
     @classmethod

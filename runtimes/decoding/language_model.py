@@ -85,12 +85,12 @@ class LanguageModel:
         return read_language_model, (self.path,)
 
     def __len__(self) -> int:
-        """Number of words in the vocabulary, the special ones included."""
+        """Return the number of words in the vocabulary, with the special ones."""
         return self._size
 
     @property
     def kind(self) -> str:
-        """What the n-grams consist of: `words` or `characters`."""
+        """Unit of the n-grams: `words` or `characters`."""
         return self.header.kind
 
     @cached_property
@@ -181,7 +181,7 @@ class LanguageModel:
             if first:
                 score[rows] = score[suffixes] + self._backoffs[rows, None]
                 to[rows] = to[suffixes]
-            # What continues an entry follows the order's own entries in the arrays.
+            # Continuations of an entry follow the order's own entries in the arrays.
             low, high = np.searchsorted(self._keys, [first * self._size, end * self._size])
             parents, words = np.divmod(self._keys[low:high], self._size)
             used = columns[words] >= 0
@@ -220,12 +220,12 @@ class LanguageModel:
         return found, (self._backoffs[chain] * passed).sum(0, np.float64) + self._scores[found]
 
     def _states(self, entries: npt.NDArray[np.intp]) -> IntArray:
-        """The state after each entry: itself, or the one it leads to."""
+        """Find the state after each entry: itself, or the one it leads to."""
         to = self._links[entries]
         return np.where(to < 0, ~to, entries)
 
     def _suffixes(self, entries: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-        """The state that each entry backs off to."""
+        """Find the state that each entry backs off to."""
         to = self._links[entries]
         suffixes: npt.NDArray[np.int32] = to ^ (to >> 31)  # the complement of what is below 0
         return suffixes

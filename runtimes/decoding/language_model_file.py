@@ -166,7 +166,7 @@ def read_file(path: Path) -> tuple[LanguageModelHeader, Arrays]:
 
 
 def _read_header(content: mmap.mmap, path: Path) -> tuple[LanguageModelHeader, int]:
-    """The header, and where the arrays begin."""
+    """Read the header, and where the arrays begin."""
     length, checksum = np.frombuffer(content[len(MAGIC) : PREAMBLE], "<u4").tolist()
     document = content[PREAMBLE : PREAMBLE + length]
     version = msgspec.json.decode(document, type=_Version).format_version

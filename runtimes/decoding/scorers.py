@@ -1,4 +1,4 @@
-"""What a search knows beside the network: a model of characters, a closed list of phrases."""
+"""Knowledge of a search beside the network: a model of characters, a closed list of phrases."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Gains = npt.NDArray[np.float64]
 
 
 class Weights(NamedTuple):
-    """What the language models count beside the network.
+    """Weights of the language models beside the network.
 
     Attributes:
         words: factor of the log-probabilities of a model of words.

@@ -1,4 +1,4 @@
-"""What decoding gives: transcripts, and the partial results of streams."""
+"""Results of decoding: transcripts, and the partial results of streams."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Alternative(msgspec.Struct, frozen=True):
 
 
 class Transcript(msgspec.Struct, frozen=True):
-    """What was recognised in one utterance.
+    """Transcript of one utterance.
 
     Attributes:
         text: the words.

@@ -21,7 +21,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 def read_onnx_description(path: str | Path) -> ArtifactDescription:
-    """The description inside an ONNX artifact of any precision.
+    """Read the description inside an ONNX artifact of any precision.
 
     Raises:
         MissingFileError: no such file.
@@ -46,7 +46,7 @@ def read_onnx_description(path: str | Path) -> ArtifactDescription:
 
 
 def no_description(path: Path) -> ModelFileError:
-    """The error for a model that somebody else exported."""
+    """Make the error for a model that somebody else exported."""
     return ModelFileError(
         f"{path}: an ONNX model, but not one of ds2deploy's (it holds no description); "
         "export a checkpoint with `ds2deploy export`"
@@ -89,7 +89,7 @@ def _find(file: BinaryIO, size: int) -> str | None:
 
 
 def _value(file: BinaryIO, end: int) -> str | None:
-    """The value of one pair, where its key is ours."""
+    """Return the value of one pair, if its key is ours."""
     texts = {1: "", 2: ""}
     for number, kind, length in fields(file, end):
         if kind != BYTES:
@@ -99,7 +99,7 @@ def _value(file: BinaryIO, end: int) -> str | None:
 
 
 def _varint(file: BinaryIO) -> int:
-    """A number of 7 bits a byte, lowest first, the highest bit set on all but the last."""
+    """Read a number of 7 bits a byte, lowest first, the highest bit set on all but the last."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)

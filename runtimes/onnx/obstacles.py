@@ -52,7 +52,7 @@ class Obstacle(NamedTuple):
 def obstacle(onnxruntime: Any, provider: Provider, index: int = 0) -> Obstacle | None:
     """Find what keeps a provider from running here, before a session is asked for.
 
-    ONNX Runtime itself names another reason, or goes on with another provider.
+    ONNX Runtime itself names another reason, or takes another provider.
 
     Args:
         onnxruntime: the package.
@@ -120,7 +120,7 @@ def _rtx_obstacle(onnxruntime: Any, title: str, index: int) -> Obstacle | None:
 
 
 def register_rtx(onnxruntime: Any) -> list[Any]:
-    """The devices of the RTX plugin, which is registered here.
+    """Register the RTX plugin, and return its devices.
 
     Raises:
         ImportError: the plugin is not installed.

@@ -1,6 +1,6 @@
 """ONNX Runtime's ways to a GPU: its CUDA, TensorRT and TensorRT-RTX providers.
 
-ONNX Runtime itself goes on with the next provider, with a warning at most, where the one that was
+ONNX Runtime itself takes the next provider, with a warning at most, where the one that was
 asked for is not there or does not take the graph. Here that is an error that says why.
 """
 

@@ -133,7 +133,7 @@ def at_once(description: ArtifactDescription, threads: int) -> int | None:
 
 
 def describe_artifact(path: str | Path) -> ArtifactDescription:
-    """What an ONNX artifact says of itself, compared with its graph where that can be opened.
+    """Read the description of an ONNX artifact, compared with its graph if that can be opened.
 
     Raises:
         MissingFileError, ModelFileError, RuntimeUnavailableError: see `OnnxSession`.
@@ -207,7 +207,7 @@ def _other_runtime() -> str:
 
 
 def _precision(path: Path) -> Precision | None:
-    """Of a file that can be read; what is wrong with another is told when it is opened."""
+    """Read the precision of a file; None if it cannot be read: opening it will say why."""
     try:
         return read_onnx_description(path).precision
     except ModelFileError:

@@ -68,7 +68,7 @@ def _first_bad(file: BinaryIO, size: int) -> str | None:
 
 
 def _bad_tensor(file: BinaryIO, end: int) -> str | None:
-    """The name of the tensor that the file stands at, where one of its values is not a number."""
+    """Return the name of the tensor at the file's position if a value is not a number."""
     name, numbers, values = "", None, (0, 0)
     for number, kind, value in fields(file, end):
         if number == TYPE:

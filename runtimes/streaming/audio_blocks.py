@@ -35,7 +35,7 @@ class SampleQueue:
             self.count += len(samples)
 
     def front(self, count: int) -> FloatArray:
-        """The first so many samples, which stay; zeros in the place of those that are not there."""
+        """Return the first so many samples, which stay; zeros in the place of missing ones."""
         block = np.zeros(count, np.float32)
         filled = 0
         for piece in self._pieces:
@@ -111,7 +111,7 @@ class StreamAudio:
 
     @property
     def full(self) -> bool:
-        """Whether a whole block waits."""
+        """True if a whole block waits."""
         return self._queue.count >= self._block
 
     def push(self, samples: npt.ArrayLike) -> None:
@@ -144,7 +144,7 @@ class StreamAudio:
         self.total = self._received
 
     def block(self) -> FloatArray:
-        """The next block as the network takes it, zeros past the end; it stays until `drop`.
+        """Return the next block as the network takes it, zeros past the end; it stays until `drop`.
 
         Returns:
             Samples (samples,), or features (1, bins, frames), float32.
@@ -156,7 +156,7 @@ class StreamAudio:
         return self._extract.block(self._heard, self._frames)[None]
 
     def drop(self) -> None:
-        """Go on from the block that was taken last to the next."""
+        """Move from the block that was taken last to the next."""
         self._history = self._heard[-len(self._history) :].copy()
         with self._lock:
             self._queue.drop(self._block)

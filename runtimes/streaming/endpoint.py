@@ -23,7 +23,7 @@ LONGEST_S = 3600
 
 
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """When a segment of a stream ends, as in Kaldi's rules.
+    """Rules for the end of a segment of a stream, as in Kaldi.
 
     Attributes:
         silence_s: silence after speech.

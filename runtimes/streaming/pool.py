@@ -51,7 +51,7 @@ class PooledStream:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a tick has something to do for it."""
+        """Tell whether a tick has something to do for it."""
         return self._due()
 
     def accept(self, samples: npt.ArrayLike) -> None:
@@ -117,7 +117,7 @@ class PooledStream:
         self._pool._check_open()
 
     def _due(self) -> bool:
-        """Whether a tick has something to do for it."""
+        """Tell whether a tick has something to do for it."""
         with self._lock:
             return self._channel.ready or (self.ended and self.transcript is None)
 
@@ -130,7 +130,7 @@ class PooledStream:
 
 
 class Tick(NamedTuple):
-    """What a tick did for one stream.
+    """Result of a tick for one stream.
 
     Attributes:
         stream: of the pool.
@@ -259,8 +259,8 @@ class StreamPool(Closing):
             `transcript` is there has left the pool.
 
         Raises:
-            DeviceError: the session failed. What went through before is told by a later tick, the
-                rest waits.
+            DeviceError: the session failed. A later tick returns the results from before; the rest
+                waits.
             StreamError: the pool is closed.
         """
         with self._ticking:

@@ -1,4 +1,4 @@
-"""Where a stream stands in the network, and the step that takes many streams one block further."""
+"""State of a stream in the network, and the step that takes many streams one block further."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ds2deploy.runtimes.tensors import (
 
 
 class StreamState:
-    """What the next block of one stream needs to know.
+    """State that the next block of one stream needs.
 
     Args:
         description: of a streaming model.
@@ -64,7 +64,7 @@ class StreamState:
 
     @property
     def done(self) -> bool:
-        """Whether the stream has ended and all its output frames were given."""
+        """True if the stream has ended and all its output frames were given."""
         return self.output_length is not None and self._first_row >= self.output_length
 
     @property
@@ -73,7 +73,7 @@ class StreamState:
         return self.position // TIME_STRIDE - self._blocks.output_delay
 
     def valid_rows(self, log_probs: FloatArray) -> FloatArray:
-        """The rows of the block's result that are output frames of the stream."""
+        """Return the rows of the block's result that are output frames of the stream."""
         first, end = self._first_row, self.output_length
         stop = len(log_probs) if end is None else min(len(log_probs), end - first)
         return log_probs[max(0, -first) : max(0, stop)]
@@ -177,7 +177,7 @@ def run_in_blocks(
 
 
 def _block(sound: FloatArray, start: int, size: int) -> FloatArray:
-    """So many frames or samples from `start` on, zeros past the end."""
+    """Cut so many frames or samples from `start` on; zeros past the end."""
     piece = sound[..., start : start + size]
     missing = size - piece.shape[-1]
     return np.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, missing)]) if missing else piece

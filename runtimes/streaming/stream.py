@@ -75,19 +75,19 @@ class Channel:
 
     @property
     def ready(self) -> bool:
-        """Whether a block can be run: a full one, or one of those that end the stream."""
+        """True if a block can be run: a full one, or one of those that end the stream."""
         if self.audio.total is None:
             return self.audio.full
         return not self.done
 
     @property
     def done(self) -> bool:
-        """Whether the stream has ended, and everything was read."""
+        """True if the stream has ended, and everything was read."""
         return self.audio.total == 0 or self.state.done
 
     @property
     def duration_s(self) -> float:
-        """Of the whole stream, once it has ended."""
+        """Transcript of the whole stream, once it has ended."""
         return float("inf") if self.audio.total is None else self.audio.total / self._rate
 
     def end(self) -> None:
@@ -104,7 +104,7 @@ class Channel:
         self.decoder = decoder
 
     def update(self) -> Update:
-        """What is new since the last update."""
+        """Return what is new since the last update."""
         found = self.decoder.update(self.decoding, self.duration_s - self._start_s)
         if self._rule is None:
             return found
@@ -116,7 +116,7 @@ class Channel:
         return Update(found.stable, found.tail, words, tail, segments)
 
     def finish(self) -> Transcript:
-        """The whole utterance when it is done; with endpoints, what no update has told."""
+        """Return the whole utterance when it is done; with endpoints, what no update has told."""
         # The last frame may begin after the last sample.
         length_s = max(0.0, self.duration_s - self._start_s)
         found = self.decoder.finish(self.decoding, length_s)

@@ -85,7 +85,7 @@ class ExecutionContext:
     def close(self) -> None:
         """Free all of it, also after an error at any step."""
         if self._stream is not None:
-            # What an error left queued still uses the buffers. It may end in the same error.
+            # Work that an error left queued still uses the buffers. It may end in the same error.
             with contextlib.suppress(DeviceError):
                 self._stream.synchronize()
         self._drop_graph()
@@ -132,7 +132,7 @@ class ExecutionContext:
             staged[tuple(map(slice, given.shape))] = given
 
     def _results(self, batch: int, size: int) -> Tensors:
-        """Copies of what the device wrote, for the batch without padding."""
+        """Copy what the device wrote, for the batch without padding."""
         sizes = named_sizes(self._description, batch, size)
         shapes = {tensor.name: tensor.shape(**sizes) for tensor in self._outputs}
         return {

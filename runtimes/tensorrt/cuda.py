@@ -47,7 +47,7 @@ class Device:
         self.mapped = all([self._attribute("Integrated"), self._attribute("CanMapHostMemory")])
 
     def call(self, function: str, *arguments: Any, wanted: int | None = None) -> Any:
-        """Result of one of CUDA's functions; raises DeviceError with CUDA's own words."""
+        """Call one of CUDA's functions; raise DeviceError with CUDA's own words."""
         return _call(self.runtime, function, *arguments, wanted=wanted)
 
     def release(self, function: str, *arguments: Any) -> Any:
@@ -113,7 +113,7 @@ class Buffer:
         self.capacity = size
 
     def view(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The host's side as an array, valid until the buffer grows or is closed."""
+        """Return the host's side as an array, valid until the buffer grows or is closed."""
         count = math.prod(shape)
         size = count * np.dtype(dtype).itemsize
         assert 0 < size <= self.capacity

@@ -20,7 +20,7 @@ def description_path(engine: Path) -> Path:
 
 
 def sealed(description: ArtifactDescription) -> ArtifactDescription:
-    """The same description with the seal that its content demands."""
+    """Return the same description with the seal that its content demands."""
     assert description.engine is not None
     engine = msgspec.structs.replace(description.engine, seal="")
     blank = msgspec.structs.replace(description, engine=engine)
@@ -85,7 +85,7 @@ def read_engine(path: Path) -> tuple[ArtifactDescription, EngineDescription, byt
 
 
 def read_blob(path: Path, engine: EngineDescription) -> bytes:
-    """The engine of a description that was read already.
+    """Return the engine of a description that was read already.
 
     Raises:
         ModelFileError: it is not the one that the description was written with.

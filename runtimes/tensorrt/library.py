@@ -46,7 +46,7 @@ class TensorRt(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people: `TensorRT-RTX 1.7.1.116`."""
+        """Name and version for people: `TensorRT-RTX 1.7.1.116`."""
         return f"{NAMES[self.flavor]} {self.version}"
 
 

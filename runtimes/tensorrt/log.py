@@ -11,7 +11,7 @@ LOG = logging.getLogger("ds2deploy")
 
 
 def make_log(library: TensorRt) -> Any:
-    """A TensorRT logger that prints nothing and keeps the last error, for the messages."""
+    """Make a TensorRT logger that prints nothing and keeps the last error, for the messages."""
     trt = library.module
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # known when it runs
@@ -25,7 +25,7 @@ def make_log(library: TensorRt) -> Any:
             LOG.debug("%s: %s", library.title, message)
 
         def take(self) -> str:
-            """The last error as an addition to a message; empty where there was none since."""
+            """Return the last error as an addition to a message; empty if there was none since."""
             last, self._last = self._last, ""
             return f" ({' '.join(last.split())[:200]})" if last else ""
 

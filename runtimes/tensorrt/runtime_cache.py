@@ -50,7 +50,7 @@ class RuntimeCache:
             )
 
     def _load(self) -> Any:
-        """The cache in the file; None where there is none that can be used."""
+        """Read the cache in the file; None if there is none that can be used."""
         if not self._path.is_file():
             return None
         cache = self.config.create_runtime_cache()

@@ -51,7 +51,7 @@ class TensorRtSession(Closing):
     Attributes:
         description: metadata of the model.
         runtime: `tensorrt cuda` or `tensorrt-rtx cuda`.
-        profile: the shapes that the engine takes. What is smaller is padded, exactly.
+        profile: the shapes that the engine takes. Smaller inputs are padded; results do not change.
 
     Raises:
         MissingFileError: no engine, or no description beside it.
@@ -76,7 +76,7 @@ class TensorRtSession(Closing):
         self._cache: RuntimeCache | None = None
         self._engine: Any = None
         self._runtime: Any = None
-        # What is cheap to refuse is refused first: the document, the library, the GPU.
+        # The cheap checks come first: the document, the library, the GPU.
         self.description, engine = read_engine_description(self._path)
         library = _open_library(self._path, engine)
         self._device = _open_device(self._path, engine, device)
@@ -94,7 +94,7 @@ class TensorRtSession(Closing):
 
     @property
     def cuda_graphs(self) -> str:
-        """`on`, `off`, or `off: ` and why."""
+        """State of CUDA graphs: `on`, `off`, or `off: ` and why."""
         return self._graphs.text
 
     def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
@@ -194,7 +194,7 @@ class TensorRtSession(Closing):
             )
 
     def _make_execution(self) -> ExecutionContext:
-        """An execution context with what it needs; one at a time, for they share the engine."""
+        """Give an execution context with its buffers; one at a time: they share the engine."""
         self._device.activate()
         return ExecutionContext(self._device, self._make_context, self.description, self._graphs)
 
@@ -209,7 +209,7 @@ class TensorRtSession(Closing):
         return context
 
     def _shape_for(self, utterances: int, size: int) -> Shape:
-        """The shape to run a batch in: the batch's own, or the profile's least.
+        """Choose the shape to run a batch in: the batch's own, or the profile's least.
 
         Streams come and go: with a power of two of them, the same few shapes come again and again,
         and are replayed as CUDA graphs.

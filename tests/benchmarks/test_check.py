@@ -112,7 +112,7 @@ def test_sets_stand_beside_each_other(check, ratios):
     assert kinds[1].endswith("64 cores")
 
 
-def test_nothing_committed(check, tmp_path, capsys):
+def test_without_committed_ratios_the_check_fails(check, tmp_path, capsys):
     assert check.main(["--ratios", str(tmp_path / "none.json")]) == 2
     assert "--calibrate 5" in capsys.readouterr().err
 

@@ -94,11 +94,13 @@ def test_trained_and_not_trained_again(held_out: ModuleType, recordings: Path, t
     for path in checkpoints:
         assert held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs)
         assert not held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs + 1)
-    with pytest.raises(ConfigError, match=r"last\.ckpt: of another network or augmentation"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: has another network or augmentation"):
         held_out.check_begun(checkpoints[0], Recipe())
 
 
-def test_what_is_no_such_folder(held_out: ModuleType, recordings: Path, tmp_path: Path):
+def test_a_missing_folder_and_a_single_speaker_are_refused(
+    held_out: ModuleType, recordings: Path, tmp_path: Path
+):
     with pytest.raises(MissingFileError, match=r"nothing: no such folder; expected the Free"):
         held_out.measure(tmp_path / "nothing", tmp_path / "runs", 1, held_out.QUICK)
     for path in recordings.iterdir():

@@ -29,7 +29,7 @@ def test_percentiles_of_a_histogram_are_of_what_was_added(server: ModuleType) ->
     assert found == {"p50": 100.0, "p95": 200.0, "p99": 200.0}  # at least: the bound is not known
 
 
-def test_what_counts_as_failure(server: ModuleType) -> None:
+def test_reasons_for_failure(server: ModuleType) -> None:
     good = {"final_s": [0.1] * 100, "problems": [], "late_s": 0.0}
     assert server.failure(good) == ""
     assert "overloaded" in server.failure(good | {"problems": ["overloaded"]})
@@ -52,3 +52,20 @@ def test_a_quick_run(run_script: Any) -> None:
         assert 0 < run["final_ms"]["p50"] <= run["final_ms"]["p99"]
         assert 0 < run["lateness_ms"]["p50"] <= run["lateness_ms"]["p99"]
         assert run["memory_mb"] > 30
+
+
+@pytest.mark.thorough
+def test_a_quick_run_of_overload_and_soak(run_script: Any) -> None:
+    result = run_script("server_endurance.py", "--quick", "--streams", "2")
+    assert [goal["name"].split(",")[0] for goal in result["goals"]] != []
+    runs = result["data"]["overload"]["runs"]
+    assert all(run["refused"] == 0 for run in runs["1"])
+    assert all(run["refused"] > 0 for run in runs["3"])
+    assert all(run["problems"] == [] for found in runs.values() for run in found)
+    soak = result["data"]["soak"]
+    assert soak["streams"] == 1
+    assert soak["problems"] == []
+    assert len(soak["samples"]) > 4
+    assert {goal["name"]: goal["measured"] for goal in result["goals"]}[
+        "file descriptors left"
+    ] == 0

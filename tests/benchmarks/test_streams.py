@@ -25,5 +25,5 @@ def test_a_few_streams(streaming_onnx: Path):
     printed = subprocess.run(
         [*command, "--seconds", "4"], capture_output=True, text=True, check=True
     ).stdout
-    assert "the same text as alone: 3 of 3" in printed
+    assert "same text as without other streams: 3 of 3" in printed
     assert "streams per core" in printed

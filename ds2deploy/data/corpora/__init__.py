@@ -1,1 +1,1 @@
-"""Corpora as they are unpacked: one file for each layout, and one registry of them all."""
+"""Readers of unpacked corpora: one file for each layout, and a registry."""

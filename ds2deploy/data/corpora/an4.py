@@ -1,4 +1,4 @@
-"""CMU's AN4: etc/an4_train.transcription and an4_test.transcription, with .fileids beside."""
+"""Reader of CMU AN4: etc/an4_train.transcription and an4_test.transcription, with .fileids."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def read_an4(folder: Path) -> Iterator[Utterance]:
     there = [split for split in (TRAIN, TEST) if (etc / f"an4_{split}.transcription").is_file()]
     if not there:
         raise ManifestError(
-            f"{folder}: holds no etc/an4_train.transcription with an4_train.fileids; expected AN4 "
-            "as it is unpacked"
+            f"{folder}: contains no etc/an4_train.transcription with an4_train.fileids; expected "
+            "the unpacked AN4 corpus"
         )
     transcripts = [etc / f"an4_{split}.transcription" for split in there]
     yield from read_lists(transcripts, _read_set)
@@ -35,7 +35,7 @@ def _read_set(transcripts: Path, lines: Lines) -> Iterator[Utterance]:
     ids = transcripts.with_suffix(".fileids")
     if not ids.is_file():
         raise MissingFileError(
-            f"{ids}: no such file, but {transcripts.name} is there; unpack the corpus again"
+            f"{ids}: no such file, although {transcripts.name} exists; unpack the corpus again"
         )
     paths = read_lines(ids)
     if len(lines) != len(paths):

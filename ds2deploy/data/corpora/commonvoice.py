@@ -1,4 +1,4 @@
-"""Common Voice, the folder of one language: train.tsv, dev.tsv, test.tsv and clips/."""
+"""Reader of one language of Common Voice: train.tsv, dev.tsv, test.tsv and clips/."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
 TABLES = {"train.tsv": TRAIN, "dev.tsv": VALID, "test.tsv": TEST}
-"""Tables of the clips that somebody has validated."""
+"""Tables of validated clips."""
 
 COLUMNS = ("client_id", "path", "sentence")
-"""Columns that are used; others, which differ between releases, may stand anywhere."""
+"""Required columns; there may be others, which differ between releases."""
 
 MOST_CHARACTERS = 10_000
-"""Most characters of a field; a clip lasts some seconds."""
+"""Maximum number of characters of a field; a clip lasts some seconds."""
 
 
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
-    """Read a language of Common Voice."""
+    """Read one language of Common Voice."""
     tables = [folder / name for name in TABLES if (folder / name).is_file()]
     if not tables:
         raise ManifestError(
-            f"{folder}: holds none of {', '.join(TABLES)}; expected the folder of one language of "
-            "Common Voice"
+            f"{folder}: contains none of {', '.join(TABLES)}; expected the folder of one language "
+            "of Common Voice"
         )
     yield from read_lists(tables, _read_table)
 
 
 def _read_table(table: Path, lines: Lines) -> Iterator[Utterance]:
-    # Nothing is quoted: quotation marks are part of the sentences, and often stand alone.
+    # Fields are not quoted: quotation marks are part of the sentences, and often unmatched.
     header = lines[0][1].split("\t") if lines else []
     if not set(COLUMNS) <= set(header):
         raise ManifestError(
@@ -59,11 +59,11 @@ def _read_table(table: Path, lines: Lines) -> Iterator[Utterance]:
 
 
 def _row_error(place: str, columns: int, fields: int, longest: int) -> ManifestError | None:
-    """Reject a row whose columns are not those of the header, or that holds no clip."""
+    """Reject a row with a wrong number of fields or an overlong field."""
     if fields != columns:
-        found = f"{fields} fields, the header has {columns}"
+        found = f"{fields} fields, but the header has {columns}"
     elif longest > MOST_CHARACTERS:
-        found = f"a field of {longest:,} characters, no clip has as many"
+        found = f"a field of {longest:,} characters, too many for a clip"
     else:
         return None
     return ManifestError(f"{place}: {found}; correct it, or unpack the table again")

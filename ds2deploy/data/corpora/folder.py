@@ -1,4 +1,4 @@
-"""Recordings at any depth of a folder, each with its transcript in a .txt beside it."""
+"""Reader of a folder of recordings at any depth, each with a .txt transcript beside it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ds2deploy.data.utterance import Utterance, with_transcript
 
 
 def read_folder(folder: Path) -> Iterator[Utterance]:
-    """Read the recordings of a folder; the folder that holds a recording names its speaker.
+    """Read the recordings of a folder; the parent folder of a recording names its speaker.
 
-    Everything that libsndfile reads is used, whatever its name. Files that only look like sound,
-    and folders that cannot be listed, are rejected.
+    All files that libsndfile can read are used, whatever their names. Sound files that it cannot
+    read, and folders that cannot be listed, are rejected.
     """
     listing = list_files(folder)
     yield from locked_folders(listing)
@@ -26,6 +26,6 @@ def read_folder(folder: Path) -> Iterator[Utterance]:
 
 
 def _text_beside(audio: Path) -> Path:
-    """Find the transcript of a recording; cameras and recorders write upper-case names."""
+    """Find the transcript of a recording; its name may be upper case, as cameras write it."""
     path, capitals = audio.with_suffix(".txt"), audio.with_suffix(".TXT")
     return capitals if not is_file(path) and is_file(capitals) else path

@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset: the names of the files say everything."""
+"""Reader of the Free Spoken Digit Dataset, whose file names contain all labels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ds2deploy.runtimes.errors import ManifestError
 DIGITS = ("ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE")
 
 TEST_INDICES = range(5)
-"""Recordings 0 to 4 of every digit and speaker: the test set of the corpus itself."""
+"""Recordings 0 to 4 of every digit and speaker: the corpus' own test set."""
 
 VALID_INDICES = range(45, 50)
 """Recordings held out from training, to choose the best checkpoint."""
 
 
 def read_fsdd(folder: Path) -> Iterator[Utterance]:
-    """Read the Free Spoken Digit Dataset, its folder `recordings`."""
+    """Read the folder `recordings` of the Free Spoken Digit Dataset."""
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() != ".wav":
             continue

@@ -1,7 +1,7 @@
-"""Corpora that lhotse has a recipe for.
+"""Reader of corpora through lhotse's recipes.
 
-The other files of this package read some of those themselves, because a recipe of lhotse skips
-missing files without naming them, or ends at the first damaged one.
+The other files of this package read some of these corpora directly, because lhotse's recipes skip
+missing files silently or fail at the first damaged one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
         folder: folder of the corpus.
 
     Raises:
-        ConfigError: no such recipe.
+        ConfigError: lhotse has no such recipe.
         ManifestError: the recipe cannot read the corpus.
     """
     recipe = getattr(recipes, f"prepare_{name}", None)
@@ -44,7 +44,7 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
             found = list(_sets(recipe(folder, **({"output_dir": out} if takes_out else {}))))
         except Exception as error:  # recipes raise any class
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise ManifestError(f"{folder}: lhotse's recipe {name} ends with: {reason}") from None
+            raise ManifestError(f"{folder}: lhotse's recipe {name} failed: {reason}") from None
         for part, recordings, supervisions in found:
             for cut in CutSet.from_manifests(recordings, supervisions).trim_to_supervisions():
                 spoken = cut.supervisions[0]
@@ -56,12 +56,12 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
                 utterance = in_part(part, utterance) if part else utterance
                 if cut.recording.num_channels > 1:
                     several = AudioError(
-                        f"{audio}: {cut.recording.num_channels} channels, each with words of its "
-                        "own; make a file of each"
+                        f"{audio}: {cut.recording.num_channels} channels with different words; "
+                        "make a file of each channel"
                     )
                     utterance = utterance._replace(error=several)
                 yield utterance
-    for record in warnings:  # about files that the recipe skipped
+    for record in warnings:  # they name the files that the recipe skipped
         message = record.getMessage().partition("\n")[0][:200]
         yield Utterance(folder, "", error=ManifestError(f"{folder}: {message}"))
 
@@ -79,7 +79,7 @@ def _logged_warnings() -> Iterator[list[logging.LogRecord]]:
 
 
 def _sets(found: Any, part: str = "") -> Iterator[tuple[str, RecordingSet, SupervisionSet]]:
-    """Find the sets of a recipe's result, at any depth, with their keys as the name of a part."""
+    """Find the sets in a recipe's result, at any depth, with their keys as the part's name."""
     if not isinstance(found, dict):
         return
     if isinstance(found.get("recordings"), RecordingSet) and found.get("supervisions"):

@@ -1,4 +1,4 @@
-"""LibriSpeech, Mini LibriSpeech, or any tree of PART/SPEAKER/CHAPTER/*.trans.txt."""
+"""Reader of LibriSpeech, Mini LibriSpeech, or any tree of PART/SPEAKER/CHAPTER/*.trans.txt."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ds2deploy.runtimes.errors import ManifestError
 def read_librispeech(folder: Path) -> Iterator[Utterance]:
     """Read LibriSpeech.
 
-    The name of a part tells its set, see `split_of`. A .flac that the list beside it lacks is
-    rejected.
+    The set of a part follows from its name, see `split_of`. A .flac without a line in the list
+    beside it is rejected.
     """
     below = list_files(folder)
     yield from locked_folders(below)
     listings = [path for path in below.files if path.name.endswith(".trans.txt")]
     if not listings and not below.errors:
         raise ManifestError(
-            f"{folder}: holds no *.trans.txt; expected LibriSpeech as it is unpacked, such as "
+            f"{folder}: contains no *.trans.txt; expected the unpacked LibriSpeech corpus, such as "
             "train-clean-100/19/198/19-198.trans.txt"
         )
     listed = set()

@@ -1,28 +1,27 @@
-"""The layouts of `ds2deploy prepare --layout`.
+"""Registry of the layouts of `ds2deploy prepare --layout`.
 
 To add the layout NAME:
 
-- write `read_NAME(folder)` in `NAME.py` beside this file;
-- give it a row in `LAYOUTS`: the help text, the check of `--layout` and error messages read it;
-- give it a tree in `TREES` of `tests/ds2deploy/data/corpora/trees.py`: the tests of all layouts run
-  through this table, and fail for a layout without a tree;
-- name it in the table of options in `docs/training.md`.
+- write `read_NAME(folder)` in `NAME.py` in this folder;
+- add a row to `LAYOUTS`, which the help text, the check of `--layout` and error messages use;
+- add a tree to `TREES` in `tests/ds2deploy/data/corpora/trees.py`: the tests of all layouts use
+  this table, and fail for a layout without a tree;
+- add it to the table of options in `docs/training.md`.
 
-A reader yields an `Utterance` for each transcript, in any order: the path of the recording, whether
-it is there or not; the text as the corpus has it; the speaker; and the set, for which `in_part`
-reads the name of a part of the corpus. What cannot be used and can be told apart (a bad line, a
-list that cannot be read) is yielded too, as an utterance with its error, so that `--leave-out` can
-name it and go on. The reader raises ManifestError only if the folder has another layout. An error
-names the file, the line where there is one, and the remedy. `transcript_list` has the parts that
-readers share.
+A reader yields an `Utterance` for each transcript, in any order. It contains the path of the
+recording, which need not exist; the text as written in the corpus; the speaker; and the set, which
+`in_part` derives from the name of a part of the corpus. An unusable entry (a bad line, an
+unreadable list) is yielded too, as an utterance with its error, so that `--leave-out` can report
+it and continue. The reader raises ManifestError only if the folder has another layout. An error
+names the file, the line if there is one, and the remedy. `transcript_list` contains code that
+several readers share.
 
-A reader checks nothing else. `Screener` opens the recordings, and rejects duplicates, missing or
-damaged audio, and transcripts without labels or with more than CTC can place.
+A reader checks nothing else. `Screener` opens the recordings and rejects duplicates, missing or
+damaged audio, and transcripts that have no labels or that CTC cannot align.
 
-A recording without a transcript is rejected too where each list stands beside its recordings and
-should name them all (`folder`, `librispeech`, `tedlium`, `voxforge`). Where tables choose among the
-recordings (`commonvoice`, whose clips/ also holds those that voters refused, and `an4`), it is no
-part of the corpus' sets, and is ignored.
+A recording without a transcript is also rejected if the list beside the recordings should name all
+of them (`folder`, `librispeech`, `tedlium`, `voxforge`). It is ignored if tables select the
+recordings (`an4`, and `commonvoice`, whose clips/ also contains clips that were voted down).
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ if TYPE_CHECKING:
     from ds2deploy.data.utterance import Utterance
 
 LHOTSE = "lhotse:"
-"""Prefix of a layout that a recipe of lhotse reads."""
+"""Prefix of layouts that lhotse's recipes read."""
 
 
 class Layout(NamedTuple):
-    """A layout of a folder of recordings.
+    """Layout of a folder of recordings.
 
     Attributes:
         content: contents of the folder, for help texts.
         expected: files that the reader looks for, for errors.
-        origin: page and license of the corpus; empty if it has no page.
+        origin: page and licence of the corpus; empty if it has no page.
     """
 
     content: str
@@ -94,7 +93,7 @@ def find_layout(name: str) -> Layout:
     """Look up a layout by the value of `--layout`.
 
     Raises:
-        ConfigError: no such layout.
+        ConfigError: there is no such layout.
     """
     if name.startswith(LHOTSE):
         content = f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}"
@@ -105,12 +104,12 @@ def find_layout(name: str) -> Layout:
 
 
 def read_layout(name: str, folder: Path) -> Iterator[Utterance]:
-    """Read every utterance of a folder, rejected ones with their errors.
+    """Read every utterance of a folder; rejected ones contain their errors.
 
-    The reader is imported here, and not with the table, which the command line needs at once.
+    The reader is imported here, so that the command line can load the table quickly.
 
     Raises:
-        ConfigError: no such layout.
+        ConfigError: there is no such layout.
         ManifestError, MissingFileError: the folder has another layout.
     """
     find_layout(name)
@@ -124,6 +123,6 @@ def read_layout(name: str, folder: Path) -> Iterator[Utterance]:
 
 
 def layout_help() -> str:
-    """Help text of `--layout`."""
+    """Make the help text of `--layout`."""
     layouts = "; ".join(f"{name}: {layout.content}" for name, layout in LAYOUTS.items())
-    return f"{layouts}; {LHOTSE}NAME: a recipe of lhotse."
+    return f"Layout of the SOURCE folder. {layouts}; {LHOTSE}NAME: a recipe of lhotse."

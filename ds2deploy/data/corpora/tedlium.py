@@ -1,4 +1,4 @@
-"""TED-LIUM 3: legacy/PART/stm/*.stm, with a talk in sph/ for each (release 2: PART/stm)."""
+"""Reader of TED-LIUM 3 (legacy/PART/stm/*.stm, with talks in sph/) and 2 (PART/stm/*.stm)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ds2deploy.data.corpora.transcript_list import (
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
-# Beside `legacy` lies `data`, with the same talks again.
+# The folder `data` next to `legacy` contains the same talks again.
 PLACES = ("legacy/*/stm/*.stm", "*/stm/*.stm", "*/legacy/*/stm/*.stm", "*/*/stm/*.stm")
 
 
@@ -25,7 +25,7 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
     listings = next(filter(None, (sorted(folder.glob(place)) for place in PLACES)), [])
     if not listings:
         raise ManifestError(
-            f"{folder}: holds no stm/*.stm; expected TED-LIUM as it is unpacked, such as "
+            f"{folder}: contains no stm/*.stm; expected the unpacked TED-LIUM corpus, such as "
             "legacy/train/stm/AaronHuey_2010X.stm"
         )
     yield from read_lists(listings, _read_talk)
@@ -45,7 +45,7 @@ def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
             yield Utterance(audio, "", error=error)
             continue
         text = _without_marks(fields[6] if len(fields) > 6 else "")
-        if text != "ignore_time_segment_in_scoring":  # marks the format, and is no utterance
+        if text != "ignore_time_segment_in_scoring":  # a marker of the format, not an utterance
             start, end = float(fields[3]), float(fields[4])
             utterance = listed_utterance(
                 place, audio, text, fields[2], start_s=start, duration_s=end - start
@@ -54,7 +54,7 @@ def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
 
 
 def _without_marks(text: str) -> str:
-    """Remove the marks of TED-LIUM: `<unk>`, `{NOISE}`, `first(2)` and `it 's`."""
+    """Remove TED-LIUM's markup: `<unk>`, `{NOISE}`, `first(2)` and `it 's`."""
     text = re.sub(r"<[^>]*>|\{[^}]*\}|\([0-9]+\)", " ", text)
     return " ".join(re.sub(r" '(?=\w)", "'", text).split())
 

@@ -1,4 +1,4 @@
-"""Lists of transcripts, in which most corpora keep them: a line for each utterance."""
+"""Lists of transcripts with one line for each utterance, which most corpora use."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ WORDS = {
     VALID: re.compile("(dev|val)(set|test|elopment|id|idation)?"),
     TRAIN: re.compile("(train|trn)(s|set|ing)?"),
 }
-"""Words in the names of the parts of a corpus, in any case."""
+"""Words in the names of corpus parts that identify the sets; case is ignored."""
 
 Lines = list[tuple[str, str]]
-"""Lines of a list: the place of each, such as `a/b.txt: line 3`, and its text."""
+"""Lines of a list: the position of each, such as `a/b.txt: line 3`, and its text."""
 
 
 def read_lists(
     listings: Sequence[Path], read: Callable[[Path, Lines], Iterator[Utterance]]
 ) -> Iterator[Utterance]:
-    """Read list after list; one that cannot be read is rejected, and does not end the rest.
+    """Read several lists; an unreadable one is rejected, and the others are still read.
 
     Args:
-        listings: the lists.
-        read: yields the utterances of the lines of a list. It raises ManifestError or
+        listings: paths of the lists.
+        read: function that yields the utterances of a list's lines. It raises ManifestError or
             MissingFileError for a list that it cannot read.
     """
     for listing in listings:
@@ -42,7 +42,7 @@ def read_lists(
 
 
 def read_lines(path: Path) -> Lines:
-    """Read the lines of a list, without empty ones.
+    """Read the non-empty lines of a list.
 
     Raises:
         ManifestError: the list cannot be read.
@@ -60,7 +60,7 @@ def listed_utterance(
     start_s: float = 0.0,
     duration_s: float | None = None,
 ) -> Utterance:
-    """Make the utterance of a line; one without a transcript is rejected."""
+    """Make the utterance of a line, with an error if the transcript is empty."""
     text = text.strip()
     error = None if text else ManifestError(f"{place}: no transcript of {audio}")
     return Utterance(audio, text, speaker, split, start_s, duration_s, error)
@@ -73,12 +73,12 @@ def locked_folders(below: Listing) -> Iterator[Utterance]:
 
 
 def first_file(paths: Sequence[Path]) -> Path:
-    """Choose the first path at which there is a file; the first of all if there is none."""
+    """Return the first path at which a file exists, or the first path if none exists."""
     return next(filter(is_file, paths), paths[0])
 
 
 def in_part(part: str, utterance: Utterance) -> Utterance:
-    """Put an utterance into the set that the name of its part of the corpus tells."""
+    """Assign an utterance to the set that the name of its corpus part indicates."""
     split = split_of(part)
     if split is None:
         return utterance._replace(split=TRAIN, unknown_part=part)
@@ -86,10 +86,10 @@ def in_part(part: str, utterance: Utterance) -> Utterance:
 
 
 def split_of(part: str) -> str | None:
-    """Choose the set of a part of a corpus by the words of its name: `dev-clean` is validation.
+    """Derive the set of a corpus part from its name: `dev-clean` is validation.
 
     Returns:
-        None if no word tells a set. Of several, a set that is not trained on comes first.
+        The set; a held-out set if the name contains several. None if it contains none.
     """
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)]
     found = (split for split in WORDS if any(WORDS[split].fullmatch(word) for word in words))
@@ -101,17 +101,17 @@ def reject_unlisted(
 ) -> Iterator[Utterance]:
     """Reject the recordings that no list names.
 
-    For corpora whose lists stand beside the recordings, each of them complete. Where tables choose
-    among recordings, such as those of Common Voice, the others are no part of any set.
+    Use it for corpora with complete lists beside the recordings. It does not fit corpora whose
+    tables select recordings, such as Common Voice.
 
     Args:
-        recordings: all that are there.
-        listed: those with a line.
-        place: list, or folder of the lists, that should name them; for the errors.
+        recordings: all existing recordings.
+        listed: recordings with a line in a list.
+        place: list, or folder of the lists, that should name them, for the errors.
     """
     for audio in recordings:
         if audio not in listed:
             error = MissingFileError(
-                f"{audio}: no transcript of it in {place}; add its line, or take it out"
+                f"{audio}: no transcript in {place}; add its line, or remove the recording"
             )
             yield Utterance(audio, "", error=error)

@@ -1,4 +1,4 @@
-"""VoxForge: a folder for each speaker and visit, with wav/ or flac/ and etc/PROMPTS."""
+"""Reader of VoxForge: a folder for each speaker and visit, with wav/ or flac/ and etc/PROMPTS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
 KINDS = ("wav", "flac")
-"""Folders of a visit, and suffixes in them; the first is taken where both are there."""
+"""Audio folders of a visit, with their suffixes; the first existing one is used."""
 
 
 def read_voxforge(folder: Path) -> Iterator[Utterance]:
@@ -29,8 +29,8 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
     listings = [path for path in below.files if path.parts[-2:] == ("etc", "PROMPTS")]
     if not listings and not below.errors:
         raise ManifestError(
-            f"{folder}: holds no etc/PROMPTS; expected VoxForge as it is unpacked, a folder for "
-            "each speaker"
+            f"{folder}: contains no etc/PROMPTS; expected the unpacked VoxForge corpus, with a "
+            "folder for each speaker"
         )
     recordings = defaultdict(list)
     for path in below.files:
@@ -46,7 +46,7 @@ def _read_visit(
 ) -> Iterator[Utterance]:
     visit = listing.parent.parent
     speaker = visit.name.partition("-")[0]
-    if speaker == "anonymous":  # each visit is somebody else
+    if speaker == "anonymous":  # every anonymous visit counts as another speaker
         speaker = visit.name
     listed = set()
     for place, line in lines:

@@ -1,4 +1,4 @@
-// Requests to the server, and its errors as sentences.
+// Sends requests to the server, and turns its errors into sentences.
 
 const STORED = "ds2deploy-key";
 
@@ -11,7 +11,7 @@ export class ServerError extends Error {
 
 export function setKey(key) {
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    throw new ServerError("A key has letters, digits and signs of ASCII only, and no spaces.");
+    throw new ServerError("A key may only contain ASCII letters, digits and punctuation, and no spaces.");
   }
   sessionStorage.setItem(STORED, key);
 }
@@ -44,7 +44,7 @@ export async function listModels() {
   return (await request("v1/models")).data;
 }
 
-// Throws a ServerError where the server is not ready.
+// Throws a ServerError if the server is not ready.
 export async function checkReady() {
   await request("ready");
 }

@@ -34,7 +34,7 @@ function setBusy(state) {
   else if (ready) showState("good", "Ready");
 }
 
-// A button that waits is not disabled, which would take the focus from it.
+// A waiting button is not disabled, because it would lose the focus.
 function setUsable(button, ready, now) {
   button.disabled = !ready;
   button.setAttribute("aria-disabled", String(!now));
@@ -54,12 +54,12 @@ function setLevel(peak) {
   $("level").style.width = `${Math.max(0, Math.min(100, 100 + (decibels / 60) * 100))}%`;
 }
 
-// Shows an error; asks for the key where that is what is missing.
+// Shows an error, or asks for the key if it is missing.
 function fail(error) {
   if (error.status === 401) {
     models = [];
     showState("bad", "Key needed");
-    say($("key").value ? "The server does not know this key." : "");
+    say($("key").value ? "The server did not accept this key." : "");
     $("key-form").hidden = false;
     $("key").focus();
   } else {
@@ -107,7 +107,7 @@ async function speak() {
   } catch (error) {
     session = null;
     setBusy("");
-    // A browser does not tell a page why a WebSocket was refused: ask in another way.
+    // A browser does not report why a WebSocket was refused: find out with a request.
     const refused = "status" in error;
     const reason = refused ? await checkReady().then(listModels).then(() => error, (found) => found) : error;
     fail(reason);
@@ -162,7 +162,7 @@ async function recognise(file, name, model = chosen(), announce = true) {
     const found = await transcribe(file, name, model.id, hotWords(), upload.signal);
     if (announce) addSource(`${name}, ${clock(found.duration)}`);
     addSegments(found);
-    if (!found.text) say("No words were recognised in it.");
+    if (!found.text) say("No words were recognised in the recording.");
   } catch (error) {
     if (error.name !== "AbortError") fail(error);
   } finally {
@@ -171,7 +171,7 @@ async function recognise(file, name, model = chosen(), announce = true) {
   }
 }
 
-// Gives each segment its words: they stand in the same order.
+// Assigns the words to the segments, which are in the same order.
 function addSegments({ segments, words }) {
   let next = 0;
   for (const segment of segments) {

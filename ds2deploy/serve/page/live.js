@@ -1,4 +1,4 @@
-// A session of the microphone: audio to /stream, and text back into the page.
+// Session of the microphone: sends audio to /stream, and shows the text.
 
 import { ServerError, openStream, sentence } from "./api.js";
 import { Microphone, wavFile } from "./microphone.js";
@@ -8,7 +8,7 @@ const SEGMENT_S = 1.2; // silence that begins a new line
 const LATE_S = 3; // audio that may wait in the browser before the page says so
 const MOST_BYTES = 20e6; // audio for a model of whole utterances
 
-// Speech for a model that streams.
+// Speech for a streaming model.
 export class LiveSession {
   // on.level(peak), on.late(whether the server is behind), on.end(error or null)
   constructor(model, hotWords, on) {
@@ -74,7 +74,7 @@ export class LiveSession {
     }
   }
 
-  // Ends the audio; the text of what was said still comes.
+  // Ends the audio; the rest of the text still arrives.
   async stop(problem = "") {
     if (this.stopping) return;
     this.stopping = true;
@@ -88,16 +88,16 @@ export class LiveSession {
     await this.microphone.close();
     addLine(this.words);
     showLive([], "", false);
-    if (code === 1001) this.error ??= new ServerError("The server is shutting down. The text is whole.");
+    if (code === 1001) this.error ??= new ServerError("The server is shutting down. The text is complete.");
     else if (!this.finished) {
-      this.error ??= new ServerError(reason ? sentence(reason) : "The connection broke. " +
-        "The text until then is kept; start again to go on.");
+      this.error ??= new ServerError(reason ? sentence(reason) : "The connection was lost. " +
+        "The text up to then is kept; start again to continue.");
     }
     this.on.end(this.error);
   }
 }
 
-// Speech for a model of whole utterances: it is recognised after the end.
+// Speech for a model of whole utterances, which is recognised at its end.
 export class CollectedSession {
   // on.level(peak), on.end(error or null, WAV file)
   constructor(on) {

@@ -1,17 +1,17 @@
-// The microphone as 16-bit PCM at the rate of its audio context.
+// Microphone input as 16-bit PCM at the rate of its audio context.
 
 const REASONS = {
   NotAllowedError: "The browser did not allow the microphone. Allow it in this page's settings, " +
-    "beside the address, then start again.",
+    "next to the address, then start again.",
   NotFoundError: "No microphone was found. Connect one, then start again.",
   NotReadableError: "The microphone cannot be opened; another program may be using it.",
 };
 
-const INSECURE = "Browsers give the microphone only to pages at localhost or over https. Serve " +
+const INSECURE = "Browsers only allow the microphone on pages at localhost or over https. Serve " +
   "with --tls-cert and --tls-key, or open a recording instead.";
 
 export class Microphone {
-  // onAudio(pcm: ArrayBuffer, peak: 0..1) takes the audio; onLost() the end of the device.
+  // onAudio(pcm: ArrayBuffer, peak: 0..1) gets the audio; onLost() is called when the device is lost.
   static async open(onAudio, onLost) {
     if (!navigator.mediaDevices || !window.AudioWorkletNode) throw new Error(INSECURE);
     const microphone = new Microphone();
@@ -49,7 +49,7 @@ export class Microphone {
     return this.context.resume();
   }
 
-  // Hands over what is left, and gives the microphone back.
+  // Delivers the remaining audio, and releases the microphone.
   async close() {
     if (this.node && this.context.state === "running") {
       this.node.port.postMessage("end");
@@ -60,7 +60,7 @@ export class Microphone {
   }
 }
 
-// Makes a WAV file of pieces of 16-bit mono PCM.
+// Makes a WAV file from pieces of 16-bit mono PCM.
 export function wavFile(pieces, sampleRate) {
   const size = pieces.reduce((sum, piece) => sum + piece.byteLength, 0);
   const head = new DataView(new ArrayBuffer(44));

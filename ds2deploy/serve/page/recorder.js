@@ -1,4 +1,4 @@
-// Turns the microphone's blocks into 16-bit PCM, about ten messages a second.
+// Turns the microphone's blocks into 16-bit PCM, about ten messages per second.
 
 class Recorder extends AudioWorkletProcessor {
   constructor() {

@@ -1,8 +1,8 @@
-// What the page shows of transcripts.
+// Display of transcripts.
 
 const $ = (id) => document.getElementById(id);
 
-// A time as 0:07.1, or 1:02:07 of an hour and more.
+// Formats a time as 0:07.1, or as 1:02:07 from an hour on.
 export function clock(seconds, digits = 1) {
   const whole = Math.floor(seconds / 60);
   const rest = (seconds - 60 * whole).toFixed(digits).padStart(digits ? 3 + digits : 2, "0");
@@ -17,7 +17,7 @@ function element(name, className, text) {
   return made;
 }
 
-// Words with a space between them; each with its certainty, and with its time as a small line.
+// Shows words separated by spaces, each with its confidence and its time.
 function wordNodes(words) {
   return words.flatMap((word) => {
     const sure = word.confidence ?? 1;
@@ -31,7 +31,7 @@ function wordNodes(words) {
   });
 }
 
-// Begins the lines of another source: a recording, or the microphone.
+// Starts the lines of another source: a recording or the microphone.
 export function addSource(name) {
   $("lines").append(element("p", "source", name));
   refresh();
@@ -50,7 +50,7 @@ export function addLine(words) {
   line.scrollIntoView({ block: "nearest" });
 }
 
-// Shows the line that is being spoken: words that stay, and the rest that may change.
+// Shows the current line: final words, and the tail that may still change.
 export function showLive(words, tail, listening = true) {
   const live = $("live");
   live.hidden = !listening;

@@ -179,7 +179,7 @@ def test_manifests_of_several_kinds(recordings: Path, tmp_path: Path):
         Input("a.wav", 0.1, 0.2), Input("a.wav"), Input("b.wav"), Input("c.wav", 1.0, 2.0),
     ]  # fmt: skip
     (tmp_path / "bad.jsonl").write_text('{"audio": "a.wav"}\n{"text": "no audio"}\n')
-    with pytest.raises(ManifestError, match=r"bad\.jsonl:2: .*expected a cut of lhotse"):
+    with pytest.raises(ManifestError, match=r"bad\.jsonl:2: .*expected a cut or a recording"):
         list(read_inputs(tmp_path / "bad.jsonl"))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ManifestError, match="copy it again"):
@@ -214,6 +214,48 @@ def test_cloud_paths(digits_onnx: Path, recordings: Path, tmp_path: Path):
     with ds2deploy.load(digits_onnx, threads=1) as recognizer:
         assert found[0]["text"] == recognizer.transcribe(recordings / "03.wav").text
     assert found[1]["kind"] == "MissingFileError"
+
+
+def test_manifests_that_lhotse_wrote(digits_onnx: Path, recordings: Path, tmp_path: Path):
+    """Cuts and recordings, on disk and behind a URL: the texts of the files themselves."""
+    from lhotse import CutSet, MonoCut, Recording, RecordingSet
+
+    here = Recording.from_file(recordings / "06.wav", recording_id="here")
+    source = here.sources[0]
+    there = Recording.from_dict(
+        here.to_dict() | {
+            "id": "there",
+            "sources": [source.to_dict() | {"type": "url", "source": f"file://{source.source}"}],
+        }
+    )  # fmt: skip
+    cuts = [one.to_cut() for one in (here, there)]
+    cuts.append(MonoCut("part", start=0.25, duration=0.5, channel=0, recording=there))
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    RecordingSet.from_recordings([here, there]).to_file(tmp_path / "recordings.jsonl.gz")
+
+    job = job_of(digits_onnx)
+    with ds2deploy.load(digits_onnx, threads=1) as recognizer:
+        whole = recognizer.transcribe(recordings / "06.wav").text
+        samples, _ = soundfile.read(recordings / "06.wav", dtype="float32")
+        part = recognizer.transcribe(samples[4000:12000], RATE).text
+    assert whole != part
+    found = {}
+    for name in ("cuts", "recordings"):
+        assert run_bulk(tmp_path / f"{name}.jsonl.gz", tmp_path / name, job).failed == 0
+        entries = list(map(json.loads, lines_of(tmp_path / name)))
+        found[name] = sorted((e["audio"], e.get("offset", 0), e["text"]) for e in entries)
+    url = f"file://{source.source}"
+    assert found["recordings"] == [(source.source, 0, whole), (url, 0, whole)]
+    assert found["cuts"] == [(source.source, 0, whole), (url, 0, whole), (url, 0.25, part)]
+
+
+def test_urls_that_cannot_be_read_have_a_line(digits_onnx: Path, tmp_path: Path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"none-such://bucket/a.wav\nfile://{tmp_path}/none.wav\n")
+    report = run_bulk(listed, tmp_path / "out", job_of(digits_onnx))
+    assert report.errors == {"AudioError": 1, "MissingFileError": 1}
+    lines = [json.loads(line) for line in lines_of(tmp_path / "out")]
+    assert all(entry["error"].startswith(entry["audio"]) for entry in lines)
 
 
 def test_memory_that_is_short_halves_the_chunk(
@@ -298,7 +340,7 @@ def test_a_recording_that_kills_workers_is_named(
     by_name = {Path(entry["audio"]).name: entry for entry in found}
     assert len(found) == 10
     assert sorted(by_name) == [path.name for path in paths]
-    assert "workers died of it" in by_name["07.wav"]["error"]
+    assert "workers died on it" in by_name["07.wav"]["error"]
     assert all("text" in entry for name, entry in by_name.items() if name != "07.wav")
 
 

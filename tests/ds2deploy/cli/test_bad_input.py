@@ -352,7 +352,7 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
     "a checkpoint with more weights": (
         "m.ckpt",
         lambda good: edited(good.checkpoint, lambda d: d["state_dict"].update(x=torch.zeros(1))),
-        "its recipe has no place for: 'x'",
+        "its network lacks: 'x'",
     ),
     "a checkpoint without weights": (
         "m.ckpt", lambda good: edited(good.checkpoint, lambda d: d.pop("state_dict")),
@@ -655,7 +655,7 @@ def test_prepare_refuses_a_folder_without_recordings(
 ) -> None:
     (tmp_path / "recordings").mkdir()
     put(tmp_path / "recordings" / "a.txt", b"one")
-    assert "recordings: holds no audio (" in refused("prepare", "recordings", "data")
+    assert "recordings: contains no audio (" in refused("prepare", "recordings", "data")
     assert "expected a name such as 7_jackson_32.wav" in refused(
         "prepare", put_good(tmp_path).parent, "data", "--layout", "fsdd"
     )
@@ -796,7 +796,7 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     "a folder": (FOLDER, "is a directory; expected a recipe in TOML, or one of"),
     "an unknown key": (
         b"[training]\nepoch = 3\n",
-        "training: unknown key `epoch`; known are run, epochs,",
+        "training: unknown key `epoch`; known keys are run, epochs,",
     ),
     "an unknown section": (b"[optimiser]\nname = 'sgd'\n", "unknown key `optimiser`"),
     "a wrong type": (
@@ -816,7 +816,7 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     ),
     "not TOML": (b"epochs: 3\n", "not TOML ("),
     "an image": (PNG, "not a text file; expected a recipe in TOML"),
-    "no manifests": (b"", "data.train: no manifest; --set data.train=MANIFEST"),
+    "no manifests": (b"", "data.train: no manifest; add --set data.train=MANIFEST"),
 }
 
 
@@ -835,14 +835,14 @@ def test_train_refuses_a_recipe(case: str, refused: Callable[..., str], tmp_path
         ("training.epochs", "expected section.key=value"),
         ("", "expected section.key=value"),
         ("=3", "expected section.key=value"),
-        ("labels.x=3", "labels is a value, not a section"),
+        ("labels.x=3", "labels is a key, not a section"),
         ("training.epoch=3", "training: unknown key `epoch`"),
         ("training.epochs=many", "training.epochs: Expected `int`, got `str`, such as 20"),
         ("augment.speed=1.1", "augment.speed: Expected `array`, got `float`, such as [1.0,1.0]"),
         ('training.export=["bf16"]', "Invalid enum value 'bf16'; expected fp32, fp16, int8"),
         ("training.epochs=", "training.epochs: Expected `int`, got `str`"),
         ("training.epochs=-1", "training.epochs = -1: expected above 0"),
-        ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller first"),
+        ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller value first"),
         ("training=3", "training: Expected `object`, got `int`"),
     ],
 )
@@ -854,7 +854,11 @@ def test_train_refuses_an_override(
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("best.ckpt", "begin it again"), ("last.ckpt", "go on"), ("metrics.jsonl", "begin it again")],
+    [
+        ("best.ckpt", "start it again"),
+        ("last.ckpt", "resume it"),
+        ("metrics.jsonl", "start it again"),
+    ],
 )
 def test_train_leaves_a_training_alone(
     name: str, way: str, refused: Callable[..., str], training: list[object], tmp_path: Path
@@ -863,7 +867,8 @@ def test_train_leaves_a_training_alone(
     put(tmp_path / "run" / name, b"precious")
     line = refused(*training)
     assert (
-        f"run: holds a training; {way} with --resume, or choose another folder with --set" in line
+        f"run: contains a training; {way} with --resume, or choose another folder with --set"
+        in line
     )
 
 
@@ -872,8 +877,8 @@ def test_train_leaves_a_training_alone(
     [
         (None, "no such file; nothing to resume, start without --resume"),
         (b"", "empty file (0 bytes)"),
-        (PNG, "nothing to resume"),
-        (saved({"a": 1}), "nothing to resume"),
+        (PNG, "it cannot be resumed"),
+        (saved({"a": 1}), "it cannot be resumed"),
         (half(saved({"a": torch.zeros(1000)})), "copy it again"),
     ],
     ids=["no folder", "empty", "an image", "another project's", "truncated"],
@@ -898,7 +903,7 @@ def test_resume_refuses_a_checkpoint_that_is_not_a_trainings_last(
 ) -> None:
     (tmp_path / "run").mkdir()
     put(tmp_path / "run" / "last.ckpt", models.checkpoint.read_bytes())
-    assert "nothing to resume" in refused(*training, "--resume")
+    assert "it cannot be resumed" in refused(*training, "--resume")
 
 
 def begun(document: dict[str, Any], epochs: object = 0) -> None:
@@ -914,7 +919,7 @@ def test_resume_refuses_a_checkpoint_that_does_not_say_where_it_was(
     for edit in (lambda document: begun(document, "x"), lambda d: d.update(position="x")):
         edited_bytes = edited(models.checkpoint, lambda d, edit=edit: (begun(d), edit(d)))
         put(tmp_path / "run" / "last.ckpt", edited_bytes)
-        assert "does not say where its training was" in refused(*training, "--resume")
+        assert "has no valid position of its training" in refused(*training, "--resume")
 
 
 @pytest.mark.parametrize("line", [PNG, b"[1]", b"{"], ids=["an image", "a list", "unfinished"])
@@ -924,7 +929,7 @@ def test_resume_refuses_damaged_metrics(
     (tmp_path / "run").mkdir()
     put(tmp_path / "run" / "last.ckpt", edited(models.checkpoint, begun))
     put(tmp_path / "run" / "metrics.jsonl", line + b"\n")
-    assert f"{Path('run') / 'metrics.jsonl'}: holds a damaged line (" in refused(
+    assert f"{Path('run') / 'metrics.jsonl'}: contains a damaged line (" in refused(
         *training, "--resume", "--set", "training.epochs=2"
     )
 
@@ -996,7 +1001,7 @@ def test_export_refuses_an_option(
         (("--split-by", "word"), "'utterance', 'speaker'"),
         (("--set", "model.hidden=8"), "--recipe"),
         (("--join", "2"), "--join 2: expected two whole numbers, such as 2,6"),
-        (("--join", "6,2"), "--join 6,2: expected the smaller number first"),
+        (("--join", "6,2"), "--join 6,2: expected MIN,MAX"),
     ],
 )
 def test_prepare_refuses_an_option(

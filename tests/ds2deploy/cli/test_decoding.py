@@ -120,7 +120,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
     [
         (["--lexicon", "{}/none"], "No such file"),
         (["--lexicon", "{}/odd"], "no label for"),
-        (["--lexicon", "{}/empty"], "no line"),
+        (["--lexicon", "{}/empty"], "is empty"),
         (["--phrases", "{}/odd"], "no label for"),
         (["--hotwords", "{}/odd"], "no label for"),
         (["--hotwords", "nofile.txt"], "nofile.txt: no such file"),
@@ -130,7 +130,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--nbest", "3"], "--json"),
         (["--nbest", "3", "--stream"], "--json"),
         (["--stream", "--endpoint", "1e9"], "--endpoint 1e+09: expected seconds, more than 0"),
-        (["--decoder", "{}/tuned.decoder", "--lm", "{}/x.lm"], "leave --lm out"),
+        (["--decoder", "{}/tuned.decoder", "--lm", "{}/x.lm"], "omit --lm"),
         (["--decoder", "{}/other.decoder"], "other.decoder: tuned for the labels"),
         (["--hotwords", "A" * 1000], "1000 characters"),
         (["--hotwords", ","], "no phrase"),
@@ -140,7 +140,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--decoder", "{}/none"], "ds2deploy tune"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_decoding_options_are_one_line_errors(
     digits_checkpoint: Path, sounds: list[Path], files: Path, options: list[str], told: str
 ):
     given = [option.format(files) for option in options]
@@ -182,7 +182,7 @@ def test_tune_writes_nothing_that_is_not_better(
     report: dict[str, Any] = json.loads(result.stdout)
     assert report["written"] is None
     assert not report["better"]
-    assert "not better than greedy" in result.stderr.splitlines()[-1]
+    assert "not significantly better than greedy" in result.stderr.splitlines()[-1]
     assert not out.exists()
 
 
@@ -207,11 +207,11 @@ def test_tune_says_that_all_settings_are_equal(
         assert "all 2 settings" in lines[0]
         assert "25.00 %" in lines[0]
         assert "character_lm_weight 0" in lines[1]
-        assert not any("leave it out" in line for line in lines)
+        assert not any("omit it" in line for line in lines)
     else:
         assert "character_lm_weight 0" in lines[0]
         assert "model of characters" in lines[1]
-        assert "leave it out" in lines[1]
+        assert "omit it" in lines[1]
 
 
 @pytest.mark.parametrize(

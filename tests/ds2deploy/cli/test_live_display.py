@@ -289,15 +289,17 @@ def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch
     [
         (["-"], b"", "standard input: 0 samples; expected speech"),
         (["-", "--stream"], b"", "standard input: 0 samples; expected speech"),
-        (["-", "a.wav"], b"", "standard input is one recording; give it alone"),
-        (["a.wav", "--rate", "8000"], None, "--rate 8000: is for raw audio on standard input"),
-        (["a.wav", "--stream", "--format", "srt"], None, "leave --stream out"),
+        (["-", "a.wav"], b"", "standard input cannot be combined with other recordings"),
+        (["a.wav", "--rate", "8000"], None, "--rate 8000: only for raw audio on standard input"),
+        (["a.wav", "--stream", "--format", "srt"], None, "omit --stream"),
         (["no.wav", "--stream"], None, "no.wav: no such file"),
         (["-", "--rate", "5"], b"abcd", "a sample rate of 5 Hz"),
     ],
     ids=["empty", "empty stream", "two", "rate", "subtitles", "missing", "slow"],
 )
-def test_what_cannot_be_done(streaming_onnx: Path, options: Any, stdin: Any, message: str):
+def test_invalid_stream_options_are_refused(
+    streaming_onnx: Path, options: Any, stdin: Any, message: str
+):
     result = transcribe(streaming_onnx, *options, stdin=stdin, code=2)
     (line,) = result.stderr.splitlines()
     assert line.startswith("ds2deploy: ")

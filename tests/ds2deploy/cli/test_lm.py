@@ -37,11 +37,11 @@ def test_a_report_for_a_person(text: Path, tmp_path: Path):
     lines = result.stdout.splitlines()
     assert lines[0] == "4 sentences, 15 words"
     assert "'é'  2 times: e" in lines
-    assert "','  1 times: left out" in lines
+    assert "','  1 times: dropped" in lines
     assert "'6'  2 times: no label" in lines
     assert lines[-1].startswith(f"{tmp_path / 'x.lm'}  0.0 MB, words, 10 1-grams, ")
     assert result.stderr.splitlines() == [
-        "ds2deploy: 1 line left out, with characters that have no label; first: "
+        "ds2deploy: 1 line left out because of characters without a label; first: "
         f"{text}, line 4: no label for '6'"
     ]
 

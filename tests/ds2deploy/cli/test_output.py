@@ -89,7 +89,7 @@ def test_a_standard_error_that_is_lost_changes_nothing(
 
 
 @pytest.mark.parametrize(("call", "code"), [("", 120), ("give_up_unwritten()", 3)])
-def test_what_standard_error_cannot_write_does_not_change_the_exit_code(call: str, code: int):
+def test_a_full_standard_error_does_not_change_the_exit_code(call: str, code: int):
     program = f"""
 import io, sys
 from ds2deploy.output import give_up_unwritten

@@ -19,7 +19,7 @@ from ds2deploy.cli.app import SPINS, shorten_spinning
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
 )
-def test_what_the_environment_says_stays(
+def test_settings_of_the_environment_are_kept(
     given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -164,9 +164,9 @@ def test_speed_reaches_its_ratio(lively_network, speed, method, layers):
 def test_energy_keeps_its_share_of_every_layer(lively_network):
     network = lively_network(BIDIRECTIONAL)
     found = importance(network)
-    sizes = plan_energy(Model(BIDIRECTIONAL, 161, 29), found, 0.8, "units")
+    sizes = plan_energy(Model(BIDIRECTIONAL, 161, 29), found, 0.5, "units")
     for shares, count in zip(found.units + found.maps, sizes.units + sizes.maps, strict=True):
-        assert shares.sort(descending=True).values[:count].sum() >= 0.8
+        assert shares.sort(descending=True).values[:count].sum() >= 0.5
         assert count < len(shares)
 
 

@@ -38,7 +38,7 @@ def test_upper_case_transcripts(tmp_path: Path):
     assert prepared(tmp_path / "in")[0] == {"A.WAV"}
 
 
-def test_what_looks_like_sound_and_cannot_be_read_is_named(tmp_path: Path):
+def test_unreadable_sound_files_are_named(tmp_path: Path):
     folder = tmp_path / "in"
     write_utterance(folder / "good.wav")
     odd = {

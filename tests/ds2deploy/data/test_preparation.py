@@ -60,20 +60,20 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         folder / "train.json", json.dumps({"root_path": str(folder), "samples": samples})
     )
     return manifest, {
-        "missing": "no such file, but",
+        "missing": "no such file, although",
         "empty": "empty file",
-        "text file": "not audio that can be read",
+        "text file": "not readable audio",
         "cut off": "or damaged",
         "no transcript": "no such file; expected the transcript of",
         "blank transcript": "empty; expected the transcript of",
         "latin transcript": "not UTF-8 text",
         "digits": "no label for '6' in 'ROUTE 66'",
         "click": "too short (5 ms)",
-        "endless": "40.00 s, longer than the 35 s",
+        "endless": "40.00 s, longer than the maximum of 35 s",
         "too fast": "CTC cannot align them",
-        "silence": "silence, but",
+        "silence": "silence, although",
         "not a number": "finite",
-        "good": "a second time; take one out",
+        "good": "; remove one entry",
         "folder": "no such file",
     }
 
@@ -104,7 +104,7 @@ def test_every_damaged_entry_has_its_line(tmp_path: Path):
 def test_without_leave_out_the_first_ends_it(tmp_path: Path):
     manifest, errors = damaged_manifest(tmp_path / "corpus")
     with pytest.raises(
-        Ds2Error, match=r"missing.wav: no such file, but .* \(and \d+ more of 17 utterances"
+        Ds2Error, match=r"missing.wav: no such file, although .* \(and \d+ more of 17 utterances"
     ):
         prepare(manifest, tmp_path / "out", Alphabet(), PrepareOptions())
     assert not (tmp_path / "out").exists()
@@ -163,7 +163,7 @@ def test_speakers_are_parted(tmp_path: Path):
 
 def test_a_single_speaker_cannot_be_parted(tmp_path: Path):
     source = folder_of(tmp_path / "corpus", {"a/1": TEXT, "a/2": TEXT})
-    with pytest.raises(ConfigError, match="has a single one, 'a'"):
+    with pytest.raises(ConfigError, match="has only one speaker, 'a'"):
         prepare(source, tmp_path / "out", Alphabet(), PrepareOptions(split_by="speaker"))
 
 

@@ -60,7 +60,7 @@ def test_labels_without_an_apostrophe_or_a_space():
 
 
 @given(st.text())
-def test_what_has_labels_stays_and_what_has_none_is_told(text: str):
+def test_characters_with_labels_stay_and_others_are_reported(text: str):
     alphabet = Alphabet()
     normalizer = TextNormalizer(alphabet)
     normalized = normalizer.normalize(text)

@@ -41,7 +41,7 @@ def test_every_stage(
     result = run_demo(tmp_path, splits=splits, overrides=overrides)
     captured = capsys.readouterr()
     assert captured.out == ""
-    for heading in ("1. Speaking", "2. Training", "3. Exporting", "4. Recognising"):
+    for heading in ("1. Synthesising", "2. Training", "3. Exporting", "4. Recognising"):
         assert heading in captured.err
     for step in (
         "speaking train: 11 of 12 strings",
@@ -85,6 +85,6 @@ def losses(out: Path) -> list[float]:
 def test_a_folder_of_other_work_is_left_alone(tmp_path: Path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "mine.wav").write_bytes(b"precious")
-    with pytest.raises(ConfigError, match="holds files of other work"):
+    with pytest.raises(ConfigError, match="contains files of other work"):
         run_demo(tmp_path)
     assert (tmp_path / "audio" / "mine.wav").read_bytes() == b"precious"

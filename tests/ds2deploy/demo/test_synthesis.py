@@ -95,7 +95,7 @@ def _pitch_hz(samples, sample_rate):
         ("en-us+f3", {"pitch": 100}, "pitch 100: expected 0 to 99"),
     ],
 )
-def test_what_espeak_would_replace_silently_is_refused(voice, options, message):
+def test_values_that_espeak_would_replace_silently_are_refused(voice, options, message):
     with pytest.raises(ConfigError, match=message):
         Synthesizer().speak("one", Voice(voice), **options)
     assert len(Synthesizer().speak("one", Voice("en-us+f3"))[0]) > 0
@@ -118,7 +118,7 @@ def test_library_that_cannot_be_loaded_names_the_remedy(monkeypatch, tmp_path):
 
 def test_missing_data_names_the_folder(monkeypatch, tmp_path, espeakng_loader):
     _stand_in(monkeypatch, Path(espeakng_loader.get_library_path()), tmp_path / "gone")
-    with pytest.raises(RuntimeUnavailableError, match=r"gone: espeak-ng finds no voices there"):
+    with pytest.raises(RuntimeUnavailableError, match=r"gone: espeak-ng finds no voices in it"):
         Synthesizer()
 
 

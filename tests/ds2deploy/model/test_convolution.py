@@ -104,7 +104,7 @@ def test_at_the_networks_own_sizes():
 
 
 @pytest.mark.parametrize("kind", [FIRST, SECOND], ids=["first", "second"])
-def test_what_is_not_trained_in_float32_on_a_cpu_is_torchs(
+def test_other_precisions_and_devices_use_torchs_convolution(
     kind: dict, monkeypatch: pytest.MonkeyPatch
 ):
     taken = []

@@ -125,7 +125,7 @@ def test_output_lengths(lengths: list[int], extra: int, cell: str, bidirectional
     assert output.tolist() == [output_length(length) for length in lengths]
 
 
-def test_what_stands_in_the_padding_does_not_matter():
+def test_values_in_the_padding_do_not_change_the_result():
     torch.manual_seed(0)
     network = DeepSpeech2(ModelShape(hidden=8, layers=2), bins=17, labels=4).eval()
     features, lengths = torch.randn(2, 1, 17, 30), torch.tensor([30, 12])

@@ -73,7 +73,7 @@ def test_any_blocks_give_the_whole(
         assert np.abs(found[i, : counts[i]] - expected[0]).max() <= TOLERANCE
 
 
-def test_what_stands_past_the_end_is_ignored(checkpoints):
+def test_frames_after_the_end_are_ignored(checkpoints):
     session = torch_session(checkpoints["gru", 6]).streaming()
     features, lengths = pad_features([SPEECH[0][:, :50], SPEECH[1][:, :90]])
     expected = run_in_blocks(session, features, lengths)

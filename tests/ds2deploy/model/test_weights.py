@@ -161,7 +161,7 @@ def test_weights_that_no_network_can_have_are_named(
     name: str, value: float, small_checkpoint: Path, tmp_path: Path
 ):
     path = edit(small_checkpoint, tmp_path / "bad.ckpt", break_weight(name, value))
-    with pytest.raises(ModelFileError, match="take an earlier checkpoint") as raised:
+    with pytest.raises(ModelFileError, match="use an earlier checkpoint") as raised:
         load_checkpoint(path)
     assert repr(name) in str(raised.value)
 
@@ -438,7 +438,7 @@ def test_nan_weights_of_deepspeech_pytorch(foreign: Callable[..., Path]):
         (["_", "'", "A", "SH", " "], "'SH'"),
         (["_", "'", "A", "", " "], "''"),
         (["_", "'", "A", "E\u0301", " "], "'E\u0301'"),
-        (["_", "'", "A", "A", " "], "stand twice: 'A'"),
+        (["_", "'", "A", "A", " "], "duplicate labels: 'A'"),
         (["'", "_", "A", "B", " "], "blank '_' is label 1"),
         (["_", "'", "A", 7, " "], "not text"),
     ],

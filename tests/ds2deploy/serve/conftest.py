@@ -68,6 +68,23 @@ def load_streaming(streaming_onnx: Path) -> Callable[..., Recognizer]:
 
 
 @pytest.fixture(scope="session")
+def whole_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Path:
+    """Write the trained model of whole utterances as an ONNX file, without its check."""
+    import onnx
+
+    from ds2deploy.export.onnx.graph import build_graph
+    from ds2deploy.export.onnx.lowering import lower
+    from ds2deploy.export.verified_onnx import append_description
+    from ds2deploy.model.load import load_checkpoint
+
+    loaded = load_checkpoint(digits_checkpoint)
+    path = tmp_path_factory.mktemp("whole") / "digits.onnx"
+    onnx.save(build_graph(lower(loaded.network), loaded.description()), path)
+    append_description(path, loaded.description())
+    return path
+
+
+@pytest.fixture(scope="session")
 def recognizer(load_streaming: Callable[..., Recognizer]) -> Recognizer:
     """The same model without a server, for the texts to expect."""
     return load_streaming()

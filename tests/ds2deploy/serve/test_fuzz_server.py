@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from websockets.exceptions import ConnectionClosed
@@ -29,6 +33,34 @@ from tests.ds2deploy.serve.serving import (
 PHASES = (Phase.explicit, Phase.generate)
 """Nothing is shrunk: an example costs a request."""
 
+MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
+"""Minutes of new random examples for each test; 0 runs the same few examples every time."""
+
+Check = Callable[[Any], None]
+
+
+def explore(strategy: st.SearchStrategy[Any], check: Check, examples: int) -> int:
+    """Run a check on examples of a strategy; returns how many."""
+    deadline, count = time.monotonic() + 60 * MINUTES, 0
+
+    def counted(example: Any) -> None:
+        nonlocal count
+        count += 1
+        check(example)
+
+    rounds = 0
+    while not rounds or time.monotonic() < deadline:
+        fixed = settings(
+            max_examples=examples, derandomize=not MINUTES, database=None, deadline=None,
+            phases=PHASES, suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        seed(time.time_ns())(fixed(given(strategy)(counted)))() if MINUTES else fixed(
+            given(strategy)(counted)
+        )()
+        rounds += 1
+    print(f"{count} examples")
+    return count
+
 
 @pytest.fixture(scope="module")
 def server(streaming_onnx: Path) -> Iterator[Served]:
@@ -43,80 +75,129 @@ def test_requests_of_the_description_never_fail(
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 6
-    for operation in operations:
 
-        @settings(
-            max_examples=25, derandomize=True, database=None, deadline=None, phases=PHASES,
-            suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        @given(case=operation.as_strategy())
-        def check(case: schemathesis.Case) -> None:
-            response = case.call(base_url=server.url)
-            case.validate_response(response, checks=[not_a_server_error])
-            assert "Traceback" not in response.text
+    def check(case: schemathesis.Case) -> None:
+        response = case.call(base_url=server.url)
+        case.validate_response(response, checks=[not_a_server_error])
+        assert "Traceback" not in response.text
 
-        check()
+    every = st.one_of([operation.as_strategy() for operation in operations])
+    explore(every, check, 150)
     assert not [record for record in caplog.records if record.exc_info]
     assert said(server, pcm(0.5)) is not None
 
 
-SETTINGS = st.fixed_dictionaries(
-    {},
-    optional={
-        "sample_rate": st.integers(-1, 10**6) | st.sampled_from([8000, 16_000, 48_000]),
-        "model": st.sampled_from(["", "m", "other", "\x00"]),
-        "hot_words": st.none() | st.lists(st.text(max_size=8), max_size=3),
-        "endpoint": st.floats(allow_nan=False) | st.sampled_from([0.0, 0.5]),
-        "end": st.booleans(),
-        "other": st.integers(),
-    },
-).map(json.dumps)
+def settings_of(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[str]:
+    """Objects in JSON with any of these keys."""
+    return st.fixed_dictionaries({}, optional=values).map(json.dumps)
 
-MESSAGES = st.lists(
-    SETTINGS
-    | st.text(max_size=60)
-    | st.sampled_from(["", "{}", "[" * 5000, '{"end": true}', '{"sample_rate": 1e400}'])
+
+ANYTHING = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.lists(st.text())
+RATES = st.integers(-1, 10**6) | st.sampled_from([8000, 16_000, 48_000])
+MODELS = st.sampled_from(["", "m", "other", "\x00"])
+WORDS = st.none() | st.lists(st.text(max_size=8), max_size=3)
+NOISE = (
+    st.text(max_size=60)
+    | st.sampled_from(["", "{}", "[" * 5000, '{"sample_rate": 1e400}'])
     | st.binary(max_size=400)
-    | st.integers(0, 40_000).map(bytes),
-    max_size=6,
+    | st.integers(0, 40_000).map(bytes)
 )
 
 
-@pytest.fixture(scope="module")
-def talk(server: Served) -> Callable[[list[str | bytes]], None]:
-    def check(messages: list[str | bytes]) -> None:
-        stream = server.stream()
+class Protocol(NamedTuple):
+    """A WebSocket protocol of the server.
+
+    Attributes:
+        path: path of the WebSocket.
+        messages: messages that look like a client's.
+        end: message after which the server closes the connection, or sends `is_end`.
+        is_end: whether a reply is the answer to it.
+    """
+
+    path: str
+    messages: st.SearchStrategy[str | bytes]
+    end: str
+    is_end: Callable[[dict[str, Any]], bool]
+
+
+STREAM = Protocol(
+    "/stream",
+    settings_of(
+        sample_rate=RATES, model=MODELS, hot_words=WORDS, end=st.booleans(), other=ANYTHING,
+        endpoint=st.floats(allow_nan=False) | st.sampled_from([0.0, 0.5]),
+    ),
+    '{"end": true}',
+    lambda reply: "final" in reply or "error" in reply,
+)  # fmt: skip
+VOSK = Protocol(
+    "/vosk",
+    settings_of(
+        config=st.fixed_dictionaries(
+            {}, optional={"sample_rate": RATES, "words": ANYTHING, "phrase_list": WORDS | ANYTHING,
+                          "model": MODELS, "other": ANYTHING},
+        ) | ANYTHING,
+        reset=ANYTHING, eof=st.sampled_from([0, False, None, "x"]),
+    ),
+    '{"eof": 1}',
+    lambda reply: "error" in reply or "partial" not in reply,
+)  # fmt: skip
+AUDIO = st.binary(max_size=400).map(lambda found: base64.b64encode(found).decode())
+INPUT = st.fixed_dictionaries(
+    {}, optional={
+        "format": st.fixed_dictionaries(
+            {}, optional={"type": st.sampled_from(["audio/pcm", "audio/pcmu", "x"]), "rate": RATES}
+        ) | ANYTHING,
+        "transcription": st.fixed_dictionaries(
+            {}, optional={"model": MODELS, "keywords": WORDS}
+        ) | ANYTHING,
+        "turn_detection": st.just({"type": "server_vad"}) | ANYTHING,
+    },
+)  # fmt: skip
+REALTIME = Protocol(
+    "/v1/realtime?intent=transcription",
+    settings_of(
+        type=st.sampled_from([
+            "session.update", "input_audio_buffer.append", "input_audio_buffer.commit",
+            "input_audio_buffer.clear", "response.create", "",
+        ]) | ANYTHING,
+        audio=AUDIO | ANYTHING, event_id=ANYTHING,
+        session=st.fixed_dictionaries(
+            {"type": st.just("transcription")},
+            optional={"audio": st.fixed_dictionaries({"input": INPUT}) | ANYTHING},
+        ) | ANYTHING,
+    ),
+    '{"type": "none", "event_id": "the last"}',
+    lambda reply: reply.get("error", {}).get("event_id") == "the last",
+)  # fmt: skip
+
+ENDS = (1000, 1003, 1007, 1008, 1009)
+"""Close codes of a connection that ended as it should, or through a message of the client."""
+
+
+def talk(server: Served, protocol: Protocol, messages: list[str | bytes]) -> list[dict[str, Any]]:
+    """Send messages and the end; returns the replies."""
+    replies = []
+    with server.stream(protocol.path) as stream:
         with contextlib.suppress(ConnectionClosed):
-            for message in messages:
+            for message in [*messages, protocol.end]:
                 stream.send(message)
-            stream.send('{"end": true}')
-        received = []
         with contextlib.suppress(ConnectionClosed):
             while True:
-                received.append(json.loads(stream.recv(PATIENCE_S)))
-        code = stream.close_code
-        if "final" in received[-1]:
-            assert code == 1000
-        else:
-            assert received[-1]["error"]["code"]
-            assert received[-1]["error"]["message"]
-            assert code in (1008, 1009)
-
-    return check
+                replies.append(json.loads(stream.recv(PATIENCE_S)))
+                if protocol is REALTIME and protocol.is_end(replies[-1]):
+                    return replies  # it closes no connection
+        assert stream.close_code in ENDS, (stream.close_code, replies[-3:])
+        assert protocol.is_end(replies[-1]) or replies[-1]["type"] == "error", replies[-1]
+        assert stream.close_code == 1000 or "error" in replies[-1]
+    return replies
 
 
-def test_messages_to_a_stream_end_in_a_transcript_or_an_error(
-    server: Served, talk: Callable[[list[str | bytes]], None], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("protocol", [STREAM, VOSK, REALTIME], ids=lambda found: found.path[1:9])
+def test_messages_end_in_a_transcript_or_an_error(
+    server: Served, protocol: Protocol, caplog: pytest.LogCaptureFixture
 ) -> None:
-    @settings(
-        max_examples=60, derandomize=True, database=None, deadline=None, phases=PHASES,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    @given(messages=MESSAGES)
-    def check(messages: list[str | bytes]) -> None:
-        talk(messages)
-
-    check()
+    messages = st.lists(protocol.messages | NOISE, max_size=6)
+    explore(messages, lambda found: talk(server, protocol, found), 60)
     assert not [record for record in caplog.records if record.exc_info]
     wait_for(lambda: server.live_streams() == 0)
     assert said(server, pcm(0.5)) is not None

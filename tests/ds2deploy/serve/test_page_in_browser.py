@@ -244,7 +244,7 @@ def test_the_page_asks_for_the_key(streaming_onnx: Path, browse: Callable[..., N
 
 
 @pytest.mark.parametrize(
-    ("how", "part"), [(signal.SIGTERM, "shutting down"), (signal.SIGKILL, "connection broke")]
+    ("how", "part"), [(signal.SIGTERM, "shutting down"), (signal.SIGKILL, "connection was lost")]
 )
 def test_a_server_that_ends_gives_a_message_and_keeps_the_text(
     streaming_onnx: Path, browse: Callable[..., None], how: signal.Signals, part: str

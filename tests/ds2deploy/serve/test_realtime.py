@@ -269,7 +269,7 @@ def test_unusable_settings_change_nothing(client, given) -> None:
     assert update(client).session == before
 
 
-def test_not_a_number_is_no_rate(client) -> None:
+def test_nan_is_refused_as_a_sample_rate(client) -> None:
     client.send(
         '{"type": "session.update", "session": {"type": "transcription", "audio": {"input": '
         '{"format": {"type": "audio/pcm", "rate": NaN}}}}}'

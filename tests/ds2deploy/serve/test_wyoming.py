@@ -42,23 +42,6 @@ def speech(spoken_digits: Path) -> np.ndarray:
     return np.concatenate([*clips, np.zeros(RATE, np.int16)])
 
 
-@pytest.fixture(scope="session")
-def whole_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Path:
-    """Write the trained model of whole utterances as an ONNX file, without its check."""
-    import onnx
-
-    from ds2deploy.export.onnx.graph import build_graph
-    from ds2deploy.export.onnx.lowering import lower
-    from ds2deploy.export.verified_onnx import append_description
-    from ds2deploy.model.load import load_checkpoint
-
-    loaded = load_checkpoint(digits_checkpoint)
-    path = tmp_path_factory.mktemp("whole") / "digits.onnx"
-    onnx.save(build_graph(lower(loaded.network), loaded.description()), path)
-    append_description(path, loaded.description())
-    return path
-
-
 def expected(model: Path, speech: np.ndarray) -> str:
     found = ds2deploy.load(model).transcribe(speech.astype(np.float32) / 32768, RATE)
     return found.text

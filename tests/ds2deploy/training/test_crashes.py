@@ -355,7 +355,7 @@ def test_a_disk_without_room_for_a_line(recipe: Recipe, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device; make room") as caught:
+    with pytest.raises(OSError, match="No space left on device; free some space") as caught:
         RunFolder(run).append({"step": 1})
     assert caught.value.filename == str(run / "metrics.jsonl")
 

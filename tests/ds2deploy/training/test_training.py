@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_loss_curve(tone_recipe: Recipe, tmp_path: 
     assert curves[0] != curves[2]
 
 
-def test_what_a_run_leaves_behind(tone_recipe: Recipe, tmp_path: Path):
+def test_files_that_a_run_writes(tone_recipe: Recipe, tmp_path: Path):
     metrics = train(tone_recipe.changed("training", epochs=1))
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The wheel with its `cpu` extra under emulation of aarch64: the committed models in fp32, fp16 and
+# int8, whole utterances and streams, must give the same text as here. QEMU and Python for arm64 come
+# from Debian's packages and are unpacked into build/aarch64; nothing is installed, no root needed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Debian 12's qemu 7.2 crashes while it imports ONNX Runtime 1.28 or newer; 10.0 does not.
+suite=${SUITE:-trixie}
+# Cortex-A76 is the relative of a Jetson Orin's and a Raspberry Pi 5's cores. With SME, which QEMU's
+# default has, one recording did not come to its end in ten minutes.
+cpu=${CPU:-cortex-a76}
+here=$PWD/build/aarch64
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+missing() { echo "test-aarch64: $1" >&2; exit 2; }
+for tool in apt-get dpkg-deb; do
+  command -v "$tool" > /dev/null || missing "no $tool; run it on Debian, or in a container of it"
+done
+[ -r "$keyring" ] || missing "no $keyring: apt-get install debian-archive-keyring"
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' |
+  grep -v security | head -1)}
+[ -n "$mirror" ] || missing "no mirror of Debian in apt's lists: apt-get update, or set DEBIAN_MIRROR"
+
+mkdir -p "$here"/{lists,cache,state,debs}/partial
+: > "$here/status"
+echo "deb [signed-by=$keyring] $mirror $suite main" > "$here/sources.list"
+host=$(dpkg --print-architecture)
+private() {
+  apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o "APT::Architectures::=$host" \
+    -o Dir::State="$here/state" -o Dir::State::lists="$here/lists" -o Dir::State::status="$here/status" \
+    -o Dir::Cache="$here/cache" -o Dir::Cache::archives="$here/debs" -o Dir::Etc::sourceparts=- \
+    -o Dir::Etc::sourcelist="$here/sources.list" -o Debug::NoLocking=1 -o APT::Sandbox::User= \
+    -o APT::Install-Recommends=0 "$@"
+}
+if [ ! -e "$here/unpacked" ]; then
+  private update || missing "no package lists of $suite from $mirror"
+  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite"
+  private install --download-only -y python3 python3-pip libstdc++6 > /dev/null ||
+    missing "no Python for arm64 in $suite"
+  mkdir -p "$here/qemu" "$here/root"
+  for package in "$here"/debs/*.deb; do
+    case $package in
+      */qemu-user*) dpkg-deb -x "$package" "$here/qemu" ;;
+      *) dpkg-deb -x "$package" "$here/root" ;;
+    esac
+  done
+  [ -e "$here/root/lib" ] || ln -s usr/lib "$here/root/lib"
+  touch "$here/unpacked"
+fi
+
+shopt -s nullglob
+pythons=("$here"/root/usr/bin/python3.??)
+emulated() {
+  "$here/qemu/usr/bin/qemu-aarch64" -cpu "$cpu" -L "$here/root" -E PYTHONPATH="$here/site" -E OMP_NUM_THREADS=1 "${pythons[0]}" "$@"
+}
+
+started=$SECONDS
+rm -rf "$here/site" "$here/committed" && mkdir "$here/site"
+.venv/bin/python .ci/committed_models.py "$here/committed"
+emulated -m pip install --quiet --only-binary :all: --target "$here/site" "$(echo dist/*.whl)[cpu]"
+echo "installed under emulation in $((SECONDS - started)) s"
+"$here/qemu/usr/bin/qemu-aarch64" -version | head -1; echo "processor: $cpu"
+emulated .ci/committed_texts.py "$here/committed"
