@@ -92,7 +92,7 @@ class StreamingNetwork(nn.Module):
         """Return views (batch, hidden) of the states of all layers."""
         if states.dim() == 3:
             return states.unbind(1)
-        return torch.split(states, self.network.shape.units, dim=1)
+        return torch.split(states, list(self.network.shape.units), dim=1)
 
 
 def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
