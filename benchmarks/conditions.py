@@ -38,7 +38,7 @@ from ds2deploy.training.scoring import Hypothesis
 
 CLEAN = "clean"
 PAUSE_S = 1.5
-"""Pause between two utterances of continuous speech, in seconds."""
+"""Pause between two utterances of continuous speech, in seconds: longer than a word is late."""
 
 PIECE_S = 0.25
 MINUTE_S = 60.0
@@ -261,7 +261,7 @@ def measure_drift(recognizer: Recognizer, utterances: Sequence[Utterance], minut
             ends = [end for end, _ in said]
             starts = [0.0, *ends[:-1]]
             pairs = [
-                (text, " ".join(word for t, word in words if start <= t - PAUSE_S / 2 < end))
+                (text, " ".join(word for t, word in words if start <= t < end))
                 for start, (end, text) in zip(starts, said, strict=True)
                 if start >= low - 1e-6 and end <= high + 1e-6
             ]
