@@ -217,7 +217,7 @@ def rate_of(found: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
 def stream(
     recognizer: Recognizer, samples: FloatArray, rate: int, endpoint: Endpoint | None = None
 ) -> tuple[str, list[tuple[float, str]]]:
-    """Recognise samples as a stream; the text, and (end in seconds, word)."""
+    """Recognise samples as a stream; the text, and (start in seconds, word)."""
     words: list[tuple[float, str]] = []
     texts: list[str] = []
     size = int(PIECE_S * rate)
@@ -225,10 +225,10 @@ def stream(
         for start in range(0, len(samples), size):
             for segment in live.accept(samples[start : start + size]).segments:
                 texts.append(segment.text)
-                words += [(word.end, word.text) for word in segment.words]
+                words += [(word.start, word.text) for word in segment.words]
         last = live.finish()
     texts.append(last.text)
-    words += [(word.end, word.text) for word in last.words]
+    words += [(word.start, word.text) for word in last.words]
     return " ".join(filter(None, texts)), words
 
 
