@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +63,43 @@ def test_workflow_runs_the_checks_in_every_python() -> None:
     assert "secrets." not in text
     used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
     assert [one for one in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", one)] == []
+
+
+HOLE = {"name": "b", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["3"]}]}
+SKIPPED = {"name": "b", "skip_reason": "not in the database"}
+
+
+@pytest.mark.parametrize(
+    ("known", "report", "code", "printed"),
+    [
+        (None, None, 0, "NOT CHECKED"),
+        ([SKIPPED], [SKIPPED], 0, "NOT CHECKED"),
+        ([HOLE], [{"name": "b", "version": "2", "vulns": []}], 0, "0 known vulnerabilities"),
+        ([HOLE], [SKIPPED], 0, "b: not checked"),
+        ([HOLE], [HOLE], 1, "CVE-1"),
+    ],
+)
+def test_audit_trusts_only_a_database_that_reports_a_known_vulnerability(
+    known: list[Any] | None,
+    report: list[Any] | None,
+    code: int,
+    printed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "release_audit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def audit(requirements: list[str]) -> dict[str, Any] | None:
+        found = known if requirements == [module.VULNERABLE] else report
+        return None if found is None else {"dependencies": found}
+
+    monkeypatch.setattr(module, "audit", audit)
+    components = [{"name": "ds2deploy", "version": "1"}, {"name": "b", "version": "2"}]
+    (tmp_path / "bill.json").write_text(json.dumps({"components": components}))
+    assert module.main(tmp_path / "bill.json") == code
+    assert printed in capsys.readouterr().out
