@@ -174,7 +174,14 @@ class TrainingConfig(_Section, frozen=True):
         export: precisions in which the best checkpoint is exported to ONNX (in RUN) at the end;
             none by default. The int8 model is checked by its word errors on the validation set.
         start: checkpoint of ds2deploy or deepspeech.pytorch that provides the initial weights and
-            feature statistics; empty starts from random weights.
+            feature statistics; empty starts from random weights. A compressed one also provides
+            `model.hidden`, `model.ranks` and `model.maps`.
+        teacher: checkpoint of a network to learn from; it must have the same labels and features.
+            The loss then adds the divergence from its log-probabilities to the CTC loss.
+        teacher_weight: weight of that divergence.
+        trace_norm: weight of the trace norm of the recurrent layers' input weights, which lowers
+            their ranks. For input weights without a rank, each step computes a singular value
+            decomposition.
     """
 
     run: str = "runs/ds2"
@@ -202,6 +209,9 @@ class TrainingConfig(_Section, frozen=True):
     report: bool = False
     export: tuple[Literal["fp32", "fp16", "int8"], ...] = ()
     start: str = ""
+    teacher: str = ""
+    teacher_weight: float = 1.0
+    trace_norm: float = 0.0
 
     def __post_init__(self) -> None:
         _positive(
@@ -214,6 +224,9 @@ class TrainingConfig(_Section, frozen=True):
             raise ConfigError(
                 "training: devices, threads, seed or weight_decay is negative; expected 0 or more"
             )
+        for name in ("teacher_weight", "trace_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"training.{name} = {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"training.max_steps = {self.max_steps}: expected at least 1")
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ds2deploy.loading import file_kind
-from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape
 from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple
 from ds2deploy.runtimes.decoding.decoder_file import SUFFIX as DECODER_SUFFIX
 from ds2deploy.runtimes.decoding.decoder_file import read_content
@@ -171,12 +171,24 @@ def _model(description: ArtifactDescription) -> dict[str, Any]:
     model, features = description.model, description.features
     directions = "bidirectional" if model.bidirectional else f"lookahead {model.lookahead}"
     return {
-        "model": f"{model.layers} x {model.rnn} of {model.hidden}, {directions}",
+        "model": f"{model.layers} x {model.rnn} of {_sizes(model)}, {directions}",
         "labels": f"{len(description.labels)}: {description.labels}",
         "features": f"{features.sample_rate} Hz, {features.bins} bins, {features.window} "
         f"{features.window_ms:g} ms every {features.stride_ms:g} ms, "
         f"normalize {features.normalize}",
     }
+
+
+def _sizes(model: ModelShape) -> str:
+    """Units of the layers, and what of the model `compress` made smaller."""
+    parts = [
+        "/".join(map(str, (model.units if isinstance(model.hidden, tuple) else [model.hidden])))
+    ]
+    if model.ranks:
+        parts.append("input ranks " + "/".join(str(rank or "full") for rank in model.ranks))
+    if model.maps != ModelShape().maps:
+        parts.append("{} and {} maps".format(*model.maps))
+    return ", ".join(parts)
 
 
 def _streaming(description: ArtifactDescription) -> dict[str, Any]:

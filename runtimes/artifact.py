@@ -14,7 +14,7 @@ from ds2deploy.runtimes.engine_description import EngineDescription
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
-from ds2deploy.runtimes.geometry import TIME_STRIDE
+from ds2deploy.runtimes.geometry import CONV1, CONV2, TIME_STRIDE
 
 FORMAT_VERSION = 3
 STREAMS_SINCE = 3
@@ -26,7 +26,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Kind = Literal["offline", "streaming"]
 Input = Literal["features", "waveform"]
 
-MOST_UNITS, MOST_LAYERS = 65_536, 100
+MOST_UNITS, MOST_LAYERS, MOST_MAPS = 65_536, 100, 1024
 """Largest layer, and most layers. A damaged file may ask for more than the memory holds."""
 
 
@@ -35,7 +35,7 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         rnn: kind of the recurrent layers.
-        hidden: units of each recurrent layer, per direction.
+        hidden: units of each recurrent layer, per direction; a list gives each layer its own.
         layers: recurrent layers.
         bidirectional: both directions, summed; otherwise forward only, then a lookahead
             convolution.
@@ -43,28 +43,72 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             deepspeech.pytorch. Without effect on a bidirectional model.
         norm_eps: added to the variance in batch norms; 1e-5 in deepspeech.pytorch, where a unit
             that hardly moves is amplified up to 316 times, and what a device rounds with it.
+        ranks: rank of the input side of each recurrent layer, whose weights are then two factors;
+            0 leaves a layer whole. Empty: all layers are whole.
+        maps: feature maps of the two convolutions.
     """
 
     rnn: Literal["lstm", "gru", "rnn"] = "lstm"
-    hidden: int = 1024
+    hidden: int | tuple[int, ...] = 1024
     layers: int = 5
     bidirectional: bool = True
     lookahead: int = 20
     norm_eps: float = 1e-5
+    ranks: tuple[int, ...] = ()
+    maps: tuple[int, int] = (CONV1.maps, CONV2.maps)
 
     def __post_init__(self) -> None:
-        for name, most in (("hidden", MOST_UNITS), ("layers", MOST_LAYERS), ("lookahead", 1000)):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} = {getattr(self, name)}: expected at least 1")
-            if getattr(self, name) > most:
-                raise ConfigError(f"model.{name} = {getattr(self, name)}: expected at most {most}")
+        for name, most in (("layers", MOST_LAYERS), ("lookahead", 1000)):
+            self._check(name, getattr(self, name), 1, most)
+        for name in ("hidden", "ranks"):
+            values = getattr(self, name)
+            if isinstance(values, tuple) and len(values) not in (self.layers, 0):
+                raise ConfigError(
+                    f"model.{name} has {len(values)} numbers, model.layers = {self.layers}: "
+                    "expected one for each layer"
+                )
+        for name, values, least, most in (
+            ("hidden", self.units, 1, MOST_UNITS),
+            ("ranks", self.ranks, 0, MOST_UNITS),
+            ("maps", self.maps, 1, MOST_MAPS),
+        ):
+            if name == "hidden" and not values:
+                raise ConfigError("model.hidden = []: expected a number for each layer")
+            for value in values:
+                self._check(name, value, least, most)
+        if isinstance(self.hidden, tuple) and len(set(self.hidden)) == 1:
+            msgspec.structs.force_setattr(self, "hidden", self.hidden[0])
+        if not any(self.ranks):
+            msgspec.structs.force_setattr(self, "ranks", ())
         if not 0 < self.norm_eps < 1:
             raise ConfigError(f"model.norm_eps = {self.norm_eps}: expected between 0 and 1")
+
+    @staticmethod
+    def _check(name: str, value: int, least: int, most: int) -> None:
+        if value < least:
+            raise ConfigError(f"model.{name} = {value}: expected at least {least}")
+        if value > most:
+            raise ConfigError(f"model.{name} = {value}: expected at most {most}")
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Units of every recurrent layer, per direction."""
+        return (self.hidden,) * self.layers if isinstance(self.hidden, int) else self.hidden
+
+    @property
+    def input_ranks(self) -> tuple[int, ...]:
+        """Rank of the input side of every recurrent layer; 0 where it is whole."""
+        return self.ranks or (0,) * self.layers
 
     @property
     def lookahead_delay(self) -> int:
         """Frames by which the lookahead is behind, and that it keeps from before a block."""
         return 0 if self.bidirectional else self.lookahead - 1
+
+
+def is_compressed(model: ModelShape) -> bool:
+    """Tell whether a model has sizes that `compress` gives: by layer, ranks, or fewer maps."""
+    return model.ranks != () or model.maps != ModelShape().maps or not isinstance(model.hidden, int)
 
 
 class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -176,6 +220,10 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         for name in ("engine", "blocks", "statistics_from"):
             if plain[name] is None:
                 del plain[name]
+        usual = msgspec.to_builtins(ModelShape())
+        for name in ("ranks", "maps"):  # earlier versions read a model that has none
+            if plain["model"][name] == usual[name]:
+                del plain["model"][name]
         return json_text(plain)
 
 

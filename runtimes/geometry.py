@@ -81,9 +81,9 @@ def conv2_bins(bins: int) -> int:
     return (conv1_bins(bins) - 1) // CONV2.stride[0] + 1
 
 
-def conv_features(bins: int) -> int:
+def conv_features(bins: int, maps: int = CONV2.maps) -> int:
     """Features of an output frame that the first recurrent layer takes: 1312 of 161 bins."""
-    return CONV2.maps * conv2_bins(bins)
+    return maps * conv2_bins(bins)
 
 
 def window_delay(features: FeatureConfig) -> int:

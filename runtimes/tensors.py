@@ -174,12 +174,15 @@ def _states(description: ArtifactDescription, prefix: str) -> tuple[Tensor, ...]
     if description.input == "waveform":
         shapes[WAVEFORM] = (window_history(features),)
     shapes[FEATURES] = (1, features.bins, CONV1.history)
-    shapes["conv1"] = (CONV1.maps, conv1_bins(features.bins), CONV2.history)
-    shapes["rnn"] = (model.layers, model.hidden)
+    shapes["conv1"] = (model.maps[0], conv1_bins(features.bins), CONV2.history)
+    if isinstance(model.hidden, int):
+        shapes["rnn"] = (model.layers, model.hidden)
+    else:  # layer after layer
+        shapes["rnn"] = (sum(model.units),)
     if model.rnn == "lstm":
         shapes["cell"] = shapes["rnn"]
     if model.lookahead_delay:
-        shapes["lookahead"] = (model.hidden, model.lookahead_delay)
+        shapes["lookahead"] = (model.units[-1], model.lookahead_delay)
     return tuple(
         Tensor(prefix + name, "float32", (BATCH, *shape)) for name, shape in shapes.items()
     )

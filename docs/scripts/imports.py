@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__", "cli", "demo", "serve", "bulk", "bench", "doctor", "environment", "inspection"),
     ("export",),
     ("training",),
+    ("compression",),
     ("loading",),
     ("data", "language_models", "model"),
     ("config", "recipes", "heartbeat", "output", "text_files", "version"),
@@ -25,7 +26,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """Layers from top to bottom; a module may import from its own layer and from lower ones."""
 
-COLORS = ("#c7d2fe", "#fde68a", "#bbf7d0", "#e9d5ff", "#fecaca", "#e5e7eb", "#bae6fd")
+COLORS = (
+    "#c7d2fe", "#fde68a", "#bbf7d0", "#fed7aa", "#e9d5ff", "#fecaca", "#e5e7eb", "#bae6fd",
+)  # fmt: skip
 """Fill colours of the boxes, by layer."""
 
 Graph = dict[str, set[str]]

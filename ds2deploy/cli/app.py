@@ -14,6 +14,7 @@ import typer
 
 from ds2deploy.cli.bench import bench
 from ds2deploy.cli.bulk import bulk
+from ds2deploy.cli.compress import compress
 from ds2deploy.cli.demo import demo
 from ds2deploy.cli.doctor import doctor
 from ds2deploy.cli.errors import BAD_INPUT, ErrorsInOneLine, complain
@@ -32,8 +33,8 @@ from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
 COMMANDS = (
-    prepare, train, evaluate, export, verify, lm, tune, transcribe, bulk, serve, bench, inspect,
-    doctor, demo,
+    prepare, train, evaluate, compress, export, verify, lm, tune, transcribe, bulk, serve, bench,
+    inspect, doctor, demo,
 )  # fmt: skip
 
 app = typer.Typer(

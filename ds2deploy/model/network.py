@@ -44,16 +44,13 @@ class DeepSpeech2(nn.Module):
     def __init__(self, shape: ModelShape, bins: int = 161, labels: int = 29) -> None:
         super().__init__()
         self.shape, self.bins, self.labels = shape, bins, labels
-        self.conv = MaskedConvolutions(shape.norm_eps)
-        sizes = [conv_features(bins)] + [shape.hidden] * (shape.layers - 1)
-        self.rnns = nn.ModuleList(
-            RecurrentLayer(shape, size, normalize=i > 0) for i, size in enumerate(sizes)
-        )
-        self.lookahead = (
-            None if shape.bidirectional else Lookahead(shape.hidden, context=shape.lookahead)
-        )
-        self.output_norm = nn.BatchNorm1d(shape.hidden, shape.norm_eps)
-        self.output = nn.Linear(shape.hidden, labels, bias=False)
+        self.conv = MaskedConvolutions(shape.norm_eps, shape.maps)
+        sizes = [conv_features(bins, shape.maps[1]), *shape.units]
+        self.rnns = nn.ModuleList(RecurrentLayer(shape, sizes[i], i) for i in range(shape.layers))
+        units = sizes[-1]
+        self.lookahead = None if shape.bidirectional else Lookahead(units, context=shape.lookahead)
+        self.output_norm = nn.BatchNorm1d(units, shape.norm_eps)
+        self.output = nn.Linear(units, labels, bias=False)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the log-probabilities of the labels.
@@ -89,17 +86,19 @@ class MaskedConvolutions(nn.Module):
 
     Args:
         eps: epsilon of the batch norms.
+        maps: feature maps of both.
     """
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps: float, maps: tuple[int, int] = (CONV1.maps, CONV2.maps)) -> None:
         super().__init__()
+        first, second = maps
         self.layers = nn.ModuleList(
             [
-                FourierConv2d(1, CONV1.maps, CONV1.kernel, CONV1.stride, CONV1.padding),
-                nn.BatchNorm2d(CONV1.maps, eps),
+                FourierConv2d(1, first, CONV1.kernel, CONV1.stride, CONV1.padding),
+                nn.BatchNorm2d(first, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
-                FourierConv2d(CONV1.maps, CONV2.maps, CONV2.kernel, CONV2.stride, CONV2.padding),
-                nn.BatchNorm2d(CONV2.maps, eps),
+                FourierConv2d(first, second, CONV2.kernel, CONV2.stride, CONV2.padding),
+                nn.BatchNorm2d(second, eps),
                 nn.Hardtanh(0.0, LARGEST_ACTIVATION, inplace=True),
             ]
         )
@@ -119,32 +118,43 @@ class MaskedConvolutions(nn.Module):
 class RecurrentLayer(nn.Module):
     """Batch norm over frames (except in the first layer), then an RNN whose directions are summed.
 
+    The input side of a layer with a rank is two factors: a projection that both directions share
+    (Kliegl et al., 2017), and the RNN's own input weights.
+
     Args:
-        shape: kind, hidden size and directions of the RNN.
+        shape: kind, sizes and directions of the RNN.
         inputs: number of input features of a frame.
-        normalize: True adds the batch norm.
+        index: position among the recurrent layers, from 0; the first one has no batch norm.
 
     Attributes:
+        projection: first factor, without bias; None for a layer without a rank.
         packed: True packs sequences; None packs them if that is faster.
     """
 
     packed: bool | None = None
 
-    def __init__(self, shape: ModelShape, inputs: int, normalize: bool) -> None:
+    def __init__(self, shape: ModelShape, inputs: int, index: int) -> None:
         super().__init__()
-        self.batch_norm = nn.BatchNorm1d(inputs, shape.norm_eps) if normalize else None
-        self.rnn = CELLS[shape.rnn](inputs, shape.hidden, bidirectional=shape.bidirectional)
+        self.batch_norm = nn.BatchNorm1d(inputs, shape.norm_eps) if index else None
+        rank, units = shape.input_ranks[index], shape.units[index]
+        self.projection = nn.Linear(inputs, rank, bias=False) if rank else None
+        self.rnn = CELLS[shape.rnn](rank or inputs, units, bidirectional=shape.bidirectional)
         if shape.rnn == "lstm":
             self._begin_by_remembering()
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map (time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
-        if self.batch_norm is not None:
-            x = over_frames(self.batch_norm, x)
+        x = self.prepared(x)
         packed = x.is_cuda if self.packed is None else self.packed
         outputs = self._packed(x, lengths) if packed else run_unpacked(self.rnn, x, lengths)
         padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
         return outputs.masked_fill(padded[:, :, None], 0.0)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Apply batch norm and projection to x (time, batch, inputs): the input of the RNN."""
+        if self.batch_norm is not None:
+            x = over_frames(self.batch_norm, x)
+        return x if self.projection is None else self.projection(x)
 
     def _begin_by_remembering(self) -> None:
         """Open the forget gates initially, which speeds up learning (Jozefowicz et al., 2015)."""

@@ -73,9 +73,10 @@ class StreamingNetwork(nn.Module):
         padded = ~valid.T[:, :, None]
         skipped = (CONV2_DELAY - start[:, 0]).clamp(0, frames // TIME_STRIDE)
         hidden, cells = state["rnn"].clone(), state.get("cell", state["rnn"]).clone()
-        for index, layer in enumerate(self.network.rnns):
+        parts = zip(self._by_layer(hidden), self._by_layer(cells), strict=True)
+        for layer, states_of_layer in zip(self.network.rnns, parts, strict=True):
             assert isinstance(layer, RecurrentLayer)
-            x = _recur(layer, x, (hidden[:, index], cells[:, index]), skipped)
+            x = _recur(layer, x, states_of_layer, skipped)
             x = x.masked_fill(padded, 0.0)
         state["rnn"] = hidden
         if "cell" in state:
@@ -86,6 +87,12 @@ class StreamingNetwork(nn.Module):
         log_probs = F.log_softmax(at_least_float32(x), dim=-1).transpose(0, 1)
         following = (state[name] for name in self._states)
         return log_probs, output_lengths, position + frames, *following
+
+    def _by_layer(self, states: Tensor) -> tuple[Tensor, ...]:
+        """Return views (batch, hidden) of the states of all layers."""
+        if states.dim() == 3:
+            return states.unbind(1)
+        return torch.split(states, list(self.network.shape.units), dim=1)
 
 
 def torch_session(checkpoint: Checkpoint, device: str = "cpu") -> TorchSession:
@@ -157,8 +164,7 @@ def _recur(
 
     Frames before the first of a stream are skipped, because they must not change its state.
     """
-    if layer.batch_norm is not None:
-        x = over_frames(layer.batch_norm, x)
+    x = layer.prepared(x)
     outputs = x.new_zeros(*x.shape[:2], layer.rnn.hidden_size)
     for first in set(skipped.tolist()):
         streams = (skipped == first).nonzero()[:, 0]

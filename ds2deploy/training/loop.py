@@ -24,6 +24,7 @@ from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
 from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder, steps_of
+from ds2deploy.training.teacher import TEACHER, Teacher, distillation_loss, trace_norm
 from ds2deploy.training.validation import validate
 
 MOST_SKIPPED = 40
@@ -46,6 +47,7 @@ class TrainingLoop:
         folder: folder of the run.
         progress: display of the training.
         initial: state from which the training starts or resumes.
+        teacher: network to learn from; None without one.
 
     Attributes:
         point: position in the training, which advances with every batch.
@@ -59,6 +61,7 @@ class TrainingLoop:
         folder: RunFolder,
         progress: TrainingProgress,
         initial: InitialState,
+        teacher: Teacher | None = None,
     ) -> None:
         training = recipe.training
         self.recipe, self.point, self._progress = recipe, initial.point, progress
@@ -73,6 +76,9 @@ class TrainingLoop:
             optimizer, recipe, lambda: self.point.epochs_done(self._batches, training.accumulate)
         )
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
+        self._teacher = teacher
+        if teacher is not None:
+            teacher.network.to(self._fabric.device)
         if initial.document is not None:
             restore(optimizer, self._schedule, initial.document, training)
             self._fabric.strategy.precision.load_state_dict(initial.document["precision"])
@@ -129,6 +135,13 @@ class TrainingLoop:
             with self._fabric.autocast():
                 log_probs, lengths = self._network(batch.features, batch.lengths)
                 loss = ctc_loss(log_probs, lengths, batch) * batch.scale
+                if self._teacher is not None:
+                    taught = self._teacher.log_probs(batch)
+                    divergence = distillation_loss(log_probs, taught, lengths) * batch.scale
+                    loss = loss + self.recipe.training.teacher_weight * divergence
+            if self.recipe.training.trace_norm:
+                norm = trace_norm(self._network.module)
+                loss = loss + self.recipe.training.trace_norm * norm
             value = float(loss.detach())
             # With several processes, do not end here: the gradients of all become NaN and end them.
             if not math.isfinite(value) and self._fabric.world_size == 1:
@@ -249,6 +262,7 @@ class TrainingLoop:
             "precision": self._fabric.strategy.precision.state_dict(),
             "global_step": self.point.step,
             "position": msgspec.to_builtins(self.point),
+            **({} if self._teacher is None else {TEACHER: self._teacher.sha256}),
         }
 
     def _diverged(self, what: str) -> TrainingError:

@@ -12,7 +12,6 @@ from ds2deploy.model.checkpoint import read_document, read_recipe
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.model.weights import load_network
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
-from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.training.report import REPORT
 from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
 
@@ -81,11 +80,11 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
     return InitialState(point, unvalidated, document, network)
 
 
-def begun_features(folder: RunFolder) -> FeatureConfig | None:
-    """Read the feature settings of the training to resume; `begin` checks the rest of the file."""
+def begun_recipe(folder: RunFolder) -> Recipe | None:
+    """Read the recipe of the training that is resumed; `begin` checks the rest of the file."""
     last = folder.path / LAST
     document = read_document(last) if last.is_file() else None
-    return None if document is None else read_recipe(document, last).features
+    return None if document is None else read_recipe(document, last)
 
 
 def _point(document: dict[str, Any], last: Path) -> ResumePoint:

@@ -19,7 +19,9 @@ from ds2deploy.heartbeat import Heartbeat, heartbeat
 from ds2deploy.model.checkpoint import Checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.weights import build_network
+from ds2deploy.output import print_error
 from ds2deploy.runtimes.alphabet import Alphabet
+from ds2deploy.runtimes.artifact import is_compressed
 from ds2deploy.runtimes.errors import ConfigError, require
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.session import usable_cores
@@ -29,8 +31,9 @@ from ds2deploy.training.memory import bound_primitive_cache, keep_freed_memory
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import BROKEN_SHARE
 from ds2deploy.training.report import write_report
-from ds2deploy.training.resuming import begin, begun_features
+from ds2deploy.training.resuming import begin, begun_recipe
 from ds2deploy.training.run_folder import RunFolder
+from ds2deploy.training.teacher import TEACHER, check_features, check_same_teacher, load_teacher
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
@@ -68,14 +71,24 @@ def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
     if recipe.training.tensorboard:
         require("tensorboard", "train")
     check_noise(recipe.augment)
-    features = begun_features(folder) if resume else None
-    start = _load_start(recipe) if features is None else None
+    begun = begun_recipe(folder) if resume else None
+    start = _load_start(recipe) if begun is None else None
     if start is not None:
-        features = start.recipe.features
+        begun = start.recipe
+    if recipe.training.start and begun is not None:
+        recipe = _with_compressed_shape(recipe, begun)
+    teacher = load_teacher(recipe)
+    features = begun.features if begun is not None else None
+    if features is None and teacher is not None:
+        features = teacher.features
     lines.tell("reading the data")
     cuts, recipe = _load_data(recipe, features)
     lines.tell("setting up")
+    if teacher is not None:
+        check_features(teacher, recipe)
     initial = begin(folder, recipe, resume)
+    if initial.document is not None:
+        check_same_teacher(teacher, recipe, initial.document.get(TEACHER))
     if recipe.training.threads:
         torch.set_num_threads(min(recipe.training.threads, usable_cores()))
     lightning.seed_everything(recipe.training.seed, workers=True, verbose=False)
@@ -88,7 +101,7 @@ def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
         network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress = TrainingProgress(recipe.training.epochs, lines)
     with worker_failures(recipe.data.workers):
-        TrainingLoop(recipe, network, cuts, folder, progress, initial).run()
+        TrainingLoop(recipe, network, cuts, folder, progress, initial, teacher).run()
     if recipe.training.report and is_main_process():
         write_report(folder, recipe)
     return folder.best_metrics()
@@ -100,6 +113,8 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
     if not path:
         return None
     start = load_checkpoint(path)
+    if is_compressed(start.recipe.model):
+        recipe = _with_compressed_shape(recipe, start.recipe, quiet=True)
     given = msgspec.structs.replace(start.recipe.model, norm_eps=recipe.model.norm_eps)
     for name, theirs, ours in (
         ("labels", start.recipe.labels, recipe.labels),
@@ -112,6 +127,18 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
                 "the same, or omit training.start"
             )
     return start
+
+
+def _with_compressed_shape(recipe: Recipe, begun: Recipe, quiet: bool = False) -> Recipe:
+    """Take the sizes of a compressed model, which a recipe written for the whole one has not."""
+    sizes = {name: getattr(begun.model, name) for name in ("hidden", "ranks", "maps")}
+    if not is_compressed(begun.model) or len(begun.model.units) != recipe.model.layers:
+        return recipe
+    changed = recipe.changed("model", **sizes)
+    if changed.model != recipe.model and not quiet and is_main_process():
+        taken = ", ".join(f"model.{name} = {value}" for name, value in sizes.items())
+        print_error(f"training.start = {recipe.training.start}: its sizes are taken, {taken}")
+    return changed
 
 
 def _load_data(

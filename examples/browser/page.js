@@ -1,78 +1,70 @@
-// The page: a recording or the microphone, and the text while it is recognised.
+// The page: a model, then a recording or the microphone; text as it comes.
 
-import { load } from "./recognizer.js";
+import { Recognizer } from "./recognizer.js";
 
-const PIECE_S = 0.1;
 const element = (id) => document.getElementById(id);
-const url = new URLSearchParams(location.search).get("model") ?? "models/model.streaming.waveform.onnx";
+const [model, audio, microphone, state, text] = ["model", "audio", "microphone", "state", "text"].map(element);
+const WORKLET = `registerProcessor("tap", class extends AudioWorkletProcessor {
+  process([[samples]]) { if (samples) this.port.postMessage(samples.slice()); return true; }
+});`;
 
-function show(text, status) {
-  element("text").textContent = text;
-  element("status").textContent = status;
-}
+let recognizer, live;
+model.disabled = false;
 
-async function recogniseFile(recognizer, file) {
-  // decodeAudioData converts any format that the browser knows to the rate of the context.
-  const context = new OfflineAudioContext(1, 1, recognizer.sampleRate);
-  const audio = await context.decodeAudioData(await file.arrayBuffer());
-  const samples = audio.getChannelData(0);
+model.onchange = () => show(async () => {
+  state.textContent = "Loading the model ...";
+  recognizer = await Recognizer.open(await model.files[0].arrayBuffer());
+  audio.disabled = microphone.disabled = false;
+  state.textContent = `Ready: ${recognizer.sampleRate} Hz, blocks of ${(1000 * recognizer.block) / recognizer.sampleRate} ms.`;
+});
+
+audio.onchange = () => show(async () => {
+  state.textContent = "Recognising ...";
+  const context = new OfflineAudioContext(1, 1, recognizer.sampleRate); // it resamples
+  const decoded = await context.decodeAudioData(await audio.files[0].arrayBuffer());
+  const samples = decoded.getChannelData(0);
   const stream = recognizer.stream();
-  const piece = Math.round(PIECE_S * recognizer.sampleRate);
-  const started = performance.now();
-  for (let start = 0; start < samples.length; start += piece) {
-    show(await stream.accept(samples.subarray(start, start + piece)), "Recognising");
+  for (let start = 0; start < samples.length; start += 4000) {
+    text.textContent = await stream.accept(samples.subarray(start, start + 4000));
   }
-  const text = await stream.finish();
-  const seconds = (performance.now() - started) / 1000;
-  show(text, `Done: ${audio.duration.toFixed(2)} s of audio in ${seconds.toFixed(2)} s`);
-}
+  text.textContent = await stream.finish();
+  state.textContent = `Done: ${decoded.duration.toFixed(1)} s of audio.`;
+});
 
-async function openMicrophone(recognizer) {
-  const media = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
+microphone.onclick = () => show(live ? stop : start);
+
+async function start() {
+  const source = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext({ sampleRate: recognizer.sampleRate });
-  await context.audioWorklet.addModule("microphone.js");
-  const node = new AudioWorkletNode(context, "microphone");
+  await context.audioWorklet.addModule(URL.createObjectURL(new Blob([WORKLET], { type: "text/javascript" })));
+  const tap = new AudioWorkletNode(context, "tap");
   const stream = recognizer.stream();
-  node.port.onmessage = async ({ data }) => show(await stream.accept(data), "Listening");
-  context.createMediaStreamSource(media).connect(node);
-  return async () => {
-    node.port.onmessage = null;
-    media.getTracks().forEach((track) => track.stop());
-    await context.close();
-    show(await stream.finish(), "Done");
+  let work = Promise.resolve(); // pieces one after the other
+  tap.port.onmessage = ({ data }) => {
+    work = work.then(async () => { text.textContent = await stream.accept(data); });
   };
+  context.createMediaStreamSource(source).connect(tap);
+  live = { source, context, stream, tap, settled: () => work };
+  microphone.textContent = "Stop the microphone";
+  state.textContent = "Listening ...";
 }
 
-/** Run an action, and show its error. */
-function guard(action) {
-  return async (event) => {
-    try {
-      await action(event);
-    } catch (error) {
-      element("status").textContent = error.message;
-    }
-  };
+async function stop() {
+  const { source, context, stream, tap, settled } = live;
+  live = undefined;
+  tap.port.onmessage = null;
+  source.getTracks().forEach((track) => track.stop());
+  await context.close();
+  await settled();
+  text.textContent = await stream.finish();
+  microphone.textContent = "Start the microphone";
+  state.textContent = "Done.";
 }
 
-let stop = null;
-
-await guard(async () => {
-  const recognizer = await load(url);
-  element("file").onchange = guard(async ({ target }) => {
-    element("file").disabled = true;
-    try {
-      await recogniseFile(recognizer, target.files[0]);
-    } finally {
-      element("file").disabled = false;
-    }
-  });
-  element("microphone").onclick = guard(async () => {
-    const before = stop;
-    stop = null;
-    if (before) await before();
-    else stop = await openMicrophone(recognizer);
-    element("microphone").textContent = stop ? "Stop" : "Microphone";
-  });
-  element("file").disabled = element("microphone").disabled = false;
-  show("", `Ready: ${url}, ${recognizer.sampleRate} Hz`);
-})();
+async function show(work) {
+  try {
+    await work();
+  } catch (error) {
+    state.textContent = error.message;
+  }
+}

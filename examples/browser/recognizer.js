@@ -1,188 +1,128 @@
-// Streaming speech recognition in a page: one ONNX file and onnxruntime-web, nothing else.
+// Speech recognition in the browser: a streaming waveform artifact on onnxruntime-web.
 //
-// The file is an artifact of `ds2deploy export --streaming --waveform`: the graph computes features,
-// network and streaming state; labels, sample rate and block layout are in its metadata.
+// The artifact is whole: features, network and states are in the graph, labels and block size in
+// its metadata. Nothing leaves the page.
 
-import * as ort from "onnxruntime-web/wasm";
+import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
+
+ort.env.wasm.numThreads = 1; // more need headers of the server (cross-origin isolation)
 
 const BLANK = 0;
-const ARRAYS = { float32: Float32Array, int64: BigInt64Array };
 
-/** Load an artifact from a URL; throws an Error that names the URL and the remedy. */
-export async function load(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url}: HTTP status ${response.status}; see README.md`);
-  const bytes = new Uint8Array(await response.arrayBuffer());
-  const description = readDescription(bytes);
-  if (description.kind !== "streaming" || description.input !== "waveform") {
-    throw new Error(`${url}: not a streaming waveform model; ds2deploy export --streaming --waveform`);
+/** A model, opened from the bytes of `model.streaming.waveform.onnx`. */
+export class Recognizer {
+  /** @param {ArrayBuffer} bytes */
+  static async open(bytes) {
+    const facts = readDescription(new Uint8Array(bytes));
+    if (facts.kind !== "streaming" || facts.input !== "waveform") {
+      throw new Error("This file is not a streaming waveform artifact: export --streaming --waveform.");
+    }
+    return new Recognizer(await ort.InferenceSession.create(bytes), facts);
   }
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-  return new Recognizer(session, description);
-}
 
-/** A model. `sampleRate` is the rate that its streams expect, in Hz. */
-class Recognizer {
-  constructor(session, description) {
+  constructor(session, facts) {
     this.session = session;
-    this.labels = [...description.labels];
-    this.outputDelay = description.blocks.output_delay;
-    this.sampleRate = description.features.sample_rate;
-    this.inputs = new Map(session.inputMetadata.map((input) => [input.name, input]));
-    this.blockSize = this.inputs.get("waveform").shape[1];
+    this.labels = [...facts.labels];
+    this.delay = facts.blocks.output_delay;
+    this.sampleRate = facts.features.sample_rate;
+    this.inputs = Object.fromEntries(session.inputMetadata.map((one) => [one.name, one]));
+    this.block = this.inputs.waveform.shape[1];
   }
 
-  /** Start a stream. */
+  /** Begin a stream. */
   stream() {
     return new Stream(this);
   }
-
-  /** Zeros for every state tensor of a new stream. */
-  newState() {
-    const state = {};
-    for (const [name, { type, shape }] of this.inputs) {
-      if (!name.startsWith("state.")) continue;
-      const dimensions = [1, ...shape.slice(1)];
-      const size = dimensions.reduce((product, one) => product * one, 1);
-      state[name] = new ort.Tensor(type, new ARRAYS[type](size), dimensions);
-    }
-    return state;
-  }
 }
 
-/** One utterance. Calls may overlap: they are processed in their order. */
+/** One utterance, block by block. */
 class Stream {
   constructor(recognizer) {
     this.recognizer = recognizer;
-    this.state = recognizer.newState();
-    this.waiting = new Float32Array(0); // samples of a block that is not full yet
-    this.received = 0; // samples that the network has processed
-    this.skip = recognizer.outputDelay; // output rows before the first frame
-    this.frames = 0;
+    this.states = {};
+    for (const [name, { type, shape }] of Object.entries(recognizer.inputs)) {
+      if (name.startsWith("state.")) this.states[name] = zeros(type, shape.slice(1));
+    }
+    this.waiting = new Float32Array(0);
+    this.received = 0;
+    this.begun = 0; // samples of the blocks that were run
+    this.rows = 0; // rows of log-probabilities, from before the first output frame on
     this.last = BLANK;
-    this.letters = "";
-    this.work = Promise.resolve();
+    this.text = "";
   }
 
-  /** Process samples, a Float32Array in [-1, 1]; resolves to the text so far. */
-  accept(samples) {
-    return this.#inTurn(() => this.#take(samples));
-  }
-
-  /** End the utterance; resolves to its whole text. */
-  finish() {
-    return this.#inTurn(() => this.#end());
-  }
-
-  get text() {
-    return this.letters.split(" ").filter(Boolean).join(" ");
-  }
-
-  #inTurn(step) {
-    const result = this.work.then(step).then(() => this.text);
-    this.work = result.catch(() => {});
-    return result;
-  }
-
-  async #take(samples) {
-    const size = this.recognizer.blockSize;
+  /** Take samples in [-1, 1] at the model's rate; `text` is up to date afterwards. */
+  async accept(samples) {
+    this.received += samples.length;
     const joined = new Float32Array(this.waiting.length + samples.length);
     joined.set(this.waiting);
     joined.set(samples, this.waiting.length);
-    let start = 0;
-    for (; start + size <= joined.length; start += size) {
-      this.received += size;
-      await this.#run(joined.slice(start, start + size), this.received);
-    }
-    this.waiting = joined.slice(start);
+    this.waiting = joined;
+    // A full last block waits: only with its successor, or the end, is its length known.
+    while (this.waiting.length > this.recognizer.block) await this.#step(null);
+    return this.text;
   }
 
-  async #end() {
-    const total = this.received + this.waiting.length;
-    if (!total) return;
-    const block = new Float32Array(this.recognizer.blockSize);
-    block.set(this.waiting);
-    // Blocks of zeros follow the last samples until the network has put out every frame.
-    let outputLength = await this.#run(block, total);
-    while (this.frames < outputLength) {
-      outputLength = await this.#run(new Float32Array(this.recognizer.blockSize), total);
-    }
+  /** End the audio, and return the text. */
+  async finish() {
+    let frames = Infinity;
+    while (this.rows < frames + this.recognizer.delay) frames = await this.#step(this.received);
+    return this.text.trim().replace(/\s+/g, " ");
   }
 
-  /** Run one block; `length` counts the samples from the start of the stream to its end, or to the
-   * end of this block while it is open. Returns the number of output frames up to there. */
-  async #run(block, length) {
-    const found = await this.recognizer.session.run({
-      waveform: new ort.Tensor("float32", block, [1, block.length]),
+  /** Run a block; `total` is the number of samples of a stream that has ended. */
+  async #step(total) {
+    const { session, block, labels, delay } = this.recognizer;
+    const piece = new Float32Array(block);
+    piece.set(this.waiting.subarray(0, block));
+    this.waiting = this.waiting.slice(block);
+    this.begun += block;
+    const ended = total !== null && this.begun >= total;
+    const length = ended ? total : this.begun; // of an open stream: the end of the block
+    const found = await session.run({
+      waveform: new ort.Tensor("float32", piece, [1, block]),
       lengths: new ort.Tensor("int64", BigInt64Array.of(BigInt(length)), [1]),
-      ...this.state,
+      ...this.states,
     });
-    for (const name of Object.keys(this.state)) {
-      this.state[name] = found[name.replace("state.", "next.")];
+    for (const name of Object.keys(this.states)) {
+      this.states[name] = found[`next.${name.slice("state.".length)}`];
     }
-    const outputLength = Number(found.output_lengths.data[0]);
-    this.#decode(found.log_probs, outputLength);
-    return outputLength;
-  }
-
-  /** Greedy CTC: the best label of each frame, without repetitions and blanks. */
-  #decode({ data, dims: [, rows, labels] }, outputLength) {
-    for (let row = 0; row < rows; row++) {
-      if (this.skip > 0) {
-        this.skip--;
-        continue;
-      }
-      if (this.frames === outputLength) return;
-      const scores = data.subarray(row * labels, (row + 1) * labels);
-      const best = scores.indexOf(Math.max(...scores));
-      if (best !== BLANK && best !== this.last) this.letters += this.recognizer.labels[best];
+    const frames = ended ? Number(found.output_lengths.data[0]) : Infinity;
+    const [, rows, count] = found.log_probs.dims;
+    for (let row = 0; row < rows; row++, this.rows++) {
+      if (this.rows < delay || this.rows >= frames + delay) continue;
+      const best = largest(found.log_probs.data.subarray(row * count, (row + 1) * count));
+      if (best !== BLANK && best !== this.last) this.text += labels[best];
       this.last = best;
-      this.frames++;
     }
+    return frames;
   }
 }
 
-/** Read the description of an artifact; an empty one for another file. */
+function largest(values) {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i;
+  return best;
+}
+
+function zeros(type, shape) {
+  const size = shape.reduce((product, one) => product * one, 1);
+  const half = globalThis.Float16Array ?? Uint16Array;
+  const Kind = { float32: Float32Array, float16: half, int64: BigInt64Array }[type];
+  return new ort.Tensor(type, new Kind(size), [1, ...shape]);
+}
+
+/** Read the description: the value beside the key "ds2deploy" in the metadata at the file's end. */
 function readDescription(bytes) {
-  try {
-    return JSON.parse(readMetadata(bytes).get("ds2deploy"));
-  } catch {
-    return {};
+  const key = new TextEncoder().encode("ds2deploy\x12"); // the key, then field 2: the value
+  for (let at = bytes.length - key.length; at >= 0; at--) {
+    if (!key.every((value, i) => bytes[at + i] === value)) continue;
+    let [size, shift, start] = [0, 0, at + key.length];
+    do {
+      size += (bytes[start] & 0x7f) * 2 ** shift;
+      shift += 7;
+    } while (bytes[start++] & 0x80);
+    return JSON.parse(new TextDecoder().decode(bytes.subarray(start, start + size)));
   }
-}
-
-/** Read `metadata_props` (field 14) of an ONNX file, a protocol buffer, without its graph. */
-function readMetadata(bytes) {
-  const entries = new Map();
-  for (const [field, content] of readFields(bytes)) {
-    if (field !== 14) continue;
-    const texts = [...readFields(content)].map(([, text]) => new TextDecoder().decode(text));
-    entries.set(texts[0], texts[1]);
-  }
-  return entries;
-}
-
-/** Yield the number and content of every length-delimited field; skip the others. */
-function* readFields(bytes) {
-  let at = 0;
-  const readNumber = () => {
-    let number = 0;
-    for (let scale = 1; ; scale *= 128) {
-      const byte = bytes[at++];
-      number += (byte & 127) * scale;
-      if (!(byte & 128)) return number;
-    }
-  };
-  while (at < bytes.length) {
-    const tag = readNumber();
-    const kind = tag % 8;
-    if (kind === 0) readNumber();
-    else if (kind === 1) at += 8;
-    else if (kind === 5) at += 4;
-    else if (kind === 2) {
-      const length = readNumber();
-      yield [Math.floor(tag / 8), bytes.subarray(at, at + length)];
-      at += length;
-    } else throw new Error("not an ONNX file");
-  }
+  throw new Error("This file is not an artifact of ds2deploy.");
 }

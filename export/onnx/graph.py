@@ -60,7 +60,7 @@ def build_graph(deploy: DeployModel, description: ArtifactDescription) -> onnx.M
         valid = time.valid_frames(layer, x, output_lengths)
         mask = g.node("Unsqueeze", f"conv{layer}/maps", valid, g.integers(1, 2))
         x = g.node("Mul", f"conv{layer}/mask", x, mask)
-    rows = conv_features(deploy.bins)
+    rows = conv_features(deploy.bins, deploy.shape.maps[1])
     x = g.node("Reshape", "rnn/rows", x, g.integers(0, rows, -1))
     x = g.node("Transpose", "rnn/time_first", x, perm=[2, 0, 1])
     time_first = g.node("Transpose", "valid/time_first", valid, perm=[1, 0])
@@ -109,12 +109,22 @@ def _recurrent_layers(
     gate = g.node("Mul", "valid/columns", flag, g.weight("valid/first_column", first))
     for index, weights in enumerate(deploy.recurrences, start=1):
         name = f"rnn{index}"
+        factor = deploy.projections[index - 1]
+        if factor is not None:
+            x = g.node("MatMul", f"{name}/project", x, g.weight(f"{name}/projection", factor))
         x = g.node("Concat", f"{name}/input", x, gate, axis=2)
         arrays = [g.weight(f"{name}/{key}", array) for key, array in weights._asdict().items()]
         inputs = [*arrays, "", *time.initial_states(index, x)]  # the operator's sequence_lens
         states = time.final_states(index)
         x = recurrent_operator(
-            g, shape, OPERATORS[shape.rnn], name, [x, *inputs], states, **options
+            g,
+            shape,
+            shape.units[index - 1],
+            OPERATORS[shape.rnn],
+            name,
+            [x, *inputs],
+            states,
+            **options,
         )
         if index < len(deploy.recurrences) or deploy.lookahead is not None:
             x = g.node("Mul", f"{name}/mask", x, mask)
@@ -133,7 +143,7 @@ def _labels(g: GraphBuilder, deploy: DeployModel, time: TimeAxis, x: str) -> Non
         weight = g.weight("lookahead/weight", deploy.lookahead)
         ahead = deploy.lookahead.shape[2] - 1
         x, pads = time.beside("lookahead", x, axis=2, before=0, after=ahead)
-        x = g.node("Conv", "lookahead", x, weight, group=deploy.shape.hidden, pads=pads)
+        x = g.node("Conv", "lookahead", x, weight, group=deploy.shape.units[-1], pads=pads)
         x = _hardtanh(g, "lookahead/clip", x)
     x = g.raised("output/cast", x)
     order = [1, 0, 2] if deploy.lookahead is None else [0, 2, 1]

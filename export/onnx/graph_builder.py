@@ -148,6 +148,7 @@ def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
 def recurrent_operator(
     g: GraphBuilder,
     shape: ModelShape,
+    units: int,
     operator: str,
     name: str,
     inputs: list[str],
@@ -158,7 +159,8 @@ def recurrent_operator(
 
     Args:
         g: the graph.
-        shape: hidden size and directions.
+        shape: directions.
+        units: units of the layer, per direction.
         operator: its type.
         name: name of the layer.
         inputs: inputs of the operator, the frames first.
@@ -170,7 +172,7 @@ def recurrent_operator(
         name,
         (name, *states),
         *inputs,
-        hidden_size=shape.hidden,
+        hidden_size=units,
         direction="bidirectional" if shape.bidirectional else "forward",
         **attributes,
     )

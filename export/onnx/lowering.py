@@ -69,6 +69,7 @@ class Recurrence(NamedTuple):
 class DeployModel(NamedTuple):
     """All arrays of the deployed network, in the order in which they are used.
 
+    projections are (inputs, rank) each, or None where the input side of a layer is whole;
     lookahead is (hidden, 1, context), output_weight (hidden, labels), output_bias (labels,).
     """
 
@@ -77,6 +78,7 @@ class DeployModel(NamedTuple):
     labels: int
     convolutions: tuple[ConvolutionWeights, ...]
     recurrences: tuple[Recurrence, ...]
+    projections: tuple[Array | None, ...]
     lookahead: Array | None
     output_weight: Array
     output_bias: Array
@@ -99,6 +101,7 @@ def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
         labels=network.labels,
         convolutions=(_convolution(conv1, norm1), _convolution(conv2, norm2)),
         recurrences=tuple(_recurrence(layer, network.shape, columns) for layer in layers),
+        projections=tuple(map(_projection, layers)),
         lookahead=None if network.lookahead is None else _array(network.lookahead.conv.weight),
         output_weight=_scaled(output, scale).T,
         output_bias=output @ shift,
@@ -127,6 +130,16 @@ def _recurrence(layer: RecurrentLayer, shape: ModelShape, columns: bool) -> Recu
     return Recurrence(*(np.stack(arrays) for arrays in zip(*directions, strict=True)))
 
 
+def _projection(layer: RecurrentLayer) -> Array | None:
+    """First factor of the input side, its batch norm's scale folded in: (inputs, rank)."""
+    if layer.projection is None:
+        return None
+    factor = _array(layer.projection.weight)
+    if layer.batch_norm is not None:
+        factor = _scaled(factor, _scale_shift(layer.batch_norm)[0])
+    return np.ascontiguousarray(factor.T)
+
+
 def _direction(
     layer: RecurrentLayer, kind: str, suffix: str, with_columns: bool
 ) -> tuple[Array, Array, Array]:
@@ -138,8 +151,11 @@ def _direction(
     input_bias, state_bias = stacked("bias_ih"), stacked("bias_hh")
     if layer.batch_norm is not None:
         scale, shift = _scale_shift(layer.batch_norm)
-        input_bias = input_bias + W @ shift
-        W = _scaled(W, scale)
+        if layer.projection is None:
+            input_bias = input_bias + W @ shift
+            W = _scaled(W, scale)
+        else:
+            input_bias = input_bias + W @ (_array(layer.projection.weight) @ shift)
     if not with_columns:
         return W, R, np.concatenate([input_bias, state_bias])
     columns = np.zeros((len(W), GATE_COLUMNS), np.float32)

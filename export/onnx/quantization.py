@@ -192,14 +192,39 @@ def quantized_layers(
     x, counts = time.valid_first(x, output_lengths)
     for index, weights in enumerate(deploy.recurrences, start=1):
         name = f"rnn{index}"
+        factor = deploy.projections[index - 1]
+        if factor is not None:
+            x = _projected(g, f"{name}/project", x, factor)
         states = time.initial_states(index, x)
-        x = _layer(g, deploy, name, x, weights, [counts, *states], time.final_states(index))
+        x = _layer(
+            g,
+            deploy,
+            deploy.shape.units[index - 1],
+            name,
+            x,
+            weights,
+            [counts, *states],
+            time.final_states(index),
+        )
     return g.node("Mul", "rnn/mask", time.in_place(x), mask)
+
+
+def _projected(g: GraphBuilder, name: str, x: str, factor: Array) -> str:
+    """X (time, batch, inputs) times factor (inputs, rank), rounded as a layer's weights are."""
+    weights = factor.T[None]
+    scale = column_scale(weights)
+    x = g.node("Mul", f"{name}/scaled", x, g.weight(f"{name}/column_scale", scale))
+    matrix = quantize(weights / scale)
+    arrays = (matrix.values[0], matrix.scale[0], matrix.zero_point[0])
+    keys = ("values", "scale", "zero_point")
+    constants = [g.constant(f"{name}/{k}", a) for k, a in zip(keys, arrays, strict=True)]
+    return g.node_of("DynamicQuantizeMatMul", name, (name,), x, *constants, domain=MICROSOFT)[0]
 
 
 def _layer(
     g: GraphBuilder,
     deploy: DeployModel,
+    units: int,
     name: str,
     x: str,
     weights: Recurrence,
@@ -214,7 +239,9 @@ def _layer(
     bias = g.weight(f"{name}/B", weights.B)
     inputs = [x, W[0], R[0], bias, *counts_and_states, "", *W[1:], *R[1:]]
     operator = "DynamicQuantizeLSTM"
-    return recurrent_operator(g, deploy.shape, operator, name, inputs, states, domain=MICROSOFT)
+    return recurrent_operator(
+        g, deploy.shape, units, operator, name, inputs, states, domain=MICROSOFT
+    )
 
 
 def _constants(g: GraphBuilder, name: str, matrix: QuantizedMatrix) -> list[str]:

@@ -86,6 +86,9 @@ class StreamBlocks:
     def initial_states(self, layer: int, x: str) -> list[str]:
         """See `TimeAxis`; TensorRT wants the batch in the middle, servers want it first."""
         g = self._g
+        model = self._description.model
+        if not isinstance(model.hidden, int):
+            return [self._part_of_row(layer, name) for name in self._layers]
         for name in self._layers:
             if name not in self._stacked:
                 state = g.lowered(f"{name}/past", STATE + name)
@@ -96,6 +99,16 @@ class StreamBlocks:
             g.slice(f"rnn{layer}/{name}_before", self._stacked[name], 0, layer - 1, layer)
             for name in self._layers
         ]
+
+    def _part_of_row(self, layer: int, name: str) -> str:
+        """State of a layer of (batch, units of all layers): (1, batch, units)."""
+        g, units = self._g, self._description.model.units
+        if name not in self._stacked:
+            self._stacked[name] = g.lowered(f"{name}/past", STATE + name)
+        start = sum(units[: layer - 1])
+        end = start + units[layer - 1]
+        part = g.slice(f"rnn{layer}/{name}_part", self._stacked[name], 1, start, end)
+        return g.node("Unsqueeze", f"rnn{layer}/{name}_before", part, g.integers(0))
 
     def final_states(self, layer: int) -> tuple[str, ...]:
         """See `TimeAxis`."""
@@ -138,8 +151,12 @@ class StreamBlocks:
         """See `TimeAxis`."""
         g = self._g
         for name, after in self._layers.items():
-            stacked = g.node("Concat", f"{name}/stacked", *after, axis=0)
-            first = g.node("Transpose", f"{name}/batch_first", stacked, perm=[1, 0, 2])
+            if isinstance(self._description.model.hidden, int):
+                stacked = g.node("Concat", f"{name}/stacked", *after, axis=0)
+                first = g.node("Transpose", f"{name}/batch_first", stacked, perm=[1, 0, 2])
+            else:
+                row = g.node("Concat", f"{name}/row", *after, axis=2)
+                first = g.node("Squeeze", f"{name}/batch_first", row, g.integers(0))
             g.renamed(NEXT + name, first)
         g.node("Add", NEXT_POSITION, POSITION, g.integer(self._blocks.frames))
 

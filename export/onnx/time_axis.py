@@ -86,7 +86,8 @@ class WholeUtterances:
 
     def __init__(self, g: GraphBuilder, description: ArtifactDescription) -> None:
         self._g, self._shape = g, description.model
-        self._features, self._frames, self._state = "", "", ""
+        self._features, self._frames = "", ""
+        self._zeros: dict[int, str] = {}
 
     def valid_samples(self, x: str) -> str:
         """See `TimeAxis`."""
@@ -116,14 +117,15 @@ class WholeUtterances:
         Left out, they are zeros as well; but TensorRT's parser (10.1) then makes them in float32,
         which a strongly typed network in fp16 refuses.
         """
-        g = self._g
-        if not self._state:
+        g, units = self._g, self._shape.units[layer - 1]
+        if units not in self._zeros:
             directions = 2 if self._shape.bidirectional else 1
-            batch = g.node("Shape", "rnn/batch", x, start=1, end=2)
-            sizes = (g.integers(directions), batch, g.integers(self._shape.hidden))
-            size = g.node("Concat", "rnn/state_shape", *sizes, axis=0)
-            self._state = g.node("Expand", "rnn/zero_state", g.scalar(0), size)
-        return [self._state] * len(RECURRENT[self._shape.rnn])
+            name = "rnn" if isinstance(self._shape.hidden, int) else f"rnn{layer}"
+            batch = g.node("Shape", f"{name}/batch", x, start=1, end=2)
+            sizes = (g.integers(directions), batch, g.integers(units))
+            size = g.node("Concat", f"{name}/state_shape", *sizes, axis=0)
+            self._zeros[units] = g.node("Expand", f"{name}/zero_state", g.scalar(0), size)
+        return [self._zeros[units]] * len(RECURRENT[self._shape.rnn])
 
     def final_states(self, layer: int) -> tuple[str, ...]:
         """See `TimeAxis`; nobody needs them."""

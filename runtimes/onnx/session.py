@@ -128,7 +128,7 @@ class OnnxSession:
 def at_once(description: ArtifactDescription, threads: int) -> int | None:
     """Utterances that a CPU runs at a time where more come; None where it runs them all."""
     model, cores = description.model, threads or usable_cores()
-    wide = model.rnn == "lstm" and model.hidden > WIDE and description.precision == "fp32"
+    wide = model.rnn == "lstm" and max(model.units) > WIDE and description.precision == "fp32"
     return AT_ONCE if wide and 1 < cores <= FEW_CORES else None
 
 

@@ -172,12 +172,12 @@ def _checkpoint(content: bytes) -> None:
 
 def _resumed(content: bytes) -> None:
     from ds2deploy.recipes import load_recipe
-    from ds2deploy.training.resuming import begin, begun_features
+    from ds2deploy.training.resuming import begin, begun_recipe
     from ds2deploy.training.run_folder import RunFolder
 
     _file("last.ckpt", _archive(False).around(content))
     sizes = ["model.rnn=gru", "model.hidden=4", "model.layers=2", "features.sample_rate=1000"]
-    begun_features(RunFolder(Path()))
+    begun_recipe(RunFolder(Path()))
     begin(RunFolder(Path()), load_recipe("demo", [*sizes, "labels=_AB "]), resume=True)
 
 

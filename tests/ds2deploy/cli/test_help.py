@@ -17,6 +17,7 @@ COMMANDS = [
     "prepare",
     "train",
     "evaluate",
+    "compress",
     "export",
     "verify",
     "lm",

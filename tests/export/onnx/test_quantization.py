@@ -163,11 +163,11 @@ def test_large_columns_are_divided():
 # Padding and streams ----------------------------------------------------------------------------
 
 
-def in_float32(g, deploy, name, x, weights, counts_and_states, states) -> str:
+def in_float32(g, deploy, units, name, x, weights, counts_and_states, states) -> str:
     """A layer that is told of padding in the same way, but rounds nothing."""
     arrays = [g.weight(f"{name}/{key}", array) for key, array in weights._asdict().items()]
     direction = "bidirectional" if deploy.shape.bidirectional else "forward"
-    options = {"hidden_size": deploy.shape.hidden, "direction": direction}
+    options = {"hidden_size": units, "direction": direction}
     rows, *_ = g.node_of("LSTM", name, (name, *states), x, *arrays, *counts_and_states, **options)
     return g.node("ReduceSum", f"{name}/sum", rows, g.integers(1), keepdims=0)
 

@@ -1,0 +1,1 @@
+"""Make a trained network smaller: fewer units and maps, input sides of low rank."""
