@@ -169,13 +169,16 @@ def serve(
         server.wait()
 
 
-def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -> dict[str, Any]:
+def talk(
+    url: str, streams: int, seconds: float, lasting_s: float = 0.0, spread_s: float | None = None
+) -> dict[str, Any]:
     """Run the client; it ends by itself. See `server_client.py`."""
     script = Path(__file__).with_name("server_client.py")
     socket = url.replace("http", "ws", 1) + "/stream"
     command = [sys.executable, str(script), socket, "--streams", str(streams)]
     most_s = 2 * seconds + lasting_s + 4 * PATIENCE_S + START_S
     command += ["--seconds", str(seconds), "--for", str(lasting_s)]
+    command += [] if spread_s is None else ["--spread", str(spread_s)]
     done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=True, timeout=most_s
     )

@@ -110,7 +110,9 @@ class Speaker:
         self.problem = self.problem or "no transcript"
 
 
-async def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -> dict[str, Any]:
+async def talk(
+    url: str, streams: int, seconds: float, lasting_s: float = 0.0, spread_s: float | None = None
+) -> dict[str, Any]:
     """Let so many speakers talk for so many seconds each; again and again, if it shall last."""
     voices = [synthesize(RATE, int(seconds * RATE), seed=i) for i in range(VOICES)]
     pcm = [(voice * 32767).astype("<i2") for voice in voices]
@@ -119,7 +121,8 @@ async def talk(url: str, streams: int, seconds: float, lasting_s: float = 0.0) -
     connecting = asyncio.Semaphore(32)
     began = time.monotonic()
     if lasting_s:
-        until, spread_s = began + lasting_s, min(seconds, lasting_s / 2)
+        until = began + lasting_s
+        spread_s = min(seconds, lasting_s / 2) if spread_s is None else spread_s
         await asyncio.gather(
             *(one.keep_speaking(url, connecting, until, spread_s) for one in speakers)
         )
@@ -141,8 +144,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="audio in each stream (s)")
     parser.add_argument("--for", dest="lasting_s", type=float, default=0.0, help="seconds")
+    parser.add_argument("--spread", type=float, help="begin within (s); default: --seconds")
     options = parser.parse_args()
-    found = talk(options.url, options.streams, options.seconds, options.lasting_s)
+    found = talk(options.url, options.streams, options.seconds, options.lasting_s, options.spread)
     print(json.dumps(asyncio.run(found)))
 
 

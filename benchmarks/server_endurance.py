@@ -147,7 +147,9 @@ def overload(process: psutil.Process, url: str, seconds: float, utterance_s: flo
     runs: dict[int, list[dict[str, Any]]] = {1: [], TIMES: []}
     for _ in range(ROUNDS):
         for times, found in runs.items():
-            run = talk(url, holds * times, utterance_s, seconds)
+            # The accepted ones begin within the same time: in overload, the first third.
+            spread_s = utterance_s * times / TIMES
+            run = talk(url, holds * times, utterance_s, seconds, spread_s)
             run["memory"] = process.memory_info().rss
             run["minutes"] = by_minute(run["finals"])
             found.append(run)
