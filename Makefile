@@ -16,7 +16,7 @@ MARKS ?= not slow and not thorough
 LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
 	ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
 
-.PHONY: demo test test-all test-gpu test-aarch64 test-pythons fuzz bench bench-check lint format wheel docs clean
+.PHONY: demo test test-all test-gpu test-aarch64 test-pythons fuzz bench bench-check lint format wheel release-check docs clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -104,6 +104,10 @@ format: .venv/ready
 wheel: .venv/ready
 	rm -rf dist build/lib build/bdist.*
 	$(BIN)/python -m build --wheel
+
+# Builds sdist and wheel, checks them, and installs each in an empty environment: several minutes.
+release-check: .venv/ready
+	bash .ci/release.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,12 +9,13 @@ import random
 import sys
 import threading
 
+import numpy as np
 import soundfile
 
 import ds2deploy
 
 
-def speak(call: ds2deploy.PooledStream, samples: "soundfile.np.ndarray", number: int) -> None:
+def speak(call: ds2deploy.PooledStream, samples: np.ndarray, number: int) -> None:
     """Send a caller's audio in pieces, and end the stream."""
     chance, start = random.Random(number), 0
     while start < len(samples):

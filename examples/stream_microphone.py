@@ -23,8 +23,10 @@ PIECE_S = 0.1
 
 def microphone() -> Iterator[np.ndarray]:
     """Yield float32 samples from the default microphone until Ctrl-C."""
-    import sounddevice
-
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # OSError: it does not find PortAudio
+        sys.exit(f"no microphone: {error}; pip install sounddevice, and install PortAudio")
     pieces: queue.Queue[np.ndarray] = queue.Queue()
     size = int(PIECE_S * RATE)
     with sounddevice.InputStream(

@@ -110,3 +110,33 @@ def test_another_file_is_named(url: str, recordings: list[Path], tmp_path: Path)
             ))  # fmt: skip
 
     assert "ds2deploy" in asyncio.run(scene())
+
+
+def test_microphone_is_recognised_while_it_is_open(
+    url: str, spoken_digits: Path, streaming_onnx: Path, tmp_path: Path
+) -> None:
+    names = ("3_jackson_0", "1_jackson_1", "4_jackson_2", "7_jackson_3")
+    clips = [soundfile.read(spoken_digits / f"{name}.wav", dtype="float32")[0] for name in names]
+    path = tmp_path / "spoken.wav"
+    soundfile.write(path, np.concatenate([*clips, np.zeros(16_000, np.float32)]), 8000)
+    flags = (
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={path}%noloop",
+    )
+    state, text = (f"document.getElementById('{name}').textContent" for name in ("state", "text"))
+
+    async def scene() -> None:
+        async with Chromium(PROGRAM, tmp_path / "profile", *flags) as page:
+            await page.call("Page.navigate", url=url)
+            await page.until("document.getElementById('model')?.disabled === false")
+            await page.choose_file("#model", streaming_onnx)
+            await page.until("document.getElementById('microphone').disabled === false")
+            await page.value("document.getElementById('microphone').click()")
+            await page.until(f"{text}.includes('FOUR')")
+            assert await page.value(state) == "Listening ..."
+            await page.value("document.getElementById('microphone').click()")
+            await page.until(f"{state} === 'Done.'")
+            assert (await page.value(text)).split()[:3] == ["THREE", "ONE", "FOUR"]
+            assert page.console == []
+
+    asyncio.run(scene())

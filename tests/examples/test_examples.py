@@ -82,6 +82,56 @@ def test_stream_microphone_with_a_file(
     assert found.strip() == texts[0]
 
 
+SOUNDDEVICE = """
+import contextlib
+import soundfile
+
+class CtrlC:
+    def __getitem__(self, _):
+        return self
+    def copy(self):
+        return self
+    def __getattr__(self, _):
+        raise KeyboardInterrupt
+
+@contextlib.contextmanager
+def InputStream(rate, size, channels, callback):
+    samples, found = soundfile.read({path!r}, dtype="float32", always_2d=True)
+    assert (rate, channels) == (found, 1)
+    for start in range(0, len(samples), size):
+        callback(samples[start : start + size], size, None, None)
+    callback(CtrlC(), size, None, None)
+    yield
+"""
+"""A module in place of sounddevice: its microphone plays a recording, then Ctrl-C is pressed."""
+
+
+def test_stream_microphone_until_interrupted(
+    run: Run,
+    streaming_onnx: Path,
+    recordings: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples, _ = soundfile.read(recordings[0], dtype="float32")
+    (tmp_path / "sounddevice.py").write_text(SOUNDDEVICE.format(path=str(recordings[0])))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = run("stream_microphone.py", streaming_onnx, "--microphone")
+    with ds2deploy.load(streaming_onnx, threads=1).stream(RATE) as stream:
+        stream.accept(samples)
+        assert found.strip() == stream.finish().text
+
+
+def test_stream_microphone_without_its_package_names_the_remedy(
+    run: Run, streaming_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise ImportError('No module named sounddevice')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    error = run("stream_microphone.py", streaming_onnx, "--microphone", code=1)
+    assert "pip install sounddevice" in error
+    assert "Traceback" not in error
+
+
 def test_many_streams(
     run: Run, streaming_onnx: Path, recordings: list[Path], texts: list[str]
 ) -> None:
