@@ -27,6 +27,7 @@ def test_the_test_voices_are_never_heard_in_training():
     assert len(voices["test"]) >= 6
 
 
+@pytest.mark.slow
 def test_every_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
