@@ -170,7 +170,7 @@ def serve(
 
 
 def talk(
-    url: str, streams: int, seconds: float, lasting_s: float = 0.0, spread_s: float | None = None
+    url: str, streams: int, seconds: float, lasting_s: float = 0.0, first: int | None = None
 ) -> dict[str, Any]:
     """Run the client; it ends by itself. See `server_client.py`."""
     script = Path(__file__).with_name("server_client.py")
@@ -178,7 +178,7 @@ def talk(
     command = [sys.executable, str(script), socket, "--streams", str(streams)]
     most_s = 2 * seconds + lasting_s + 4 * PATIENCE_S + START_S
     command += ["--seconds", str(seconds), "--for", str(lasting_s)]
-    command += [] if spread_s is None else ["--spread", str(spread_s)]
+    command += [] if first is None else ["--first", str(first)]
     done = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=True, timeout=most_s
     )

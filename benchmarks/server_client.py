@@ -54,10 +54,10 @@ class Speaker:
         self._ended_at = 0.0
 
     async def keep_speaking(
-        self, url: str, connecting: asyncio.Semaphore, until: float, spread_s: float
+        self, url: str, connecting: asyncio.Semaphore, until: float, spread_s: tuple[float, float]
     ) -> None:
         """Speak again and again, until a moment of the monotonic clock."""
-        await asyncio.sleep(self._random.uniform(0, spread_s))
+        await asyncio.sleep(self._random.uniform(*spread_s))
         while time.monotonic() < until and self.problem is None:
             self.final_s = self._retry_s = None
             await self.speak(url, connecting, 0.0)
@@ -111,9 +111,14 @@ class Speaker:
 
 
 async def talk(
-    url: str, streams: int, seconds: float, lasting_s: float = 0.0, spread_s: float | None = None
+    url: str, streams: int, seconds: float, lasting_s: float = 0.0, first: int | None = None
 ) -> dict[str, Any]:
-    """Let so many speakers talk for so many seconds each; again and again, if it shall last."""
+    """Let so many speakers talk for so many seconds each; again and again, if it shall last.
+
+    Those that talk again and again begin within one duration of their audio. With `first`, so many
+    begin within a third of it, at moments that do not depend on the number of the others, and the
+    others begin after them.
+    """
     voices = [synthesize(RATE, int(seconds * RATE), seed=i) for i in range(VOICES)]
     pcm = [(voice * 32767).astype("<i2") for voice in voices]
     shifts = [random.Random(-i - 1).randrange(len(pcm[0])) for i in range(streams)]
@@ -122,9 +127,14 @@ async def talk(
     began = time.monotonic()
     if lasting_s:
         until = began + lasting_s
-        spread_s = min(seconds, lasting_s / 2) if spread_s is None else spread_s
+        whole_s = min(seconds, lasting_s / 2)
+        first_s, first = (whole_s, streams) if first is None else (whole_s / 3, first)
+        begins_s = [(0.0, first_s)] * first + [(first_s, whole_s)] * (streams - first)
         await asyncio.gather(
-            *(one.keep_speaking(url, connecting, until, spread_s) for one in speakers)
+            *(
+                one.keep_speaking(url, connecting, until, begin_s)
+                for one, begin_s in zip(speakers, begins_s, strict=True)
+            )
         )
     else:
         await asyncio.gather(*(one.speak(url, connecting) for one in speakers))
@@ -144,9 +154,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="audio in each stream (s)")
     parser.add_argument("--for", dest="lasting_s", type=float, default=0.0, help="seconds")
-    parser.add_argument("--spread", type=float, help="begin within (s); default: --seconds")
+    parser.add_argument("--first", type=int, help="speakers that begin before the others")
     options = parser.parse_args()
-    found = talk(options.url, options.streams, options.seconds, options.lasting_s, options.spread)
+    found = talk(options.url, options.streams, options.seconds, options.lasting_s, options.first)
     print(json.dumps(asyncio.run(found)))
 
 

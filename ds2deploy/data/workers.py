@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd.profiler import record_function
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ds2deploy.runtimes.errors import Ds2Error, WorkerError
@@ -47,6 +48,8 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
     try:
         if workers:
             multiprocessing.Event()  # fail here: torch would add a traceback
+            with record_function("load"):
+                pass  # its first use imports a module, and logs a worker's death in it
         items = iter(loader)
     except OSError as error:
         reason = error.strerror or str(error)
