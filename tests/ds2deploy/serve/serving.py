@@ -98,11 +98,12 @@ class Served(Client):
 
     Attributes:
         server: the server's state.
+        wyoming_port: TCP port of the Wyoming protocol.
     """
 
-    def __init__(self, url: str, server: Server) -> None:
+    def __init__(self, url: str, server: Server, wyoming_port: int) -> None:
         super().__init__(url)
-        self.server = server
+        self.server, self.wyoming_port = server, wyoming_port
 
 
 @contextlib.contextmanager
@@ -110,17 +111,19 @@ def served(
     load: Callable[[], Recognizer], limits: Limits | None = None, **options: Any
 ) -> Iterator[Served]:
     """Serve a model as `m` in a thread, with the settings of the command."""
-    app = make_app(lambda: Server({"m": load}, limits, **options))
     address = Address(port=0)
     listening = _listen(address.host, address.port, "--port")
+    wyoming = _listen(address.host, 0, "--wyoming-port")
+    app = make_app(lambda: Server({"m": load}, limits, **options), wyoming)
     runner = _Runner(_config(app, app.state.server, address), app.state.server)
     thread = threading.Thread(target=lambda: asyncio.run(runner.serve([listening])))
-    with contextlib.closing(listening):
+    with contextlib.closing(listening), contextlib.closing(wyoming):
         thread.start()
         try:
             wait_for(lambda: runner.started or not thread.is_alive())
             assert runner.started
-            found = Served(_url(address, listening), app.state.server)
+            port = wyoming.getsockname()[1]
+            found = Served(_url(address, listening), app.state.server, port)
             with found.http:
                 yield found
         finally:

@@ -24,6 +24,8 @@ import pytest
 import soundfile
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
+from wyoming.audio import AudioChunk
+from wyoming.client import AsyncClient
 
 import ds2deploy
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
@@ -492,6 +494,39 @@ def test_sigterm_under_load_gives_every_stream_its_transcript(
             assert close_code(stream) == 1001
     assert server_process.wait() == 0
     assert "Traceback" not in server_process.log()
+
+
+def test_sigterm_under_load_gives_every_wyoming_client_its_transcript(
+    streaming_onnx: Path, tmp_path: Path, alone: Callable[[bytes], str]
+) -> None:
+    contents = [pcm(1 + i / 4, voice=i) for i in range(3)]
+    form = {"rate": RATE, "width": 2, "channels": 1}
+
+    async def talk(found: Process) -> list[str]:
+        lines = [json.loads(line) for line in found.log().splitlines() if line.startswith("{")]
+        port = next(line["port"] for line in lines if "port" in line)
+        clients = [AsyncClient.from_uri(f"tcp://127.0.0.1:{port}") for _ in contents]
+        for client, content in zip(clients, contents, strict=True):
+            await client.connect()
+            await client.write_event(AudioChunk(audio=content, **form).event())
+            assert (await client.read_event()).type == "transcript-start"
+        seconds = sum(len(content) / 2 / RATE for content in contents)
+        heard = "ds2deploy_audio_seconds_total"
+        await asyncio.to_thread(wait_for, lambda: found.metric(heard) > seconds - 1.5)
+        found.process.terminate()
+        texts = []
+        for client in clients:
+            while (event := await client.read_event()).type != "transcript":
+                pass
+            texts.append(event.data["text"])
+            while await client.read_event() is not None:
+                pass
+        return texts
+
+    with process(tmp_path, streaming_onnx, "--streams", 8, "--wyoming-port", 0) as found:
+        assert asyncio.run(talk(found)) == [alone(content) for content in contents]
+        assert found.wait() == 0
+        assert "Traceback" not in found.log()
 
 
 def test_second_sigterm_ends_at_once(server_process: Process) -> None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,79 @@ def test_messages_end_in_a_transcript_or_an_error(
     assert not [record for record in caplog.records if record.exc_info]
     wait_for(lambda: server.live_streams() == 0)
     assert said(server, pcm(0.5)) is not None
+
+
+CHUNKS = st.fixed_dictionaries(
+    {}, optional={
+        "rate": RATES | ANYTHING, "width": st.just(2) | ANYTHING,
+        "channels": st.integers(1, 3) | ANYTHING, "timestamp": ANYTHING,
+    },
+)  # fmt: skip
+USUAL_CHUNK = st.just({"rate": 16_000, "width": 2, "channels": 1})
+
+
+@st.composite
+def wyoming_events(draw: st.DrawFn) -> bytes:
+    """Draw an event that looks like a client's: a line, its data, its payload."""
+    kind = draw(
+        st.sampled_from([
+            "transcribe", "audio-start", "audio-chunk", "audio-chunk", "audio-stop", "ping",
+            "describe", "transcript", "",
+        ]) | ANYTHING
+    )  # fmt: skip
+    if str(kind).startswith("audio"):
+        data = draw(USUAL_CHUNK | USUAL_CHUNK | CHUNKS)
+    else:
+        names = {"name": MODELS | ANYTHING, "language": ANYTHING, "context": ANYTHING}
+        terms = {"transcript_names": WORDS | ANYTHING, "transcript_terms": WORDS | ANYTHING}
+        data = draw(st.fixed_dictionaries({}, optional=names | terms) | ANYTHING)
+    payload = draw(st.integers(0, 40_000).map(bytes) | st.binary(max_size=400) | st.none())
+    head: dict[str, Any] = {"type": kind}
+    after = json.dumps(data).encode() if draw(st.booleans()) else b""
+    if after:
+        head["data_length"] = len(after)
+    else:
+        head["data"] = data
+    if payload is not None:
+        head["payload_length"] = draw(st.just(len(payload)) | ANYTHING | st.integers(-1, 10**9))
+    return json.dumps(head).encode() + b"\n" + after + (payload or b"")
+
+
+def converse(server: Served, content: bytes) -> list[dict[str, Any]]:
+    """Send bytes and no more; returns the heads of the events until the server closes."""
+    heads = []
+    address = ("127.0.0.1", server.wyoming_port)
+    with socket.create_connection(address, PATIENCE_S) as client, client.makefile("rb") as replies:
+        with contextlib.suppress(OSError):
+            client.sendall(content)
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while line := replies.readline():
+                heads.append(json.loads(line))
+                for name in ("data_length", "payload_length"):
+                    replies.read(heads[-1].get(name) or 0)
+    return heads
+
+
+WYOMING_REPLIES = {
+    "info", "pong", "transcript-start", "transcript-chunk", "transcript", "transcript-stop", "error"
+}  # fmt: skip
+
+
+def test_wyoming_events_end_in_replies_or_an_error(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    def check(content: list[bytes]) -> None:
+        kinds = [head["type"] for head in converse(server, b"".join(content))]
+        assert WYOMING_REPLIES.issuperset(kinds)
+        assert "error" not in kinds[:-1]
+
+    lines = st.binary(max_size=200) | st.sampled_from([b"{}\n", b"[" * 5000 + b"\n", b"\n"])
+    explore(st.lists(wyoming_events() | wyoming_events() | lines, max_size=6), check, 100)
+    assert not [record for record in caplog.records if record.exc_info]
+    wait_for(lambda: server.live_streams() == 0)
+    assert said(server, pcm(0.5)) is not None
+    assert [head["type"] for head in converse(server, b'{"type": "describe"}\n')] == ["info"]
 
 
 @pytest.mark.parametrize("message", [
