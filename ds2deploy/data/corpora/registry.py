@@ -68,7 +68,7 @@ LAYOUTS = {
     ),
     "tedlium": Layout(
         "TED-LIUM",
-        "PART/stm/*.stm with a line for each utterance of the talk in PART/sph/",
+        "PART/stm/*.stm with a line for each utterance of the talk in PART/sph/, or one PART alone",
         "https://www.openslr.org/51, CC BY-NC-ND 3.0",
     ),
     "voxforge": Layout(

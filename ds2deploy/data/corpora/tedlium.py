@@ -1,4 +1,4 @@
-"""Reader of TED-LIUM 3 (legacy/PART/stm/*.stm, with talks in sph/) and 2 (PART/stm/*.stm)."""
+"""Reader of TED-LIUM 3 (legacy/PART/stm/*.stm, with talks in sph/), 2 (PART/stm/), or one PART."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.errors import ManifestError
 
 # The folder `data` next to `legacy` contains the same talks again.
-PLACES = ("legacy/*/stm/*.stm", "*/stm/*.stm", "*/legacy/*/stm/*.stm", "*/*/stm/*.stm")
+PLACES = (
+    "legacy/*/stm/*.stm",
+    "*/stm/*.stm",
+    "*/legacy/*/stm/*.stm",
+    "*/*/stm/*.stm",
+    "stm/*.stm",  # one part alone
+)
 
 
 def read_tedlium(folder: Path) -> Iterator[Utterance]:
-    """Read TED-LIUM; a talk without a list is rejected."""
+    """Read TED-LIUM, or one part of it; a talk without a list is rejected."""
     listings = next(filter(None, (sorted(folder.glob(place)) for place in PLACES)), [])
     if not listings:
         raise ManifestError(
@@ -36,7 +42,7 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
 
 
 def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
-    part = listing.parts[-3]
+    part = listing.absolute().parts[-3]  # SOURCE may be `.`, a part alone
     audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
     for place, line in lines:
         fields = line.split(maxsplit=6)

@@ -82,6 +82,31 @@ def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
     assert report.listed == 6
 
 
+@pytest.mark.parametrize(
+    ("part", "split"), [("train", "train"), ("dev", "valid"), ("test", "test")]
+)
+@pytest.mark.parametrize("source", [".", "absolute"])
+def test_a_part_of_tedlium_alone(
+    source: str, part: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its name decides the set, also where the command is run inside it."""
+    folder = tedlium(tmp_path / "corpus") / "legacy" / part
+    shutil.copy(folder / "sph" / f"Speaker{part}_2010.sph", folder / "sph" / "Unlisted_2010.sph")
+    monkeypatch.chdir(folder)
+    options = PrepareOptions(
+        layout="tedlium", valid_share=0.0, leave_out=True, screening=Screening(normalize=True)
+    )
+    place = folder if source == "absolute" else Path(source)
+    manifests, report = prepare(place, tmp_path / "out", Alphabet(), options)
+    assert {name: [(transcript(cut), cut.start, cut.duration) for cut in cuts]
+            for name, cuts in manifests.items()} == {
+        split: [("IT'S THE FIRST", 1.0, 1.5), ("AND THE SECOND", 2.5, 2.25)]
+    }  # fmt: skip
+    assert report.unknown_parts == {}
+    (line,) = report.left_out
+    assert "Unlisted_2010.sph: no transcript in " in line
+
+
 def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
     librispeech(tmp_path / "corpus" / "LibriSpeech")
     options = PrepareOptions(layout="librispeech")
