@@ -182,6 +182,8 @@ class TrainingConfig(_Section, frozen=True):
         trace_norm: weight of the trace norm of the recurrent layers' input weights, which lowers
             their ranks. For input weights without a rank, each step computes a singular value
             decomposition.
+        cell_penalty: weight of the mean by which cell states of LSTMs exceed 10 in magnitude. Cell
+            states that grow without limit make a model fail in streams of minutes.
     """
 
     run: str = "runs/ds2"
@@ -212,6 +214,7 @@ class TrainingConfig(_Section, frozen=True):
     teacher: str = ""
     teacher_weight: float = 1.0
     trace_norm: float = 0.0
+    cell_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         _positive(
@@ -224,7 +227,7 @@ class TrainingConfig(_Section, frozen=True):
             raise ConfigError(
                 "training: devices, threads, seed or weight_decay is negative; expected 0 or more"
             )
-        for name in ("teacher_weight", "trace_norm"):
+        for name in ("teacher_weight", "trace_norm", "cell_penalty"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"training.{name} = {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:

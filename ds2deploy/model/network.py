@@ -129,9 +129,12 @@ class RecurrentLayer(nn.Module):
     Attributes:
         projection: first factor, without bias; None for a layer without a rank.
         packed: True packs sequences; None packs them if that is faster.
+        cells: list to which an LSTM in training adds cell states (1, utterances, units) from
+            several moments, those of the longest utterance at its end included; None adds none.
     """
 
     packed: bool | None = None
+    cells: list[Tensor] | None = None
 
     def __init__(self, shape: ModelShape, inputs: int, index: int) -> None:
         super().__init__()
@@ -146,7 +149,11 @@ class RecurrentLayer(nn.Module):
         """Map (time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
         x = self.prepared(x)
         packed = x.is_cuda if self.packed is None else self.packed
-        outputs = self._packed(x, lengths) if packed else run_unpacked(self.rnn, x, lengths)
+        cells = self.cells if self.training else None
+        if packed:
+            outputs = self._packed(x, lengths, cells)
+        else:
+            outputs = run_unpacked(self.rnn, x, lengths, cells)
         padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
         return outputs.masked_fill(padded[:, :, None], 0.0)
 
@@ -163,10 +170,12 @@ class RecurrentLayer(nn.Module):
                 with torch.no_grad():
                     bias[self.rnn.hidden_size : 2 * self.rnn.hidden_size] = 1.0
 
-    def _packed(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def _packed(self, x: Tensor, lengths: Tensor, cells: list[Tensor] | None) -> Tensor:
         """Run the RNN on packed sequences, which is fast with cuDNN."""
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), enforce_sorted=False)
-        outputs, _ = self.rnn(packed)
+        outputs, states = self.rnn(packed)
+        if cells is not None and isinstance(states, tuple):
+            cells.append(states[1])
         outputs = nn.utils.rnn.pad_packed_sequence(outputs, total_length=len(x))[0]
         if not self.rnn.bidirectional:
             return outputs

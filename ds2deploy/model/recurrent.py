@@ -21,13 +21,22 @@ over 8 utterances of 151 to 251 frames, forward and backward: 0.515 s in one pie
 
 
 class Piece(NamedTuple):
-    """Range of frames of the longest utterances."""
+    """Range of frames of the longest utterances.
+
+    Attributes:
+        frames: number of frames.
+        utterances: number of utterances.
+        reaching_end: number of them that do not end before the piece does.
+    """
 
     frames: int
     utterances: int
+    reaching_end: int
 
 
-def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
+def run_unpacked(
+    rnn: nn.RNNBase, x: Tensor, lengths: Tensor, cells: list[Tensor] | None = None
+) -> Tensor:
     """Run a layer on padded utterances.
 
     For the backward direction, the valid frames of every utterance are reversed, so that it begins
@@ -37,6 +46,9 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
         rnn: single layer of `LSTM`, `GRU` or `RNN` (tanh), in one or two directions.
         x: (time, batch, inputs) floating point.
         lengths: (batch,) int64, number of valid frames.
+        cells: list to which cell states (1, utterances, hidden) of an LSTM are added, from several
+            moments; of an utterance that ends within a piece, none may be from its end. None adds
+            none.
 
     Returns:
         (time, batch, hidden) floating point, directions summed; undefined after the lengths.
@@ -52,7 +64,8 @@ def run_unpacked(rnn: nn.RNNBase, x: Tensor, lengths: Tensor) -> Tensor:
 
     def run(suffix: str, at: Tensor) -> Tensor:
         indices = _in_pieces(at * batch + order, pieces)
-        outputs = _direction(rnn, suffix, x.flatten(0, 1).index_select(0, indices), pieces)
+        inputs = x.flatten(0, 1).index_select(0, indices)
+        outputs = _direction(rnn, suffix, inputs, pieces, cells)
         padded = outputs.new_zeros(time * batch, rnn.hidden_size)
         return padded.index_copy(0, indices, outputs).view(time, batch, -1)
 
@@ -88,7 +101,8 @@ def split(lengths: Sequence[int]) -> list[Piece]:
     for j in range(1, len(ends)):
         ways = []
         for i, (cost, before) in enumerate(best):
-            piece = Piece(ends[j] - ends[i], going_on[i])
+            reaching_end = sum(length >= ends[j] for length in lengths)
+            piece = Piece(ends[j] - ends[i], going_on[i], reaching_end)
             ways.append((cost + PIECE_COST + piece.frames * piece.utterances, [*before, piece]))
         best.append(min(ways, key=lambda way: way[0]))
     return best[-1][1]
@@ -102,7 +116,13 @@ def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> Tensor:
     )
 
 
-def _direction(rnn: nn.RNNBase, suffix: str, x: Tensor, pieces: Sequence[Piece]) -> Tensor:
+def _direction(
+    rnn: nn.RNNBase,
+    suffix: str,
+    x: Tensor,
+    pieces: Sequence[Piece],
+    cells: list[Tensor] | None,
+) -> Tensor:
     """Map (frames of all pieces, inputs) to (frames, hidden), passing states between pieces."""
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     weights = [cast(Tensor, getattr(rnn, name + suffix)) for name in names]
@@ -115,6 +135,8 @@ def _direction(rnn: nn.RNNBase, suffix: str, x: Tensor, pieces: Sequence[Piece])
         states = [state[:, : piece.utterances].contiguous() for state in states]
         if _is_lstm(rnn):
             output, *states = torch.lstm(part, states, weights, *options)
+            if cells is not None:
+                cells.append(states[1][:, : piece.reaching_end])
         else:
             cell = torch.gru if rnn.mode == "GRU" else torch.rnn_tanh
             output, *states = cell(part, states[0], weights, *options)

@@ -16,6 +16,7 @@ from ds2deploy.model.checkpoint import KEY, header
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import TrainingError
+from ds2deploy.training.cell_states import CellStates
 from ds2deploy.training.hardware import make_fabric, reduced, uses_gpu
 from ds2deploy.training.last_checkpoint import LastCheckpoint
 from ds2deploy.training.memory import give_back_freed_memory
@@ -76,6 +77,7 @@ class TrainingLoop:
             optimizer, recipe, lambda: self.point.epochs_done(self._batches, training.accumulate)
         )
         self._network, self._optimizer = self._fabric.setup(network, optimizer)
+        self._cells = CellStates(network) if training.cell_penalty else None
         self._teacher = teacher
         if teacher is not None:
             teacher.network.to(self._fabric.device)
@@ -139,6 +141,10 @@ class TrainingLoop:
                     taught = self._teacher.log_probs(batch)
                     divergence = distillation_loss(log_probs, taught, lengths) * batch.scale
                     loss = loss + self.recipe.training.teacher_weight * divergence
+            if self._cells is not None:
+                # A batch of scale 0 only keeps this process in step with others.
+                excess = self._cells.excess() * (batch.scale > 0)
+                loss = loss + self.recipe.training.cell_penalty * excess
             if self.recipe.training.trace_norm:
                 norm = trace_norm(self._network.module)
                 loss = loss + self.recipe.training.trace_norm * norm

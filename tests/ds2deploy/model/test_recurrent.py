@@ -73,12 +73,14 @@ def test_under_autocast(cell: str, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_pieces_where_they_pay():
-    assert split([100]) == [Piece(100, 1)]
-    assert split([100, 100, 100]) == [Piece(100, 3)]
-    assert split([100, 100 - PIECE_COST]) == [Piece(100, 2)], "as long as another piece takes"
-    assert split([200, 199 - PIECE_COST]) == [Piece(199 - PIECE_COST, 2), Piece(1 + PIECE_COST, 1)]
+    assert split([100]) == [Piece(100, 1, 1)]
+    assert split([100, 100, 100]) == [Piece(100, 3, 3)]
+    assert split([100, 100 - PIECE_COST]) == [Piece(100, 2, 1)], "as long as another piece takes"
+    assert split([200, 199 - PIECE_COST]) == [
+        Piece(199 - PIECE_COST, 2, 2), Piece(1 + PIECE_COST, 1, 1)
+    ]  # fmt: skip
     assert split([251, 236, 222, 208, 193, 179, 165, 151]) == [
-        Piece(179, 8), Piece(43, 5), Piece(29, 2)
+        Piece(179, 8, 6), Piece(43, 5, 3), Piece(29, 2, 1)
     ]  # fmt: skip
 
 
