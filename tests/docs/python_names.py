@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import ast
-import collections.abc
-import functools
 import importlib
 import inspect
 import re
-import types
-import typing
-from dataclasses import dataclass
-from operator import or_
-from typing import Any
 
 from tests.docs.pages import ROOT
-
-ITERABLES = (list, tuple, set, frozenset, *(
-    getattr(collections.abc, name)
-    for name in ("Iterator", "Iterable", "Sequence", "Generator", "Collection")
-))  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Thing:
-    """Module, class or function itself; `bound` if its first parameter is already given."""
-
-    value: Any
-    bound: bool = False
-
-
-@dataclass(frozen=True)
-class Instance:
-    """Value of a type, such as `Recognizer` or `tuple[Word, ...]`."""
-
-    kind: Any
-
-
-Value = Thing | Instance | None
-"""Known thing, instance of a known type, or None for what is not known."""
+from tests.docs.python_types import (
+    Instance,
+    Thing,
+    Value,
+    element,
+    fields,
+    hints,
+    instance,
+    ours,
+    parts,
+)  # fmt: skip
 
 
 class Checker(ast.NodeVisitor):
@@ -86,12 +66,12 @@ class Checker(ast.NodeVisitor):
             self.visit(statement)
 
     def visit_For(self, node: ast.For) -> None:
-        self._bind(node.target, _element(self.evaluate(node.iter)))
+        self._bind(node.target, element(self.evaluate(node.iter)))
         for statement in (*node.body, *node.orelse):
             self.visit(statement)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        self._bind(node.target, _element(self.evaluate(node.iter)))
+        self._bind(node.target, element(self.evaluate(node.iter)))
         for condition in node.ifs:
             self.evaluate(condition)
 
@@ -134,7 +114,7 @@ class Checker(ast.NodeVisitor):
             return self._call(node)
         if isinstance(node, ast.Subscript):
             self.visit(node.slice)
-            return _element(self.evaluate(node.value))
+            return element(self.evaluate(node.value))
         self.visit(node)
         return None
 
@@ -142,12 +122,12 @@ class Checker(ast.NodeVisitor):
         function = self.evaluate(node.func)
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.evaluate(argument)
-        if not isinstance(function, Thing) or not _ours(function.value):
+        if not isinstance(function, Thing) or not ours(function.value):
             return None
         self._arguments(node, function)
         if isinstance(function.value, type):
             return Instance(function.value)
-        return _instance(_hints(function.value).get("return"))
+        return instance(hints(function.value).get("return"))
 
     def _arguments(self, node: ast.Call, function: Thing) -> None:
         try:
@@ -168,16 +148,16 @@ class Checker(ast.NodeVisitor):
             self._report(node, f"{ast.unparse(node.func)}: {error}; its arguments are {signature}")
 
     def _member(self, node: ast.AST, base: Thing | Instance, name: str) -> Value:
-        owners = [base.value] if isinstance(base, Thing) else _parts(base.kind)
-        owner = next(filter(_ours, owners), None)  # of a union, the library's own class
-        if not _ours(owner):
+        owners = [base.value] if isinstance(base, Thing) else parts(base.kind)
+        owner = next(filter(ours, owners), None)  # of a union, the library's own class
+        if not ours(owner):
             return None
         found = inspect.getattr_static(owner, name, None)
         if isinstance(base, Instance):
-            if name in _hints(owner):
-                return _instance(_hints(owner)[name])
+            if name in hints(owner):
+                return instance(hints(owner)[name])
             if isinstance(found, property):
-                return _instance(_hints(found.fget).get("return"))
+                return instance(hints(found.fget).get("return"))
             if inspect.isfunction(found):
                 return Thing(found, bound=True)
         if hasattr(owner, name):
@@ -215,49 +195,12 @@ class Checker(ast.NodeVisitor):
         if isinstance(target, ast.Name):
             self.names[target.id] = value
         elif isinstance(target, ast.Tuple):
-            kinds = _fields(value.kind) if isinstance(value, Instance) else ()
+            kinds = fields(value.kind) if isinstance(value, Instance) else ()
             for index, part in enumerate(target.elts):
-                known = _instance(kinds[index]) if len(kinds) == len(target.elts) else None
+                known = instance(kinds[index]) if len(kinds) == len(target.elts) else None
                 self._bind(part, known)
         else:
             self.visit(target)
 
     def _report(self, node: ast.AST, message: str) -> None:
         self.faults.append((getattr(node, "lineno", 1), message))
-
-
-def _ours(value: Any) -> bool:
-    name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-    return str(name).partition(".")[0] == "ds2deploy" and not typing.get_args(value)
-
-
-def _fields(kind: Any) -> tuple[Any, ...]:
-    """List the types of what a tuple is unpacked to."""
-    named = [_hints(kind)[name] for name in getattr(kind, "_fields", ())]
-    return tuple(named) or typing.get_args(kind)
-
-
-def _hints(value: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(value)
-    except (NameError, TypeError):  # a name that is imported for type checkers only
-        return {}
-
-
-def _instance(kind: Any) -> Instance | None:
-    """Make an instance of an annotation, without `| None`."""
-    parts = [part for part in _parts(kind) if part is not type(None)]
-    return None if not parts or parts[0] is Any else Instance(functools.reduce(or_, parts))
-
-
-def _parts(kind: Any) -> tuple[Any, ...]:
-    """List the members of a union; another type is the only one."""
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if union else () if kind is None else (kind,)
-
-
-def _element(value: Value) -> Value:
-    """Find what an iteration over a value gives, if it is a list in any of its types."""
-    parts = _parts(value.kind) if isinstance(value, Instance) else ()
-    lists = [part for part in parts if typing.get_origin(part) in ITERABLES]
-    return _instance(typing.get_args(lists[0])[0]) if lists else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -20,6 +19,7 @@ from ds2deploy.recipes import load_recipe, recipe_names
 from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.errors import Ds2Error
 from tests.docs.pages import ROOT, Page, pages
+from tests.docs.scripts import listed, make_faults, script_faults
 from tests.docs.shell import Command, commands
 
 HISTORY = ("CHANGELOG.md",)
@@ -51,9 +51,9 @@ def _faults(command: Command) -> Iterator[str]:
         yield from _ds2deploy(words[start:], command.whole and start == 1)
         yield from _files(words) if command.whole else ()
     elif program == "make":
-        yield from _make(words[1:])
+        yield from make_faults(words[1:])
     elif re.fullmatch(r"python[\d.]*|bash|sh", program) or program.endswith((".py", ".sh")):
-        yield from _script(words if program.endswith((".py", ".sh")) else words[1:])
+        yield from script_faults(words if program.endswith((".py", ".sh")) else words[1:])
     elif command.whole:
         yield from _files(words)
 
@@ -74,7 +74,7 @@ def _start(words: Sequence[str]) -> int | None:
         if PurePath(word).name != "ds2deploy":
             continue
         following = words[index + 1] if index + 1 < len(words) else ""
-        if index == 0 or words[index - 1] == "-m" or following in _commands():
+        if index == 0 or words[index - 1] == "-m" or following in commands_of_ds2deploy():
             return index + 1
     return None
 
@@ -86,9 +86,19 @@ def _group() -> tuple[Any, Any]:
 
 
 @cache
-def _commands() -> dict[str, Any]:
+def commands_of_ds2deploy() -> dict[str, Any]:
     group, context = _group()
     return {name: group.get_command(context, name) for name in group.list_commands(context)}
+
+
+def options_of(name: str) -> set[str]:
+    """List the spellings of the options of a command."""
+    found = (
+        item for item in commands_of_ds2deploy()[name].params if item.param_type_name == "option"
+    )
+    return {spelling for item in found for spelling in (*item.opts, *item.secondary_opts)} | {
+        "--help"
+    }
 
 
 def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
@@ -96,14 +106,14 @@ def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
     if not words or words[0] in ("--help", "--version", "COMMAND", "..."):
         return
     name, *rest = words
-    if name not in _commands():
-        yield f"no such command; write one of {', '.join(_commands())}"
+    if name not in commands_of_ds2deploy():
+        yield f"no such command; write one of {', '.join(commands_of_ds2deploy())}"
         return
-    known = {spelling for item in _commands()[name].params for spelling in item.opts}
+    known = options_of(name)
     for word in rest:
         option = word.partition("=")[0]
-        if option.startswith("--") and option not in known | {"--help", "--"}:
-            yield f"`ds2deploy {name}` has no option {option}; write one of {_listed(known)}"
+        if option.startswith("--") and option not in known | {"--"}:
+            yield f"`ds2deploy {name}` has no option {option}; write one of {listed(known)}"
             return
     if whole and "--help" not in rest and not any(map(PLACEHOLDER.search, rest)):
         yield from _parse(name, rest)
@@ -111,7 +121,9 @@ def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
 
 def _parse(name: str, words: list[str]) -> Iterator[str]:
     try:
-        given = _commands()[name].make_context(name, list(words), parent=_group()[1]).params
+        given = (
+            commands_of_ds2deploy()[name].make_context(name, list(words), parent=_group()[1]).params
+        )
     except USAGE_ERROR as error:
         yield f"{error.format_message()} Complete the command, or put it between single backticks"
         return
@@ -137,63 +149,6 @@ def _check_values(name: str, given: dict[str, Any]) -> None:
         for value in (given.get(key) or "").split(","):
             if value and value not in known:
                 raise Ds2Error(f"--{key} {value}: expected one of {', '.join(known)}")
-
-
-def _make(words: Sequence[str]) -> Iterator[str]:
-    text = (ROOT / "Makefile").read_text("utf-8")
-    targets = re.findall(r"^([\w.-][\w./-]*):(?!=)", text, re.MULTILINE)
-    for word in words:
-        variable, equals, _ = word.partition("=")
-        if equals:
-            if not re.search(rf"\$\({re.escape(variable)}\)", text):
-                yield f"the Makefile has no variable {variable}"
-        elif not word.startswith("-") and word not in targets and word != "TARGET":
-            yield f"the Makefile has no target {word}; write one of {_listed(set(targets))}"
-
-
-def _script(words: Sequence[str]) -> Iterator[str]:
-    """Check a script of the repository and the options that it is given."""
-    while words and words[0] in ("-u", "-euo", "pipefail"):
-        words = words[1:]
-    if not words or words[0].startswith("-") or "/" not in words[0] or words[0][0] in "/~":
-        return
-    path, *rest = words
-    if not (ROOT / path).is_file():
-        yield f"there is no {path}; write the path from the top of the repository"
-    elif path.endswith(".py"):
-        known = script_options(path)
-        for word in rest:
-            option = word.partition("=")[0]
-            if option.startswith("--") and option not in known:
-                yield f"{path} has no option {option}; write one of {_listed(known)}"
-
-
-@cache
-def script_options(path: str) -> set[str]:
-    """List the options that a script gives to argparse, also through functions beside it."""
-    tree = ast.parse((ROOT / path).read_text("utf-8"))
-    found = _added(tree) | {"--help"}
-    for node in tree.body:
-        if not isinstance(node, ast.ImportFrom) or not node.module:
-            continue
-        beside = (ROOT / path).parent / f"{node.module.rpartition('.')[2]}.py"
-        if beside.is_file():
-            names = {alias.name for alias in node.names}
-            for other in ast.parse(beside.read_text("utf-8")).body:
-                if isinstance(other, ast.FunctionDef) and other.name in names:
-                    found |= _added(other)
-    return found
-
-
-def _added(tree: ast.AST) -> set[str]:
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    added = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
-    values = [item.value for call in added for item in call.args if isinstance(item, ast.Constant)]
-    return {str(value) for value in values if str(value).startswith("-")}
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names))
 
 
 def test_commands_on_the_pages_exist() -> None:

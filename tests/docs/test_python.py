@@ -10,7 +10,8 @@ import pytest
 
 import ds2deploy
 from tests.docs.pages import Page, pages
-from tests.docs.python_names import Checker, Instance, Thing, Value
+from tests.docs.python_names import Checker
+from tests.docs.python_types import Instance, Thing, Value
 from tests.docs.test_commands import HISTORY
 
 SPAN = re.compile(r"(?:ds2deploy|[A-Z]\w+)(?:\.[A-Za-z_]\w*)+(?:\(.*\))?")

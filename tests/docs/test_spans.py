@@ -1,0 +1,101 @@
+"""Code in the prose: options, recipe keys and files of the repository that it names exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import msgspec
+import pytest
+
+from ds2deploy.config import Recipe
+from tests.docs.pages import ROOT, Page, pages
+from tests.docs.scripts import script_options
+from tests.docs.test_commands import (
+    HISTORY,
+    commands_of_ds2deploy,
+    options_of,
+)
+
+FOLDERS = ("ds2deploy", "export", "runtimes", "tests", "docs", "examples", "benchmarks", "docker")
+
+PATH = re.compile(r"\.?[a-z][\w.-]*(?:/[\w.-]+)+/?")
+PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b(?!\.md)")
+SECTIONS = [name for name, value in msgspec.structs.asdict(Recipe()).items() if name != "labels"]
+KEY = re.compile(rf"(?:--set )?({'|'.join(SECTIONS)})\.(\w+)(?: ?=.*)?")
+FILES_OF_MODELS = ("onnx", "engine", "plan", "ckpt", "json")
+"""Endings of files whose name begins like the section `model`."""
+
+
+def faults(page: Page) -> Iterator[str]:
+    """Find the code of a page that names what does not exist: where, and what to write."""
+    for line, text in page.spans():
+        for check in (_option, _key, _file):
+            if message := check(text):
+                yield page.at(line, f"`{text}`: {message}")
+
+
+@cache
+def _known_options() -> set[str]:
+    """List the options of all commands and examples."""
+    examples = (path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py"))
+    found = {"--version"}.union(*map(options_of, commands_of_ds2deploy()))
+    return found.union(*map(script_options, examples))
+
+
+def _option(text: str) -> str | None:
+    found = re.match(r"--[a-z][\w-]*", text)
+    if found and found[0] not in _known_options():
+        return (
+            f"ds2deploy has no option {found[0]}; correct it, or name the program before it, "
+            f"as in `docker run {found[0]}`"
+        )
+    return None
+
+
+def _key(text: str) -> str | None:
+    found = KEY.fullmatch(text)
+    if not found or (found[1] == "model" and found[2] in FILES_OF_MODELS):
+        return None
+    known = getattr(Recipe(), found[1]).__struct_fields__
+    if found[2] not in known:
+        return f"no such key; the keys of [{found[1]}] are {', '.join(known)}"
+    return None
+
+
+def _file(text: str) -> str | None:
+    if not PATH.fullmatch(text) or text.split("/")[0] not in FOLDERS or PLACEHOLDER.search(text):
+        return None
+    if not (ROOT / text).exists():
+        return "no such file in the repository; write its path from the top"
+    return None
+
+
+def test_code_in_the_prose_names_what_exists() -> None:
+    found = [message for page in pages() if page.path not in HISTORY for message in faults(page)]
+    assert not found, "\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("--presicion fp16", "has no option --presicion"),
+    ("training.epoch", "keys of [training] are run, epochs"),
+    ("--set data.batchsize=8", "keys of [data] are"),
+    ("model.hiden = 512", "keys of [model] are"),
+    ("runtimes/openvin.py", "no such file"),
+    ("ds2deploy/data/corporas/", "no such file"),
+])  # fmt: skip
+def test_names_that_do_not_exist_are_found(text: str, message: str) -> None:
+    found = list(faults(Page("docs/a.md", f"# A\n\nb\n`{text}`\n")))
+    assert len(found) == 1, found
+    assert found[0].startswith("docs/a.md:4: ")
+    assert message in found[0]
+
+
+@pytest.mark.parametrize("text", [
+    "--precision fp32,fp16", "--no-onnx", "docker run --gpus all", "training.epochs=3",
+    "model.onnx", "runtimes/openvino.py", "ds2deploy/data/corpora/NAME.py", "docs/", "data/mine",
+    "--help", "--microphone",
+])  # fmt: skip
+def test_names_that_exist_pass(text: str) -> None:
+    assert list(faults(Page("docs/a.md", f"`{text}`"))) == []
