@@ -16,8 +16,8 @@ from tests.docs.python_types import (
     fields,
     hints,
     instance,
+    members,
     ours,
-    parts,
 )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ class Checker(ast.NodeVisitor):
             self._report(node, f"{ast.unparse(node.func)}: {error}; its arguments are {signature}")
 
     def _member(self, node: ast.AST, base: Thing | Instance, name: str) -> Value:
-        owners = [base.value] if isinstance(base, Thing) else parts(base.kind)
+        owners = [base.value] if isinstance(base, Thing) else members(base.kind)
         owner = next(filter(ours, owners), None)  # of a union, the library's own class
         if not ours(owner):
             return None

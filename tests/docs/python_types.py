@@ -37,6 +37,7 @@ Value = Thing | Instance | None
 
 
 def ours(value: Any) -> bool:
+    """Tell whether a module, class or function belongs to ds2deploy."""
     name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
     return str(name).partition(".")[0] == "ds2deploy" and not typing.get_args(value)
 
@@ -48,6 +49,7 @@ def fields(kind: Any) -> tuple[Any, ...]:
 
 
 def hints(value: Any) -> dict[str, Any]:
+    """Resolve the annotations of a class or function; none if one of them cannot be."""
     try:
         return typing.get_type_hints(value)
     except (NameError, TypeError):  # a name that is imported for type checkers only
@@ -56,11 +58,11 @@ def hints(value: Any) -> dict[str, Any]:
 
 def instance(kind: Any) -> Instance | None:
     """Make an instance of an annotation, without `| None`."""
-    parts = [part for part in parts(kind) if part is not type(None)]
+    parts = [part for part in members(kind) if part is not type(None)]
     return None if not parts or parts[0] is Any else Instance(functools.reduce(or_, parts))
 
 
-def parts(kind: Any) -> tuple[Any, ...]:
+def members(kind: Any) -> tuple[Any, ...]:
     """List the members of a union; another type is the only one."""
     union = typing.get_origin(kind) in (typing.Union, types.UnionType)
     return typing.get_args(kind) if union else () if kind is None else (kind,)
@@ -68,6 +70,6 @@ def parts(kind: Any) -> tuple[Any, ...]:
 
 def element(value: Value) -> Value:
     """Find what an iteration over a value gives, if it is a list in any of its types."""
-    parts = parts(value.kind) if isinstance(value, Instance) else ()
+    parts = members(value.kind) if isinstance(value, Instance) else ()
     lists = [part for part in parts if typing.get_origin(part) in ITERABLES]
     return instance(typing.get_args(lists[0])[0]) if lists else None
