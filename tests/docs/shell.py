@@ -19,7 +19,7 @@ PROGRAM = re.compile(
 
 OPERATORS = frozenset("();<>|&")
 ASSIGNMENT = re.compile(r"^\w+=")
-PREFIXES = {"$", "sudo", "time", "exec", "nohup", "env"}
+PREFIXES = {"$", "sudo", "time", "exec", "nohup", "env", "do", "then", "if", "while", "!"}
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,28 @@ def commands(page: Page) -> Iterator[Command]:
         if block.language not in LANGUAGES:
             continue
         for line, text in _joined(block.lines()):
-            if PROGRAM.search(text):
-                try:
-                    yield from (Command(line, words, True) for words in split(text))
-                except ValueError:
+            if (found := PROGRAM.search(text)) is None:
+                continue
+            try:
+                yield from (Command(line, words, True) for words in list(split(text)))
+            except ValueError:
+                if found.start() == 0:
                     raise ValueError(page.at(line, "close the quotation on this line")) from None
+                yield from _remedy(line, text[found.start() :])
     for line, text in page.spans():
         if re.match(r"(?:\w+=\S+ )*(?:ds2deploy|make|python3?|bash) \S", text):
             try:
                 yield from (Command(line, words, False) for words in split(text))
             except ValueError:
                 raise ValueError(page.at(line, "close the quotation in this code")) from None
+
+
+def _remedy(line: int, text: str) -> Iterator[Command]:
+    """Find the command at the end of a message, whose apostrophes are no quotation."""
+    try:
+        yield from (Command(line, words, False) for words in list(split(text)))
+    except ValueError:
+        return
 
 
 def split(text: str) -> Iterator[tuple[str, ...]]:

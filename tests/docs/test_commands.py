@@ -31,6 +31,10 @@ FOLDERS = ("benchmarks", "docker", "docs", "examples", "tests", ".ci")
 PLACEHOLDER = re.compile(r"\.\.\.|…|^\[.*\]$")
 
 
+OTHER = re.compile(rf"{PLACEHOLDER.pattern}|^--help|^--version|^COMMAND|^\d")
+"""First words after `ds2deploy` that are no command; a number is the output of --version."""
+
+
 def faults(page: Page) -> Iterator[str]:
     """Find the commands of a page that would not run: where, and what to write."""
     try:
@@ -103,7 +107,7 @@ def options_of(name: str) -> set[str]:
 
 def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
     """Check a command of ds2deploy: all of it, or only names if it is a part of one."""
-    if not words or words[0] in ("--help", "--version", "COMMAND", "..."):
+    if not words or OTHER.search(words[0]):
         return
     name, *rest = words
     if name not in commands_of_ds2deploy():
@@ -179,6 +183,8 @@ def test_commands_on_the_pages_exist() -> None:
     ("python examples/triton_client.py m a.wav --thread 2", "no option --thread"),
     ("ds2deploy inspect tests/models/digit.ckpt", "no tests/models/digit.ckpt"),
     ("ds2deploy inspect 'm.onnx", "close the quotation"),
+    ("a.engine: not this GPU's: ds2deploy export a.onnx --trtt", "no option --trtt"),
+    ("for f in *.wav; do ds2deploy transcribe; done", "Missing argument"),
 ])  # fmt: skip
 def test_commands_that_would_not_run_are_found(text: str, message: str) -> None:
     found = list(faults(Page("docs/a.md", f"# A\n\n```text\nls\n{text}\n```\n")))
@@ -193,6 +199,8 @@ def test_commands_that_would_not_run_are_found(text: str, message: str) -> None:
     "```text\nA=1 ds2deploy lm s.txt --out a.lm > log.txt 2>&1  # it's a comment\n```",
     "```text\narecord -r 16000 | ds2deploy transcribe m.onnx - --stream\n```",
     "```text\nds2deploy serve ...\nsay 'what\n```",
+    "```text\nds2deploy 1.0.0\nmodel.engine: not this GPU's: ds2deploy export a.onnx --trt\n```",
+    '```text\nfor f in *.wav; do ds2deploy transcribe m.onnx "$f"; done\n```',
 ])  # fmt: skip
 def test_commands_that_run_pass(text: str) -> None:
     assert list(faults(Page("docs/a.md", text))) == []

@@ -1,10 +1,11 @@
-"""Code in the prose: options, recipe keys and files of the repository that it names exist."""
+"""Names on the pages: options, recipe keys, files, extras and environment variables exist."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,6 +22,8 @@ from tests.docs.test_commands import (
 FOLDERS = ("ds2deploy", "export", "runtimes", "tests", "docs", "examples", "benchmarks", "docker")
 
 PATH = re.compile(r"\.?[a-z][\w.-]*(?:/[\w.-]+)+/?")
+EXTRAS = re.compile(r"\bds2deploy(?:-[\w.-]+\.whl)?\[([a-z, -]+)\]")
+VARIABLE = re.compile(r"\bDS2DEPLOY_[A-Z0-9_]*[A-Z0-9]\b")
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b(?!\.md)")
 SECTIONS = [name for name, value in msgspec.structs.asdict(Recipe()).items() if name != "labels"]
 KEY = re.compile(rf"(?:--set )?({'|'.join(SECTIONS)})\.(\w+)(?: ?=.*)?")
@@ -34,6 +37,31 @@ def faults(page: Page) -> Iterator[str]:
         for check in (_option, _key, _file):
             if message := check(text):
                 yield page.at(line, f"`{text}`: {message}")
+    for line, text in enumerate(page.text.split("\n"), 1):
+        for extra in ",".join(EXTRAS.findall(text)).replace(" ", "").split(","):
+            if extra and extra not in _known_extras():
+                known = ", ".join(sorted(_known_extras()))
+                yield page.at(line, f"ds2deploy[{extra}]: no such extra; write one of {known}")
+        for variable in VARIABLE.findall(text):
+            if variable not in _known_variables():
+                known = ", ".join(sorted(_known_variables()))
+                yield page.at(line, f"{variable}: no code reads it; write one of {known}")
+
+
+@cache
+def _known_extras() -> set[str]:
+    project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
+    return set(project["optional-dependencies"])
+
+
+@cache
+def _known_variables() -> set[str]:
+    """List the variables that the code reads."""
+    folders = ("ds2deploy", "export", "runtimes", "tests", "docker", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    kinds = (".py", ".sh", ".yaml", ".service", "")
+    read = [path for path in files if path.suffix in kinds and path.parent != Path(__file__).parent]
+    return {name for path in read for name in VARIABLE.findall(path.read_text("utf-8", "ignore"))}
 
 
 @cache
@@ -90,6 +118,16 @@ def test_names_that_do_not_exist_are_found(text: str, message: str) -> None:
     assert len(found) == 1, found
     assert found[0].startswith("docs/a.md:4: ")
     assert message in found[0]
+
+
+@pytest.mark.parametrize("text", [
+    "pip install 'ds2deploy[cpus,serve]'", "pip install './ds2deploy-1.0.0-py3-none-any.whl[ras]'",
+    "DS2DEPLOY_API_KEYS=... ds2deploy serve model.onnx",
+])  # fmt: skip
+def test_extras_and_variables_that_do_not_exist_are_found(text: str) -> None:
+    found = list(faults(Page("docs/a.md", f"# A\n\n```text\n{text}\n```\n")))
+    assert len(found) == 1, found
+    assert found[0].startswith("docs/a.md:4: ")
 
 
 @pytest.mark.parametrize("text", [
