@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ class Block:
     line: int
     info: str
     text: str
+    closed: bool = True
 
     @property
     def language(self) -> str:
@@ -76,7 +78,7 @@ class Page:
                 continue
             prose.append("")
         if opened is not None:
-            blocks.append(Block(opened[0], opened[2], "\n".join(content)))
+            blocks.append(Block(opened[0], opened[2], "\n".join(content), closed=False))
         return blocks, "\n".join(prose)
 
     @property
@@ -124,6 +126,14 @@ def pages() -> list[Page]:
         path.relative_to(ROOT).as_posix() for path in paths if "node_modules" not in path.parts
     ]
     return [Page(name, (ROOT / name).read_text("utf-8")) for name in names if name != GENERATED]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """List known names in a message: all of a few, or those that are most like a wrong one."""
+    names = sorted(known)
+    if len(names) > 8:
+        names = difflib.get_close_matches(name, names, 4, 0)
+    return ", ".join(names)
 
 
 def _line(text: str, offset: int) -> int:

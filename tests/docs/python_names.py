@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, nearest
 from tests.docs.python_types import (
     Instance,
     Thing,
@@ -170,7 +170,7 @@ class Checker(ast.NodeVisitor):
         elif re.search(rf"self\.{name}\b", inspect.getsource(owner)):
             return None
         public = [other for other in dir(owner) if not other.startswith("_")]
-        self._report(node, f"{owner.__name__} has no {name}; it has {', '.join(public)}")
+        self._report(node, f"{owner.__name__} has no {name}; write one of {nearest(name, public)}")
         return None
 
     def _module(self, node: ast.AST, name: str) -> Thing | None:

@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import PurePath
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, nearest
 
 
 def make_faults(words: Sequence[str]) -> Iterator[str]:
     """Check the targets and variables that make is given."""
     text = (ROOT / "Makefile").read_text("utf-8")
-    targets = re.findall(r"^([\w.-][\w./-]*):(?!=)", text, re.MULTILINE)
+    targets = re.findall(r"^(\w[\w-]*):(?!=)", text, re.MULTILINE)
     for word in words:
         variable, equals, _ = word.partition("=")
         if equals:
             if not re.search(rf"\$\({re.escape(variable)}\)", text):
                 yield f"the Makefile has no variable {variable}"
         elif not word.startswith("-") and word not in targets and word != "TARGET":
-            yield f"the Makefile has no target {word}; write one of {listed(set(targets))}"
+            yield f"the Makefile has no target {word}; write one of {nearest(word, targets)}"
 
 
 def script_faults(words: Sequence[str]) -> Iterator[str]:
@@ -38,7 +38,7 @@ def script_faults(words: Sequence[str]) -> Iterator[str]:
         for word in rest:
             option = word.partition("=")[0]
             if option.startswith("--") and option not in known:
-                yield f"{path} has no option {option}; write one of {listed(known)}"
+                yield f"{path} has no option {option}; write one of {nearest(option, known)}"
 
 
 @cache
@@ -68,8 +68,3 @@ def _added(tree: ast.AST) -> set[str]:
     added = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
     values = [item.value for call in added for item in call.args if isinstance(item, ast.Constant)]
     return {str(value) for value in values if str(value).startswith("-")}
-
-
-def listed(names: set[str]) -> str:
-    """List names in a message."""
-    return ", ".join(sorted(names))

@@ -47,6 +47,8 @@ def faults(page: Page) -> Iterator[str]:
 
 
 def _mark(path: str, block: Block) -> str | None:
+    if not block.closed:
+        return "this block is not closed; write ``` at its end"
     language = block.language
     pages_run = " and ".join(run_by_ci())
     if not language:
@@ -114,6 +116,7 @@ def test_explanation_names_the_pages_that_ci_runs() -> None:
     ("README.md", "```console\n$ ls\n```", "write ```text instead of ```console"),
     ("README.md", '```bash title="Try it"\nls\n```', "write ```bash alone"),
     ("docs/a.md", "1. Run\n\n    ```\n    ls\n    ```", "write a language"),
+    ("docs/a.md", "```text\nls", "not closed"),
     ("docs/a.md", "```pyhton\nx\n```", "unknown language pyhton"),
     ("docs/a.md", '```json\n{"text": "a",}\n```', "not JSON"),
     ("docs/a.md", '```json\n{"a": 1}\n{"b": }\n```', "not JSON"),

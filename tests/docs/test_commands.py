@@ -18,8 +18,8 @@ from ds2deploy.loading import runtime_names
 from ds2deploy.recipes import load_recipe, recipe_names
 from ds2deploy.runtimes.artifact import Precision
 from ds2deploy.runtimes.errors import Ds2Error
-from tests.docs.pages import ROOT, Page, pages
-from tests.docs.scripts import listed, make_faults, script_faults
+from tests.docs.pages import ROOT, Page, nearest, pages
+from tests.docs.scripts import make_faults, script_faults
 from tests.docs.shell import Command, commands
 
 HISTORY = ("CHANGELOG.md",)
@@ -117,7 +117,8 @@ def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
     for word in rest:
         option = word.partition("=")[0]
         if option.startswith("--") and option not in known | {"--"}:
-            yield f"`ds2deploy {name}` has no option {option}; write one of {listed(known)}"
+            near = nearest(option, known)
+            yield f"`ds2deploy {name}` has no option {option}; write one of {near}"
             return
     if whole and "--help" not in rest and not any(map(PLACEHOLDER.search, rest)):
         yield from _parse(name, rest)
@@ -129,7 +130,7 @@ def _parse(name: str, words: list[str]) -> Iterator[str]:
             commands_of_ds2deploy()[name].make_context(name, list(words), parent=_group()[1]).params
         )
     except USAGE_ERROR as error:
-        yield f"{error.format_message()} Complete the command, or put it between single backticks"
+        yield f"{error.format_message()} Correct it, or write ... for what is left out"
         return
     try:
         _check_values(name, given)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import posixpath
+import re
 from collections.abc import Iterator
 from functools import cache
 from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import GENERATED, ROOT, Page, pages
+from tests.docs.pages import GENERATED, ROOT, Page, nearest, pages
 
 SITE = "docs/"
 """Folder of the site; its pages cannot link to files outside it."""
@@ -59,13 +59,20 @@ def _fault(page: Page, link: str) -> str | None:
     shown = [identifier for _, identifier in target.directives()]
     if anchor in known or any(f"{anchor}.".startswith(f"{one}.") for one in shown):
         return None
-    near = difflib.get_close_matches(anchor, known, 3, 0) or sorted(known)
-    return f"{path} has no heading #{anchor}; write one of {', '.join(near)}"
+    return f"{path} has no heading #{anchor}; write one of {nearest(anchor, known)}"
 
 
 def test_links_on_the_pages_lead_somewhere() -> None:
     found = [message for page in pages() for message in faults(page)]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_pages_of_the_site_are_in_its_navigation() -> None:
+    listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M)
+    named = {page.path.removeprefix(SITE) for page in pages() if page.path.startswith(SITE)}
+    missing = named - set(listed)
+    assert not missing, f"mkdocs.yml: add to nav: {', '.join(sorted(missing))}"
+    assert len(listed) == len(set(listed)), "mkdocs.yml: nav has a page twice"
 
 
 @pytest.mark.parametrize(("path", "text", "message"), [

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from ds2deploy.config import Recipe
-from tests.docs.pages import ROOT, Page, pages
+from tests.docs.pages import ROOT, Page, nearest, pages
 from tests.docs.scripts import script_options
 from tests.docs.test_commands import (
     HISTORY,
@@ -40,11 +40,11 @@ def faults(page: Page) -> Iterator[str]:
     for line, text in enumerate(page.text.split("\n"), 1):
         for extra in ",".join(EXTRAS.findall(text)).replace(" ", "").split(","):
             if extra and extra not in _known_extras():
-                known = ", ".join(sorted(_known_extras()))
+                known = nearest(extra, _known_extras())
                 yield page.at(line, f"ds2deploy[{extra}]: no such extra; write one of {known}")
         for variable in VARIABLE.findall(text):
             if variable not in _known_variables():
-                known = ", ".join(sorted(_known_variables()))
+                known = nearest(variable, _known_variables())
                 yield page.at(line, f"{variable}: no code reads it; write one of {known}")
 
 
@@ -76,8 +76,8 @@ def _option(text: str) -> str | None:
     found = re.match(r"--[a-z][\w-]*", text)
     if found and found[0] not in _known_options():
         return (
-            f"ds2deploy has no option {found[0]}; correct it, or name the program before it, "
-            f"as in `docker run {found[0]}`"
+            f"ds2deploy has no option {found[0]}; write one of "
+            f"{nearest(found[0], _known_options())}; or name its program: `docker run {found[0]}`"
         )
     return None
 
@@ -88,7 +88,7 @@ def _key(text: str) -> str | None:
         return None
     known = getattr(Recipe(), found[1]).__struct_fields__
     if found[2] not in known:
-        return f"no such key; the keys of [{found[1]}] are {', '.join(known)}"
+        return f"no such key in [{found[1]}]; write one of {nearest(found[2], known)}"
     return None
 
 
@@ -107,9 +107,9 @@ def test_code_in_the_prose_names_what_exists() -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("--presicion fp16", "has no option --presicion"),
-    ("training.epoch", "keys of [training] are run, epochs"),
-    ("--set data.batchsize=8", "keys of [data] are"),
-    ("model.hiden = 512", "keys of [model] are"),
+    ("training.epoch", "no such key in [training]; write one of epochs"),
+    ("--set data.batchsize=8", "no such key in [data]; write one of batch_size"),
+    ("model.hiden = 512", "no such key in [model]"),
     ("runtimes/openvin.py", "no such file"),
     ("ds2deploy/data/corporas/", "no such file"),
 ])  # fmt: skip
