@@ -29,7 +29,7 @@ FOLDERS = ("benchmarks", "docker", "docs", "examples", "tests", ".ci")
 """Folders of this repository that no reader has of their own: files in them must exist."""
 
 PLACEHOLDER = re.compile(r"\.\.\.|…|^\[.*\]$")
-
+"""Words that stand for something to fill in."""
 
 OTHER = re.compile(rf"{PLACEHOLDER.pattern}|^--help|^--version|^COMMAND|^\d")
 """First words after `ds2deploy` that are no command; a number is the output of --version."""
@@ -91,18 +91,17 @@ def _group() -> tuple[Any, Any]:
 
 @cache
 def commands_of_ds2deploy() -> dict[str, Any]:
+    """Find the commands of the program, by their names."""
     group, context = _group()
     return {name: group.get_command(context, name) for name in group.list_commands(context)}
 
 
 def options_of(name: str) -> set[str]:
     """List the spellings of the options of a command."""
-    found = (
-        item for item in commands_of_ds2deploy()[name].params if item.param_type_name == "option"
-    )
-    return {spelling for item in found for spelling in (*item.opts, *item.secondary_opts)} | {
-        "--help"
-    }
+    parameters = commands_of_ds2deploy()[name].params
+    options = (item for item in parameters if item.param_type_name == "option")
+    found = {spelling for item in options for spelling in (*item.opts, *item.secondary_opts)}
+    return found | {"--help"}
 
 
 def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
@@ -126,9 +125,8 @@ def _ds2deploy(words: Sequence[str], whole: bool) -> Iterator[str]:
 
 def _parse(name: str, words: list[str]) -> Iterator[str]:
     try:
-        given = (
-            commands_of_ds2deploy()[name].make_context(name, list(words), parent=_group()[1]).params
-        )
+        command = commands_of_ds2deploy()[name]
+        given = command.make_context(name, list(words), parent=_group()[1]).params
     except USAGE_ERROR as error:
         yield f"{error.format_message()} Correct it, or write ... for what is left out"
         return
