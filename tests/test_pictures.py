@@ -1,8 +1,10 @@
-"""The pictures of docs/concepts.md: current, and true of the network and of its streams."""
+"""The pictures and the program of docs/concepts.md: current, and true of the network."""
 
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,14 @@ def test_rows_of_the_picture_are_the_frames_that_a_block_gives(scripts):
     output_ms = 1000 * description.frame_s
     assert rows[-1].first == state._first_row * output_ms
     assert rows[-1].last - rows[-1].first == description.blocks.frames / 2 * output_ms
+
+
+def test_the_program_of_the_page_shows_that_padding_is_exact():
+    page = (ROOT / "docs" / "concepts.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lengths, difference = done.stdout.rsplit(maxsplit=1)
+    assert lengths == "[501 150]"
+    assert 0 <= float(difference) < 1e-4

@@ -5,7 +5,23 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from svg import AMBER, BLUE, FAINT, GREEN, GREY, PALE, VIOLET, arrow, box, dashes, document, text
+from svg import (
+    AMBER,
+    BIG,
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    MIDDLE,
+    PALE,
+    SMALL,
+    VIOLET,
+    arrow,
+    box,
+    dashes,
+    document,
+    text,
+)
 
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
@@ -103,21 +119,23 @@ def seen_ahead() -> int:
 
 def draw_network(model: ModelShape, features: FeatureConfig, seconds: float) -> str:
     """Draw the network as SVG: stages from top to bottom, and what one output frame sees."""
-    row, height, left, size = 62, 44, 40, 430
+    row, height, left, size = 70, 52, 30, 440
     parts, y = [], 64
-    parts.append(text(left, 36, f"One utterance of {seconds:g} s through the network", 16, "start"))
+    parts.append(
+        text(left, 36, f"One utterance of {seconds:g} s through the network", BIG, "start")
+    )
     listed = stages(model, features, seconds)
     for i, stage in enumerate(listed):
         if i:
             x = left + size / 2
             parts.append(arrow(x, y - row + height, x, y))
         parts.append(box(left, y, size, height, stage.color))
-        parts.append(text(left + 14, y + 19, stage.title, 14, "start", bold=True))
-        parts.append(text(left + 14, y + 36, stage.detail, 12, "start", FAINT))
-        parts.append(text(left + size + 20, y + 19, stage.shape, 14, "start", bold=True))
-        parts.append(text(left + size + 20, y + 36, stage.meaning, 12, "start", FAINT))
+        parts.append(text(left + 14, y + 22, stage.title, MIDDLE, "start", bold=True))
+        parts.append(text(left + 14, y + 43, stage.detail, SMALL, "start", FAINT))
+        parts.append(text(left + size + 16, y + 22, stage.shape, MIDDLE, "start", bold=True))
+        parts.append(text(left + size + 16, y + 43, stage.meaning, SMALL, "start", FAINT))
         y += row
-    parts += _field(features, 690, 64, 270)
+    parts += _field(features, 672, 64, 300)
     return document(parts, y)
 
 
@@ -134,16 +152,17 @@ def _field(features: FeatureConfig, left: float, top: float, size: float) -> lis
     )
     middle = left + size / 2
     parts = [
-        text(left, top + 8, "What an output frame of the convolutions sees", 14, "start", bold=True)
+        text(left, top + 8, "What an output frame sees", MIDDLE, "start", bold=True),
+        text(left, top + 30, "through both convolutions", SMALL, "start", FAINT),
     ]
     places = []
     for i, (name, reach, stride, color) in enumerate(rows):
-        y = top + 44 + 74 * i
+        y = top + 76 + 80 * i
         places.append((y, reach))
         if reach:
-            parts.append(text(middle, y - 8, name, 12, color=FAINT))
+            parts.append(text(middle, y - 8, name, SMALL, color=FAINT))
         else:
-            parts.append(text(middle + 14, y + 14, name, 12, "start", FAINT))
+            parts.append(text(middle + 14, y + 14, name, SMALL, "start", FAINT))
         for frame in range(-reach, reach + 1, stride):
             x = middle + (frame - 0.5) * step
             parts.append(box(x + 0.6, y, step - 1.2, 18, color, radius=1))
@@ -157,10 +176,10 @@ def _field(features: FeatureConfig, left: float, top: float, size: float) -> lis
                     upper + 18,
                 )
             )
-    y = top + 44 + 74 * 3 - 24
+    y = top + 76 + 80 * 3 - 12
     lines = (
         f"{ahead} frames on either side: {ahead * features.stride_ms:g} ms",
         f"{count} frames and their windows: {ms:g} ms of sound",
         f"an output frame every {TIME_STRIDE * features.stride_ms:g} ms",
     )
-    return parts + [text(left, y + 20 * i, line, 12, "start") for i, line in enumerate(lines)]
+    return parts + [text(left, y + 24 * i, line, SMALL, "start") for i, line in enumerate(lines)]

@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 from svg import (
     AMBER,
+    BIG,
     BLUE,
     FAINT,
     GREEN,
     GREY,
     HATCHED,
+    MIDDLE,
     PALE,
+    SMALL,
     VIOLET,
     box,
     dashes,
@@ -100,7 +103,7 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
     blocks = make_blocks(model, features, "waveform")
     size = blocks.frames * features.stride_ms
     rows = stream_rows(model, features)
-    left, wide, top, row = 170, 800, 108, 54
+    left, wide, top, row = 180, 790, 116, 62
     end_ms = (BLOCK + 1) * size
 
     def x(ms: float) -> float:
@@ -108,14 +111,14 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
 
     bottom = top + row * len(rows)
     title = f"Block {BLOCK + 1} of a stream, {size:g} ms: what comes out, and what is kept"
-    parts = [text(40, 32, title, 16, "start")]
+    parts = [text(40, 32, title, BIG, "start")]
     parts += _legend(40, 48)
     for i in range(BLOCK + 2):
         parts.append(dashes(x(i * size), top - 12, x(i * size), bottom - 8))
-        parts.append(text(x(i * size), top - 18, f"{i * size:g} ms", 12, color=FAINT))
+        parts.append(text(x(i * size), top - 18, f"{i * size:g} ms", SMALL, color=FAINT))
     for i, item in enumerate(rows):
         y = top + row * i
-        parts.append(text(left - 14, y + 17, item.title, 13, "end", bold=True))
+        parts.append(text(left - 14, y + 17, item.title, MIDDLE, "end", bold=True))
         if item.first > 0:
             parts.append(box(x(0), y + 4, x(item.first) - x(0), 16, PALE, radius=2))
         parts.append(box(x(item.first), y, x(item.last) - x(item.first), 24, item.color, 2))
@@ -123,7 +126,7 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
             begin = item.last - item.kept
             parts.append(box(x(begin), y, x(item.last) - x(begin), 24, HATCHED, 2))
         if item.state:
-            parts.append(text(x(item.last), y + 39, f"state: {item.state}", 12, "end", FAINT))
+            parts.append(text(x(item.last), y + 42, f"state: {item.state}", SMALL, "end", FAINT))
     parts += _latency(blocks.parts(), x, bottom + 40)
     return document(parts, bottom + 110)
 
@@ -131,11 +134,11 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
 def _legend(left: float, y: float) -> list[str]:
     parts, x = [], left
     for fill, words, size in (
-        (PALE, "given by earlier blocks", 190),
-        (BLUE, "given by this block", 160),
+        (PALE, "given by earlier blocks", 220),
+        (BLUE, "given by this block", 200),
         (HATCHED, "kept as state for the next block", 220),
     ):
-        parts += [box(x, y, 22, 14, fill, 2), text(x + 30, y + 12, words, 12, "start", FAINT)]
+        parts += [box(x, y, 22, 14, fill, 2), text(x + 30, y + 12, words, SMALL, "start", FAINT)]
         x += size
     return parts
 
@@ -144,7 +147,7 @@ def _latency(parts_ms: dict[str, float], x: Callable[[float], float], y: float) 
     """Draw the parts of the latency to the scale of the picture, from left to right."""
     total = parts_ms["total"]
     found = [
-        text(40, y - 10, f"Latency of this model: at most {total:g} ms", 14, "start", bold=True)
+        text(40, y - 10, f"Latency of this model: at most {total:g} ms", MIDDLE, "start", bold=True)
     ]
     at = 0.0
     colors = {"window": GREY, "convolutions": BLUE, "lookahead": AMBER, "waiting": VIOLET}
@@ -153,8 +156,8 @@ def _latency(parts_ms: dict[str, float], x: Callable[[float], float], y: float) 
         found.append(box(x(at), y, x(at + ms) - x(at), 24, color, 2))
         middle, label = x(at + ms / 2), f"{name} {ms:g}"
         if ms >= total / 8:
-            found.append(text(middle, y + 17, label, 12))
+            found.append(text(middle, y + 17, label, SMALL))
         else:
-            found.append(text(x(at), y + 41, label, 12, "start"))
+            found.append(text(x(at), y + 44, label, SMALL, "start"))
         at += ms
     return found

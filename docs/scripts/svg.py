@@ -9,6 +9,8 @@ BLUE, GREEN, AMBER, VIOLET, GREY = "#bae6fd", "#bbf7d0", "#fde68a", "#e9d5ff", "
 PALE, HATCHED = "#f8fafc", "url(#kept)"
 
 WIDTH = 1000
+BIG, MIDDLE, SMALL = 19, 17, 15
+"""Font sizes: of the title, of names, of the rest."""
 
 
 def text(
