@@ -88,6 +88,7 @@ bench-check: .venv/ready
 docs: .venv/docs
 	$(LINKED)
 	$(BIN)/python docs/scripts/imports.py docs/images/imports.svg
+	$(BIN)/python docs/scripts/pictures.py docs/images
 	$(BIN)/python docs/scripts/command_line.py docs/reference/command-line.md
 	NO_COLOR=1 $(BIN)/zensical build --clean --strict
 
