@@ -149,7 +149,8 @@ def _check_values(name: str, given: dict[str, Any]) -> None:
         find_layout(layout)
     chosen = [("precision", get_args(Precision)), ("runtime", runtime_names())]
     for key, known in chosen:
-        for value in (given.get(key) or "").split(","):
+        values = given.get(key) or ""
+        for value in values if isinstance(values, list) else values.split(","):
             if value and value not in known:
                 raise Ds2Error(f"--{key} {value}: expected one of {', '.join(known)}")
 
