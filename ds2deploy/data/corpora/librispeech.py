@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
+    folder_name,
     in_part,
     listed_utterance,
     locked_folders,
@@ -34,7 +35,7 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
     listed = set()
     unread = set()
     for listing in listings:
-        part = "".join(folder.name for folder in listing.absolute().parents[2:3])
+        part = folder_name(listing.parent / "../..")  # above SPEAKER/CHAPTER
         try:
             lines = read_lines(listing)
         except ManifestError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
     Lines,
+    folder_name,
     in_part,
     listed_utterance,
     read_lists,
@@ -42,7 +43,7 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
 
 
 def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
-    part = listing.absolute().parts[-3]  # SOURCE may be `.`, a part alone
+    part = folder_name(listing.parent.parent)
     audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
     for place, line in lines:
         fields = line.split(maxsplit=6)

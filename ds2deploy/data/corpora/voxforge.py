@@ -9,6 +9,7 @@ from pathlib import Path
 from ds2deploy.data.corpora.transcript_list import (
     Lines,
     first_file,
+    folder_name,
     listed_utterance,
     locked_folders,
     read_lists,
@@ -45,9 +46,10 @@ def _read_visit(
     listing: Path, lines: Lines, recordings: dict[Path, list[Path]]
 ) -> Iterator[Utterance]:
     visit = listing.parent.parent
-    speaker = visit.name.partition("-")[0]
+    name = folder_name(visit)
+    speaker = name.partition("-")[0]
     if speaker == "anonymous":  # every anonymous visit counts as another speaker
-        speaker = visit.name
+        speaker = name
     listed = set()
     for place, line in lines:
         name, _, text = line.partition(" ")

@@ -24,10 +24,12 @@ from tests.ds2deploy.data.corpora.trees import (
     LISTED,
     TREES,
     an4,
+    folder,
     librispeech,
     ljspeech,
     tedlium,
     tedlium_as_shipped,
+    voxforge,
 )
 from tests.ds2deploy.data.recordings import RATE, speech, write
 
@@ -80,23 +82,24 @@ def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
         ("train", "valid", "test"), 2
     )
     assert report.listed == 6
+    assert report.unknown_parts == {}  # the name is that of the link, not of the folder `data`
 
 
 @pytest.mark.parametrize(
     ("part", "split"), [("train", "train"), ("dev", "valid"), ("test", "test")]
 )
-@pytest.mark.parametrize("source", [".", "absolute"])
+@pytest.mark.parametrize("source", [".", "..", "absolute"])
 def test_a_part_of_tedlium_alone(
     source: str, part: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Its name decides the set, also where the command is run inside it."""
-    folder = tedlium(tmp_path / "corpus") / "legacy" / part
-    shutil.copy(folder / "sph" / f"Speaker{part}_2010.sph", folder / "sph" / "Unlisted_2010.sph")
-    monkeypatch.chdir(folder)
+    alone = tedlium(tmp_path / "corpus") / "legacy" / part
+    shutil.copy(alone / "sph" / f"Speaker{part}_2010.sph", alone / "sph" / "Unlisted_2010.sph")
+    monkeypatch.chdir(alone / "sph" if source == ".." else alone)
     options = PrepareOptions(
         layout="tedlium", valid_share=0.0, leave_out=True, screening=Screening(normalize=True)
     )
-    place = folder if source == "absolute" else Path(source)
+    place = alone if source == "absolute" else Path(source)
     manifests, report = prepare(place, tmp_path / "out", Alphabet(), options)
     assert {name: [(transcript(cut), cut.start, cut.duration) for cut in cuts]
             for name, cuts in manifests.items()} == {
@@ -122,6 +125,52 @@ def test_a_set_alone(tmp_path: Path):
     options = PrepareOptions(layout="librispeech", split_by="speaker")
     manifests, _ = prepare(source, tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == {"test": 4}
+
+
+@pytest.mark.parametrize(
+    ("inside", "source"),
+    [
+        (".", "."),
+        ("84", ".."),
+        ("84", "."),
+        ("84/198", "../.."),
+        ("84/198", "."),
+        ("../train-clean-100/19", "../../dev-clean"),
+    ],
+)
+def test_a_part_of_librispeech_is_known_from_inside(
+    inside: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SOURCE names no part; its place does."""
+    monkeypatch.chdir(librispeech(tmp_path / "corpus") / "dev-clean" / inside)
+    options = PrepareOptions(layout="librispeech", valid_share=0.5)
+    manifests, report = prepare(Path(source), tmp_path / "out", Alphabet(), options)
+    assert {name: len(cuts) for name, cuts in manifests.items()} == {"valid": 4}
+    assert report.unknown_parts == {}
+
+
+@pytest.mark.parametrize(("source", "inside"), [(".", "anna-1"), ("..", "anna-1/etc")])
+def test_a_visit_of_voxforge_keeps_its_speaker(
+    source: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(voxforge(tmp_path / "corpus") / inside)
+    options = PrepareOptions(layout="voxforge", valid_share=0.0)
+    manifests, _ = prepare(Path(source), tmp_path / "out", Alphabet(), options)
+    assert [speaker(cut) for cut in manifests["train"]] == ["anna", "anna"]
+
+
+@pytest.mark.parametrize(("source", "inside"), [(".", "anna"), ("..", "anna/notes")])
+def test_a_folder_of_recordings_names_their_speaker(
+    source: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = folder(tmp_path / "corpus") / inside
+    place.mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    manifests, _ = prepare(
+        Path(source), tmp_path / "out", Alphabet(),
+        PrepareOptions(valid_share=0.0, screening=Screening(normalize=True)),
+    )  # fmt: skip
+    assert [speaker(cut) for cut in manifests["train"]] == ["anna"]
 
 
 def test_two_voices_in_two_channels(tmp_path: Path):
