@@ -17,7 +17,6 @@ from ds2deploy.data.corpora.transcript_list import (
 )
 from ds2deploy.data.listing import list_files
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.errors import ManifestError
 
 KINDS = ("wav", "flac")
 """Audio folders of a visit, with their suffixes; the first existing one is used."""
@@ -29,10 +28,7 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
     yield from locked_folders(below)
     listings = [path for path in below.files if path.parts[-2:] == ("etc", "PROMPTS")]
     if not listings and not below.errors:
-        raise ManifestError(
-            f"{folder}: contains no etc/PROMPTS; expected the unpacked VoxForge corpus, with a "
-            "folder for each speaker"
-        )
+        return  # another layout
     recordings = defaultdict(list)
     for path in below.files:
         if path.parent.name in KINDS and path.suffix == f".{path.parent.name}":

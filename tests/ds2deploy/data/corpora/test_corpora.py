@@ -24,6 +24,7 @@ from tests.ds2deploy.data.corpora.trees import (
     LISTED,
     TREES,
     an4,
+    find_tree,
     folder,
     librispeech,
     ljspeech,
@@ -31,14 +32,14 @@ from tests.ds2deploy.data.corpora.trees import (
     tedlium_as_shipped,
     voxforge,
 )
-from tests.ds2deploy.data.recordings import RATE, speech, write
+from tests.ds2deploy.data.recordings import RATE, record, speech, write
 
 AUDIO = ("wav", "flac", "mp3", "sph")
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "lhotse:ljspeech"])
 def test_a_corpus(layout: str, tmp_path: Path):
-    tree = TREES[layout]
+    tree = find_tree(layout)
     source = tree.make(tmp_path / "corpus")
     options = PrepareOptions(
         layout=layout,
@@ -119,6 +120,31 @@ def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("layout", "inside", "above"),
+    [
+        ("folder", "anna", "."),
+        ("folder", ".", "a/b"),
+        ("librispeech", ".", "a/b"),
+        ("librispeech", "train-clean-100/19", "."),
+        ("tedlium", ".", "a"),
+        ("tedlium", "legacy", "."),
+        ("tedlium", "legacy/train", "."),
+        ("voxforge", ".", "a/b"),
+        ("voxforge", "anna-1", "."),
+    ],
+)
+def test_source_may_be_above_a_corpus_or_in_it(
+    layout: str, inside: str, above: str, tmp_path: Path
+):
+    """As the table in `docs/training.md` says."""
+    find_tree(layout).make(tmp_path / "data" / above)
+    options = PrepareOptions(layout=layout, valid_share=0.0, screening=Screening(normalize=True))
+    manifests, report = prepare(tmp_path / "data" / inside, tmp_path / "out", Alphabet(), options)
+    assert find_tree(layout).text in {transcript(cut) for cut in manifests["train"]}
+    assert report.unknown_parts == {}
+
+
 def test_a_set_alone(tmp_path: Path):
     """Nothing to part by speaker."""
     source = librispeech(tmp_path / "corpus") / "test-clean"
@@ -187,8 +213,12 @@ def test_two_voices_in_two_channels(tmp_path: Path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_folder_that_is_no_such_corpus(layout: str, tmp_path: Path):
     write(tmp_path / "corpus" / "notes.md", "No recordings.")
-    with pytest.raises(ManifestError, match=r"corpus: contains no.*; .*expect"):
+    if layout != "folder":
+        record(tmp_path / "corpus" / "wav" / "a.flac")
+    with pytest.raises(ManifestError) as raised:
         prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), PrepareOptions(layout=layout))
+    assert str(raised.value).startswith(f"{tmp_path / 'corpus'}: contains no ")
+    assert str(raised.value).endswith(f"--layout {layout} expects {LAYOUTS[layout].expected}")
     assert not (tmp_path / "out").exists()
 
 
