@@ -81,7 +81,7 @@ def first_file(paths: Sequence[Path]) -> Path:
 def folder_name(folder: Path) -> str:
     """Return the name of a folder, also of `.` and `..`, which SOURCE may be.
 
-    Links keep their own names: in TED-LIUM 3, `legacy/train/stm` is a link to `data/stm`.
+    A link keeps its own name: a part may be a link to a folder on another disk.
     """
     return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - resolve() follows links
 

@@ -83,7 +83,6 @@ def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
         ("train", "valid", "test"), 2
     )
     assert report.listed == 6
-    assert report.unknown_parts == {}  # the name is that of the link, not of the folder `data`
 
 
 @pytest.mark.parametrize(
@@ -175,6 +174,16 @@ def test_a_part_of_librispeech_is_known_from_inside(
     assert report.unknown_parts == {}
 
 
+def test_a_part_that_is_a_link_has_the_name_of_the_link(tmp_path: Path):
+    corpus = librispeech(tmp_path / "corpus")
+    (corpus / "dev-clean").rename(tmp_path / "disk2")
+    (corpus / "dev-clean").symlink_to(tmp_path / "disk2")
+    options = PrepareOptions(layout="librispeech")
+    manifests, report = prepare(corpus, tmp_path / "out", Alphabet(), options)
+    assert len(manifests["valid"]) == 4
+    assert report.unknown_parts == {}
+
+
 @pytest.mark.parametrize(("source", "inside"), [(".", "anna-1"), ("..", "anna-1/etc")])
 def test_a_visit_of_voxforge_keeps_its_speaker(
     source: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +223,7 @@ def test_two_voices_in_two_channels(tmp_path: Path):
 def test_a_folder_that_is_no_such_corpus(layout: str, tmp_path: Path):
     write(tmp_path / "corpus" / "notes.md", "No recordings.")
     if layout != "folder":
-        record(tmp_path / "corpus" / "wav" / "a.flac")
+        record(tmp_path / "corpus" / "flac" / "a.flac")
     with pytest.raises(ManifestError) as raised:
         prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), PrepareOptions(layout=layout))
     assert str(raised.value).startswith(f"{tmp_path / 'corpus'}: contains no ")
