@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ds2deploy.runtimes.decoding.decoder import HotWordDecoder as HotWordDecoder
     from ds2deploy.runtimes.decoding.decoder import MakeDecoder as MakeDecoder
     from ds2deploy.runtimes.decoding.greedy import GreedyDecoder as GreedyDecoder
+    from ds2deploy.runtimes.decoding.greedy import GreedyState as GreedyState
     from ds2deploy.runtimes.decoding.rewriting import RewritingDecoder as RewritingDecoder
     from ds2deploy.runtimes.decoding.rewriting import rewrite_words as rewrite_words
     from ds2deploy.runtimes.decoding.transcript import Alternative as Alternative
@@ -71,6 +72,7 @@ _HOMES = {
     "Decoder": "ds2deploy.runtimes.decoding.decoder",
     "Endpoint": "ds2deploy.runtimes.streaming.endpoint",
     "GreedyDecoder": "ds2deploy.runtimes.decoding.greedy",
+    "GreedyState": "ds2deploy.runtimes.decoding.greedy",
     "HotWordDecoder": "ds2deploy.runtimes.decoding.decoder",
     "load": "ds2deploy.loading",
     "MakeDecoder": "ds2deploy.runtimes.decoding.decoder",

@@ -321,6 +321,22 @@ def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+@pytest.fixture(scope="session")
+def digit_strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of the test set, joined to strings of 2 to 6 digits; the other sets beside it.
+
+    600 digits that the trained models never heard, by which their artifacts are judged.
+    """
+    from ds2deploy.data.preparation import PrepareOptions, prepare
+    from ds2deploy.runtimes.alphabet import Alphabet
+
+    out = tmp_path_factory.mktemp("strings")
+    prepare(
+        spoken_digits, out, Alphabet(), PrepareOptions(layout="fsdd", join=(2, 6), join_times=3)
+    )
+    return out / "test-joined.jsonl.gz"
+
+
 @pytest.fixture
 def tone_toml(tmp_path: Path) -> Path:
     """A recipe for that corpus, without its manifests."""

@@ -87,7 +87,7 @@ class Channel:
 
     @property
     def duration_s(self) -> float:
-        """Transcript of the whole stream, once it has ended."""
+        """Duration of the stream in seconds; infinite until it ends."""
         return float("inf") if self.audio.total is None else self.audio.total / self._rate
 
     def end(self) -> None:

@@ -10,10 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
-from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.parity.speech import speech_features
-from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
 
 TOLERANCE = 1e-4  # of log-probabilities above -10, in fp32
@@ -51,18 +49,6 @@ def test_padding(sessions, runtime: str, lengths: list[int], stretch: float, gar
         decisive = alone[0] > -10
         difference = np.abs(together[i, : valid[0]] - alone[0])[decisive].max()
         assert difference <= TOLERANCE, (i, lengths[i])
-
-
-@pytest.fixture(scope="module")
-def digit_strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("strings")
-    prepare(
-        spoken_digits,
-        out,
-        Alphabet(),
-        PrepareOptions(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
-    )
-    return out / "test-joined.jsonl.gz"
 
 
 @pytest.mark.slow

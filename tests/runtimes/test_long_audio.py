@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
-from ds2deploy.data.preparation import JOIN_PAUSE_S, PrepareOptions, prepare
+from ds2deploy.data.preparation import JOIN_PAUSE_S
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import (
@@ -221,19 +221,13 @@ def measured(model: Path, audio: Path) -> tuple[float, str]:
 
 
 @pytest.fixture(scope="module")
-def half_an_hour(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def half_an_hour(digit_strings: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Digit strings by four speakers, one after the other: recordings of a minute and of thirty."""
     from ds2deploy.data.cuts import read_audio, transcript
+    from ds2deploy.data.manifest import read_manifest
 
     folder = tmp_path_factory.mktemp("long")
-    cuts = list(
-        prepare(
-            spoken_digits,
-            folder,
-            Alphabet(),
-            PrepareOptions(layout="fsdd", join=(2, 6), join_times=3),
-        )[0]["test-joined"]
-    )
+    cuts = list(read_manifest(digit_strings))
     random = np.random.default_rng(0)
     parts, words, ends, seconds = [], [], [], 0.0
     order = np.concatenate([random.permutation(len(cuts)) for _ in range(7)])

@@ -29,11 +29,6 @@ MOST_CHARACTERS = 10_000
 def read_commonvoice(folder: Path) -> Iterator[Utterance]:
     """Read one language of Common Voice."""
     tables = [folder / name for name in TABLES if (folder / name).is_file()]
-    if not tables:
-        raise ManifestError(
-            f"{folder}: contains none of {', '.join(TABLES)}; expected the folder of one language "
-            "of Common Voice"
-        )
     yield from read_lists(tables, _read_table)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds2deploy.data.corpora.transcript_list import locked_folders
+from ds2deploy.data.corpora.transcript_list import folder_name, locked_folders
 from ds2deploy.data.listing import is_file, list_files, looks_like_sound, sound_error
 from ds2deploy.data.utterance import Utterance, with_transcript
 
@@ -19,10 +19,11 @@ def read_folder(folder: Path) -> Iterator[Utterance]:
     listing = list_files(folder)
     yield from locked_folders(listing)
     for path in filter(looks_like_sound, listing.files):
+        speaker = folder_name(path.parent)
         if (error := sound_error(path)) is not None:
-            yield Utterance(path, "", path.parent.name, error=error, unreadable=True)
+            yield Utterance(path, "", speaker, error=error, unreadable=True)
         else:
-            yield with_transcript(path, _text_beside(path), path.parent.name)
+            yield with_transcript(path, _text_beside(path), speaker)
 
 
 def _text_beside(audio: Path) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
+    folder_name,
     in_part,
     listed_utterance,
     locked_folders,
@@ -27,14 +28,11 @@ def read_librispeech(folder: Path) -> Iterator[Utterance]:
     yield from locked_folders(below)
     listings = [path for path in below.files if path.name.endswith(".trans.txt")]
     if not listings and not below.errors:
-        raise ManifestError(
-            f"{folder}: contains no *.trans.txt; expected the unpacked LibriSpeech corpus, such as "
-            "train-clean-100/19/198/19-198.trans.txt"
-        )
+        return  # another layout
     listed = set()
     unread = set()
     for listing in listings:
-        part = "".join(folder.name for folder in listing.absolute().parents[2:3])
+        part = folder_name(listing.parent / "../..")  # above SPEAKER/CHAPTER
         try:
             lines = read_lines(listing)
         except ManifestError as error:

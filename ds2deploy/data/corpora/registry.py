@@ -5,16 +5,16 @@ To add the layout NAME:
 - write `read_NAME(folder)` in `NAME.py` in this folder;
 - add a row to `LAYOUTS`, which the help text, the check of `--layout` and error messages use;
 - add a tree to `TREES` in `tests/ds2deploy/data/corpora/trees.py`: the tests of all layouts use
-  this table, and fail for a layout without a tree;
-- add it to the table of options in `docs/training.md`.
+  this table, and fail for a layout without a tree, or without a recording that has no transcript;
+- add a row to the table of corpora in `docs/training.md`.
 
 A reader yields an `Utterance` for each transcript, in any order. It contains the path of the
 recording, which need not exist; the text as written in the corpus; the speaker; and the set, which
 `in_part` derives from the name of a part of the corpus. An unusable entry (a bad line, an
 unreadable list) is yielded too, as an utterance with its error, so that `--leave-out` can report
-it and continue. The reader raises ManifestError only if the folder has another layout. An error
-names the file, the line if there is one, and the remedy. `transcript_list` contains code that
-several readers share.
+it and continue. An error names the file, the line if there is one, and the remedy. In a folder of
+another layout the reader finds nothing: `prepare` then raises the error, with the files that the
+layout expects. `transcript_list` contains code that several readers share.
 
 A reader checks nothing else. `Screener` opens the recordings and rejects duplicates, missing or
 damaged audio, and transcripts that have no labels or that CTC cannot align.
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
 
     Attributes:
         content: contents of the folder, for help texts.
-        expected: files that the reader looks for, for errors.
+        expected: files that the reader looks for, for the error if it finds none.
         origin: page and licence of the corpus; empty if it has no page.
     """
 
@@ -110,7 +110,7 @@ def read_layout(name: str, folder: Path) -> Iterator[Utterance]:
 
     Raises:
         ConfigError: there is no such layout.
-        ManifestError, MissingFileError: the folder has another layout.
+        ManifestError: a recipe of lhotse cannot read the corpus.
     """
     find_layout(name)
     if name.startswith(LHOTSE):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ds2deploy.data.corpora.transcript_list import (
     Lines,
+    folder_name,
     in_part,
     listed_utterance,
     read_lists,
@@ -29,11 +30,6 @@ PLACES = (
 def read_tedlium(folder: Path) -> Iterator[Utterance]:
     """Read TED-LIUM, or one part of it; a talk without a list is rejected."""
     listings = next(filter(None, (sorted(folder.glob(place)) for place in PLACES)), [])
-    if not listings:
-        raise ManifestError(
-            f"{folder}: contains no stm/*.stm; expected the unpacked TED-LIUM corpus, such as "
-            "legacy/train/stm/AaronHuey_2010X.stm"
-        )
     yield from read_lists(listings, _read_talk)
     for part in sorted({listing.parent.parent for listing in listings}):
         listed = {part / "sph" / f"{x.stem}.sph" for x in listings if x.parent.parent == part}
@@ -42,7 +38,7 @@ def read_tedlium(folder: Path) -> Iterator[Utterance]:
 
 
 def _read_talk(listing: Path, lines: Lines) -> Iterator[Utterance]:
-    part = listing.absolute().parts[-3]  # SOURCE may be `.`, a part alone
+    part = folder_name(listing.parent.parent)
     audio = listing.parent.parent / "sph" / f"{listing.stem}.sph"
     for place, line in lines:
         fields = line.split(maxsplit=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,6 +76,14 @@ def locked_folders(below: Listing) -> Iterator[Utterance]:
 def first_file(paths: Sequence[Path]) -> Path:
     """Return the first path at which a file exists, or the first path if none exists."""
     return next(filter(is_file, paths), paths[0])
+
+
+def folder_name(folder: Path) -> str:
+    """Return the name of a folder, also of `.` and `..`, which SOURCE may be.
+
+    A link keeps its own name: a part may be a link to a folder on another disk.
+    """
+    return os.path.basename(os.path.abspath(folder))  # noqa: PTH100, PTH119 - resolve() follows links
 
 
 def in_part(part: str, utterance: Utterance) -> Utterance:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ds2deploy.data.corpora.transcript_list import (
     Lines,
     first_file,
+    folder_name,
     listed_utterance,
     locked_folders,
     read_lists,
@@ -16,7 +17,6 @@ from ds2deploy.data.corpora.transcript_list import (
 )
 from ds2deploy.data.listing import list_files
 from ds2deploy.data.utterance import Utterance
-from ds2deploy.runtimes.errors import ManifestError
 
 KINDS = ("wav", "flac")
 """Audio folders of a visit, with their suffixes; the first existing one is used."""
@@ -28,10 +28,7 @@ def read_voxforge(folder: Path) -> Iterator[Utterance]:
     yield from locked_folders(below)
     listings = [path for path in below.files if path.parts[-2:] == ("etc", "PROMPTS")]
     if not listings and not below.errors:
-        raise ManifestError(
-            f"{folder}: contains no etc/PROMPTS; expected the unpacked VoxForge corpus, with a "
-            "folder for each speaker"
-        )
+        return  # another layout
     recordings = defaultdict(list)
     for path in below.files:
         if path.parent.name in KINDS and path.suffix == f".{path.parent.name}":
@@ -45,9 +42,10 @@ def _read_visit(
     listing: Path, lines: Lines, recordings: dict[Path, list[Path]]
 ) -> Iterator[Utterance]:
     visit = listing.parent.parent
-    speaker = visit.name.partition("-")[0]
+    name = folder_name(visit)
+    speaker = name.partition("-")[0]
     if speaker == "anonymous":  # every anonymous visit counts as another speaker
-        speaker = visit.name
+        speaker = name
     listed = set()
     for place, line in lines:
         name, _, text = line.partition(" ")

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
 from ds2deploy.data.manifest import read_manifest
-from ds2deploy.data.preparation import PrepareOptions, prepare
 from ds2deploy.export import verified_onnx
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.format import ExportFormat
@@ -29,7 +28,6 @@ from ds2deploy.export.verification import verify_artifact
 from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
-from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.errors import ConfigError, ParityError, RuntimeUnavailableError
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, pad_features
@@ -229,25 +227,13 @@ def test_the_file_is_a_quarter_of_its_size(lively_network, describe, tmp_path: P
 # Judged by words --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def strings(spoken_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("strings")
-    prepare(
-        spoken_digits,
-        out,
-        Alphabet(),
-        PrepareOptions(layout="fsdd", valid_share=0.0, join=(2, 6), join_times=3),
-    )
-    return out / "test-joined.jsonl.gz"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_words_of_real_speech(
     streaming: bool,
     digits_checkpoint: Path,
     streaming_checkpoint: Path,
-    strings: Path,
+    digit_strings: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -255,7 +241,9 @@ def test_words_of_real_speech(
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
     checkpoint = streaming_checkpoint if streaming else digits_checkpoint
     export_format = ExportFormat(streaming=streaming)
-    [exported] = export_onnx(checkpoint, tmp_path, ["int8"], strings, export_format=export_format)
+    [exported] = export_onnx(
+        checkpoint, tmp_path, ["int8"], digit_strings, export_format=export_format
+    )
     assert Path(exported.path).name == (
         "model.streaming.int8.onnx" if streaming else "model.int8.onnx"
     )
@@ -263,13 +251,13 @@ def test_words_of_real_speech(
     assert words is not None
     assert words.words == 600
     assert words.different <= 1
-    again = verify_artifact(exported.path, checkpoint, few(strings, tmp_path))
+    again = verify_artifact(exported.path, checkpoint, few(digit_strings, tmp_path))
     assert again.words is not None
     assert again.passed
 
 
 def test_a_wrong_scale_is_noticed(
-    digits_checkpoint: Path, strings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_checkpoint: Path, digit_strings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
 
@@ -281,13 +269,13 @@ def test_a_wrong_scale_is_noticed(
     anything = Tolerance(log_probs=1e9, tie=1e9, words=TOLERANCES["int8"].words, by_words=True)
     monkeypatch.setitem(TOLERANCES, "int8", anything)
     with pytest.raises(ParityError, match=r"of \d+ words differ \(allowed: 0\.2 %\)"):
-        export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(strings, tmp_path))
+        export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(digit_strings, tmp_path))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_no_words_to_judge_by(
     digits_checkpoint: Path,
-    strings: Path,
+    digit_strings: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -295,7 +283,7 @@ def test_no_words_to_judge_by(
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     monkeypatch.setattr(verified_onnx, "Reference", silenced(verified_onnx.Reference))
     with pytest.raises(ParityError, match="recognises no words in it"):
-        export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(strings, tmp_path))
+        export_onnx(digits_checkpoint, tmp_path / "out", ["int8"], few(digit_strings, tmp_path))
 
 
 def few(strings: Path, folder: Path) -> Path:

@@ -374,28 +374,19 @@ def test_waveform_graphs_on_trained_models(
 
 @pytest.mark.thorough
 def test_words_of_real_speech(
-    streaming_checkpoint: Path, spoken_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    streaming_checkpoint: Path, digit_strings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """On the digit test strings: a good model, and the same words in blocks, in fp16 too."""
     from ds2deploy.data.manifest import read_manifest
-    from ds2deploy.data.preparation import PrepareOptions, prepare
-    from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
     from ds2deploy.training.evaluation import evaluate
 
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
-    prepare(
-        spoken_digits,
-        tmp_path,
-        Alphabet(ENGLISH),
-        PrepareOptions(layout="fsdd", join=(2, 6), join_times=3),
-    )
-    strings = tmp_path / "test-joined.jsonl.gz"
     export_format = ExportFormat(streaming=True)
     fp32, fp16 = export_onnx(
         streaming_checkpoint,
         tmp_path / "out",
         ["fp32", "fp16"],
-        strings,
+        digit_strings,
         export_format=export_format,
     )
     assert fp32.report.words is not None
@@ -404,7 +395,7 @@ def test_words_of_real_speech(
     assert fp32.report.max_difference <= 1e-4
     assert fp16.report.words is not None
     assert fp16.report.words.different <= 0.002 * fp16.report.words.words
-    result = evaluate(ds2deploy.load(fp32.path), read_manifest(strings), str(strings))
+    result = evaluate(ds2deploy.load(fp32.path), read_manifest(digit_strings), str(digit_strings))
     assert result.errors.words == 600
     assert result.wer <= 0.04
 

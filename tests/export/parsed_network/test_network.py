@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from ds2deploy.cli.app import app
 from ds2deploy.config import Recipe
-from ds2deploy.data.preparation import PrepareOptions, prepare
+from ds2deploy.data.manifest import read_manifest
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
@@ -38,7 +38,6 @@ from ds2deploy.export.verified_onnx import append_description
 from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
-from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
 from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt
@@ -84,15 +83,13 @@ def test_the_trained_model(
 @pytest.mark.slow
 def test_the_words_of_the_digit_strings(
     digits_checkpoint: Path,
-    spoken_digits: Path,
+    digit_strings: Path,
     rtx: TensorRt,
     tmp_path: Path,
 ):
     """At most 0.2 % may differ in fp16, every layer rounded to the network's types."""
-    choices = PrepareOptions(layout="fsdd", join=(2, 6), join_times=3)
-    cuts = prepare(spoken_digits, tmp_path, Alphabet(ENGLISH), choices)[0]["test-joined"]
     session, trusted = sessions(digits_checkpoint, "fp16", rtx, tmp_path)
-    reference = Reference(trusted, ("test-joined", cuts))
+    reference = Reference(trusted, ("test-joined", read_manifest(digit_strings)))
     errors = count_errors(reference.texts, decode_all(session, reference.recordings))
     assert errors.words >= 590
     assert errors.word_errors <= 0.002 * errors.words, errors

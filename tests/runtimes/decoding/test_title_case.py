@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,12 +24,14 @@ DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT"
 class TitleCase(ds2deploy.GreedyDecoder):
     """Greedy's words with a capital and small letters; `chars` are the labels that were read."""
 
-    def update(self, state: Any, duration_s: float = float("inf")) -> ds2deploy.Update:
+    def update(
+        self, state: ds2deploy.GreedyState, duration_s: float = float("inf")
+    ) -> ds2deploy.Update:
         found = super().update(state, duration_s)
         words, tail = titled(found.words), titled(found.tail_words)
         return ds2deploy.Update(title(found.stable), title(found.tail), words, tail)
 
-    def finish(self, state: Any, duration_s: float) -> ds2deploy.Transcript:
+    def finish(self, state: ds2deploy.GreedyState, duration_s: float) -> ds2deploy.Transcript:
         found = super().finish(state, duration_s)
         return msgspec.structs.replace(found, text=title(found.text), words=titled(found.words))
 

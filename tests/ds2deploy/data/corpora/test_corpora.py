@@ -24,19 +24,22 @@ from tests.ds2deploy.data.corpora.trees import (
     LISTED,
     TREES,
     an4,
+    find_tree,
+    folder,
     librispeech,
     ljspeech,
     tedlium,
     tedlium_as_shipped,
+    voxforge,
 )
-from tests.ds2deploy.data.recordings import RATE, speech, write
+from tests.ds2deploy.data.recordings import RATE, record, speech, write
 
 AUDIO = ("wav", "flac", "mp3", "sph")
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "lhotse:ljspeech"])
 def test_a_corpus(layout: str, tmp_path: Path):
-    tree = TREES[layout]
+    tree = find_tree(layout)
     source = tree.make(tmp_path / "corpus")
     options = PrepareOptions(
         layout=layout,
@@ -85,18 +88,18 @@ def test_talks_that_lie_there_twice_are_listed_once(tmp_path: Path):
 @pytest.mark.parametrize(
     ("part", "split"), [("train", "train"), ("dev", "valid"), ("test", "test")]
 )
-@pytest.mark.parametrize("source", [".", "absolute"])
+@pytest.mark.parametrize("source", [".", "..", "absolute"])
 def test_a_part_of_tedlium_alone(
     source: str, part: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Its name decides the set, also where the command is run inside it."""
-    folder = tedlium(tmp_path / "corpus") / "legacy" / part
-    shutil.copy(folder / "sph" / f"Speaker{part}_2010.sph", folder / "sph" / "Unlisted_2010.sph")
-    monkeypatch.chdir(folder)
+    alone = tedlium(tmp_path / "corpus") / "legacy" / part
+    shutil.copy(alone / "sph" / f"Speaker{part}_2010.sph", alone / "sph" / "Unlisted_2010.sph")
+    monkeypatch.chdir(alone / "sph" if source == ".." else alone)
     options = PrepareOptions(
         layout="tedlium", valid_share=0.0, leave_out=True, screening=Screening(normalize=True)
     )
-    place = folder if source == "absolute" else Path(source)
+    place = alone if source == "absolute" else Path(source)
     manifests, report = prepare(place, tmp_path / "out", Alphabet(), options)
     assert {name: [(transcript(cut), cut.start, cut.duration) for cut in cuts]
             for name, cuts in manifests.items()} == {
@@ -116,12 +119,93 @@ def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("layout", "inside", "above"),
+    [
+        ("folder", "anna", "."),
+        ("folder", ".", "a/b"),
+        ("librispeech", ".", "a/b"),
+        ("librispeech", "train-clean-100/19", "."),
+        ("tedlium", ".", "a"),
+        ("tedlium", "legacy", "."),
+        ("tedlium", "legacy/train", "."),
+        ("voxforge", ".", "a/b"),
+        ("voxforge", "anna-1", "."),
+    ],
+)
+def test_source_may_be_above_a_corpus_or_in_it(
+    layout: str, inside: str, above: str, tmp_path: Path
+):
+    """As the table in `docs/training.md` says."""
+    find_tree(layout).make(tmp_path / "data" / above)
+    options = PrepareOptions(layout=layout, valid_share=0.0, screening=Screening(normalize=True))
+    manifests, report = prepare(tmp_path / "data" / inside, tmp_path / "out", Alphabet(), options)
+    assert find_tree(layout).text in {transcript(cut) for cut in manifests["train"]}
+    assert report.unknown_parts == {}
+
+
 def test_a_set_alone(tmp_path: Path):
     """Nothing to part by speaker."""
     source = librispeech(tmp_path / "corpus") / "test-clean"
     options = PrepareOptions(layout="librispeech", split_by="speaker")
     manifests, _ = prepare(source, tmp_path / "out", Alphabet(), options)
     assert {name: len(cuts) for name, cuts in manifests.items()} == {"test": 4}
+
+
+@pytest.mark.parametrize(
+    ("inside", "source"),
+    [
+        (".", "."),
+        ("84", ".."),
+        ("84", "."),
+        ("84/198", "../.."),
+        ("84/198", "."),
+        ("../train-clean-100/19", "../../dev-clean"),
+    ],
+)
+def test_a_part_of_librispeech_is_known_from_inside(
+    inside: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SOURCE names no part; its place does."""
+    monkeypatch.chdir(librispeech(tmp_path / "corpus") / "dev-clean" / inside)
+    options = PrepareOptions(layout="librispeech", valid_share=0.5)
+    manifests, report = prepare(Path(source), tmp_path / "out", Alphabet(), options)
+    assert {name: len(cuts) for name, cuts in manifests.items()} == {"valid": 4}
+    assert report.unknown_parts == {}
+
+
+def test_a_part_that_is_a_link_has_the_name_of_the_link(tmp_path: Path):
+    corpus = librispeech(tmp_path / "corpus")
+    (corpus / "dev-clean").rename(tmp_path / "disk2")
+    (corpus / "dev-clean").symlink_to(tmp_path / "disk2")
+    options = PrepareOptions(layout="librispeech")
+    manifests, report = prepare(corpus, tmp_path / "out", Alphabet(), options)
+    assert len(manifests["valid"]) == 4
+    assert report.unknown_parts == {}
+
+
+@pytest.mark.parametrize(("source", "inside"), [(".", "anna-1"), ("..", "anna-1/etc")])
+def test_a_visit_of_voxforge_keeps_its_speaker(
+    source: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(voxforge(tmp_path / "corpus") / inside)
+    options = PrepareOptions(layout="voxforge", valid_share=0.0)
+    manifests, _ = prepare(Path(source), tmp_path / "out", Alphabet(), options)
+    assert [speaker(cut) for cut in manifests["train"]] == ["anna", "anna"]
+
+
+@pytest.mark.parametrize(("source", "inside"), [(".", "anna"), ("..", "anna/notes")])
+def test_a_folder_of_recordings_names_their_speaker(
+    source: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = folder(tmp_path / "corpus") / inside
+    place.mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    manifests, _ = prepare(
+        Path(source), tmp_path / "out", Alphabet(),
+        PrepareOptions(valid_share=0.0, screening=Screening(normalize=True)),
+    )  # fmt: skip
+    assert [speaker(cut) for cut in manifests["train"]] == ["anna"]
 
 
 def test_two_voices_in_two_channels(tmp_path: Path):
@@ -138,8 +222,12 @@ def test_two_voices_in_two_channels(tmp_path: Path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_folder_that_is_no_such_corpus(layout: str, tmp_path: Path):
     write(tmp_path / "corpus" / "notes.md", "No recordings.")
-    with pytest.raises(ManifestError, match=r"corpus: contains no.*; .*expect"):
+    if layout != "folder":
+        record(tmp_path / "corpus" / "flac" / "a.flac")
+    with pytest.raises(ManifestError) as raised:
         prepare(tmp_path / "corpus", tmp_path / "out", Alphabet(), PrepareOptions(layout=layout))
+    assert str(raised.value).startswith(f"{tmp_path / 'corpus'}: contains no ")
+    assert str(raised.value).endswith(f"--layout {layout} expects {LAYOUTS[layout].expected}")
     assert not (tmp_path / "out").exists()
 
 

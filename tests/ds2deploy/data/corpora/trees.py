@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from tests.ds2deploy.data.recordings import TEXT, record, write
 
 
@@ -121,19 +123,30 @@ class Tree(NamedTuple):
         list: a list of transcripts of the training set; empty if the corpus has none.
         row: a row of it, with `{text}` for the transcript.
         number: number of that row, from 0.
+        unlisted: recordings without a transcript, which are rejected for it.
+        ignored: a recording that the tables leave out, where they choose some of the recordings.
     """
 
     make: Callable[[Path], Path]
     counts: dict[str, int]
     text: str
     speakers: set[str]
-    list: str = ""
+    list: str
     row: str = ""
     number: int = 0
+    unlisted: tuple[str, ...] = ()
+    ignored: str = ""
 
 
 TREES = {
-    "folder": Tree(folder, {"train": 2, "valid": 1}, "SOME WORDS", {"anna", "ben", "cleo"}),
+    "folder": Tree(
+        folder,
+        {"train": 2, "valid": 1},
+        "SOME WORDS",
+        {"anna", "ben", "cleo"},
+        "",
+        unlisted=("anna/b.wav",),
+    ),
     "librispeech": Tree(
         librispeech,
         {"train": 8, "valid": 4, "test": 4},
@@ -141,6 +154,7 @@ TREES = {
         {"19", "26"},
         "train-clean-100/19/198/19-198.trans.txt",
         "19-198-0000 {text}",
+        unlisted=("train-clean-100/19/198/19-198-9999.flac",),
     ),
     "commonvoice": Tree(
         commonvoice,
@@ -150,6 +164,7 @@ TREES = {
         "train.tsv",
         f"{'a' * 8}\tcommon_voice_en_traina0.mp3\t{{text}}\t2",
         1,
+        ignored="clips/refused.mp3",
     ),
     "tedlium": Tree(
         tedlium,
@@ -159,6 +174,7 @@ TREES = {
         "legacy/train/stm/Speakertrain_2010.stm",
         "Speakertrain_2010 1 Speakertrain_2010 1.00 2.50 <NA> {text}",
         1,
+        unlisted=("legacy/train/sph/Nobody_2010.sph",),
     ),
     "voxforge": Tree(
         voxforge,
@@ -167,6 +183,7 @@ TREES = {
         {"anna", "ben", "anonymous-7"},
         "anna-1/etc/PROMPTS",
         "anna-1/mfc/a01 {text}",
+        unlisted=("anna-1/wav/b99.wav", "zoe-1/flac/b99.flac"),  # zoe-1 has no list
     ),
     "an4": Tree(
         an4,
@@ -175,11 +192,20 @@ TREES = {
         {"fash", "mblw"},
         "etc/an4_train.transcription",
         "<s> {text} </s> (an1-fash-b)",
+        ignored="wav/an4_clstk/fash/an9-fash-b.wav",
     ),
-    "fsdd": Tree(fsdd, {"train": 2, "valid": 2, "test": 2}, "SEVEN", {"jackson", "theo"}),
-    "lhotse:ljspeech": Tree(ljspeech, {"train": 3}, "SOME WORDS", set()),
+    "fsdd": Tree(fsdd, {"train": 2, "valid": 2, "test": 2}, "SEVEN", {"jackson", "theo"}, ""),
+    "lhotse:ljspeech": Tree(ljspeech, {"train": 3}, "SOME WORDS", set(), ""),
 }
 """A tree of every layout of the registry, and of one recipe of lhotse."""
+
+
+def find_tree(layout: str) -> Tree:
+    """Look up a tree; the test fails if a layout of the registry has none."""
+    if layout not in TREES:
+        pytest.fail(f"--layout {layout}: has no tree; add a row to TREES in {__file__}")
+    return TREES[layout]
+
 
 LISTED = [layout for layout, tree in TREES.items() if tree.list]
 """Layouts with lists of transcripts."""
