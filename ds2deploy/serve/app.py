@@ -77,7 +77,8 @@ def _add_probes(app: FastAPI, server: Server) -> None:
         problem = server.problem()
         if problem is None:
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": problem}, 503)
+        status = "draining" if server.draining.is_set() else "not ready"
+        return JSONResponse({"status": status, "reason": problem}, 503)
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:

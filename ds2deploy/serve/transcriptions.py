@@ -114,12 +114,15 @@ async def _transcribe(
     Raises:
         RefusedError: the recording is unusable, or the server cannot process it.
     """
+
+    async def in_turn() -> Transcript:
+        async with server.upload():
+            return await model.transcribe(
+                file.file, file.filename or "file", keywords or None, on_update
+            )
+
     try:
-        with server.work():
-            async with server.upload():
-                found = await model.transcribe(
-                    file.file, file.filename or "file", keywords or None, on_update
-                )
+        found = await server.unless_cut_off(in_turn())
     except (Ds2Error, RefusedError) as error:
         refused = refusal(error) if isinstance(error, Ds2Error) else error
         refused.model = model.name

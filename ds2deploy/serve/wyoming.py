@@ -132,10 +132,12 @@ class _Connection:
         model = self._server.model(self._request.name)
         with self._server.work():
             audio = Audio(first)
-            if isinstance(model, StreamingModel):
-                await self._stream(model, audio)
-            else:
-                await self._whole(model, audio)
+            recognize = (
+                self._stream(model, audio)
+                if isinstance(model, StreamingModel)
+                else self._whole(model, audio)
+            )
+            await self._server.unless_cut_off(recognize)
         self._server.count(model.name, PROTOCOL, "ok")
 
     async def _stream(self, model: StreamingModel, audio: Audio) -> None:
