@@ -161,7 +161,7 @@ class _Answer:
     body replaces that response.
 
     Attributes:
-        status: HTTP status that was sent; 101 for a WebSocket, 500 if nothing was sent.
+        status: HTTP status that was sent; 101 for an accepted WebSocket, 500 if nothing was sent.
     """
 
     def __init__(
@@ -170,11 +170,13 @@ class _Answer:
         self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
         self._server = server
         self._replaced = False
-        self.status = 101 if scope["type"] == "websocket" else 500
+        self.status = 500
 
     async def __call__(self, message: Message) -> None:
         if self._replaced:
             return
+        if message["type"] == "websocket.accept":
+            self.status = 101
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None

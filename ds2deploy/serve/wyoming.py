@@ -18,7 +18,8 @@ from wyoming.ping import Ping, Pong
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError, draining_error, refusal
+from ds2deploy.serve.hot_words import MOST_HOT_WORDS
+from ds2deploy.serve.limits import RefusedError, draining_error, refusal
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
