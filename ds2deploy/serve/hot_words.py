@@ -13,9 +13,6 @@ from ds2deploy.serve.models import Model
 MOST_HOT_WORDS = 1000
 """Maximum number of hot words in one request or stream."""
 
-WEIGHTED = re.compile(r"(.*\S)\s*:\s*[-+\d.]+")
-"""Pattern of a phrase with a weight, as `--hotwords` takes it."""
-
 PREFIX = re.compile("^hot words?: ")
 """Start of a decoder's errors, which the name of the parameter replaces."""
 
@@ -43,10 +40,10 @@ def check_hot_words(hot_words: Sequence[str], param: str, model: Model | None = 
             param,
         )
     for phrase in hot_words:
-        if ":" not in model.labels and (match := WEIGHTED.fullmatch(phrase)):
+        if ":" in phrase and ":" not in model.labels:
             raise _unusable(
-                f"{phrase[:60]!r} has a weight, which only --hotwords of the server takes; send "
-                f"{match[1][:60]!r}",
+                f"{phrase[:60]!r}: no label for ':'; hot words of a request have no weights, send "
+                "the phrase alone",
                 param,
             )
 
