@@ -37,7 +37,7 @@ UPLOADS_HELP = "Maximum number of uploads that are processed at the same time."
 UPLOAD_MB_HELP = "Maximum size of an upload (MB)."
 AUDIO_HELP = "Maximum length of the audio in an upload (seconds)."
 IDLE_HELP = "Close a WebSocket that sends nothing for this time (seconds)."
-DRAIN_HELP = "Time that streams have to finish after SIGTERM (seconds)."
+DRAIN_HELP = "Time that streams and requests have to finish after SIGTERM (seconds)."
 TICK_HELP = (
     "Start batches only at multiples of this interval (seconds); 0 starts a batch as soon as the "
     "previous one ends."

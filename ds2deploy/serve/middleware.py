@@ -9,7 +9,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ds2deploy.serve import page
+from ds2deploy.serve.body import Body
 from ds2deploy.serve.limits import RefusedError, draining_error
 from ds2deploy.serve.server import Server
 
@@ -59,7 +59,7 @@ class Gate:
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
-        body = _Body(receive, self._most, self._too_large, self._server)
+        body = Body(receive, self._most, self._too_large, self._server)
         answer = _Answer(scope, send, request_id, body, self._server)
         self._open += 1
         try:
@@ -118,42 +118,6 @@ class Gate:
         )  # fmt: skip
 
 
-class _Body:
-    """Request body whose bytes are counted, and which the end of the drain time interrupts.
-
-    Attributes:
-        error: error that was raised; None if none was.
-    """
-
-    def __init__(
-        self,
-        receive: Receive,
-        most: int,
-        too_large: Callable[[], RefusedError],
-        server: Server,
-    ) -> None:
-        self._receive, self._most, self._too_large = receive, most, too_large
-        self._server = server
-        self._count = 0
-        self._complete = False
-        self.error: RefusedError | None = None
-
-    async def __call__(self) -> Message:
-        if self._complete:
-            return await self._receive()
-        try:
-            message = await self._server.unless_cut_off(self._receive())
-        except RefusedError as error:
-            self.error = error
-            raise
-        self._complete = not message.get("more_body", False)
-        self._count += len(message.get("body", b""))
-        if self._count > self._most:
-            self.error = self._too_large()
-            raise self.error
-        return message
-
-
 class _Answer:
     """Sender of a response, which adds the request id.
 
@@ -165,7 +129,7 @@ class _Answer:
     """
 
     def __init__(
-        self, scope: Scope, send: Send, request_id: str, body: _Body, server: Server
+        self, scope: Scope, send: Send, request_id: str, body: Body, server: Server
     ) -> None:
         self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
         self._server = server

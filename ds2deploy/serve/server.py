@@ -98,7 +98,7 @@ class Server:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), self.limits.drain_s)
             return
-        log.warning("the time to drain is over", extra={"refused": len(self._work)})
+        log.warning("the time to drain is over", extra={"unfinished": len(self._work)})
         self.cut_off.set()
         await asyncio.sleep(LAST_ANSWERS_S)
 
