@@ -20,7 +20,10 @@ LM_HELP = (
     "a character model."
 )
 DECODER_HELP = "Settings file (.decoder) written by ds2deploy tune."
-BEAM_HELP = "Number of hypotheses that the beam search keeps. Default: 64."
+BEAM_HELP = (
+    "Turns on a beam search that keeps this number of hypotheses. Default: 64 if another of these "
+    "options turns it on, else greedy decoding."
+)
 HOT_WORDS_HELP = (
     'Phrases to prefer: "A,B", or a file with one phrase per line. "A:1.2" sets the weight of A '
     "(nats per letter). Default weight: 0.8."

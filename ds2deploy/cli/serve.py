@@ -37,7 +37,7 @@ UPLOADS_HELP = "Maximum number of uploads that are processed at the same time."
 UPLOAD_MB_HELP = "Maximum size of an upload (MB)."
 AUDIO_HELP = "Maximum length of the audio in an upload (seconds)."
 IDLE_HELP = "Close a WebSocket that sends nothing for this time (seconds)."
-DRAIN_HELP = "Time that streams have to finish after SIGTERM (seconds)."
+DRAIN_HELP = "Time that streams and requests have to finish after SIGTERM (seconds)."
 TICK_HELP = (
     "Start batches only at multiples of this interval (seconds); 0 starts a batch as soon as the "
     "previous one ends."
@@ -96,7 +96,7 @@ def serve(
         streams=streams, uploads=uploads, upload_mb=upload_mb, audio_s=audio, idle_s=idle,
         drain_s=drain,
     )  # fmt: skip
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    key = _key(api_key)
     address = Address(
         host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, wyoming_port=wyoming_port
     )
@@ -105,6 +105,25 @@ def serve(
         address,
         lambda url: complain(f"serving {', '.join(loads)} at {url}"),
     )
+
+
+def _key(option: str | None) -> str | None:
+    """Read the API key from the option or the environment; None if neither is set.
+
+    Raises:
+        ConfigError: the key is empty, or no HTTP header can carry it.
+    """
+    key, source = (option, "--api-key") if option is not None else (None, KEY_VARIABLE)
+    if key is None and (key := os.environ.get(KEY_VARIABLE)) is None:
+        return None
+    if not key:
+        raise ConfigError(f"{source}: is empty; set a key, or leave it unset to serve without one")
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            f"{source}: has characters that an HTTP header cannot carry; expected ASCII letters, "
+            "digits and signs, without spaces"
+        )
+    return key
 
 
 def _opener(

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.websockets import WebSocket
 
 from ds2deploy.serve import page, plain_socket, realtime, transcriptions, vosk
 from ds2deploy.serve.limits import RefusedError
@@ -19,6 +20,9 @@ from ds2deploy.serve.server import Server
 from ds2deploy.version import __version__
 
 log = logging.getLogger("ds2deploy.serve")
+
+
+NO_FILE = "expected an upload; with curl, -F file=@speech.wav"
 
 
 def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = None) -> FastAPI:
@@ -52,6 +56,7 @@ def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = 
     app.include_router(vosk.router)
     app.include_router(page.router)
     _add_probes(app, server)
+    app.add_api_websocket_route("/{path:path}", _nowhere)
     _add_errors(app, server)
     app.add_middleware(Gate, server=server)
     return app
@@ -67,6 +72,13 @@ def _wyoming(
     return WyomingServer(server, listening).running()
 
 
+async def _nowhere(websocket: WebSocket) -> None:
+    path = websocket.url.path[:100]
+    raise RefusedError(
+        404, f"{path}: no WebSocket here; expected /stream, /v1/realtime or /vosk", "not_found"
+    )
+
+
 def _add_probes(app: FastAPI, server: Server) -> None:
     @app.get("/health", summary="Check that the process is alive")
     async def health() -> dict[str, str]:
@@ -77,7 +89,8 @@ def _add_probes(app: FastAPI, server: Server) -> None:
         problem = server.problem()
         if problem is None:
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready", "reason": problem}, 503)
+        status = "draining" if server.draining.is_set() else "not ready"
+        return JSONResponse({"status": status, "reason": problem}, 503)
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -97,7 +110,8 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        refused = RefusedError(422, f"{name}: {first['msg']}", "invalid_value", name)
+        reason = NO_FILE if name == "file" else first["msg"]
+        refused = RefusedError(422, f"{name}: {reason}", "invalid_value", name)
         server.refuse_http(refused)
         return _response(refused)
 

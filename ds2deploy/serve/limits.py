@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from ds2deploy.runtimes.errors import (
@@ -16,9 +14,6 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
     StreamError,
 )
-
-MOST_HOT_WORDS = 1000
-"""Maximum number of hot words in one request or stream."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,23 +82,6 @@ class RefusedError(Exception):
         names = {401: "authentication_error", 429: "rate_limit_error"}
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         return names.get(self.status, fallback)
-
-
-def check_hot_words(hot_words: Sequence[str], param: str) -> None:
-    """Check the number of hot words of a request.
-
-    Args:
-        hot_words: phrases of a client.
-        param: name of the parameter that contains them.
-
-    Raises:
-        RefusedError: there are more than `MOST_HOT_WORDS`.
-    """
-    if len(hot_words) > MOST_HOT_WORDS:
-        raise RefusedError(
-            400, f"{param}: {len(hot_words)} phrases, at most {MOST_HOT_WORDS}; send fewer",
-            "invalid_value", param,
-        )  # fmt: skip
 
 
 def draining_error() -> RefusedError:

@@ -14,6 +14,7 @@ from ds2deploy.runtimes.errors import Ds2Error, StreamError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.streaming.pool import PooledStream
 from ds2deploy.serve.arrivals import Arrivals
+from ds2deploy.serve.limits import RefusedError
 
 PIECE_S = 0.5
 """Duration of the audio that is passed to the model at a time, in seconds."""
@@ -190,6 +191,20 @@ def merged(first: Update, second: Update) -> Update:
         second.tail_words,
         (*first.segments, *second.segments),
     )
+
+
+def whole_samples(content: bytes) -> FloatArray:
+    """Convert 16-bit little-endian PCM to (samples,) float32.
+
+    Raises:
+        RefusedError: the bytes end within a sample.
+    """
+    if len(content) % 2:
+        raise RefusedError(
+            400, f"audio: {len(content)} bytes, an odd number; send whole 16-bit samples",
+            "invalid_value", "audio",
+        )  # fmt: skip
+    return pcm16(content)
 
 
 def pcm16(content: bytes) -> FloatArray:

@@ -42,10 +42,19 @@ def configure_logs() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     handler.addFilter(_is_no_cancellation)
+    handler.addFilter(_is_no_refused_handshake)
     for name, level in {"ds2deploy.serve": logging.INFO, "uvicorn": logging.WARNING}.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
+
+
+def _is_no_refused_handshake(record: logging.LogRecord) -> bool:
+    """Drop uvicorn's error of each WebSocket that was refused with an HTTP status.
+
+    The status is in the log line of the request.
+    """
+    return record.getMessage() != "ASGI callable returned without completing handshake."
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:

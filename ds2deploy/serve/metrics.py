@@ -44,23 +44,25 @@ class Metrics:
         PlatformCollector(registry=registry)
         model = ["model"]
         self.tick = Histogram(
-            "ds2deploy_tick_seconds", "Duration of a tick", model, buckets=SECONDS,
+            "ds2deploy_tick_seconds", "Seconds that a batch took", model, buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
         self.lateness = Histogram(
-            "ds2deploy_lateness_seconds", "Time from a complete block to the end of its tick",
+            "ds2deploy_lateness_seconds", "Seconds from a complete block to the end of its batch",
             model, buckets=SECONDS, registry=registry,
         )  # fmt: skip
         self.fill = Histogram(
-            "ds2deploy_batch_fill", "Streams or utterances in a tick", model, buckets=FILL,
+            "ds2deploy_batch_fill", "Streams or utterances in a batch", model, buckets=FILL,
             registry=registry,
         )  # fmt: skip
-        self.busy = self._counter("busy_seconds", "Time in which the scheduler computed")
-        self.network = self._counter("network_seconds", "Time spent in the network")
-        self.audio = self._counter("audio_seconds", "Duration of recognised audio")
+        self.busy = self._counter("busy_seconds", "Seconds in which batches were computed")
+        self.network = self._counter("network_seconds", "Seconds of those in the network alone")
+        self.audio = self._counter("audio_seconds", "Seconds of audio that were recognised")
         self.streams = self._gauge("live_streams", "Live streams")
-        self.most_streams = self._gauge("live_streams_limit", "Maximum of live streams")
-        self.waiting = self._gauge("oldest_waiting_seconds", "Audio of the longest backlog")
+        self.most_streams = self._gauge("live_streams_limit", "Maximum number of live streams")
+        self.waiting = self._gauge(
+            "oldest_waiting_seconds", "Seconds of audio that wait in the longest backlog"
+        )
         self.refused = self._counter("refused", "Refused requests", "reason")
         self.requests = self._counter("requests", "Finished requests", "protocol", "outcome")
         self.restarts = self._counter("engine_restarts", "Restarts of a failed engine")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,10 +16,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ds2deploy.serve import page
-from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.body import Body
+from ds2deploy.serve.limits import RefusedError, draining_error
 from ds2deploy.serve.server import Server
 
 log = logging.getLogger("ds2deploy.serve")
+
+METRICS = "/metrics"
 
 OPEN_PATHS = ("/health", "/ready", *page.PATHS)
 """Paths that need no key: probes, and the page, which asks the user for the key."""
@@ -56,12 +59,16 @@ class Gate:
         request_id = _request_id(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
-        body = _Body(receive, self._most, self._too_large)
+        body = Body(receive, self._most, self._too_large, self._server)
         answer = _Answer(scope, send, request_id, body, self._server)
         self._open += 1
         try:
             self._check(scope, headers)
-            await self._app(scope, body if scope["type"] == "http" else receive, answer)
+            if scope["type"] == "http":
+                with self._work(scope):
+                    await self._app(scope, body, answer)
+            else:
+                await self._app(scope, receive, answer)
         except RefusedError as error:
             self._server.refuse_http(error)
             await _refuse(scope, answer, error)
@@ -76,6 +83,10 @@ class Gate:
                     "took_s": round(time.monotonic() - started, 4),
                 },
             )
+
+    def _work(self, scope: Scope) -> contextlib.AbstractContextManager[None]:
+        """Let the shutdown wait for a request, even while its body arrives."""
+        return contextlib.nullcontext() if _stays_open(scope) else self._server.work()
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         key = self._server.api_key
@@ -93,6 +104,8 @@ class Gate:
             raise RefusedError(
                 503, f"{most} requests and WebSockets are open: try again", "overloaded", None, 2
             )
+        if scope["type"] == "http" and self._server.draining.is_set() and not _stays_open(scope):
+            raise draining_error()
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._most:
             raise self._too_large()
@@ -105,27 +118,6 @@ class Gate:
         )  # fmt: skip
 
 
-class _Body:
-    """Request body whose bytes are counted, for requests without a content length.
-
-    Attributes:
-        error: error that was raised; None if none was.
-    """
-
-    def __init__(self, receive: Receive, most: int, too_large: Callable[[], RefusedError]) -> None:
-        self._receive, self._most, self._too_large = receive, most, too_large
-        self._count = 0
-        self.error: RefusedError | None = None
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._count += len(message.get("body", b""))
-        if self._count > self._most:
-            self.error = self._too_large()
-            raise self.error
-        return message
-
-
 class _Answer:
     """Sender of a response, which adds the request id.
 
@@ -133,20 +125,22 @@ class _Answer:
     body replaces that response.
 
     Attributes:
-        status: HTTP status that was sent; 101 for a WebSocket, 500 if nothing was sent.
+        status: HTTP status that was sent; 101 for an accepted WebSocket, 500 if nothing was sent.
     """
 
     def __init__(
-        self, scope: Scope, send: Send, request_id: str, body: _Body, server: Server
+        self, scope: Scope, send: Send, request_id: str, body: Body, server: Server
     ) -> None:
         self._scope, self._send, self._request_id, self._body = scope, send, request_id, body
         self._server = server
         self._replaced = False
-        self.status = 101 if scope["type"] == "websocket" else 500
+        self.status = 500
 
     async def __call__(self, message: Message) -> None:
         if self._replaced:
             return
+        if message["type"] == "websocket.accept":
+            self.status = 101
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None
@@ -186,7 +180,12 @@ async def _refuse(scope: Scope, send: Send, error: RefusedError) -> None:
     ):
         await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
         return
-    headers = {"content-type": "application/json", **error_headers(error)}
+    body = json.dumps(error_body(error)).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **error_headers(error),
+    }
     await send(
         {
             "type": f"{kind}.start",
@@ -194,7 +193,12 @@ async def _refuse(scope: Scope, send: Send, error: RefusedError) -> None:
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
     )
-    await send({"type": f"{kind}.body", "body": json.dumps(error_body(error)).encode()})
+    await send({"type": f"{kind}.body", "body": body})
+
+
+def _stays_open(scope: Scope) -> bool:
+    """Return True for paths that are served while the server shuts down: probes and the page."""
+    return scope["path"] in (METRICS, *OPEN_PATHS)
 
 
 def _request_id(headers: Headers) -> str:

@@ -2,7 +2,8 @@
 
 The client may first send `{"sample_rate": 16000, "model": "", "hot_words": [], "endpoint": 1.2}`,
 in which every key is optional. It then sends 16-bit little-endian mono PCM in binary messages, and
-finally `{"end": true}`. `{"hot_words": [...]}` changes the hot words at any time.
+finally `{"end": true}`. `{"hot_words": [...]}` changes the hot words at any time; the other
+settings cannot change.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.websockets import WebSocket
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
-from ds2deploy.serve.limits import RefusedError, check_hot_words
-from ds2deploy.serve.live import LiveStream, pcm16
+from ds2deploy.serve.hot_words import check_hot_words, naming
+from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.live import LiveStream, whole_samples
+from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
 
@@ -26,23 +30,44 @@ router = APIRouter()
 
 PROTOCOL = "stream"
 
+SAMPLE_RATE = 16_000
+"""Sample rate of clients that send none, in Hz."""
+
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Text message of the client.
 
     Attributes:
-        sample_rate: sample rate of the audio that follows, in Hz.
-        model: name of a model; empty selects the first streaming model.
+        sample_rate: sample rate of the audio that follows, in Hz; `SAMPLE_RATE` if it is not set.
+        model: name of a model; empty or not set selects the first streaming model.
         hot_words: phrases to prefer; None leaves them unchanged.
-        endpoint: silence that ends a segment, in seconds; 0 makes one segment of all audio.
+        endpoint: silence that ends a segment, in seconds; 0 or not set makes one segment of all
+            audio.
         end: True if no more audio follows.
     """
 
-    sample_rate: int = 16_000
-    model: str = ""
+    sample_rate: int | UnsetType = UNSET
+    model: str | UnsetType = UNSET
     hot_words: list[str] | None = None
-    endpoint: float = 0.0
+    endpoint: float | UnsetType = UNSET
     end: bool = False
+
+    def check_unchanged(self) -> None:
+        """Check that the message has no setting that only the first message may have.
+
+        Raises:
+            RefusedError: it has one.
+        """
+        given = [
+            name
+            for name in ("sample_rate", "model", "endpoint")
+            if getattr(self, name) is not UNSET
+        ]
+        if given:
+            raise RefusedError(
+                400, f"message: {', '.join(given)} cannot change; send it once, in the first "
+                "message, before the audio", "invalid_message",
+            )  # fmt: skip
 
 
 @router.websocket("/stream")
@@ -58,11 +83,11 @@ async def _talk(socket: Socket, server: Server) -> None:
         async for message in socket.messages():
             if isinstance(message, str):
                 settings = _settings(message)
-                check_hot_words(settings.hot_words or (), "hot_words")
                 if live is None:
                     live = _open(socket, server, settings)
-                elif settings.hot_words is not None:
-                    live.set_hot_words(settings.hot_words)
+                else:
+                    settings.check_unchanged()
+                    _change_hot_words(live, server.models[socket.model], settings.hot_words)
                 if settings.end:
                     break
             else:
@@ -70,7 +95,7 @@ async def _talk(socket: Socket, server: Server) -> None:
                 if sender is None:
                     sender = asyncio.ensure_future(_tell(socket, live))
                     sender.add_done_callback(lambda _: socket.end())
-                await live.accept(pcm16(message))
+                await live.accept(whole_samples(message))
         if live is not None:
             live.finish()
             await (sender or _tell(socket, live))
@@ -105,9 +130,20 @@ def _open(socket: Socket, server: Server, settings: Settings) -> LiveStream:
             leading_silence_s=max(settings.endpoint, rules.leading_silence_s),
             longest_s=rules.longest_s,
         )
-    model = socket.streaming_model(settings.model)
+    model = socket.streaming_model(settings.model or None)
+    rate = SAMPLE_RATE if settings.sample_rate is UNSET else settings.sample_rate
     hot_words = settings.hot_words or None
-    return model.open(settings.sample_rate, "", hot_words, endpoint)
+    check_hot_words(hot_words or (), "hot_words", model)
+    with naming("hot_words", hot_words):
+        return model.open(rate, "", hot_words, endpoint)
+
+
+def _change_hot_words(live: LiveStream, model: Model, hot_words: list[str] | None) -> None:
+    """Look for other hot words from now on; None leaves them unchanged."""
+    check_hot_words(hot_words or (), "hot_words", model)
+    if hot_words is not None and model.takes_hot_words:
+        with naming("hot_words", hot_words):
+            live.set_hot_words(hot_words)
 
 
 def _settings(message: str) -> Settings:

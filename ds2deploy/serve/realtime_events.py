@@ -16,8 +16,9 @@ from ds2deploy.runtimes.audio.checks import check_stream_rate
 from ds2deploy.runtimes.decoding.decoder import with_hot_words
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
-from ds2deploy.serve.limits import RefusedError, check_hot_words
-from ds2deploy.serve.live import pcm16
+from ds2deploy.serve.hot_words import check_hot_words, naming
+from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.live import whole_samples
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.streaming_model import StreamingModel
 
@@ -116,7 +117,11 @@ class Settings(msgspec.Struct, frozen=True):
     logprobs: bool = False
 
     def updated(self, session: Session) -> Settings:
-        """Replace the settings that an update contains, and keep the others."""
+        """Replace the settings that an update contains, and keep the others.
+
+        Raises:
+            RefusedError: it includes data that no item has.
+        """
         given = session.audio.input
         changes: dict[str, Any] = {}
         if given.format is not UNSET:
@@ -130,22 +135,28 @@ class Settings(msgspec.Struct, frozen=True):
             if transcription.keywords is not None:
                 changes["keywords"] = tuple(transcription.keywords)
         if session.include is not UNSET:
-            changes["logprobs"] = LOGPROBS in (session.include or ())
+            include = session.include or ()
+            if unknown := [name for name in include if name != LOGPROBS]:
+                raise RefusedError(
+                    400, f"session.include: {unknown[0][:60]!r}; expected {LOGPROBS}",
+                    "invalid_value", "session.include",
+                )  # fmt: skip
+            changes["logprobs"] = LOGPROBS in include
         return msgspec.structs.replace(self, **changes)
 
     def check(self, server: Server) -> StreamingModel:
         """Find the model, and check the settings against it.
 
         Raises:
-            RefusedError: there is no such model, or there are too many keywords.
+            RefusedError: there is no such model, or it cannot look for the keywords.
             AudioError: the sample rate cannot be used.
             ConfigError: the silence of turn detection is out of range.
-            AlphabetError: a keyword has characters without a label.
         """
         model = server.streaming_model(self.model)
         check_stream_rate(self.format.sample_rate, "session.audio.input.format.rate")
-        check_hot_words(self.keywords, "keywords")
-        with_hot_words(model.recognizer.decoder, self.keywords or None)
+        check_hot_words(self.keywords, "keywords", model)
+        with naming("keywords", self.keywords):
+            with_hot_words(model.recognizer.decoder, self.keywords or None)
         self.endpoint(server.endpoint)
         return model
 
@@ -226,17 +237,13 @@ def samples_of(audio: str, form: Format) -> FloatArray:
     try:
         content = base64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError):
-        raise _bad_audio("not base64; encode the samples") from None
+        raise RefusedError(
+            400, "audio: not base64; encode the samples", "invalid_value", "audio"
+        ) from None
     if form.type == "audio/pcm":
-        if len(content) % 2:
-            raise _bad_audio("an odd number of bytes; send whole 16-bit samples")
-        return pcm16(content)
+        return whole_samples(content)
     table = _MU_LAW if form.type == "audio/pcmu" else _A_LAW
     return table[np.frombuffer(content, np.uint8)]
-
-
-def _bad_audio(reason: str) -> RefusedError:
-    return RefusedError(400, f"audio: {reason}", "invalid_value", "audio")
 
 
 def event(kind: str, **fields: Any) -> str:

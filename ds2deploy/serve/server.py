@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
@@ -22,6 +22,11 @@ from ds2deploy.serve.turn import Turn
 log = logging.getLogger("ds2deploy.serve")
 
 Load = Callable[[], Recognizer]
+
+T = TypeVar("T")
+
+LAST_ANSWERS_S = 1.0
+"""Time that clients have to read their refusal if the time to drain is over, in seconds."""
 
 
 class Server:
@@ -42,6 +47,7 @@ class Server:
         endpoint: rules that end a segment.
         api_key: key that clients must send; None needs no key.
         draining: event that is set when the server shuts down.
+        cut_off: event that is set when the time to drain is over.
         failure: error of a model that could not be opened; None if there is none.
     """
 
@@ -61,7 +67,7 @@ class Server:
         self.metrics = Metrics()
         self.models: dict[str, Model] = {}
         self.failure: Ds2Error | None = None
-        self.draining = asyncio.Event()
+        self.draining, self.cut_off = asyncio.Event(), asyncio.Event()
         self._uploads = asyncio.Semaphore(self.limits.uploads)
         self._waiting_uploads = 0
         self._retries = Retries()
@@ -84,10 +90,37 @@ class Server:
             model.start()
 
     async def drain(self) -> None:
-        """Refuse new work, and wait at most `drain_s` seconds for the work in progress."""
+        """Refuse new work, and wait at most `drain_s` seconds for the work in progress.
+
+        Work that has not ended by then is refused, too.
+        """
         self.draining.set()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), self.limits.drain_s)
+            return
+        log.warning("the time to drain is over", extra={"unfinished": len(self._work)})
+        self.cut_off.set()
+        await asyncio.sleep(LAST_ANSWERS_S)
+
+    async def unless_cut_off(self, work: Awaitable[T]) -> T:
+        """Await work, and cancel it when the time to drain is over.
+
+        Raises:
+            RefusedError: the time to drain is over.
+        """
+        task = asyncio.ensure_future(work)
+        over = asyncio.ensure_future(self.cut_off.wait())
+        try:
+            await asyncio.wait({task, over}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise draining_error()
+        finally:
+            over.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+                _ = task.cancelled() or task.exception()  # else asyncio logs it
 
     async def stop(self) -> None:
         """End the threads of the models."""
@@ -106,10 +139,8 @@ class Server:
         """Find a model by name, or the first model if the name is empty.
 
         Raises:
-            RefusedError: there is no such model, or the server is shutting down.
+            RefusedError: there is no such model.
         """
-        if self.draining.is_set():
-            raise draining_error()
         if not self.models:
             raise RefusedError(503, "models are being loaded: try again", "loading", None, 5)
         if not name:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import RefusedError, refusal
+from ds2deploy.serve.limits import RefusedError, draining_error, refusal
 from ds2deploy.serve.middleware import KEY_PROTOCOLS
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.streaming_model import StreamingModel
@@ -132,8 +132,10 @@ async def serve_socket(
     await socket.accept()
     outcome, code, reason = "ok", 1000, ""
     try:
+        if server.draining.is_set():
+            raise draining_error()
         with server.work():
-            await talk(socket, server)
+            await server.unless_cut_off(talk(socket, server))
         if server.draining.is_set():
             code, reason = GOING_AWAY, "the server is shutting down"
     except WebSocketDisconnect:

@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import RefusedError, check_hot_words, refusal
+from ds2deploy.serve.hot_words import check_hot_words, naming
+from ds2deploy.serve.limits import RefusedError, refusal
 from ds2deploy.serve.middleware import error_body
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.openai_forms import (
@@ -64,9 +65,8 @@ async def transcriptions(
     granularities = _list(form, "timestamp_granularities")
     _check(response_format, granularities)
     found = server.model(model)
-    keywords = _list(form, "keywords")
-    check_hot_words(keywords, "keywords")
-    logprobs = "logprobs" in _list(form, "include")
+    keywords = _keywords(form, found)
+    logprobs = _logprobs(form)
     if stream:
         events = _events(server, found, file, keywords, logprobs)
         first = await _unless_gone(request, anext(events))
@@ -114,12 +114,16 @@ async def _transcribe(
     Raises:
         RefusedError: the recording is unusable, or the server cannot process it.
     """
-    try:
-        with server.work():
-            async with server.upload():
-                found = await model.transcribe(
+
+    async def in_turn() -> Transcript:
+        async with server.upload():
+            with naming("keywords", keywords):
+                return await model.transcribe(
                     file.file, file.filename or "file", keywords or None, on_update
                 )
+
+    try:
+        found = await server.unless_cut_off(in_turn())
     except (Ds2Error, RefusedError) as error:
         refused = refusal(error) if isinstance(error, Ds2Error) else error
         refused.model = model.name
@@ -187,10 +191,39 @@ def _check(response_format: str, granularities: tuple[str, ...]) -> None:
         )
 
 
+def _keywords(form: Any, model: Model) -> tuple[str, ...]:
+    if "hot_words" in form:
+        raise RefusedError(
+            400, "hot_words: expected keywords[], once for each phrase", "invalid_value",
+            "hot_words",
+        )  # fmt: skip
+    keywords = _list(form, "keywords")
+    check_hot_words(keywords, "keywords", model)
+    return keywords
+
+
+def _logprobs(form: Any) -> bool:
+    include = _list(form, "include")
+    if unknown := [value for value in include if value != "logprobs"]:
+        raise RefusedError(
+            400, f"include {unknown[0][:40]!r}: expected logprobs", "invalid_value", "include"
+        )
+    return bool(include)
+
+
 def _list(form: Any, name: str) -> tuple[str, ...]:
-    """Read all values of a field, which may be sent with or without brackets."""
+    """Read all values of a field, which may be sent with or without brackets.
+
+    Raises:
+        RefusedError: the field is a mapping or a file.
+    """
     values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
-    return tuple(value for value in values if isinstance(value, str) and value)
+    mapped = any(key.startswith(f"{name}[") and key != f"{name}[]" for key in form)
+    if mapped or not all(isinstance(value, str) for value in values):
+        raise RefusedError(
+            400, f"{name}: expected a list of texts, sent as {name}[]", "invalid_value", name
+        )
+    return tuple(filter(None, values))
 
 
 def _model(model: Model) -> dict[str, Any]:

@@ -4,7 +4,7 @@ The client may first send `{"config": {"sample_rate": 8000, "words": true, "phra
 which has no reply. It then sends 16-bit little-endian mono PCM in binary messages. The reply to
 each is `{"partial": ...}`, or `{"result": [...], "text": ...}` at the end of a segment.
 `{"eof": 1}` requests the rest and ends the connection; `{"reset": 1}` requests the rest and begins
-another utterance.
+another utterance. An odd last byte of a message is dropped, as Vosk does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from starlette.websockets import WebSocket
 
 from ds2deploy.runtimes.decoding.transcript import Transcript, Word
 from ds2deploy.runtimes.streaming.endpoint import shifted
-from ds2deploy.serve.limits import RefusedError, check_hot_words
+from ds2deploy.serve.hot_words import check_hot_words, naming
+from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
@@ -128,7 +129,9 @@ class Utterance:
     def _open(self) -> LiveStream:
         model = self._socket.streaming_model(self._config.model)
         rate = model.sample_rate if self._config.sample_rate is None else self._config.sample_rate
-        return model.open(rate, "", _hot_words(model, self._config), self._server.endpoint)
+        hot_words = _hot_words(model, self._config)
+        with naming("phrase_list", hot_words):
+            return model.open(rate, "", hot_words, self._server.endpoint)
 
     def _result(self, segments: Sequence[Transcript]) -> dict[str, Any]:
         spoken = [shifted(segment, self._begins_s) for segment in segments if segment.text]

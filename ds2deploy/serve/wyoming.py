@@ -18,7 +18,8 @@ from wyoming.ping import Ping, Pong
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.limits import MOST_HOT_WORDS, RefusedError, draining_error, refusal
+from ds2deploy.serve.hot_words import MOST_HOT_WORDS
+from ds2deploy.serve.limits import RefusedError, draining_error, refusal
 from ds2deploy.serve.live import LiveStream, pcm16
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
@@ -132,10 +133,12 @@ class _Connection:
         model = self._server.model(self._request.name)
         with self._server.work():
             audio = Audio(first)
-            if isinstance(model, StreamingModel):
-                await self._stream(model, audio)
-            else:
-                await self._whole(model, audio)
+            recognize = (
+                self._stream(model, audio)
+                if isinstance(model, StreamingModel)
+                else self._whole(model, audio)
+            )
+            await self._server.unless_cut_off(recognize)
         self._server.count(model.name, PROTOCOL, "ok")
 
     async def _stream(self, model: StreamingModel, audio: Audio) -> None:

@@ -29,7 +29,7 @@ class Audio:
 
         Raises:
             EOFError: the client left.
-            MalformedError: the format changes.
+            MalformedError: the format changes, or a chunk ends within a sample.
         """
         if AudioChunk.is_type(self._first.type):
             yield self._mono(self._first)
@@ -44,11 +44,14 @@ class Audio:
             raise EOFError
 
     def _mono(self, event: Event) -> bytes:
-        samples = pcm16(event.payload or b"")
-        count = self._channels
+        content, count = event.payload or b"", self._channels
+        if len(content) % (2 * count):
+            raise MalformedError(
+                f"audio-chunk: {len(content)} bytes; expected whole samples of {2 * count} bytes"
+            )
         if count == 1:
-            return event.payload or b""
-        mixed = samples[: len(samples) // count * count].reshape(-1, count).mean(axis=1)
+            return content
+        mixed = pcm16(content).reshape(-1, count).mean(axis=1)
         return bytes((mixed * 32768).astype("<i2").tobytes())
 
     def _format(self, event: Event) -> tuple[int, int]:

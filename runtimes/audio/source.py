@@ -78,7 +78,7 @@ def open_audio_file(source: AudioFile) -> BinaryIO:
             return _in_memory(name, source.read())
         if _is_opened(source) and source.seekable():
             return _in_place(name, source)
-        return _copied(source.read, name)
+        return _copied(source.read, name, ("the file is empty", "rewind or record it again"))
     except AudioError:
         raise
     except (OSError, ValueError) as error:  # ValueError: it is closed
@@ -109,7 +109,9 @@ def _regular_or_copied(file: BinaryIO, path: Path) -> BinaryIO:
     if not (stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode)):
         raise AudioError(f"{path}: is a device; expected an audio file, or a pipe")
     with closing(file):
-        return _copied(file.read, str(path))
+        return _copied(
+            file.read, str(path), ("nothing came through the pipe", "write or rewind it first")
+        )
 
 
 def _in_memory(name: str, content: bytes | bytearray | memoryview) -> BinaryIO:
@@ -133,8 +135,14 @@ def _in_place(name: str, file: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, Spliced(file, [Span(start, size)]))
 
 
-def _copied(read: Callable[[int], bytes], name: str) -> BinaryIO:
-    """Read all that comes out of a pipe, or of a file object, into a temporary file."""
+def _copied(read: Callable[[int], bytes], name: str, nothing: tuple[str, str]) -> BinaryIO:
+    """Read all that comes out of a pipe, or of a file object, into a temporary file.
+
+    Args:
+        read: reads at most so many bytes.
+        name: name of the recording, for errors.
+        nothing: what to say if no bytes come, and the remedy.
+    """
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
     try:
         count = 0
@@ -151,7 +159,7 @@ def _copied(read: Callable[[int], bytes], name: str) -> BinaryIO:
                 )
             file.write(piece)
         if not count:
-            raise _empty(name, "nothing came through the pipe", "write or rewind it first")
+            raise _empty(name, *nothing)
     except BaseException:
         file.close()
         raise

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.scorers import Columns, Gains, States, spelled
 from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, Trie, build_trie
-from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.errors import AlphabetError, ConfigError
 
 LONGEST = 200
 """Characters in a phrase."""
@@ -138,6 +138,10 @@ def _checked(phrase: str, alphabet: Alphabet) -> str:
     if not written or len(written) > LONGEST:
         raise ConfigError(
             f"hot words: {phrase[:40]!r} has {len(written)} characters; expected 1 to {LONGEST}"
+        )
+    if ":" in alphabet.unknown(phrase):
+        raise AlphabetError(
+            f"hot words: {phrase[:40]!r}: no label for ':'; a weight after it is a number, 0 to 100"
         )
     spelled(phrase, alphabet, "hot words")
     return written

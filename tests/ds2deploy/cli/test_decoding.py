@@ -126,7 +126,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
         (["--hotwords", "nofile.txt"], "nofile.txt: no such file"),
         (["--hotwords", "{}/nofile"], "nofile: no such file"),
         (["--hotwords", "NINE:500"], "'NINE' has the weight 500; expected 0 to 100"),
-        (["--hotwords", "NINE:X"], "no label for ':'"),
+        (["--hotwords", "NINE:X"], "'NINE:X': no label for ':'; a weight after it is a number"),
         (["--nbest", "3"], "--json"),
         (["--nbest", "3", "--stream"], "--json"),
         (["--stream", "--endpoint", "1e9"], "--endpoint 1e+09: expected seconds, more than 0"),

@@ -124,7 +124,7 @@ def test_half_open_connection_frees_its_place(one_place: Served) -> None:
     ("path", "options", "status"),
     [
         ("/stream", {"origin": "https://elsewhere.example"}, 403),
-        ("/nowhere", {}, 403),
+        ("/nowhere", {}, 404),
         ("/stream", {"additional_headers": {"Authorization": "Bearer wrong"}}, 401),
         ("/stream", {"subprotocols": ["ds2deploy-key.wrong"]}, 401),
         ("/stream", {}, 401),
@@ -133,7 +133,7 @@ def test_half_open_connection_frees_its_place(one_place: Served) -> None:
 def test_failed_handshake_counts_nothing(
     load: Callable[[], Recognizer], path: str, options: dict[str, object], status: int
 ) -> None:
-    key = None if status == 403 else "right"
+    key = None if status in (403, 404) else "right"
     with served(load, Limits(streams=1), api_key=key) as server:
         for _ in range(3):
             with pytest.raises(InvalidStatus) as raised:
