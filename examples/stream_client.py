@@ -16,6 +16,13 @@ import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+REMEDIES = {
+    401: "set DS2DEPLOY_API_KEY to the server's key",
+    403: "check the address",
+    404: "check the address",
+}
+"""Remedies of a refused connection, by its HTTP status."""
+
 
 async def send(socket: ClientConnection, pcm: bytes, rate: int) -> None:
     """Send 16-bit PCM in pieces of 0.1 s, in real time."""
@@ -58,7 +65,7 @@ def main() -> None:
         asyncio.run(transcribe(chosen.url, chosen.path, chosen.api_key))
     except InvalidStatus as error:
         status = error.response.status_code
-        remedy = "set DS2DEPLOY_API_KEY to the server's key" if status == 401 else "check the path"
+        remedy = REMEDIES.get(status, "try again later")
         sys.exit(f"{chosen.url}: the server refused with HTTP status {status}; {remedy}")
 
 
