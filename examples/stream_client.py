@@ -1,14 +1,27 @@
 """Send a recording to `ds2deploy serve` in real time, and print the text as it arrives.
 
 python examples/stream_client.py ws://127.0.0.1:8000/stream speech.wav
+
+The server's key, if it has one, is read from the environment variable DS2DEPLOY_API_KEY, or from
+--api-key, which other users of the machine can read in the list of processes.
 """
 
+import argparse
 import asyncio
 import json
+import os
 import sys
 
 import soundfile
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+REMEDIES = {
+    401: "set DS2DEPLOY_API_KEY to the server's key",
+    403: "check the address",
+    404: "check the address",
+}
+"""Remedies of a refused connection, by its HTTP status."""
 
 
 async def send(socket: ClientConnection, pcm: bytes, rate: int) -> None:
@@ -20,10 +33,11 @@ async def send(socket: ClientConnection, pcm: bytes, rate: int) -> None:
     await socket.send(json.dumps({"end": True}))
 
 
-async def main(url: str, path: str) -> None:
+async def transcribe(url: str, path: str, key: str | None) -> None:
     """Print each update, and finally the transcript."""
     samples, rate = soundfile.read(path, dtype="int16", always_2d=True)
-    async with connect(url) as socket:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with connect(url, additional_headers=headers) as socket:
         await socket.send(json.dumps({"sample_rate": rate}))
         sending = asyncio.create_task(send(socket, samples[:, 0].tobytes(), rate))
         async for message in socket:
@@ -37,5 +51,23 @@ async def main(url: str, path: str) -> None:
                 print(f"... {found['committed']} {found['tail']}", file=sys.stderr)
 
 
+def main() -> None:
+    """Read the arguments, and report a refused connection in one line."""
+    parser = argparse.ArgumentParser(description="Send a recording to ds2deploy serve.")
+    parser.add_argument("url", help="address of the server, such as ws://127.0.0.1:8000/stream")
+    parser.add_argument("path", help="recording; its first channel is sent")
+    parser.add_argument(
+        "--api-key", metavar="KEY", default=os.environ.get("DS2DEPLOY_API_KEY"),
+        help="key of the server; default: the environment variable DS2DEPLOY_API_KEY",
+    )  # fmt: skip
+    chosen = parser.parse_args()
+    try:
+        asyncio.run(transcribe(chosen.url, chosen.path, chosen.api_key))
+    except InvalidStatus as error:
+        status = error.response.status_code
+        remedy = REMEDIES.get(status, "try again later")
+        sys.exit(f"{chosen.url}: the server refused with HTTP status {status}; {remedy}")
+
+
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3]))
+    main()

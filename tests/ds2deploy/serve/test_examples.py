@@ -20,7 +20,9 @@ from tests.ds2deploy.serve.serving import PATIENCE_S, RATE, Served, pcm, served,
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
-GUIDE = ROOT / "docs" / "serving.md"
+GUIDE = [
+    ROOT / "docs" / f"{name}.md" for name in ("serving", "serving-protocols", "serving-operations")
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,11 @@ def test_proxy_upgrades_sockets_and_lets_uploads_through() -> None:
     assert text.count("{") == text.count("}")
 
 
+def guide() -> str:
+    """Text of the guide's pages."""
+    return "\n".join(path.read_text() for path in GUIDE)
+
+
 def metric_names() -> set[str]:
     """Names of the server's own metrics, counters with their ending."""
     found = set()
@@ -95,12 +102,12 @@ def metric_names() -> set[str]:
 
 
 def test_guide_lists_every_metric() -> None:
-    listed = set(re.findall(r"^\| `(ds2deploy_\w+)`", GUIDE.read_text(), re.M))
+    listed = set(re.findall(r"^\| `(ds2deploy_\w+)`", guide(), re.M))
     assert listed == metric_names()
 
 
 def test_guide_states_the_defaults(server: Served) -> None:
-    text, limits = GUIDE.read_text(), Limits()
+    text, limits = guide(), Limits()
     row = {found[1]: found[0] for found in re.findall(r"^(\| [^|]+ \| `(--\S+)` .*)$", text, re.M)}
     expected = {
         "--uploads": limits.uploads, "--upload-mb": limits.upload_mb, "--audio": limits.audio_s,
