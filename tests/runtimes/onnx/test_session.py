@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, WeightsSource
+from ds2deploy.runtimes.blocks import make_blocks
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.onnx.session import OnnxSession, at_once
 from ds2deploy.runtimes.pipeline import batch_limits
@@ -44,6 +45,13 @@ def test_wide_lstms_on_few_cores_are_run_four_at_a_time(
     model = msgspec.structs.replace(LARGE.model, **shape)
     described = msgspec.structs.replace(LARGE, model=model, precision=precision)
     assert at_once(described, threads) == expected
+
+
+def test_blocks_of_streams_are_run_in_one_batch():
+    model = msgspec.structs.replace(LARGE.model, bidirectional=False)
+    blocks = make_blocks(model, LARGE.features, "features", 320.0)
+    streaming = msgspec.structs.replace(LARGE, model=model, kind="streaming", blocks=blocks)
+    assert at_once(streaming, 2) is None
 
 
 class Spy:
