@@ -12,40 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ds2deploy.cli.bench import bench
-from ds2deploy.cli.bulk import bulk
-from ds2deploy.cli.compress import compress
-from ds2deploy.cli.demo import demo
-from ds2deploy.cli.doctor import doctor
-from ds2deploy.cli.errors import BAD_INPUT, ErrorsInOneLine, complain
-from ds2deploy.cli.evaluate import evaluate
-from ds2deploy.cli.export import export
-from ds2deploy.cli.help import GroupedCommand
-from ds2deploy.cli.inspect import inspect
-from ds2deploy.cli.lm import lm
-from ds2deploy.cli.prepare import prepare
-from ds2deploy.cli.serve import serve
-from ds2deploy.cli.train import train
-from ds2deploy.cli.transcribe import transcribe
-from ds2deploy.cli.tune import tune
-from ds2deploy.cli.verify import verify
+from ds2deploy.cli.commands import CommandGroup
+from ds2deploy.cli.errors import BAD_INPUT, complain
 from ds2deploy.output import open_streams
 from ds2deploy.runtimes.errors import AudioWarning, OutputError
 
-COMMANDS = (
-    prepare, train, evaluate, compress, export, verify, lm, tune, transcribe, bulk, serve, bench,
-    inspect, doctor, demo,
-)  # fmt: skip
-
 app = typer.Typer(
-    cls=ErrorsInOneLine,
+    cls=CommandGroup,
     help="Train DeepSpeech 2, export it to ONNX, run it without PyTorch, and prove they agree.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in COMMANDS:
-    app.command(cls=GroupedCommand)(command)
 
 SPINS = "1000"
 """Number of rounds that a waiting libgomp thread spins before it sleeps: about 10 microseconds.
