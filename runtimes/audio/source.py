@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -135,6 +134,8 @@ def _in_place(name: str, file: BinaryIO) -> BinaryIO:
 
 def _copied(read: Callable[[int], bytes], name: str) -> BinaryIO:
     """Read all that comes out of a pipe, or of a file object, into a temporary file."""
+    import tempfile
+
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
     try:
         count = 0
