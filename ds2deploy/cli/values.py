@@ -60,7 +60,8 @@ def _convert(annotation: Any, settings: Any, value: Any) -> Any:
         return _number(annotation, settings, value)
     if annotation in (str, bool):
         return value if type(value) is annotation else NOT_PLAIN
-    if annotation is Path and not (settings.exists or settings.readable or settings.resolve_path):
+    checked = settings.exists or settings.readable or settings.resolve_path
+    if annotation is Path and isinstance(value, (str, Path)) and not checked:
         return Path(value)
     return NOT_PLAIN
 
