@@ -1,4 +1,4 @@
-"""What users give as a decoder, and what makes decoders from it."""
+"""Conversion of the decoders that users give: settings, functions, classes and files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ds2deploy.runtimes.errors import ConfigError
 
 
 def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:
-    """Give what makes a decoder: settings, a class, or those of a `.decoder` file.
+    """Return the maker of decoders: settings, a class, or those of a `.decoder` file.
 
     Raises:
         MissingFileError, ModelFileError: see `decoder_file.read_decoder_file`.
