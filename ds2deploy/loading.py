@@ -8,9 +8,7 @@ from pathlib import Path
 from ds2deploy.runtimes.backends import BACKENDS as DEVICE_BACKENDS
 from ds2deploy.runtimes.backends import Backend, Examined, FileKind
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder
-from ds2deploy.runtimes.decoding.decoder_file import make_decoder
-from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
-from ds2deploy.runtimes.decoding.language_model_file import read_file
+from ds2deploy.runtimes.decoding.making import make_decoder
 from ds2deploy.runtimes.errors import (
     ConfigError,
     MissingFileError,
@@ -129,6 +127,9 @@ def read_labels(value: str) -> str:
         MissingFileError: the file does not exist.
         ModelFileError: the file is not a model, or is damaged.
     """
+    from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
+    from ds2deploy.runtimes.decoding.language_model_file import read_file
+
     path = Path(value)
     suffixes = (".onnx", ENGINE_SUFFIX, ".ckpt", ".pth", ".pt", LANGUAGE_MODEL_SUFFIX)
     if path.suffix.lower() not in suffixes and not path.is_file():

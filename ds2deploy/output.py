@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
 import os
 import re
 import sys
@@ -111,6 +110,8 @@ def print_json(document: Any, in_one_line: bool = False) -> None:
         document: object that msgspec can encode.
         in_one_line: print the document on one line, and flush it.
     """
+    import json
+
     import msgspec
 
     text = json_text(document)

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,7 +45,7 @@ class WholeFiles:
 
     def __init__(self) -> None:
         # One for all files: an engine's description is found by the engine's name.
-        self._token = secrets.token_hex(8)
+        self._token = os.urandom(8).hex()
         self._names: list[tuple[Path, Path]] = []
         self._made: list[Path] = []
         self._locks = ExitStack()
@@ -181,6 +178,8 @@ def json_text(document: Any) -> str:
     try:
         return msgspec.json.encode(document).decode()
     except UnicodeEncodeError:
+        import json
+
         plain = msgspec.to_builtins(document)
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
         return LONE_SURROGATE.sub(lambda match: "\\" + _mark(match.group()), text)
@@ -188,12 +187,16 @@ def json_text(document: Any) -> str:
 
 def manifest_line(document: Any) -> str:
     """Encode a document in one line of JSON that keeps the bytes of names for Python's `json`."""
+    import json
+
     text = json.dumps(document, ensure_ascii=False)
     return FOREIGN_BYTE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    import hashlib  # not at the top: `ds2deploy transcribe` has no need of it
+
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
@@ -15,6 +15,9 @@ from ds2deploy.runtimes.errors import BackPressureError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_sounds
 from ds2deploy.runtimes.pipeline import batch_limits, batches
 from ds2deploy.runtimes.session import Closing, Session
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 WAITING = 1024
 """Utterances that may wait."""
@@ -32,6 +35,8 @@ class QueuedUtterance:
     """
 
     def __init__(self, sound: FloatArray, samples: int, frames: int, decoder: Decoder) -> None:
+        from concurrent.futures import Future
+
         self.sound, self.samples, self.frames, self.decoder = sound, samples, frames, decoder
         self.transcript: Future[Transcript] = Future()
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from ds2deploy.cli.values import convert_plain_values
 from ds2deploy.output import give_up_unwritten, in_one_line, print_error
 from ds2deploy.runtimes.errors import (
     Ds2Error,
@@ -27,12 +28,8 @@ class ErrorsInOneLine(TyperGroup):
     """Command group that turns errors a user can act on into one line and an exit code."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """List the parameters, and give every flag a default: typer loads pydantic for None."""
-        parameters = super().get_params(ctx)
-        for parameter in parameters:
-            if getattr(parameter, "is_flag", False) and parameter.default is None:
-                parameter.default = False
-        return parameters
+        """List the parameters; plain values of them need no pydantic."""
+        return convert_plain_values(super().get_params(ctx))
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         """Run the command and end the process."""

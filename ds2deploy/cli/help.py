@@ -6,6 +6,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from ds2deploy.cli.values import convert_plain_values
+
 
 class GroupedCommand(TyperCommand):
     """Command whose help lists options in their groups (`rich_help_panel`).
@@ -13,6 +15,10 @@ class GroupedCommand(TyperCommand):
     typer itself groups options only with rich, and loads pydantic for the types of arguments.
     Each of the two takes longer than the rest of the help.
     """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the parameters; plain values of them need no pydantic."""
+        return convert_plain_values(super().get_params(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the options without a group, then each group."""

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from ds2deploy.runtimes.audio.checks import as_samples, check_duration, check_rate
 from ds2deploy.runtimes.audio.levels import Levels
@@ -26,6 +25,8 @@ def resample_pieces(
     if sample_rate == to_rate:
         yield from pieces
         return
+    import soxr  # not at the top: audio of the model's rate has no need of it
+
     resampler = soxr.ResampleStream(sample_rate, to_rate, 1, dtype="float32")
     for piece in pieces:
         yield resampler.resample_chunk(np.ascontiguousarray(piece))
@@ -58,6 +59,8 @@ def convert_audio(
     check_duration(len(mono), sample_rate, source)
     levels.warn()
     if sample_rate != to_rate:
+        import soxr
+
         mono = soxr.resample(mono, sample_rate, to_rate)
     return np.ascontiguousarray(mono, np.float32)
 

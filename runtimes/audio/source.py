@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -143,6 +142,8 @@ def _copied(read: Callable[[int], bytes], name: str, nothing: tuple[str, str]) -
         name: name of the recording, for errors.
         nothing: what to say if no bytes come, and the remedy.
     """
+    import tempfile
+
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the caller closes it)
     try:
         count = 0

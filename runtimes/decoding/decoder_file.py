@@ -11,7 +11,6 @@ import msgspec
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.beam import BeamDecoder
 from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple, one_or_all
-from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.errors import (
     DECODING_ERRORS,
     ConfigError,
@@ -155,22 +154,3 @@ def read_decoder_file(path: str | Path) -> TunedConfig:
     return TunedConfig(
         **(_fields(found.settings) | {"lm": lm}), file=str(path), labels=found.labels
     )
-
-
-def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:
-    """Give what makes a decoder: settings, a class, or those of a `.decoder` file.
-
-    Raises:
-        MissingFileError, ModelFileError: see `read_decoder_file`.
-        ConfigError: what cannot make a decoder, such as a decoder.
-    """
-    if isinstance(decoder, (str, Path)):
-        return read_decoder_file(decoder)
-    given: object = decoder  # of no type that is checked, where a program calls it
-    if given is not None and not callable(given):
-        name = type(given).__name__
-        raise ConfigError(
-            f"decoder: an instance of {name}; give what makes one for the labels and the seconds "
-            f"of a frame of a model, such as the class: load(..., decoder={name})"
-        )
-    return decoder

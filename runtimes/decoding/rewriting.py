@@ -16,8 +16,8 @@ from ds2deploy.runtimes.decoding.decoder import (
     MakeDecoder,
     with_hot_words,
 )
-from ds2deploy.runtimes.decoding.decoder_file import make_decoder
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
+from ds2deploy.runtimes.decoding.making import make_decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.features import FloatArray
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ds2deploy.runtimes.errors import RuntimeUnavailableError
-from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
-from ds2deploy.runtimes.tensorrt.library import import_tensorrt
-from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
 
@@ -92,6 +89,8 @@ def _preload(onnxruntime: Any, provider: Provider) -> None:
     if preload is not None:
         preload()
     if provider == "tensorrt":
+        from ds2deploy.runtimes.tensorrt.library import import_tensorrt
+
         with suppress(RuntimeUnavailableError):  # it may be the system's, and be found
             import_tensorrt("tensorrt")
 
@@ -109,6 +108,9 @@ def _rtx_obstacle(onnxruntime: Any, title: str, index: int) -> Obstacle | None:
         return Obstacle(reason, REMEDIES["rtx"])
     if index < count:
         return None
+    from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
+    from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
+
     reason = f"{title}, its plugin sees {count} GPUs, not cuda:{index}"
     try:
         device = open_device(f"cuda:{index}")

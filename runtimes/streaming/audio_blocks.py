@@ -7,7 +7,6 @@ from collections import deque
 
 import numpy as np
 import numpy.typing as npt
-import soxr
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.audio.checks import check_stream_rate
@@ -97,6 +96,8 @@ class StreamAudio:
         self._received = 0
         self._resampler = None
         if sample_rate != self._rate:
+            import soxr
+
             self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32")
 
     @property

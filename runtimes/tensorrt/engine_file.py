@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -21,6 +20,8 @@ def description_path(engine: Path) -> Path:
 
 def sealed(description: ArtifactDescription) -> ArtifactDescription:
     """Return the same description with the seal that its content demands."""
+    import hashlib  # not at the top: ONNX files have no need of it
+
     assert description.engine is not None
     engine = msgspec.structs.replace(description.engine, seal="")
     blank = msgspec.structs.replace(description, engine=engine)
@@ -90,6 +91,8 @@ def read_blob(path: Path, engine: EngineDescription) -> bytes:
     Raises:
         ModelFileError: it is not the one that the description was written with.
     """
+    import hashlib
+
     blob = path.read_bytes()
     if hashlib.sha256(blob).hexdigest() != engine.engine_sha256:
         raise _another(path, len(blob), engine)

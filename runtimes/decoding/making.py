@@ -1,0 +1,30 @@
+"""Conversion of the decoders that users give: settings, functions, classes and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds2deploy.runtimes.decoding.decoder import MakeDecoder
+from ds2deploy.runtimes.errors import ConfigError
+
+
+def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:
+    """Return the maker of decoders: settings, a class, or those of a `.decoder` file.
+
+    Raises:
+        MissingFileError, ModelFileError: see `decoder_file.read_decoder_file`.
+        ConfigError: what cannot make a decoder, such as a decoder.
+    """
+    if isinstance(decoder, (str, Path)):
+        # Not at the top: greedy decoding, the default, has no need of the beam search.
+        from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
+
+        return read_decoder_file(decoder)
+    given: object = decoder  # of no type that is checked, where a program calls it
+    if given is not None and not callable(given):
+        name = type(given).__name__
+        raise ConfigError(
+            f"decoder: an instance of {name}; give what makes one for the labels and the seconds "
+            f"of a frame of a model, such as the class: load(..., decoder={name})"
+        )
+    return decoder
