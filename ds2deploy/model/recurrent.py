@@ -170,7 +170,9 @@ def split(lengths: Sequence[int]) -> list[Piece]:
 def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> list[Tensor]:
     """Split (time, batch), longest utterance first, into one dimension for each piece."""
     parts = torch.split(indices, [piece.frames for piece in pieces])
-    return [part[:, : piece.utterances].flatten() for part, piece in zip(parts, pieces, strict=True)]
+    return [
+        part[:, : piece.utterances].flatten() for part, piece in zip(parts, pieces, strict=True)
+    ]
 
 
 def _direction(
