@@ -18,9 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds2deploy.model.convolution import FourierConv2d
-from ds2deploy.model.recurrent import run_unpacked
+from ds2deploy.model.recurrent import frames_at_once, run_in_short_pieces, run_unpacked
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.geometry import CONV1, CONV2, conv_features, output_length
+from ds2deploy.runtimes.geometry import (
+    CONV1,
+    CONV2,
+    TIME_STRIDE,
+    conv_features,
+    output_length,
+)
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,
@@ -30,6 +36,10 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
 
 LARGEST_ACTIVATION = 20.0
 """Upper limit of the Hardtanh, the paper's clipped rectifier."""
+
+CONV_CONTEXT = 8
+"""Output frames on either side of a piece of time that its convolutions see: 5 of the second one,
+and 2.5 of the first."""
 
 
 class DeepSpeech2(nn.Module):
@@ -104,7 +114,30 @@ class MaskedConvolutions(nn.Module):
         )
 
     def forward(self, features: Tensor, output_lengths: Tensor) -> Tensor:
-        """Convolve (batch, 1, bins, time) to (batch, 32, bins / 4, time / 2)."""
+        """Convolve (batch, 1, bins, time) to (batch, 32, bins / 4, time / 2).
+
+        Long features are convolved in pieces of time where no gradient is wanted; the result is the
+        same, in a fraction of the memory.
+        """
+        frames = frames_at_once(features, len(features))
+        if self.training or torch.is_grad_enabled() or features.shape[3] <= TIME_STRIDE * frames:
+            return self._convolve(features, output_lengths)
+        batch, _, bins, time = features.shape
+        total = int(output_length(time))
+        # Frames first, as the recurrent layers want them: they need no other copy.
+        maps = self.layers[3].out_channels
+        shape = (total, batch, maps, conv_features(bins, maps) // maps)
+        result = features.new_empty(shape).permute(1, 2, 3, 0)
+        for start in range(0, total, frames):
+            end = min(start + frames, total)
+            first = max(start - CONV_CONTEXT, 0)
+            piece = features[..., TIME_STRIDE * first : TIME_STRIDE * (end + CONV_CONTEXT)]
+            found = self._convolve(piece, output_lengths - first)
+            result[..., start:end] = found[..., start - first : end - first]
+        return result
+
+    def _convolve(self, features: Tensor, output_lengths: Tensor) -> Tensor:
+        """Convolve all frames at once."""
         x = features
         padded: Tensor | None = None
         for layer in self.layers:
@@ -147,15 +180,18 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Map (time, batch, inputs) to (time, batch, hidden), zero on padded frames."""
-        x = self.prepared(x)
         packed = x.is_cuda if self.packed is None else self.packed
         cells = self.cells if self.training else None
+        padded = (torch.arange(len(x), device=x.device)[:, None] >= lengths)[:, :, None]
+        if not (packed or self.training or torch.is_grad_enabled()):
+            short = run_in_short_pieces(self.rnn, x, lengths, self.prepared)
+            return short.masked_fill_(padded, 0.0)
+        x = self.prepared(x)
         if packed:
             outputs = self._packed(x, lengths, cells)
         else:
             outputs = run_unpacked(self.rnn, x, lengths, cells)
-        padded = torch.arange(len(x), device=x.device)[:, None] >= lengths
-        return outputs.masked_fill(padded[:, :, None], 0.0)
+        return outputs.masked_fill(padded, 0.0)
 
     def prepared(self, x: Tensor) -> Tensor:
         """Apply batch norm and projection to x (time, batch, inputs): the input of the RNN."""

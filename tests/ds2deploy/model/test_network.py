@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ds2deploy.model import recurrent as unpacked
 from ds2deploy.model.network import DeepSpeech2
@@ -132,3 +133,40 @@ def test_values_in_the_padding_do_not_change_the_result():
     expected = network(features, lengths)[0][1, :6]
     features[1, :, :, 12:] = float("nan")
     torch.testing.assert_close(network(features, lengths)[0][1, :6], expected)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False], ids=["both ways", "lookahead"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_pieces_of_time_give_the_same(
+    cell: str, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Without gradients, utterances of other lengths than whole pieces."""
+    torch.manual_seed(0)
+    shape = ModelShape(rnn=cell, hidden=16, layers=2, bidirectional=bidirectional)
+    network = DeepSpeech2(shape).eval()
+    features, lengths = torch.randn(3, 1, 161, 701), torch.tensor([701, 340, 5])
+    whole, valid = network(features, lengths)  # with gradients: at once
+    monkeypatch.setattr(unpacked, "FRAMES_ON_CPU", 120)
+    monkeypatch.setattr(unpacked, "LEAST_FRAMES", 17)
+    with torch.inference_mode():
+        found, _ = network(features, lengths)
+    for i, length in enumerate(valid):
+        torch.testing.assert_close(found[i, :length], whole[i, :length], rtol=1e-5, atol=1e-5)
+
+
+def test_no_tensor_of_long_audio_is_larger_than_a_layers_input(monkeypatch: pytest.MonkeyPatch):
+    """The first convolution of all frames would be twice as large."""
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = function(*args, **(kwargs or {}))
+            several = found if isinstance(found, (tuple, list)) else [found]
+            sizes.extend(tensor.numel() for tensor in several if isinstance(tensor, Tensor))
+            return found
+
+    monkeypatch.setattr(unpacked, "FRAMES_ON_CPU", 256)
+    network = DeepSpeech2(ModelShape(hidden=400, layers=1)).eval()
+    with torch.no_grad(), Sizes():
+        network(torch.randn(1, 1, 161, 3001), torch.tensor([3001]))
+    assert max(sizes) == output_length(3001) * 1312

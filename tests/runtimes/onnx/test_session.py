@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,34 @@ def test_batches_of_many_files_are_as_large_as_what_is_run_at_once(small_onnx: P
     assert batch_limits(session)[1] == 64
     session.at_once = 4
     assert batch_limits(session)[1] == 4
+
+
+MEMORY = """
+import sys
+import numpy as np
+import ds2deploy
+
+def read(key):
+    return next(int(x.split()[1]) / 1e3 for x in open("/proc/self/status") if x.startswith(key))
+
+with ds2deploy.load(sys.argv[1], threads=1) as recognizer:
+    features = np.zeros((1, 1, recognizer.description.features.bins, 13_000), np.float32)
+    before, peaks = read("VmRSS"), []
+    for _ in range(3):
+        recognizer.log_probs(features, [13_000])
+        peaks.append(read("VmHWM"))
+    print(before, *peaks, read("VmRSS"))
+"""
+
+
+def test_memory_of_an_exceptional_run_is_given_back(digits_onnx: Path):
+    """And a shape that comes again takes no more than the first time."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("peaks of memory are known on Linux")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(digits_onnx)], capture_output=True, text=True, check=True
+    )
+    before, first, _, last, after = map(float, done.stdout.split())
+    assert first - before > 100, "as large as a run that matters"
+    assert after - before < (first - before) / 2
+    assert last - before < 1.3 * (first - before)
