@@ -39,8 +39,8 @@ step's units, beyond it the utterances, and then each of them reads all weights 
 bidirectional layers of 1024 on two cores took 0.064 s for a second of audio at 4 utterances of 4 s
 and 0.067 at 8; of 10 s 0.067 and 0.076. In int8, whose weights are a quarter as large, it made no
 difference. Blocks of streams are short, so that the weights of the input side are read for few
-frames: five forward layers of 1024 took 5.3 s for a block each of 64 streams in one batch, and
-11.1 s for four at a time (two busy cores; 0.59 and 0.75 s for 5 streams)."""
+frames: five forward layers of 1024 on two threads took 1.3 s of processor time for a block
+each of 64 streams in one batch, and 2.8 s four at a time (0.19 and 0.23 s for 5 streams)."""
 
 WIDE = 256
 """Units up to which ONNX Runtime always shares the utterances."""
