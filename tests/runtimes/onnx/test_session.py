@@ -62,9 +62,9 @@ class Spy:
     def __init__(self, session: Any) -> None:
         self.session, self.sizes = session, []
 
-    def run(self, names: list[str], tensors: Tensors) -> Any:
+    def run(self, names: list[str], tensors: Tensors, options: Any) -> Any:
         self.sizes.append(len(tensors["lengths"]))
-        return self.session.run(names, tensors)
+        return self.session.run(names, tensors, options)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(3, [3]), (4, [4]), (5, [4, 1]), (10, [4, 4, 2])])
