@@ -125,7 +125,7 @@ class MaskedConvolutions(nn.Module):
         batch, _, bins, time = features.shape
         total = int(output_length(time))
         # Frames first, as the recurrent layers want them: they need no other copy.
-        maps = self.layers[3].out_channels
+        maps = cast(FourierConv2d, self.layers[3]).out_channels
         shape = (total, batch, maps, conv_features(bins, maps) // maps)
         result = features.new_empty(shape).permute(1, 2, 3, 0)
         for start in range(0, total, frames):
