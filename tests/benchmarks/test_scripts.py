@@ -201,6 +201,7 @@ def test_language_model(run_script):
     assert opening == pytest.approx(1e9 * data["open_s"] / grams)
 
 
+@pytest.mark.slow
 def test_decoding(run_script):
     result = run_script("decoding.py", "--quick")
     per_second = result["data"]["ms_per_s"]

@@ -187,9 +187,9 @@ def test_packed_torch_packs_its_sequences(small_checkpoint: Path, monkeypatch: p
     packed_layers = []
     pack = RecurrentLayer._packed
 
-    def spy(layer: Any, x: Any, lengths: Any) -> Any:
+    def spy(layer: Any, *arguments: Any) -> Any:
         packed_layers.append(layer)
-        return pack(layer, x, lengths)
+        return pack(layer, *arguments)
 
     monkeypatch.setattr(RecurrentLayer, "_packed", spy)
     results = {}

@@ -104,6 +104,7 @@ def test_from_recordings_to_text(tone_corpus: Path, tone_toml: Path, tmp_path: P
     assert inspected["details"]["parity"]["passed"]
 
 
+@pytest.mark.slow
 def test_verify_against_another_checkpoint_fails(
     digits_onnx: Path, digits_checkpoint: Path, tmp_path: Path
 ):

@@ -182,7 +182,9 @@ def test_recipe_takes_a_list_and_old_ones_read_as_before():
 DIGITS = Path(__file__).parents[2] / "models" / "digits.ckpt"
 
 
-@pytest.fixture(scope="module", params=["digits", "digits-streaming"])
+@pytest.fixture(
+    scope="module", params=["digits", pytest.param("digits-streaming", marks=pytest.mark.slow)]
+)
 def compressed(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("small") / f"{request.param}.ckpt"
     report = compress(DIGITS.with_stem(request.param), path, speed=2)

@@ -109,7 +109,9 @@ def test_shared_memory_that_cannot_be_had_is_named(recipe: Recipe, monkeypatch: 
         train(recipe)
 
 
-@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+@pytest.mark.parametrize(
+    "number", [pytest.param(errno.ENOMEM, marks=pytest.mark.slow), errno.EAGAIN]
+)
 def test_a_worker_that_does_not_start_is_named(
     number: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ):

@@ -137,7 +137,9 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("accumulate", "max_steps"), [(1, None), (3, 11)])
+@pytest.mark.parametrize(
+    ("accumulate", "max_steps"), [(1, None), pytest.param(3, 11, marks=pytest.mark.slow)]
+)
 def test_it_goes_on_in_the_middle_of_an_epoch(
     recipe: Recipe, accumulate: int, max_steps: int | None, tmp_path: Path
 ):
@@ -169,7 +171,8 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.parametrize(
-    ("hook", "validate_every"), [("note_validated", 1), ("note_validation", 2)]
+    ("hook", "validate_every"),
+    [("note_validated", 1), pytest.param("note_validation", 2, marks=pytest.mark.slow)],
 )
 def test_it_dies_in_every_validation(
     recipe: Recipe, hook: str, validate_every: int, tmp_path: Path
@@ -435,7 +438,7 @@ def on_corpus(recipe: Recipe, corpus: Path, out: Path) -> Recipe:
     return recipe.changed("data", **paths, join=(1, 1))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_few_broken_recordings_are_named_and_left_out(
     recipe: Recipe, corpus: Path, workers: int, tmp_path: Path, capsys, monkeypatch
 ):

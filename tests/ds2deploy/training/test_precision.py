@@ -47,6 +47,7 @@ def test_float32_features_under_autocast_without_avx512():
     assert 0 < max(differences) < 0.05  # the two to three digits of bfloat16
 
 
+@pytest.mark.slow
 @on_x86
 def test_a_training_without_avx512_names_the_faster_precision(
     tone_recipe: Recipe, recipe_file: Callable[[Recipe, Path], Path], tmp_path: Path

@@ -141,7 +141,7 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("join", [(1, 1), (1, 3)])
+@pytest.mark.parametrize("join", [(1, 1), pytest.param((1, 3), marks=pytest.mark.slow)])
 def test_epochs_of_other_lengths_end_the_schedule_and_the_count_together(
     tone_recipe: Recipe,
     join: tuple[int, int],

@@ -71,6 +71,7 @@ def test_a_model_of_what_is_said_is_better(noisy: list[Utterance], tmp_path: Pat
     assert not result.all_equal
 
 
+@pytest.mark.slow
 def test_the_weights_of_two_models_are_searched_together(noisy: list[Utterance], tmp_path: Path):
     models = tuple(model_of(tmp_path, digits(300), kind) for kind in ("words", "characters"))
     random = np.random.default_rng(4)

@@ -256,6 +256,7 @@ def test_words_of_real_speech(
     assert again.passed
 
 
+@pytest.mark.slow
 def test_a_wrong_scale_is_noticed(
     digits_checkpoint: Path, digit_strings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

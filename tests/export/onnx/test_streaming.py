@@ -448,7 +448,13 @@ def do_not_mask_the_start(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [forget_the_state, keep_the_oldest_frames, begin_too_late, do_not_mask_the_start]
+    "damage",
+    [
+        forget_the_state,
+        begin_too_late,
+        pytest.param(keep_the_oldest_frames, marks=pytest.mark.slow),
+        pytest.param(do_not_mask_the_start, marks=pytest.mark.slow),
+    ],
 )
 def test_damage_is_noticed_and_nothing_is_written(
     damage: Callable[[onnx.ModelProto], None],

@@ -118,7 +118,15 @@ def grid_speech() -> list[np.ndarray]:
     return speech_features(FEATURES, 3, max(FRAMES))
 
 
-@pytest.mark.parametrize(("layers", "rounding"), [(2, 5e-5), (3, 5e-5), (3, 1e-4), (5, 5e-5)])
+@pytest.mark.parametrize(
+    ("layers", "rounding"),
+    [
+        (2, 5e-5),
+        pytest.param(3, 5e-5, marks=pytest.mark.slow),
+        pytest.param(3, 1e-4, marks=pytest.mark.slow),
+        pytest.param(5, 5e-5, marks=pytest.mark.slow),
+    ],
+)
 def test_an_rnn_that_amplifies_rounding_is_exported(
     layers: int, rounding: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -27,6 +27,7 @@ from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import output_length
 
 
+@pytest.mark.slow
 def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):
     """I3 on the trained model: fp32 in ONNX Runtime against PyTorch."""
     report = verify_artifact(digits_onnx, digits_checkpoint)
@@ -173,6 +174,7 @@ def test_nan_is_noticed(digits_checkpoint: Path):
     assert not report.passed
 
 
+@pytest.mark.slow
 def test_verify_reads_the_file_that_it_is_given(
     digits_onnx: Path, digits_checkpoint: Path, tmp_path: Path
 ):

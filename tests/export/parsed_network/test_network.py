@@ -368,6 +368,7 @@ def test_integers_are_divided_towards_zero():
     np.testing.assert_array_equal(divide(x, y), [3, -3, -3, 3])
 
 
+@pytest.mark.slow
 def test_the_files_of_an_export_parse(digits_checkpoint: Path, rtx: TensorRt, tmp_path: Path):
     """The description inside the file is no obstacle."""
     exported = export_onnx(digits_checkpoint, tmp_path, ["fp16"])

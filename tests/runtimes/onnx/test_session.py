@@ -120,6 +120,7 @@ with ds2deploy.load(sys.argv[1], threads=1) as recognizer:
 """
 
 
+@pytest.mark.slow
 def test_memory_of_an_exceptional_run_is_given_back(digits_onnx: Path):
     """And a shape that comes again takes no more than the first time."""
     if not Path("/proc/self/status").exists():
