@@ -183,9 +183,6 @@ def _direction(
     cells: list[Tensor] | None,
 ) -> Iterator[Tensor]:
     """Map the frames of each piece to (frames * utterances, hidden), passing states on."""
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    weights = [cast(Tensor, getattr(rnn, name + suffix)) for name in names]
-    options = (True, 1, 0.0, rnn.training, False, False)
     states: list[Tensor] = []
     for piece, part in zip(pieces, parts, strict=True):
         part = part.view(piece.frames, piece.utterances, -1)
@@ -193,14 +190,35 @@ def _direction(
             zeros = part.new_zeros(1, piece.utterances, rnn.hidden_size)
             states = [zeros] * (2 if _is_lstm(rnn) else 1)
         states = [state[:, : piece.utterances].contiguous() for state in states]
-        if _is_lstm(rnn):
-            output, *states = torch.lstm(part, states, weights, *options)
-            if cells is not None:
-                cells.append(states[1][:, : piece.reaching_end])
-        else:
-            cell = torch.gru if rnn.mode == "GRU" else torch.rnn_tanh
-            output, *states = cell(part, states[0], weights, *options)
+        output, *states = advance(rnn, part, states, suffix)
+        if cells is not None and _is_lstm(rnn):
+            cells.append(states[1][:, : piece.reaching_end])
         yield output.flatten(0, 1)
+
+
+def advance(
+    rnn: nn.RNNBase, x: Tensor, states: Sequence[Tensor], suffix: str = ""
+) -> tuple[Tensor, ...]:
+    """Run one direction of a layer from given states.
+
+    The layer itself may not be called from several threads: it keeps a list of its weights.
+
+    Args:
+        rnn: single layer of `LSTM`, `GRU` or `RNN` (tanh).
+        x: (time, batch, inputs) floating point.
+        states: (1, batch, hidden) each: one, and the cells of an LSTM.
+        suffix: "_reverse" for the weights of the backward direction.
+
+    Returns:
+        Outputs (time, batch, hidden), and the states after the last frame.
+    """
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    weights = [cast(Tensor, getattr(rnn, name + suffix)) for name in names]
+    options = (True, 1, 0.0, rnn.training, False, False)
+    if _is_lstm(rnn):
+        return tuple(torch.lstm(x, list(states), weights, *options))
+    cell = torch.gru if rnn.mode == "GRU" else torch.rnn_tanh
+    return tuple(cell(x, states[0], weights, *options))
 
 
 def _is_lstm(rnn: nn.RNNBase) -> bool:

@@ -21,6 +21,7 @@ from ds2deploy.model.network import (
     at_least_float32,
     over_frames,
 )
+from ds2deploy.model.recurrent import advance
 from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import ArtifactDescription, Input
 from ds2deploy.runtimes.blocks import BLOCK_MS, make_blocks, nearest_block_ms
@@ -171,10 +172,9 @@ def _recur(
         if first == len(x):
             continue
         begin = [state[streams][None] for state in states]
-        lstm = layer.rnn.mode == "LSTM"
-        part, end = layer.rnn(x[first:, streams], tuple(begin) if lstm else begin[0])
+        part, *end = advance(layer.rnn, x[first:, streams], begin)
         outputs[first:, streams] = part
-        for state, after in zip(states, end if lstm else (end, end), strict=True):
+        for state, after in zip(states, end if len(end) == 2 else (*end, *end), strict=True):
             state[streams] = after[0]
     return outputs
 
