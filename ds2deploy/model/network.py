@@ -37,9 +37,9 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
 LARGEST_ACTIVATION = 20.0
 """Upper limit of the Hardtanh, the paper's clipped rectifier."""
 
-CONV_CONTEXT = 8
-"""Output frames on either side of a piece of time that its convolutions see: 5 of the second one,
-and 2.5 of the first."""
+CONV_CONTEXT = CONV2.padding[1] - (-CONV1.padding[1] // TIME_STRIDE)
+"""Output frames on either side of a piece of time that its convolutions see: those of the second
+one, and those of the first, which has the stride, rounded up."""
 
 
 class DeepSpeech2(nn.Module):

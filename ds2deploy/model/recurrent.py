@@ -159,8 +159,8 @@ def split(lengths: Sequence[int]) -> list[Piece]:
     best: list[tuple[int, list[Piece]]] = [(0, [])]  # best split up to each end
     for j in range(1, len(ends)):
         ways = []
+        reaching_end = sum(length >= ends[j] for length in lengths)
         for i, (cost, before) in enumerate(best):
-            reaching_end = sum(length >= ends[j] for length in lengths)
             piece = Piece(ends[j] - ends[i], going_on[i], reaching_end)
             ways.append((cost + PIECE_COST + piece.frames * piece.utterances, [*before, piece]))
         best.append(min(ways, key=lambda way: way[0]))

@@ -42,10 +42,10 @@ def _read_visit(
     listing: Path, lines: Lines, recordings: dict[Path, list[Path]]
 ) -> Iterator[Utterance]:
     visit = listing.parent.parent
-    name = folder_name(visit)
-    speaker = name.partition("-")[0]
+    visit_name = folder_name(visit)
+    speaker = visit_name.partition("-")[0]
     if speaker == "anonymous":  # every anonymous visit counts as another speaker
-        speaker = name
+        speaker = visit_name
     listed = set()
     for place, line in lines:
         name, _, text = line.partition(" ")

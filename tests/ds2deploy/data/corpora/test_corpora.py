@@ -136,7 +136,7 @@ def test_a_corpus_one_level_down_keeps_its_sets(tmp_path: Path):
 def test_source_may_be_above_a_corpus_or_in_it(
     layout: str, inside: str, above: str, tmp_path: Path
 ):
-    """As the table in `docs/training.md` says."""
+    """The table in `docs/training.md` says which folders SOURCE may be."""
     find_tree(layout).make(tmp_path / "data" / above)
     options = PrepareOptions(layout=layout, valid_share=0.0, screening=Screening(normalize=True))
     manifests, report = prepare(tmp_path / "data" / inside, tmp_path / "out", Alphabet(), options)
