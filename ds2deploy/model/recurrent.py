@@ -64,20 +64,15 @@ def run_unpacked(
     time, batch, _ = x.shape
     lengths, order = lengths.sort(descending=True)
     pieces = split(lengths.tolist())
-    frames = torch.arange(int(lengths[0]), device=x.device)[:, None]
-
-    def run(suffix: str, at: Tensor) -> Tensor:
-        indices = torch.cat(_in_pieces(at * batch + order, pieces))
+    directions = []
+    for suffix, parts_of in _readings(rnn, lengths, order, pieces):
+        indices = torch.cat(parts_of)
         inputs = x.flatten(0, 1).index_select(0, indices)
         parts = torch.split(inputs, [piece.frames * piece.utterances for piece in pieces])
         outputs = torch.cat(list(_direction(rnn, suffix, parts, pieces, cells)))
         padded = outputs.new_zeros(time * batch, rnn.hidden_size)
-        return padded.index_copy(0, indices, outputs).view(time, batch, -1)
-
-    forward = run("", frames)
-    if not rnn.bidirectional:
-        return forward
-    return forward + run("_reverse", torch.where(frames < lengths, lengths - 1 - frames, frames))
+        directions.append(padded.index_copy(0, indices, outputs).view(time, batch, -1))
+    return sum(directions[1:], directions[0])
 
 
 def run_in_short_pieces(
@@ -98,11 +93,8 @@ def run_in_short_pieces(
     time, batch, _ = x.shape
     lengths, order = lengths.sort(descending=True)
     pieces = shorten(split(lengths.tolist()), x)
-    frames = torch.arange(int(lengths[0]), device=x.device)[:, None]
     result = x.new_zeros(time * batch, rnn.hidden_size)
-
-    def add(suffix: str, at: Tensor) -> None:
-        indices = _in_pieces(at * batch + order, pieces)
+    for suffix, indices in _readings(rnn, lengths, order, pieces):
         parts = (
             prepare(x.flatten(0, 1).index_select(0, i).view(piece.frames, piece.utterances, -1))
             for i, piece in zip(indices, pieces, strict=True)
@@ -110,10 +102,6 @@ def run_in_short_pieces(
         outputs = _direction(rnn, suffix, parts, pieces, None)
         for i, output in zip(indices, outputs, strict=True):
             result.index_add_(0, i, output.to(result.dtype))
-
-    add("", frames)
-    if rnn.bidirectional:
-        add("_reverse", torch.where(frames < lengths, lengths - 1 - frames, frames))
     return result.view(time, batch, -1)
 
 
@@ -165,6 +153,22 @@ def split(lengths: Sequence[int]) -> list[Piece]:
             ways.append((cost + PIECE_COST + piece.frames * piece.utterances, [*before, piece]))
         best.append(min(ways, key=lambda way: way[0]))
     return best[-1][1]
+
+
+def _readings(
+    rnn: nn.RNNBase, lengths: Tensor, order: Tensor, pieces: Sequence[Piece]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield each direction: the suffix of its weights, and the frames of each piece in its order.
+
+    Frames are indices into (time * batch). `lengths` are sorted, longest first, and `order` has
+    the utterances that they belong to.
+    """
+    batch = len(order)
+    frames = torch.arange(int(lengths[0]), device=lengths.device)[:, None]
+    yield "", _in_pieces(frames * batch + order, pieces)
+    if rnn.bidirectional:
+        backward = torch.where(frames < lengths, lengths - 1 - frames, frames)
+        yield "_reverse", _in_pieces(backward * batch + order, pieces)
 
 
 def _in_pieces(indices: Tensor, pieces: Sequence[Piece]) -> list[Tensor]:
