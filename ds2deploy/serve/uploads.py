@@ -17,9 +17,12 @@ from ds2deploy.serve.limits import RefusedError
 
 def _readable(file: BinaryReader, name: str, sample_rate: int) -> Iterator[FloatArray]:
     """Read a recording in pieces; errors contain the name of the upload."""
-    read = read_arriving if isinstance(file, ArrivingFile) else read_blocks
+    if isinstance(file, ArrivingFile):
+        pieces = read_arriving(file, sample_rate)
+    else:
+        pieces = read_blocks(file, sample_rate)
     try:
-        yield from readable(AudioInput(name, read(file, sample_rate)))
+        yield from readable(AudioInput(name, pieces))
     except FILE_ERRORS as error:
         text = str(error)
         unnamed = audio_name(file) + ":"

@@ -195,7 +195,7 @@ class _Digest:
         self.count = 0
 
     def update(self, block: FloatArray) -> None:
-        self._hash.update(np.ascontiguousarray(block))
+        self._hash.update(np.ascontiguousarray(block).data)
         self.count += len(block)
 
     @property
