@@ -98,8 +98,11 @@ def test_audio_is_recognised_before_the_upload_is_complete(server: Served) -> No
 
 
 def test_fields_after_the_recording_count(server: Served) -> None:
+    before = recognised_s(server)
     upload = SlowUpload(server, SPEECH, 0.75, part("keywords[]", b"seven one seven"))
+    wait_for(lambda: recognised_s(server) > before + 6)
     response = upload.release()
+    assert recognised_s(server) > before + 15  # 12 s again, with the hot words
     expected = server.http.post(
         PATH, files={"file": ("a.wav", SPEECH)}, data={"keywords[]": "seven one seven"}
     )
