@@ -51,6 +51,7 @@ def make_app(make_server: Callable[[], Server], wyoming: socket.socket | None = 
     )
     app.state.server = server
     app.include_router(transcriptions.router)
+    app.include_router(transcriptions.uploads)
     app.include_router(plain_socket.router)
     app.include_router(realtime.router)
     app.include_router(vosk.router)

@@ -7,8 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import BinaryIO
 
+from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import HotWordDecoder, Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import (
@@ -112,7 +112,7 @@ class Model:
 
     async def transcribe(
         self,
-        file: BinaryIO,
+        file: BinaryReader,
         name: str,
         hot_words: Phrases | None = None,
         on_update: OnUpdate | None = None,

@@ -69,7 +69,7 @@ class Server:
         self.failure: Ds2Error | None = None
         self.draining, self.cut_off = asyncio.Event(), asyncio.Event()
         self._uploads = asyncio.Semaphore(self.limits.uploads)
-        self._waiting_uploads = 0
+        self._waiting_uploads = self._early_uploads = 0
         self._retries = Retries()
         self._work: set[object] = set()
         self._idle = asyncio.Event()
@@ -194,6 +194,23 @@ class Server:
             yield
         finally:
             self._uploads.release()
+
+    def begin_early(self) -> bool:
+        """Reserve a place for an upload that still arrives; `end_early` releases it.
+
+        Only half of the places are for such uploads: a slow client holds its place for long.
+
+        Returns:
+            False if there is no place.
+        """
+        if self._uploads.locked() or self._early_uploads >= self.limits.uploads // 2:
+            return False
+        self._early_uploads += 1
+        return True
+
+    def end_early(self) -> None:
+        """Release a place that `begin_early` reserved."""
+        self._early_uploads -= 1
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import time
 from collections.abc import Callable
-from typing import BinaryIO
+from concurrent.futures import ThreadPoolExecutor
 
+from ds2deploy.runtimes.audio.arriving import ArrivingFile, RereadError
+from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import (
@@ -77,16 +79,27 @@ class StreamingModel(Model):
 
     async def transcribe(
         self,
-        file: BinaryIO,
+        file: BinaryReader,
         name: str,
         hot_words: Phrases | None = None,
         on_update: OnUpdate | None = None,
     ) -> Transcript:
-        """Recognise a recording as a stream; see `Model.transcribe`."""
+        """Recognise a recording as a stream, while it arrives; see `Model.transcribe`."""
+        try:
+            return await self._as_stream(file, name, hot_words, on_update)
+        except RereadError:  # the file is complete now
+            return await self._as_stream(file, name, hot_words, on_update)
+
+    async def _as_stream(
+        self, file: BinaryReader, name: str, hot_words: Phrases | None, on_update: OnUpdate | None
+    ) -> Transcript:
         pieces = limited(file, name, self.sample_rate, self.limits.audio_s)
         stream = self._opened(self.sample_rate, name, hot_words, None, upload=True)
+        # Reading an arriving file waits for its sender, which must not hold a shared thread.
+        reader = ThreadPoolExecutor(1, f"ds2deploy-upload-{self.name}")
         try:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            read = functools.partial(self._loop.run_in_executor, reader, next, pieces, None)
+            while (piece := await read()) is not None:
                 await stream.accept(piece)
                 if on_update is not None and (update := stream.take()) is not None:
                     on_update(update)
@@ -97,6 +110,9 @@ class StreamingModel(Model):
             return found
         finally:
             stream.close()
+            if isinstance(file, ArrivingFile) and not file.is_complete:
+                file.abort()
+            reader.shutdown(wait=False)
 
     def forget(self, number: int, live: LiveStream) -> None:
         """Release a stream; called when it is closed.

@@ -11,10 +11,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from ds2deploy.runtimes.decoding.transcript import Transcript, Update
-from ds2deploy.runtimes.errors import Ds2Error
-from ds2deploy.serve.hot_words import check_hot_words, naming
-from ds2deploy.serve.limits import RefusedError, refusal
+from ds2deploy.serve.hot_words import check_hot_words
+from ds2deploy.serve.limits import RefusedError
 from ds2deploy.serve.middleware import error_body
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.openai_forms import (
@@ -25,11 +23,12 @@ from ds2deploy.serve.openai_forms import (
     token_logprobs,
     verbose_body,
 )
+from ds2deploy.serve.recognition import PROTOCOL, Recognition
 from ds2deploy.serve.server import Server
+from ds2deploy.serve.upload_request import UploadRequest, UploadRoute
 
 router = APIRouter()
-
-PROTOCOL = "openai"
+uploads = APIRouter(route_class=UploadRoute)
 
 T = TypeVar("T")
 
@@ -48,7 +47,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     return _model(server.model(name))
 
 
-@router.post("/v1/audio/transcriptions", summary="Recognise a recording", response_model=None)
+@uploads.post("/v1/audio/transcriptions", summary="Recognise a recording", response_model=None)
 async def transcriptions(
     request: Request,
     file: Annotated[UploadFile, File(description="Recording in any supported format.")],
@@ -67,11 +66,13 @@ async def transcriptions(
     found = server.model(model)
     keywords = _keywords(form, found)
     logprobs = _logprobs(form)
+    assert isinstance(request, UploadRequest)
+    recognition = request.recognition(model, keywords, file)
     if stream:
-        events = _events(server, found, file, keywords, logprobs)
+        events = _events(recognition, logprobs)
         first = await _unless_gone(request, anext(events))
         return StreamingResponse(_from(server, first, events), media_type="text/event-stream")
-    transcript = await _unless_gone(request, _transcribe(server, found, file, keywords))
+    transcript = await _unless_gone(request, recognition.task)
     if response_format == "json":
         return JSONResponse(json_body(transcript, logprobs))
     if response_format == "verbose_json":
@@ -106,48 +107,17 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _transcribe(
-    server: Server, model: Model, file: UploadFile, keywords: tuple[str, ...], on_update: Any = None
-) -> Transcript:
-    """Recognise an upload.
-
-    Raises:
-        RefusedError: the recording is unusable, or the server cannot process it.
-    """
-
-    async def in_turn() -> Transcript:
-        async with server.upload():
-            with naming("keywords", keywords):
-                return await model.transcribe(
-                    file.file, file.filename or "file", keywords or None, on_update
-                )
-
-    try:
-        found = await server.unless_cut_off(in_turn())
-    except (Ds2Error, RefusedError) as error:
-        refused = refusal(error) if isinstance(error, Ds2Error) else error
-        refused.model = model.name
-        raise refused from None
-    server.count(model.name, PROTOCOL, "ok")
-    return found
-
-
-async def _events(
-    server: Server, model: Model, file: UploadFile, keywords: tuple[str, ...], logprobs: bool
-) -> AsyncIterator[dict[str, Any]]:
+async def _events(recognition: Recognition, logprobs: bool) -> AsyncIterator[dict[str, Any]]:
     """Yield OpenAI's events of a streamed transcription."""
-    updates: asyncio.Queue[Update | None] = asyncio.Queue()
-    task = asyncio.ensure_future(_transcribe(server, model, file, keywords, updates.put_nowait))
-    task.add_done_callback(lambda _: updates.put_nowait(None))
     sent = ""
     try:
-        while (update := await updates.get()) is not None:
+        while (update := await recognition.updates.get()) is not None:
             words = " ".join(word.text for word in update.words)
             if words:
                 delta = f" {words}" if sent else words
                 sent += delta
                 yield {"type": "transcript.text.delta", "delta": delta}
-        transcript = await task
+        transcript = await recognition.task
         if rest := transcript.text[len(sent) :] if transcript.text.startswith(sent) else "":
             yield {"type": "transcript.text.delta", "delta": rest}
         done: dict[str, Any] = {"type": "transcript.text.done", "text": transcript.text}
@@ -155,7 +125,7 @@ async def _events(
             done["logprobs"] = token_logprobs(transcript)
         yield done
     finally:
-        task.cancel()
+        recognition.cancel()
 
 
 async def _from(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
 
+from ds2deploy.runtimes.audio.arriving import ArrivingFile, read_arriving
 from ds2deploy.runtimes.audio.loading import read_blocks
-from ds2deploy.runtimes.audio.source import audio_name
+from ds2deploy.runtimes.audio.source import BinaryReader, audio_name
 from ds2deploy.runtimes.errors import (
     FILE_ERRORS,
 )
@@ -15,10 +15,14 @@ from ds2deploy.runtimes.preparation import AudioInput, readable
 from ds2deploy.serve.limits import RefusedError
 
 
-def _readable(file: BinaryIO, name: str, sample_rate: int) -> Iterator[FloatArray]:
+def _readable(file: BinaryReader, name: str, sample_rate: int) -> Iterator[FloatArray]:
     """Read a recording in pieces; errors contain the name of the upload."""
+    if isinstance(file, ArrivingFile):
+        pieces = read_arriving(file, sample_rate)
+    else:
+        pieces = read_blocks(file, sample_rate)
     try:
-        yield from readable(AudioInput(name, read_blocks(file, sample_rate)))
+        yield from readable(AudioInput(name, pieces))
     except FILE_ERRORS as error:
         text = str(error)
         unnamed = audio_name(file) + ":"
@@ -27,12 +31,13 @@ def _readable(file: BinaryIO, name: str, sample_rate: int) -> Iterator[FloatArra
         ) from None
 
 
-def limited(file: BinaryIO, name: str, sample_rate: int, most_s: float) -> Iterator[FloatArray]:
+def limited(file: BinaryReader, name: str, sample_rate: int, most_s: float) -> Iterator[FloatArray]:
     """Read a recording in pieces, up to a maximum duration.
 
     Raises:
         AudioError: the upload is not audio, or is damaged; the message names it.
         RefusedError: the recording is longer than the limit.
+        RereadError: see `read_arriving`.
     """
     count = 0
     for piece in _readable(file, name, sample_rate):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 import numpy as np
 
+from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import (
@@ -34,7 +34,7 @@ class WholeModel(Model):
 
     async def transcribe(
         self,
-        file: BinaryIO,
+        file: BinaryReader,
         name: str,
         hot_words: Phrases | None = None,
         on_update: OnUpdate | None = None,
@@ -64,10 +64,12 @@ class WholeModel(Model):
         return self._pool.wait(timeout_s)
 
     def _tick(self) -> int:
-        waiting_s = self._pool.waiting_s
-        self.metrics.waiting.labels(self.name).set(waiting_s)
+        before_s = self._pool.waiting_s
+        self.metrics.waiting.labels(self.name).set(before_s)
         count = self._pool.tick()
-        self.metrics.audio.labels(self.name).inc(max(0.0, waiting_s - self._pool.waiting_s))
+        after_s = self._pool.waiting_s
+        self.metrics.waiting.labels(self.name).set(after_s)
+        self.metrics.audio.labels(self.name).inc(max(0.0, before_s - after_s))
         self._loop.call_soon_threadsafe(self._announce_tick)
         return count
 

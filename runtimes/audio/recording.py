@@ -63,9 +63,13 @@ class Sound(soundfile.SoundFile):  # type: ignore[misc]
         """Samples of one channel that the header declares; None where it does not know."""
         return int(self.frames) if 0 <= self.frames < MOST_SAMPLES else None
 
-    def blocks_to_end(self) -> Iterator[FloatArray]:
-        """Blocks of (samples, channels) float32; the last is shorter, maybe empty."""
-        count = max(1, BLOCK // self.channels)
+    def blocks_to_end(self, numbers: int = BLOCK) -> Iterator[FloatArray]:
+        """Blocks of (samples, channels) float32; the last is shorter, maybe empty.
+
+        Args:
+            numbers: number of samples of all channels in a block.
+        """
+        count = max(1, numbers // self.channels)
         while True:
             block: FloatArray = self.read(count, dtype="float32", always_2d=True)
             yield block
