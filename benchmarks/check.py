@@ -23,30 +23,16 @@ import argparse
 import math
 import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import latency
 import msgspec
-import numpy as np
-import startup
-import throughput
-import torch
-import training
-from models import DIGITS, MEDIUM, TINY, network_run, recipe_of, speech, write_onnx
+from guarded import FULL, QUICK, Sizes, measure_ratios
 from report import RESULTS, markdown_table, progress
 from scipy.stats import t as student
 
-import ds2deploy
 from ds2deploy.bench.machine import Machine, describe_machine
-from ds2deploy.bench.timing import ratio, take_turns
-from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, analysis_window
 from ds2deploy.runtimes.files import whole_file
-from ds2deploy.training.memory import keep_freed_memory
 
 RATIOS = RESULTS / "ratios.json"
 
@@ -61,11 +47,6 @@ LEAST_MARGIN = 0.1
 
 WIDE_MARGIN = 0.5
 """Margin, as a fraction of the ratio, above which calibration warns: it hides most regressions."""
-
-THREADS = 1
-
-PORTABLE = ("int8 file, times smaller",)
-"""Ratios that are the same on every machine."""
 
 
 class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,106 +75,9 @@ class GuardSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ratios: dict[str, Guard]
 
 
-class Sizes(NamedTuple):
-    """Sizes of a measurement: network, seconds of audio, batch, files, rounds."""
-
-    shape: ModelShape
-    seconds: float
-    batch: int
-    files: int
-    rounds: int
-
-
-FULL, QUICK = Sizes(MEDIUM, 4.0, 4, 24, 7), Sizes(TINY, 0.2, 4, 4, 1)
-
-
 def kind_of(machine: Machine) -> str:
     """Name the kind of a machine, such as `avx2, 2 cores`."""
     return f"{'+'.join(machine.instructions) or machine.system}, {machine.cores} cores"
-
-
-def measure_ratios(sizes: Sizes, portable: bool = False) -> dict[str, float]:
-    """Measure every ratio, or only those that are the same on every machine."""
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
-        folder = Path(name)
-        found |= network_ratios(sizes, folder, portable)
-        if portable:
-            return found
-        torch.set_num_threads(THREADS)
-        found["training step against packed"] = training_ratio(sizes)
-        found["features against plain numpy"] = feature_ratio(sizes)
-        found |= digits_ratios(sizes, folder)
-    return found
-
-
-def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, float]:
-    """Measure the speed of the artifacts relative to packed torch, and their sizes."""
-    models = latency.open_models(sizes.shape, folder, THREADS)
-    files = models.sizes
-    found = {PORTABLE[0]: files[latency.FP32] / files[latency.INT8]}
-    if portable:
-        return found
-    names = (latency.PACKED, latency.FP32, latency.INT8)
-    for batch in (1, sizes.batch):
-        cases = {n: network_run(models.sessions[n], batch, sizes.seconds) for n in names}
-        took = take_turns(cases, sizes.rounds, progress=progress)
-        for name in names[1:]:
-            against = ratio(took[latency.PACKED], took[name])
-            found[f"{name} against packed torch, batch {batch}"] = against.median
-    return found
-
-
-def training_ratio(sizes: Sizes) -> float:
-    """Measure the speed of our training step relative to one over packed sequences."""
-    keep_freed_memory()  # as in training; without it, runs of one process differed by a third
-    recipe = recipe_of(sizes.shape)
-    batch = training.make_batch(recipe, sizes.batch, (sizes.seconds / 2, sizes.seconds))
-    networks = training.make_networks(recipe)
-    compared = (training.PACKED, training.OURS)
-    cases = {name: training.step_of(networks[name], batch) for name in compared}
-    took = take_turns(cases, sizes.rounds, progress=progress)
-    return ratio(took[training.PACKED], took[training.OURS]).median
-
-
-def feature_ratio(sizes: Sizes) -> float:
-    """Measure the speed of our features relative to plain numpy on all windows at once."""
-    config = FeatureConfig()
-    samples, extract = speech(config.sample_rate, 10.0), FeatureExtractor(config)
-    window = analysis_window(config.window, config.n_fft)
-
-    def plain() -> object:
-        padded = np.pad(samples, config.n_fft // 2)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)
-        spectrum = np.fft.rfft(windows[:: config.stride] * window, axis=1)
-        return np.log1p(np.abs(spectrum)).T
-
-    cases: dict[str, Callable[[], object]] = {"plain": plain, "ours": lambda: extract(samples)}
-    took = take_turns(cases, 20 * sizes.rounds, warm_up=3)
-    return ratio(took["plain"], took["ours"]).median
-
-
-def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
-    """Measure batched files relative to single files, and ONNX Runtime relative to torch."""
-    onnx = write_onnx(DIGITS, folder)
-    (folder / "audio").mkdir()
-    paths, _ = throughput.write_files(folder / "audio", sizes.files, 6.0)
-    with ds2deploy.load(onnx, threads=THREADS) as recognizer:
-        transcribe = throughput.in_this_process(recognizer)
-        transcribe(paths[:2])  # allocates memory
-        passes = [throughput.pass_through(paths, transcribe) for _ in range(sizes.rounds)]
-    commands = {"onnx": str(onnx), "torch": str(DIGITS)}
-    cases: dict[str, Callable[[], object]] = {
-        name: partial(startup.process, startup.COMMAND, "transcribe", model, str(paths[0]))
-        for name, model in commands.items()
-    }
-    took = take_turns(cases, sizes.rounds, progress=progress)
-    return {
-        "files all at once against one by one": statistics.median(
-            found.alone_s / found.together_s for found in passes
-        ),
-        "a process on ONNX Runtime against torch": ratio(took["torch"], took["onnx"]).median,
-    }
 
 
 def calibrate(runs: Sequence[Mapping[str, float]]) -> dict[str, Guard]:

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="*", type=Path)
     parser.add_argument("--random", nargs=2, type=int, metavar=("LAYERS", "UNITS"))
     parser.add_argument("--speed", type=float, default=2.0)
-    parser.add_argument("--methods", default="units,rank,both")
+    parser.add_argument("--methods", default="units,both")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", default="1,8")

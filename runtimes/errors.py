@@ -45,6 +45,10 @@ class AudioWarning(UserWarning):
     """A recording was read, but is probably not what was meant: silence, or a wrong scale."""
 
 
+class TooLongError(AudioError):
+    """A recording that is longer than the caller allows."""
+
+
 class NoiseError(AudioError):
     """A recording of noise cannot be decoded."""
 

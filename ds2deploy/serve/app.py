@@ -22,6 +22,9 @@ from ds2deploy.version import __version__
 log = logging.getLogger("ds2deploy.serve")
 
 
+API_PATHS = ("/v1/audio/transcriptions", "/v1/models")
+"""Paths of OpenAI's API, which clients add to their base URL without the beginning."""
+
 NO_FILE = "expected an upload; with curl, -F file=@speech.wav"
 
 
@@ -100,8 +103,9 @@ def _add_probes(app: FastAPI, server: Server) -> None:
 
 def _add_errors(app: FastAPI, server: Server) -> None:
     @app.exception_handler(RefusedError)
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
+        request.scope["state"] |= {"model": error.model, "outcome": error.code}
         if error.code != "client_left":
             server.refuse_http(error)
         return _response(error)
@@ -117,9 +121,12 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         return _response(refused)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        response = _response(RefusedError(error.status_code, str(error.detail), "invalid_request"))
+        detail = str(error.detail)
+        if error.status_code == 404 and f"/v1{request.url.path}" in API_PATHS:
+            detail = f"{request.url.path}: not found; the base URL of clients ends with /v1"
+        response = _response(RefusedError(error.status_code, detail, "invalid_request"))
         response.headers.update(error.headers or {})
         return response
 

@@ -13,6 +13,7 @@ from ds2deploy.runtimes.errors import (
     Ds2Error,
     MissingFileError,
     StreamError,
+    TooLongError,
 )
 
 
@@ -102,6 +103,8 @@ def refusal(error: Ds2Error) -> RefusedError:
         return RefusedError(503, f"the engine failed: {message}", "engine_failed", None, 5)
     if isinstance(error, StreamError):
         return RefusedError(503, message, "unavailable", None, 5)
+    if isinstance(error, TooLongError):
+        return RefusedError(413, message, "audio_too_long", "file")
     if isinstance(error, (AudioError, MissingFileError)):
         return RefusedError(400, message, "invalid_audio", "file")
     if isinstance(error, (ConfigError, AlphabetError)):

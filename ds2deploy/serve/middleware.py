@@ -71,18 +71,19 @@ class Gate:
                 await self._app(scope, receive, answer)
         except RefusedError as error:
             self._server.refuse_http(error)
+            scope["state"]["outcome"] = error.code
             await _refuse(scope, answer, error)
         finally:
             self._open -= 1
-            log.info(
-                "request",
-                extra={
-                    "request_id": request_id,
-                    "path": scope["path"],
-                    "status": answer.status,
-                    "took_s": round(time.monotonic() - started, 4),
-                },
-            )
+            facts = {
+                "request_id": request_id,
+                "client": (scope.get("client") or ("",))[0],
+                "path": scope["path"],
+                "status": answer.status,
+                "took_s": round(time.monotonic() - started, 4),
+            }
+            known = {name: scope["state"].get(name) for name in ("model", "outcome")}
+            log.info("request", extra=facts | {k: v for k, v in known.items() if v})
 
     def _work(self, scope: Scope) -> contextlib.AbstractContextManager[None]:
         """Let the shutdown wait for a request, even while its body arrives."""
@@ -145,6 +146,7 @@ class _Answer:
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None
                 self._server.refuse_http(error)
+                self._scope["state"]["outcome"] = error.code
                 await _refuse(self._scope, self, error)
                 self._replaced = True
                 return

@@ -109,7 +109,8 @@ async def _talk(socket: Socket, server: Server) -> None:
 
 
 async def _tell(socket: Socket, live: LiveStream) -> None:
-    """Send updates, and finally the transcript."""
+    """Send updates that contain news, and finally the transcript."""
+    shown = ("", "")
     while True:
         found = await live.next()
         if isinstance(found, Transcript):
@@ -117,7 +118,10 @@ async def _tell(socket: Socket, live: LiveStream) -> None:
             return
         for segment in found.segments:
             await socket.send(_json({"segment": _segment(segment)}))
-        if found.words or found.tail or not found.segments:
+        if found.segments:
+            shown = ("", "")
+        if found.words or (found.stable, found.tail) != shown:
+            shown = (found.stable, found.tail)
             await socket.send(_json(_update(found)))
 
 

@@ -151,6 +151,7 @@ async def serve_socket(
         outcome, code, reason = "internal_error", INTERNAL, "internal error"
     finally:
         server.count(socket.model, protocol, outcome)
+        websocket.scope["state"] |= {"outcome": outcome, "model": socket.model}
         await socket.close(code, reason)
 
 

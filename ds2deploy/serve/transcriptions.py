@@ -70,9 +70,9 @@ async def transcriptions(
     recognition = request.recognition(model, keywords, file)
     if stream:
         events = _events(recognition, logprobs)
-        first = await _unless_gone(request, anext(events))
+        first = await _unless_gone(request, found.name, anext(events))
         return StreamingResponse(_from(server, first, events), media_type="text/event-stream")
-    transcript = await _unless_gone(request, recognition.task)
+    transcript = await _unless_gone(request, found.name, recognition.task)
     if response_format == "json":
         return JSONResponse(json_body(transcript, logprobs))
     if response_format == "verbose_json":
@@ -82,7 +82,7 @@ async def transcriptions(
     )
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def _unless_gone(request: Request, model: str, work: Awaitable[T]) -> T:
     """Await work for a client, and cancel it if the client leaves.
 
     Raises:
@@ -94,7 +94,7 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        request.app.state.server.count("", PROTOCOL, "client_left")
+        request.app.state.server.count(model, PROTOCOL, "client_left")
         raise RefusedError(499, "the client left before the end", "client_left")
     finally:
         task.cancel()

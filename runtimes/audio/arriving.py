@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO, cast
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import soundfile
 
-from ds2deploy.runtimes.audio.checks import check_stream_rate
+from ds2deploy.runtimes.audio.checks import check_longest, check_stream_rate
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.loading import read_blocks
 from ds2deploy.runtimes.audio.recording import Sound
@@ -156,7 +157,9 @@ class _Whole:
         return data
 
 
-def read_arriving(file: ArrivingFile, sample_rate: int) -> Iterator[FloatArray]:
+def read_arriving(
+    file: ArrivingFile, sample_rate: int, most_s: float | None = None
+) -> Iterator[FloatArray]:
     """Read a recording while it arrives; WAV and FLAC from their beginning, others at the end.
 
     The arguments, errors and warnings are those of `read_blocks`. Those about a file as a whole
@@ -171,12 +174,12 @@ def read_arriving(file: ArrivingFile, sample_rate: int) -> Iterator[FloatArray]:
     """
     early = _Digest()
     if not file.is_complete and (content := _begun(file)) is not None:
-        for block in _early_blocks(content, sample_rate):
+        for block in _early_blocks(content, sample_rate, most_s):
             early.update(block)
             yield block
     count, expected = early.count, early.value
     checked = _Digest()
-    for block in read_blocks(file.whole(), sample_rate):
+    for block in read_blocks(file.whole(), sample_rate, most_s):
         known = min(len(block), count - checked.count)
         checked.update(block[:known])
         if known and checked.count == count and checked.value != expected:
@@ -221,13 +224,18 @@ def _begun(file: ArrivingFile) -> Spliced | None:
     return Spliced(cast(BinaryIO, file), [audio._replace(data=data).header(), data])
 
 
-def _early_blocks(content: Spliced, sample_rate: int) -> Iterator[FloatArray]:
+def _early_blocks(content: Spliced, sample_rate: int, most_s: float | None) -> Iterator[FloatArray]:
     """Decode a recording from its beginning; its first error ends it, and comes again later."""
+    most_s, seconds = math.inf if most_s is None else most_s, 0.0
     try:
         with Sound(content) as sound:
             check_stream_rate(sound.samplerate, NAME)
+            check_longest((sound.known_samples or 0) / sound.samplerate, most_s, NAME)
             levels = Levels(NAME)
             mono = (levels.mix_down(block) for block in sound.blocks_to_end(EARLY_BLOCK))
-            yield from resample_pieces(mono, int(sound.samplerate), sample_rate)
+            for block in resample_pieces(mono, int(sound.samplerate), sample_rate):
+                seconds += len(block) / sample_rate
+                check_longest(seconds, most_s, NAME)
+                yield block
     except (AudioError, soundfile.LibsndfileError):
         return

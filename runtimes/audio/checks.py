@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.runtimes.errors import AudioError
+from ds2deploy.runtimes.errors import AudioError, TooLongError
 from ds2deploy.runtimes.features import HIGHEST_RATE
 
 SHORTEST_MS = 10.0
@@ -34,6 +34,16 @@ def check_duration(samples: int, sample_rate: float, source: str) -> None:
         raise AudioError(
             f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
         )
+
+
+def check_longest(duration_s: float, most_s: float, source: str) -> None:
+    """Refuse what is longer than a caller allows.
+
+    Raises:
+        TooLongError: longer than `most_s` seconds.
+    """
+    if duration_s > most_s:
+        raise TooLongError(f"{source}: longer than {most_s:g} s of audio; split it")
 
 
 def check_rate(sample_rate: float, source: str = "audio") -> None:

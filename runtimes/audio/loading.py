@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ds2deploy.runtimes.audio.checks import check_duration
+from ds2deploy.runtimes.audio.checks import check_duration, check_longest
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.recording import Recording, open_recording
 from ds2deploy.runtimes.audio.samples import resample_pieces
@@ -64,16 +64,44 @@ def load_audio(source: AudioFile, sample_rate: int) -> FloatArray:
     return np.concatenate(list(read_blocks(source, sample_rate)))
 
 
-def read_blocks(source: AudioFile, sample_rate: int) -> Iterator[FloatArray]:
+def read_blocks(
+    source: AudioFile, sample_rate: int, most_s: float | None = None
+) -> Iterator[FloatArray]:
     """Read a recording of any length in blocks, so that it need not fit in memory.
 
     The arguments, errors and warnings are those of `load_audio`; some come with the last block.
 
+    Args:
+        source: the recording.
+        sample_rate: in Hz, what to convert to.
+        most_s: maximum duration, in seconds; None allows any.
+
     Yields:
         (samples,) float32 in [-1, 1]; joined, what `load_audio` gives.
+
+    Raises:
+        TooLongError: longer than `most_s`; before any block where the file declares its length.
     """
     with open_recording(source) as recording:
-        yield from _resampled(recording, sample_rate)
+        if most_s is None:
+            yield from _resampled(recording, sample_rate)
+            return
+        check_longest(_declared_s(recording), most_s, recording.name)
+        count = 0
+        for block in _resampled(recording, sample_rate):
+            count += len(block)
+            check_longest(count / sample_rate, most_s, recording.name)
+            yield block
+
+
+def _declared_s(recording: Recording) -> float:
+    """Duration that the containers declare, in seconds; parts without a length count as 0."""
+    total_s = 0.0
+    for section in recording.sections:
+        with recording.open(section) as sound:
+            samples = sound.known_samples if section.samples is None else section.samples
+            total_s += (samples or 0) / sound.samplerate
+    return total_s
 
 
 def load_part(

@@ -128,13 +128,15 @@ class BeamDecoder:
         """See `Decoder`; the tail is what is not committed yet of the best hypothesis."""
         new: tuple[Word, ...] = ()
         if (end := self._end_of_words(state)) > state.told:
-            new = self._words(state.labels[state.told : end], duration_s)
+            told, confidence = state.labels[state.told : end], state.confidence[state.told : end]
+            new = self._words(told, duration_s, confidence)
             state.told = end
             state.stable = " ".join([state.stable, *(word.text for word in new)]).lstrip()
         best = int(state.beam.score.argmax())
         path = [*state.committed, *state.history.path(int(state.beam.node[best]))]
         rest = [*state.labels[end:], *((label, frame, frame) for label, frame in path)]
-        tail = self._words(rest, duration_s)
+        sure = [*state.confidence[end:], *state.committed_confidence]
+        tail = self._words(rest, duration_s, [*sure, *[1.0] * (len(rest) - len(sure))])
         return Update(state.stable, " ".join(word.text for word in tail), new, tail)
 
     def finish(self, state: BeamState, duration_s: float) -> Transcript:
@@ -210,8 +212,13 @@ class BeamDecoder:
             found[text] = Alternative(text, score, min(share, 1.0))
         return list(found.values())
 
-    def _words(self, labels: Sequence[tuple[int, int, int]], duration_s: float) -> tuple[Word, ...]:
-        return words_of(labels, self._alphabet, self._frame_s, duration_s)
+    def _words(
+        self,
+        labels: Sequence[tuple[int, int, int]],
+        duration_s: float,
+        confidence: Sequence[float],
+    ) -> tuple[Word, ...]:
+        return words_of(labels, self._alphabet, self._frame_s, duration_s, confidence)
 
     def _end_of_words(self, state: BeamState) -> int:
         """Find the end of the last whole word of the aligned labels: after its space."""

@@ -88,7 +88,8 @@ class Update(msgspec.Struct, frozen=True):
         stable: all words so far that nothing can change any more.
         tail: text after them that may still change.
         words: the stable words that are new since the last update, with their times.
-        tail_words: the words of the tail, with their times.
+        tail_words: the words of the tail, with their times. The confidence of a beam search counts
+            only the letters that are committed.
         segments: transcripts of the segments that ended since the last update, of a stream with
             endpoints; the other values are of the segment after them.
     """

@@ -13,7 +13,8 @@ import pytest
 
 from ds2deploy.bench.machine import describe_machine
 
-COMMITTED = {"int8 file, times smaller": 3.8, "training step against packed": 3.0}
+PORTABLE = "int8 file, times smaller"
+COMMITTED = {PORTABLE: 3.8, "training step against packed": 3.0}
 RUNS = [COMMITTED | {"training step against packed": value} for value in (2.9, 3.0, 3.1, 3.0, 3.0)]
 
 
@@ -136,15 +137,15 @@ def test_it_really_measures(check, tmp_path, capsys):
     path = tmp_path / "ratios.json"
     measured = check.measure_ratios(check.QUICK)
     for committed in check.read_guards(check.RATIOS).values():
-        assert measured.keys() == committed.ratios.keys()
-    assert len(measured) == 9
+        assert measured.keys() >= committed.ratios.keys()
+    assert len(measured) == 14
     assert all(value > 0 for value in measured.values())
-    assert measured[check.PORTABLE[0]] > 1
+    assert measured[PORTABLE] > 1
     check.write_guards(path, describe_machine(), check.calibrate([measured, measured]))
     assert (
         check.read_guards(path)[check.kind_of(describe_machine())].ratios.keys() == measured.keys()
     )
-    assert check.measure_ratios(check.QUICK, portable=True).keys() == {check.PORTABLE[0]}
+    assert check.measure_ratios(check.QUICK, portable=True).keys() == {PORTABLE}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.live import pcm16
 from ds2deploy.serve.metrics import Metrics
-from tests.ds2deploy.serve.serving import PATIENCE_S, RATE, Served, pcm, served, wav
+from tests.ds2deploy.serve.serving import PATIENCE_S, RATE, Served, pcm, served, wait_for, wav
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -59,7 +59,7 @@ def test_client_reports_a_refusal(
 ) -> None:
     with server.stream() as stream:
         stream.send(pcm(0.5))
-        stream.recv(PATIENCE_S)
+        wait_for(lambda: server.live_streams() == 1)
         done = run_client()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("overloaded: ")

@@ -20,6 +20,7 @@ from ds2deploy.cli.app import app
 from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.recognizer import Recognizer
 from tests.ds2deploy.serve.serving import (
+    PATIENCE_S,
     Client,
     Served,
     close_code,
@@ -27,6 +28,7 @@ from tests.ds2deploy.serve.serving import (
     final,
     pcm,
     process,
+    said,
     say,
     served,
     wav,
@@ -225,7 +227,41 @@ def test_refused_websockets_log_no_error(
         assert server.wait() == 0
         lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         assert {line["level"] for line in lines} == {"info"}
-        assert [line["status"] for line in lines if "status" in line] == [401, 404]
+        requests = [line for line in lines if "status" in line]
+        assert [line["status"] for line in requests] == [401, 404]
+        assert [line["outcome"] for line in requests] == ["invalid_api_key", "not_found"]
+        assert {line["client"] for line in requests} == {"127.0.0.1"}
+
+
+def test_the_log_says_why_a_connection_ended(streaming_onnx: Path, tmp_path: Path) -> None:
+    with process(tmp_path, streaming_onnx, "--streams", 1) as server:
+        name = server.http.get("/v1/models").json()["data"][0]["id"]
+        assert said(server, pcm(0.5)) is not None
+        with server.stream() as socket:
+            socket.send("no JSON")
+            assert "error" in json.loads(socket.recv(PATIENCE_S))
+        assert server.transcribe(b"no audio").status_code == 400
+        server.process.terminate()
+        assert server.wait() == 0
+        lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
+        found = [(line.get("model"), line.get("outcome")) for line in lines if "status" in line]
+        assert found[1:] == [(name, "ok"), (None, "invalid_message"), (name, "invalid_audio")]
+
+
+@pytest.mark.parametrize("path", ["/audio/transcriptions", "/models"])
+def test_a_path_without_its_version_is_named(greedy: Served, path: str) -> None:
+    found = greedy.http.get(path)
+    assert found.status_code == 404
+    assert "/v1" in found.json()["error"]["message"]
+
+
+def test_a_silent_stream_gets_no_empty_updates(greedy: Served) -> None:
+    with greedy.stream() as socket:
+        say(socket, bytes(64_000))
+        socket.send('{"end": true}')
+        messages = [json.loads(message) for message in socket]
+    assert all(one.get("committed", "text") or one["tail"] for one in messages)
+    assert messages[-1]["final"]
 
 
 @pytest.mark.parametrize("key", ["", "clé", "two words", "line\n"])

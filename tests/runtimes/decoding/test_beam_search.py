@@ -15,6 +15,7 @@ from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.decoding.beam import BeamDecoder
 from ds2deploy.runtimes.decoding.config import DecoderConfig
 from ds2deploy.runtimes.decoding.decoder import decode_batch
+from ds2deploy.runtimes.decoding.transcript import Word
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError, NotFiniteError
 
 ALPHABET = Alphabet("_AB ")
@@ -180,14 +181,14 @@ def check_that_cuts_decide_nothing(
 
     def stream(edges: list[int]) -> Any:
         state = decoder.start(live=True)
-        stable: list[str] = []
+        stable: list[Word] = []
         for first, last in itertools.pairwise([0, *edges, 10_000]):
             decoder.advance([state], [sound[first:last]])
             update = decoder.update(state)
-            stable += [word.text for word in update.words]
-            assert update.stable == " ".join(stable)
+            stable += update.words
+            assert update.stable == " ".join(word.text for word in stable)
         found = decoder.finish(state, FRAME_S * frames)
-        assert found.text.split()[: len(stable)] == stable
+        assert list(found.words[: len(stable)]) == stable  # with their times and confidence
         return found
 
     assert stream(sorted(cuts)) == stream([])
