@@ -52,8 +52,13 @@ def _activation(layer: Layer) -> Operation:
 
 
 def _sigmoid(x: Array) -> Array:
-    # A tanh is the same function, and overflows nowhere.
-    return np.asarray(np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5))
+    """Compute the sigmoid with the relative precision of float32, also where it is nearly 0.
+
+    A gate of 0.01 through 0.5 * tanh(x / 2) + 0.5 has an error of 6e-6 of itself, which batch norms
+    of small units multiply by more than 100.
+    """
+    decay = np.exp(-np.abs(x))  # overflows nowhere
+    return np.asarray(np.where(x >= 0, np.float32(1), decay) / (np.float32(1) + decay))
 
 
 def _elementwise(layer: Layer) -> Operation:
