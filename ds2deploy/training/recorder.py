@@ -105,8 +105,9 @@ class RunRecorder:
 
     def _write(self, point: ResumePoint, **values: Any) -> None:
         elapsed_s = round(time.monotonic() - self._started, 2)
-        line = {"epoch": point.epoch, "step": point.step, **values, "elapsed_s": elapsed_s}
-        self._folder.append(line)
+        stage = {"stage": self._folder.stage.number} if self._folder.stage is not None else {}
+        place = {**stage, "epoch": point.epoch, "step": point.step}
+        self._folder.append({**place, **values, "elapsed_s": elapsed_s})
 
 
 class TensorBoardLog:

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -78,6 +78,21 @@ def steps_of(batches: int, accumulate: int) -> int:
     return -(-batches // accumulate)
 
 
+class Stage(NamedTuple):
+    """Stage of a training that has several; prints as `stage 2 of 4`.
+
+    Attributes:
+        number: number of the stage, from 1.
+        count: number of stages.
+    """
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"stage {self.number} of {self.count}"
+
+
 class _Known(msgspec.Struct):
     """Fields that are read from every line of metrics.jsonl and broken.jsonl."""
 
@@ -98,10 +113,11 @@ class RunFolder:
 
     Args:
         path: path of the folder, which is created when the training starts.
+        stage: stage that is trained in the folder; None for a training of one stage.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stage: Stage | None = None) -> None:
+        self.path, self.stage = path, stage
 
     def holds_training(self) -> bool:
         """Return True if the folder contains files of a training."""
