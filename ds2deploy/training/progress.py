@@ -83,7 +83,8 @@ class TrainingProgress:
         if not is_main_process():
             return
         self._console.print(
-            f"{self._stage}epoch {point.epoch:3}/{self._epochs}  step {point.step:5}  loss {self.loss:7.2f}  "
+            f"{self._stage}epoch {point.epoch:3}/{self._epochs}  step {point.step:5}  "
+            f"loss {self.loss:7.2f}  "
             f"WER {100 * metrics['wer']:6.2f} %  CER {100 * metrics['cer']:6.2f} %  "
             f"{time.monotonic() - self._started:6.0f} s",
             highlight=False,

@@ -23,6 +23,8 @@ METRICS = "metrics.jsonl"
 BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
+STAGE = "stage"
+"""Entry of `last.ckpt` and of the lines of metrics.jsonl in a training of several stages."""
 
 Line = TypeVar("Line")
 
@@ -91,6 +93,10 @@ class Stage(NamedTuple):
 
     def __str__(self) -> str:
         return f"stage {self.number} of {self.count}"
+
+    def key(self, name: str) -> str:
+        """Name a key of this stage alone, as `--set` takes it."""
+        return f"stages.{self.number}.{name}"
 
 
 class _Known(msgspec.Struct):
