@@ -88,6 +88,7 @@ class TrainingProgress:
             f"WER {100 * metrics['wer']:6.2f} %  CER {100 * metrics['cer']:6.2f} %  "
             f"{time.monotonic() - self._started:6.0f} s",
             highlight=False,
+            soft_wrap=True,
         )
         self._heartbeat.note_line()
 

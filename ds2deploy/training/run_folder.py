@@ -85,14 +85,14 @@ class Stage(NamedTuple):
 
     Attributes:
         number: number of the stage, from 1.
-        count: number of stages.
+        total: number of stages.
     """
 
     number: int
-    count: int
+    total: int
 
     def __str__(self) -> str:
-        return f"stage {self.number} of {self.count}"
+        return f"stage {self.number} of {self.total}"
 
     def key(self, name: str) -> str:
         """Name a key of this stage alone, as `--set` takes it."""
