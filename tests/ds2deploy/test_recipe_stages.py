@@ -115,7 +115,7 @@ def test_contradictions_in_set_are_refused(toml: Path, override: str, message: s
 
 def test_a_stage_of_a_recipe_without_stages(toml: Path):
     assert epochs(load_stages("digits", ["stages.1.training.epochs=2"])) == [2]
-    with pytest.raises(ConfigError, match="the stages of this recipe are 1$"):
+    with pytest.raises(ConfigError, match=r"the stages of this recipe are 1$"):
         load_stages("digits", ["stages.2.training.epochs=2"])
 
 
