@@ -6,26 +6,37 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
 from ds2deploy.config import Recipe
+from ds2deploy.recipes.stages import STAGES, named_stage, split_stages
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.text_files import decode_text
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe, or the first stage of one that has several; see `load_stages`."""
+    return load_stages(name, overrides)[0]
+
+
+def load_stages(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
+    """Read the stages of a recipe, of which most have one.
 
     Args:
         name: path of a TOML file, or name of a built-in recipe.
         overrides: changes of the form `section.key=value`, with the value in TOML; a bare word is
-            a string.
+            a string. They apply to all stages; `stages.NUMBER.section.key=value` applies to one.
+            Of two changes of a key, the later one counts.
+
+    Returns:
+        The recipe, and one recipe for each of its tables `[[stages]]`, which changes keys of it.
 
     Raises:
         MissingFileError: there is neither a file nor a built-in recipe of this name.
-        ConfigError: the file is not TOML, a key is unknown, or a value has the wrong type.
+        ConfigError: the file is not TOML, a key is unknown, a value has the wrong type, or a stage
+            changes nothing, or what is the same in all stages.
     """
     source, content = _read(name)
     try:
@@ -34,14 +45,24 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
     except DECODING_ERRORS as error:
         raise ConfigError(f"{source}: not TOML ({error})") from None
-    for override in overrides:
-        _override(document, override)
+    documents = split_stages(document, source)
+    changes = [_Change.read(override, len(documents)) for override in overrides]
+    stages = []
+    for number, stage in enumerate(documents, start=1):
+        own = [change for change in changes if change.stage in (None, number)]
+        for change in own:
+            change.apply(stage)
+        stages.append(_recipe(stage, source if number == 1 else f"{source}: stage {number}", own))
+    return tuple(stages)
+
+
+def _recipe(document: dict[str, Any], source: str, changes: Sequence[_Change]) -> Recipe:
     try:
         return msgspec.convert(document, Recipe)
     except UnicodeError:  # an argument is not UTF-8
         raise ConfigError(f"{source}: a value of --set is not UTF-8; expected text") from None
     except DECODING_ERRORS as error:
-        raise ConfigError(_explain(error, source, overrides)) from None
+        raise ConfigError(_explain(error, source, changes)) from None
 
 
 def recipe_names() -> list[str]:
@@ -62,18 +83,41 @@ def _read(name: str) -> tuple[str, bytes]:
     )
 
 
-def _override(document: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: expected section.key=value")
-    for section in sections:
-        document = document.setdefault(section, {})
-        if not isinstance(document, dict):
-            raise ConfigError(
-                f"--set {override}: {section} is a key, not a section; expected section.key=value"
-            )
-    document[key] = _value(value)
+class _Change(NamedTuple):
+    """Change of a key by `--set`.
+
+    Attributes:
+        override: argument of `--set`.
+        stage: number of the stage, from 1; None changes all.
+        name: name of the key, with its sections.
+        value: value in TOML, or a bare word.
+    """
+
+    override: str
+    stage: int | None
+    name: str
+    value: str
+
+    @classmethod
+    def read(cls, override: str, stages: int) -> _Change:
+        """Split an argument of `--set`, for a recipe with a number of stages."""
+        name, equals, value = override.partition("=")
+        stage, name = named_stage(name.strip(), stages)
+        if not equals or not name.rpartition(".")[2]:
+            raise ConfigError(f"--set {override}: expected section.key=value")
+        return cls(override, stage, name, value)
+
+    def apply(self, document: dict[str, Any]) -> None:
+        """Change the key in a recipe."""
+        *sections, key = self.name.split(".")
+        for section in sections:
+            document = document.setdefault(section, {})
+            if not isinstance(document, dict):
+                raise ConfigError(
+                    f"--set {self.override}: {section} is a key, not a section; expected "
+                    "section.key=value"
+                )
+        document[key] = _value(self.value)
 
 
 def _value(text: str) -> Any:
@@ -85,7 +129,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, source: str, changes: Sequence[_Change]) -> str:
     """Turn msgspec's error into one line: source, path of the key, and its allowed values.
 
     Examples: `my.toml: training.epochs: Expected ...` and
@@ -98,16 +142,17 @@ def _explain(error: Exception, source: str, overrides: Sequence[str]) -> str:
         key = message.rpartition("field `")[2].rstrip("`")
         message = message.replace("Object contains unknown field", "unknown key")
         section = getattr(Recipe(), path) if path else Recipe()
-        message += f"; known keys are {', '.join(section.__struct_fields__)}"
+        known = section.__struct_fields__ if path else (*section.__struct_fields__, STAGES)
+        message += f"; known keys are {', '.join(known)}"
         path = f"{path}.{key}".lstrip(".")
     elif path:
         message += _expected_values(path)
     if key_path and not message.startswith(f"{key_path}."):
         message = f"{key_path}: {message}"
-    for override in overrides:
-        name = override.partition("=")[0].strip()
+    for change in changes:
+        name = change.name
         if (path and f"{name}.".startswith(f"{path}.")) or message.startswith(f"{name} "):
-            source = f"--set {override}"
+            source = f"--set {change.override}"
     return f"{source}: {message}"
 
 

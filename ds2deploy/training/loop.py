@@ -24,7 +24,7 @@ from ds2deploy.training.optimization import ctc_loss, make_optimizer, make_sched
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import RunRecorder
 from ds2deploy.training.resuming import InitialState
-from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder, steps_of
+from ds2deploy.training.run_folder import LAST, STAGE, ResumePoint, RunFolder, steps_of
 from ds2deploy.training.teacher import TEACHER, Teacher, distillation_loss, trace_norm
 from ds2deploy.training.validation import validate
 
@@ -86,6 +86,7 @@ class TrainingLoop:
             self._fabric.strategy.precision.load_state_dict(initial.document["precision"])
         self._metrics: dict[str, float] = {}
         self._skipped_steps = self._skipped_in_a_row = 0
+        self._stage = folder.stage
         self._recorder = RunRecorder(folder, recipe, sum(map(len, cuts)), self.point.step)
         self._last = LastCheckpoint(
             folder.path / LAST, 60 * training.checkpoint_minutes, self._fabric, self._content
@@ -269,6 +270,7 @@ class TrainingLoop:
             "global_step": self.point.step,
             "position": msgspec.to_builtins(self.point),
             **({} if self._teacher is None else {TEACHER: self._teacher.sha256}),
+            **({} if self._stage is None else {STAGE: str(self._stage)}),
         }
 
     def _diverged(self, what: str) -> TrainingError:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ds2deploy.heartbeat import Heartbeat
 from ds2deploy.training.hardware import is_main_process
-from ds2deploy.training.run_folder import ResumePoint
+from ds2deploy.training.run_folder import ResumePoint, Stage
 
 
 class TrainingProgress:
@@ -21,13 +21,21 @@ class TrainingProgress:
         epochs: number of epochs of the training.
         heartbeat: writer of step lines if there is no bar.
         console: console to write to; None writes to stderr.
+        stage: stage of the training; None for one without stages.
 
     Attributes:
         loss: moving average of the loss; NaN before the first batch.
     """
 
-    def __init__(self, epochs: int, heartbeat: Heartbeat, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        heartbeat: Heartbeat,
+        console: Console | None = None,
+        stage: Stage | None = None,
+    ) -> None:
         self._epochs, self._heartbeat = epochs, heartbeat
+        self._stage = "" if stage is None else f"{stage}, "
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self.loss = float("nan")
@@ -42,7 +50,7 @@ class TrainingProgress:
             yield
             return
         columns = (
-            TextColumn("[bold]training"),
+            TextColumn(f"[bold]{self._stage}training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps  {task.description}"),
@@ -75,13 +83,15 @@ class TrainingProgress:
         if not is_main_process():
             return
         self._console.print(
-            f"epoch {point.epoch:3}/{self._epochs}  step {point.step:5}  loss {self.loss:7.2f}  "
+            f"{self._stage}epoch {point.epoch:3}/{self._epochs}  step {point.step:5}  "
+            f"loss {self.loss:7.2f}  "
             f"WER {100 * metrics['wer']:6.2f} %  CER {100 * metrics['cer']:6.2f} %  "
             f"{time.monotonic() - self._started:6.0f} s",
             highlight=False,
+            soft_wrap=True,
         )
         self._heartbeat.note_line()
 
     def _at(self, point: ResumePoint) -> str:
-        at = f"epoch {point.epoch}/{self._epochs}, step {point.step}"
+        at = f"{self._stage}epoch {point.epoch}/{self._epochs}, step {point.step}"
         return f"{at} of {self._total}" if self._total else at

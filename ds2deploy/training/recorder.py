@@ -15,7 +15,7 @@ from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.errors import AudioError, TrainingError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.training.hardware import is_main_process
-from ds2deploy.training.run_folder import BEST, BROKEN, ResumePoint, RunFolder, score
+from ds2deploy.training.run_folder import BEST, BROKEN, STAGE, ResumePoint, RunFolder, score
 from ds2deploy.training.scoring import Hypothesis
 from ds2deploy.training.validation import Validation
 
@@ -105,8 +105,9 @@ class RunRecorder:
 
     def _write(self, point: ResumePoint, **values: Any) -> None:
         elapsed_s = round(time.monotonic() - self._started, 2)
-        line = {"epoch": point.epoch, "step": point.step, **values, "elapsed_s": elapsed_s}
-        self._folder.append(line)
+        stage = {STAGE: self._folder.stage.number} if self._folder.stage is not None else {}
+        place = {**stage, "epoch": point.epoch, "step": point.step}
+        self._folder.append({**place, **values, "elapsed_s": elapsed_s})
 
 
 class TensorBoardLog:

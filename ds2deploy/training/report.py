@@ -57,7 +57,7 @@ def write_report(folder: RunFolder, recipe: Recipe) -> Path:
     best = folder.best_metrics()
     parts = [
         f"<h1>{html.escape(folder.path.name)}</h1>",
-        _summary(lines, best),
+        _summary(folder, lines, best),
         *(_curve(title, lines, kind, names) for title, kind, names in CURVES),
         worst_utterances(folder.hypotheses()),
         _broken(folder),
@@ -79,10 +79,12 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _summary(lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
+def _summary(folder: RunFolder, lines: Sequence[dict[str, Any]], best: dict[str, float]) -> str:
     steps = max((line["step"] for line in lines), default=0)
     epochs = max((line["epoch"] for line in lines), default=0)
     text = f"{steps} steps in {epochs} epochs."
+    if folder.stage is not None:
+        text = f"{str(folder.stage).capitalize()}: {text}"
     if best:
         text += (
             f" Best validation, after epoch {best['epoch']:g}: WER {100 * best['wer']:.2f} %, "

@@ -13,7 +13,7 @@ from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.model.weights import load_network
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.training.report import REPORT
-from ds2deploy.training.run_folder import LAST, ResumePoint, RunFolder
+from ds2deploy.training.run_folder import LAST, STAGE, ResumePoint, RunFolder
 
 
 class InitialState(NamedTuple):
@@ -47,12 +47,7 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
     """
     last = folder.path / LAST
     if not resume:
-        if folder.holds_training():
-            way = "resume it with --resume" if last.is_file() else "start it again with --resume"
-            raise ConfigError(
-                f"{folder.path}: contains a training; {way}, or choose another folder with "
-                "--set training.run=FOLDER"
-            )
+        check_empty(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
         return InitialState()
     if not last.is_file():
@@ -62,22 +57,49 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
             )
         folder.rewind(0)  # the training ended before its first checkpoint
         return InitialState()
-    document = read_document(last)
-    needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
-    if document is None or needed - document.keys():
-        raise ConfigError(
-            f"{last}: not the last checkpoint of a training by this version of ds2deploy; it "
-            f"cannot be resumed, but its weights can be used: --set training.start={last}"
-        )
+    document, point = _read_last(folder)
     network = _matching_network(recipe, document, last)
-    point = _point(document, last)
-    due = not point.batches and point.epochs % recipe.training.validate_every == 0
-    validated = {line["step"] for line in folder.metrics() if line["kind"] == "valid"}
-    unvalidated = (due or point.finishes(recipe)) and point.step not in validated
-    if point.finishes(recipe) and not unvalidated and _is_complete(folder, recipe):
-        raise ConfigError(_no_step_left(recipe, point, last))
+    if is_finished(folder, recipe, point):
+        raise ConfigError(_no_step_left(folder, recipe, point))
+    unvalidated = _is_unvalidated(folder, recipe, point)
     folder.rewind(point.step)
     return InitialState(point, unvalidated, document, network)
+
+
+def check_empty(folder: RunFolder) -> None:
+    """Refuse a folder that contains a training.
+
+    Raises:
+        ConfigError: it contains one.
+    """
+    if folder.holds_training():
+        there = (folder.path / LAST).is_file()
+        way = "resume it with --resume" if there else "start it again with --resume"
+        raise ConfigError(
+            f"{folder.path}: contains a training; {way}, or choose another folder with "
+            "--set training.run=FOLDER"
+        )
+
+
+def position(folder: RunFolder) -> ResumePoint | None:
+    """Read the position of `last.ckpt`; None if there is no such file.
+
+    Raises:
+        ConfigError: the file cannot be resumed, or is of another stage than the folder's.
+    """
+    return _read_last(folder)[1] if (folder.path / LAST).is_file() else None
+
+
+def is_finished(folder: RunFolder, recipe: Recipe, point: ResumePoint) -> bool:
+    """Return True if nothing of a training is left, neither a step, a validation nor a report.
+
+    Args:
+        folder: folder of the run.
+        recipe: recipe of the training.
+        point: position of `last.ckpt`.
+    """
+    validated = not _is_unvalidated(folder, recipe, point)
+    return point.finishes(recipe) and validated and _is_complete(folder, recipe)
 
 
 def begun_recipe(folder: RunFolder) -> Recipe | None:
@@ -85,6 +107,26 @@ def begun_recipe(folder: RunFolder) -> Recipe | None:
     last = folder.path / LAST
     document = read_document(last) if last.is_file() else None
     return None if document is None else read_recipe(document, last)
+
+
+def _read_last(folder: RunFolder) -> tuple[dict[str, Any], ResumePoint]:
+    """Read `last.ckpt` and its position, and check that it is of the folder's stage."""
+    last = folder.path / LAST
+    document = read_document(last)
+    needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
+    if document is None or needed - document.keys():
+        raise ConfigError(
+            f"{last}: not the last checkpoint of a training by this version of ds2deploy; it "
+            f"cannot be resumed, but its weights can be used: --set training.start={last}"
+        )
+    theirs, ours = document.get(STAGE), None if folder.stage is None else str(folder.stage)
+    if theirs != ours:
+        raise ConfigError(
+            f"{last}: belongs to {theirs or 'a training of one stage'}, the recipe has "
+            f"{ours or 'one stage'} there; resume it with its own recipe, or choose another "
+            "folder with --set training.run=FOLDER"
+        )
+    return document, _point(document, last)
 
 
 def _point(document: dict[str, Any], last: Path) -> ResumePoint:
@@ -97,6 +139,12 @@ def _point(document: dict[str, Any], last: Path) -> ResumePoint:
         ) from None
 
 
+def _is_unvalidated(folder: RunFolder, recipe: Recipe, point: ResumePoint) -> bool:
+    due = not point.batches and point.epochs % recipe.training.validate_every == 0
+    validated = {line["step"] for line in folder.metrics() if line["kind"] == "valid"}
+    return (due or point.finishes(recipe)) and point.step not in validated
+
+
 def _is_complete(folder: RunFolder, recipe: Recipe) -> bool:
     """Return True if the exports and the report, which follow the last validation, exist."""
     training = recipe.training
@@ -105,13 +153,14 @@ def _is_complete(folder: RunFolder, recipe: Recipe) -> bool:
     return exported >= len(training.export) and reported
 
 
-def _no_step_left(recipe: Recipe, point: ResumePoint, last: Path) -> str:
+def _no_step_left(folder: RunFolder, recipe: Recipe, point: ResumePoint) -> str:
     most = recipe.training.max_steps
     enough = most is not None and point.step >= most
     name, done = ("max_steps", point.step) if enough else ("epochs", point.epoch)
+    key = f"training.{name}" if folder.stage is None else folder.stage.key(f"training.{name}")
     return (
-        f"{last}: trained for {done} {name.removeprefix('max_')}, as many as the recipe asks for; "
-        f"continue with --set training.{name}={2 * done}"
+        f"{folder.path / LAST}: trained for {done} {name.removeprefix('max_')}, as many as the "
+        f"recipe asks for; continue with --set {key}={2 * done}"
     )
 
 

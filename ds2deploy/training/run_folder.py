@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ METRICS = "metrics.jsonl"
 BROKEN = "broken.jsonl"
 HYPOTHESES = "best.jsonl"
 
+STAGE = "stage"
+"""Entry of `last.ckpt` and of the lines of metrics.jsonl in a training of several stages."""
 
 Line = TypeVar("Line")
 
@@ -78,6 +80,25 @@ def steps_of(batches: int, accumulate: int) -> int:
     return -(-batches // accumulate)
 
 
+class Stage(NamedTuple):
+    """Stage of a training that has several; prints as `stage 2 of 4`.
+
+    Attributes:
+        number: number of the stage, from 1.
+        total: number of stages.
+    """
+
+    number: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"stage {self.number} of {self.total}"
+
+    def key(self, name: str) -> str:
+        """Name a key of this stage alone, as `--set` takes it."""
+        return f"stages.{self.number}.{name}"
+
+
 class _Known(msgspec.Struct):
     """Fields that are read from every line of metrics.jsonl and broken.jsonl."""
 
@@ -98,10 +119,11 @@ class RunFolder:
 
     Args:
         path: path of the folder, which is created when the training starts.
+        stage: stage that is trained in the folder; None for a training of one stage.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stage: Stage | None = None) -> None:
+        self.path, self.stage = path, stage
 
     def holds_training(self) -> bool:
         """Return True if the folder contains files of a training."""

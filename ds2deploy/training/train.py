@@ -32,16 +32,17 @@ from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import BROKEN_SHARE
 from ds2deploy.training.report import write_report
 from ds2deploy.training.resuming import begin, begun_recipe
-from ds2deploy.training.run_folder import RunFolder
+from ds2deploy.training.run_folder import RunFolder, Stage
 from ds2deploy.training.teacher import TEACHER, check_features, check_same_teacher, load_teacher
 
 
-def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
+def train(recipe: Recipe, resume: bool = False, stage: Stage | None = None) -> dict[str, float]:
     """Train a network.
 
     Args:
         recipe: recipe of the training.
         resume: resume from `last.ckpt` in the folder of the run.
+        stage: stage of a training that has several; `stages` trains all of them.
 
     Returns:
         The metrics of the best checkpoint: `wer`, `cer`, `valid_loss`, `epoch`.
@@ -57,20 +58,29 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, float]:
         WorkerError: a data-loading process died, or shared memory is full.
     """
     with heartbeat("training", wanted=is_main_process()) as lines:
-        return _train(recipe, resume, lines)
+        return _train(recipe, resume, RunFolder(Path(recipe.training.run), stage), lines)
 
 
-def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
-    """Train a network, and report its steps through `lines`."""
-    folder = RunFolder(Path(recipe.training.run))
+def check_machine(recipe: Recipe) -> None:
+    """Check that this machine has the devices, packages and noises that a recipe needs.
+
+    Raises:
+        RuntimeUnavailableError: a device or a package is missing.
+        ConfigError, NoiseError: the folder of noises cannot be used.
+    """
     silence_lightning()
-    bound_primitive_cache()
     check_hardware(recipe)
     if recipe.training.report:
         require("matplotlib", "bench")
     if recipe.training.tensorboard:
         require("tensorboard", "train")
     check_noise(recipe.augment)
+
+
+def _train(recipe: Recipe, resume: bool, folder: RunFolder, lines: Heartbeat) -> dict[str, float]:
+    """Train a network, and report its steps through `lines`."""
+    bound_primitive_cache()
+    check_machine(recipe)
     begun = begun_recipe(folder) if resume else None
     start = _load_start(recipe) if begun is None else None
     if start is not None:
@@ -99,7 +109,7 @@ def _train(recipe: Recipe, resume: bool, lines: Heartbeat) -> dict[str, float]:
         keep_freed_memory()
         # The memory format that both convolutions use, which avoids copies between them.
         network.conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress = TrainingProgress(recipe.training.epochs, lines)
+    progress = TrainingProgress(recipe.training.epochs, lines, stage=folder.stage)
     with worker_failures(recipe.data.workers):
         TrainingLoop(recipe, network, cuts, folder, progress, initial, teacher).run()
     if recipe.training.report and is_main_process():

@@ -227,6 +227,8 @@ def recipes() -> list[bytes]:
         b'[training]\nepochs = 4\nlearning_rate = 5e-3\nschedule = "anneal"\nanneal = 1.1\n'
         b'optimizer = "sgd"\nprecision = "bf16-mixed"\ndevices = 1\nmax_steps = 10\nseed = 1\n'
         b'export = ["fp32", "int8"]\ntensorboard = true\nthreads = 1\nstart = "a.ckpt"\n',
+        b"[training]\nepochs = 4\n[[stages]]\ntraining.epochs = 2\ndata.join = [2, 8]\n[[stages]]\n"
+        b"model.norm_eps = 1e-3\n[stages.training]\nlearning_rate = 1e-4\n",
     ]
 
 
@@ -236,6 +238,7 @@ def overrides() -> list[bytes]:
         b"model.hidden=4\ntraining.epochs=2\ndata.join=[1,2]\nlabels=_AB",
         b'training.export=["fp32"]\nfeatures.window=hann\naugment.speed=[0.9, 1.1]',
         b"features.scale=100.0\ntraining.max_steps=3\ndata.train=x.jsonl.gz",
+        b"stages.1.training.epochs=3\ntraining.seed=1",
     ]
 
 

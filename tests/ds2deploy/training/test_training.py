@@ -132,7 +132,7 @@ def test_the_bar_on_a_terminal(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPa
     console = Console(file=screen, force_terminal=True, width=100)
     monkeypatch.setattr(
         "ds2deploy.training.train.TrainingProgress",
-        lambda epochs, lines: TrainingProgress(epochs, lines, console),
+        lambda epochs, lines, stage: TrainingProgress(epochs, lines, console, stage),
     )
     train(tone_recipe.changed("training", epochs=1))
     assert "training" in screen.getvalue()
