@@ -35,17 +35,18 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         rnn: kind of the recurrent layers.
-        hidden: units of each recurrent layer, per direction; a list gives each layer its own.
-        layers: recurrent layers.
-        bidirectional: both directions, summed; otherwise forward only, then a lookahead
-            convolution.
-        lookahead: frames that the lookahead sees, the current one included; 20 in
-            deepspeech.pytorch. Without effect on a bidirectional model.
-        norm_eps: added to the variance in batch norms; 1e-5 in deepspeech.pytorch, where a unit
-            that hardly moves is amplified up to 316 times, and what a device rounds with it.
+        hidden: number of units of each recurrent layer, per direction; a list sets each layer
+            separately.
+        layers: number of recurrent layers.
+        bidirectional: run both directions and sum their outputs; if false, run forward only, with
+            a lookahead convolution.
+        lookahead: number of output frames that the lookahead reads, the current one included; 20
+            in deepspeech.pytorch. Bidirectional models ignore it.
+        norm_eps: number added to the variance in batch norms. deepspeech.pytorch's 1e-5 amplifies
+            a nearly constant unit, and a device's rounding errors in it, up to 316 times.
         ranks: rank of the input side of each recurrent layer, whose weights are then two factors;
-            0 leaves a layer whole. Empty: all layers are whole.
-        maps: feature maps of the two convolutions.
+            0 keeps a layer whole. An empty list keeps all layers whole.
+        maps: number of feature maps of each of the two convolutions.
     """
 
     rnn: Literal["lstm", "gru", "rnn"] = "lstm"

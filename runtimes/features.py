@@ -44,20 +44,21 @@ whole."""
 
 
 class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that decides what the network sees.
+    """Settings of feature extraction, from samples to the input of the network.
 
     Attributes:
-        sample_rate: in Hz; other audio is resampled to it.
-        window_ms: length of the analysis window, and of the Fourier transform.
-        stride_ms: from one frame to the next.
+        sample_rate: sample rate in Hz; other audio is resampled to it.
+        window_ms: length of the analysis window and of the Fourier transform, in milliseconds.
+        stride_ms: time from one frame to the next, in milliseconds.
         window: shape of the analysis window (periodic).
-        scale: of the magnitude, before the logarithm of one plus it. 1 is deepspeech.pytorch's, and
-            all but linear for quiet speech; with 1000 a change of level is an offset, as statistics
-            of a whole corpus want it.
+        scale: factor of the magnitude in log(1 + scale * magnitude). With 1, the value of
+            deepspeech.pytorch, the result is nearly linear for quiet speech. With 1000, a change of
+            loudness adds a constant, which suits `global` statistics.
         normalize: `utterance` subtracts the mean of the whole utterance and divides by its
-            unbiased deviation; `global` uses `mean` and `deviation`; `none` leaves the logarithm.
-        mean: per bin, for `global`.
-        deviation: per bin, for `global`.
+            (unbiased) standard deviation; `global` uses `mean` and `deviation`; `none` does not
+            normalise the logarithm.
+        mean: mean of each bin, for `global`.
+        deviation: standard deviation of each bin, for `global`.
     """
 
     sample_rate: int = 16_000
