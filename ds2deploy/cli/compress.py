@@ -33,7 +33,8 @@ def compress(
 ) -> None:
     """Make a trained network smaller.
 
-    Give either --energy or --speed. Train the result on: training.start, training.teacher.
+    Give either --energy or --speed. Then train the result further, with the recipe keys
+    training.start and training.teacher.
 
     Example: ds2deploy compress runs/mine/best.ckpt --out small.ckpt --speed 2
     """
