@@ -44,8 +44,8 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             in deepspeech.pytorch. Bidirectional models ignore it.
         norm_eps: number added to the variance in batch norms. deepspeech.pytorch's 1e-5 amplifies
             a nearly constant unit, and a device's rounding errors in it, up to 316 times.
-        ranks: rank of the input side of each recurrent layer, whose weights are then two factors;
-            0 keeps a layer whole. An empty list keeps all layers whole.
+        ranks: rank of the input weights of each recurrent layer, which are then two factors; 0
+            does not factor a layer. An empty list factors none.
         maps: number of feature maps of each of the two convolutions.
     """
 

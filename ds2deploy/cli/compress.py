@@ -19,7 +19,7 @@ OUT_HELP = "Checkpoint to write; must not exist."
 ENERGY_HELP = "Share of every layer's energy to keep, above 0 and at most 1."
 SPEED_HELP = "Multiply-adds before, divided by those after; above 1."
 METHOD_HELP = (
-    "Way to save: units (fewer maps and units), rank (input sides as two products), or both."
+    "Way to save: units (fewer maps and units), rank (input weights as two factors), or both."
 )
 
 
