@@ -129,18 +129,18 @@ class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Blocks of a streaming artifact, all of one size.
 
-    The latency of a frame is what it waits for after it was spoken, at most; computing comes on
-    top. All of the last four add up to it.
+    The latency is the longest time from a sound to its log-probabilities, without computing time.
+    It is the sum of the last four attributes.
 
     Attributes:
-        frames: feature frames of a block; even.
+        frames: number of feature frames of a block, even.
         output_delay: row `j` of a block's log_probs is output frame
             `position / 2 - output_delay + j`; there is none below 0.
-        window_ms: until the analysis window of a frame is full.
-        convolutions_ms: frames ahead that the convolutions see.
-        lookahead_ms: frames ahead that the lookahead sees.
-        waiting_ms: until the block is full, at most; the last output frame of a block waits for
-            nothing.
+        window_ms: time until the analysis window of a frame is full.
+        convolutions_ms: duration of the future frames that the convolutions need.
+        lookahead_ms: duration of the future frames that the lookahead needs.
+        waiting_ms: longest time until the block is full; the last output frame of a block does not
+            wait.
     """
 
     frames: int
@@ -171,21 +171,21 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Attributes:
         format_version: version of this document.
-        kind: a whole utterance at a time, or block by block.
-        input: what the first tensor holds.
+        kind: kind of processing: whole utterances, or block by block.
+        input: content of the first tensor.
         precision: number format of weights and activations; inputs, output layer and log-softmax
-            are fp32. `int8` are the weights of the recurrent layers and of the second convolution,
-            and their inputs while they are multiplied; everything else is fp32.
-        labels: one character each, blank first.
-        features: how audio becomes features.
-        model: the network's dimensions.
-        inputs: tensor names.
-        outputs: tensor names.
-        source: the checkpoint.
+            are fp32. With `int8`, recurrent layers and the second convolution have int8 weights, and
+            int8 inputs in their products; everything else is fp32.
+        labels: labels, one character each, blank first.
+        features: settings of feature extraction.
+        model: dimensions of the network.
+        inputs: names of the input tensors.
+        outputs: names of the output tensors.
+        source: checkpoint that the artifact was exported from.
         blocks: blocks of a streaming artifact; None for an offline one.
-        statistics_from: manifest whose speech gave the statistics that replace, in `features`, the
-            checkpoint's normalisation per utterance; None where nothing was replaced.
-        parity: the report of the check that the artifact passed.
+        statistics_from: manifest from which the statistics in `features` were computed, which
+            replace per-utterance normalisation; None if nothing was replaced.
+        parity: report of the check that the artifact passed.
         created_by: name and version of the exporter.
         engine: facts of a TensorRT engine; None for an ONNX file.
     """

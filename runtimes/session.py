@@ -86,9 +86,9 @@ def prepare_sound(
     """Make the input of `Session.run` from utterances: features, or the samples themselves.
 
     Args:
-        session: of the model.
-        extract: from samples to features (bins, time), for a model that takes those.
-        waveforms: each (samples,) float32 at the model's rate.
+        session: session of the model.
+        extract: function from samples to features (bins, time), if the input is features.
+        waveforms: arrays (samples,) float32 at the model's rate.
     """
     if session.description.input == "waveform":
         return pad_waveforms(waveforms)
