@@ -174,8 +174,8 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         kind: kind of processing: whole utterances, or block by block.
         input: content of the first tensor.
         precision: number format of weights and activations; inputs, output layer and log-softmax
-            are fp32. With `int8`, recurrent layers and the second convolution have int8 weights, and
-            int8 inputs in their products; everything else is fp32.
+            are fp32. With `int8`, recurrent layers and the second convolution have int8 weights,
+            and int8 inputs in their products; everything else is fp32.
         labels: labels, one character each, blank first.
         features: settings of feature extraction.
         model: dimensions of the network.
