@@ -64,7 +64,7 @@ class Alphabet:
 
         Args:
             text: the transcript; `normalize` is applied first.
-            source: what to name in the error: the file or the utterance.
+            source: name of the file or the utterance in the error.
 
         Raises:
             AlphabetError: a character has no label. None is ever dropped.

@@ -35,17 +35,18 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         rnn: kind of the recurrent layers.
-        hidden: units of each recurrent layer, per direction; a list gives each layer its own.
-        layers: recurrent layers.
-        bidirectional: both directions, summed; otherwise forward only, then a lookahead
-            convolution.
-        lookahead: frames that the lookahead sees, the current one included; 20 in
-            deepspeech.pytorch. Without effect on a bidirectional model.
-        norm_eps: added to the variance in batch norms; 1e-5 in deepspeech.pytorch, where a unit
-            that hardly moves is amplified up to 316 times, and what a device rounds with it.
-        ranks: rank of the input side of each recurrent layer, whose weights are then two factors;
-            0 leaves a layer whole. Empty: all layers are whole.
-        maps: feature maps of the two convolutions.
+        hidden: number of units of each recurrent layer, per direction; a list sets each layer
+            separately.
+        layers: number of recurrent layers.
+        bidirectional: run both directions and sum their outputs; if false, run forward only, with
+            a lookahead convolution.
+        lookahead: number of output frames that the lookahead reads, the current one included; 20
+            in deepspeech.pytorch. Bidirectional models ignore it.
+        norm_eps: number added to the variance in batch norms. deepspeech.pytorch's 1e-5 amplifies
+            a nearly constant unit, and a device's rounding errors in it, up to 316 times.
+        ranks: rank of the input weights of each recurrent layer, which are then two factors; 0
+            does not factor a layer. An empty list factors none.
+        maps: number of feature maps of each of the two convolutions.
     """
 
     rnn: Literal["lstm", "gru", "rnn"] = "lstm"
@@ -128,18 +129,18 @@ class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class Blocks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Blocks of a streaming artifact, all of one size.
 
-    The latency of a frame is what it waits for after it was spoken, at most; computing comes on
-    top. All of the last four add up to it.
+    The latency is the longest time from a sound to its log-probabilities, without computing time.
+    It is the sum of the last four attributes.
 
     Attributes:
-        frames: feature frames of a block; even.
+        frames: number of feature frames of a block, even.
         output_delay: row `j` of a block's log_probs is output frame
             `position / 2 - output_delay + j`; there is none below 0.
-        window_ms: until the analysis window of a frame is full.
-        convolutions_ms: frames ahead that the convolutions see.
-        lookahead_ms: frames ahead that the lookahead sees.
-        waiting_ms: until the block is full, at most; the last output frame of a block waits for
-            nothing.
+        window_ms: time until the analysis window of a frame is full.
+        convolutions_ms: duration of the future frames that the convolutions need.
+        lookahead_ms: duration of the future frames that the lookahead needs.
+        waiting_ms: longest time until the block is full; the last output frame of a block does not
+            wait.
     """
 
     frames: int
@@ -170,21 +171,21 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Attributes:
         format_version: version of this document.
-        kind: a whole utterance at a time, or block by block.
-        input: what the first tensor holds.
+        kind: kind of processing: whole utterances, or block by block.
+        input: content of the first tensor.
         precision: number format of weights and activations; inputs, output layer and log-softmax
-            are fp32. `int8` are the weights of the recurrent layers and of the second convolution,
-            and their inputs while they are multiplied; everything else is fp32.
-        labels: one character each, blank first.
-        features: how audio becomes features.
-        model: the network's dimensions.
-        inputs: tensor names.
-        outputs: tensor names.
-        source: the checkpoint.
+            are fp32. With `int8`, recurrent layers and the second convolution have int8 weights,
+            and int8 inputs in their products; everything else is fp32.
+        labels: labels, one character each, blank first.
+        features: settings of feature extraction.
+        model: dimensions of the network.
+        inputs: names of the input tensors.
+        outputs: names of the output tensors.
+        source: checkpoint that the artifact was exported from.
         blocks: blocks of a streaming artifact; None for an offline one.
-        statistics_from: manifest whose speech gave the statistics that replace, in `features`, the
-            checkpoint's normalisation per utterance; None where nothing was replaced.
-        parity: the report of the check that the artifact passed.
+        statistics_from: manifest from which the statistics in `features` were computed, which
+            replace per-utterance normalisation; None if nothing was replaced.
+        parity: report of the check that the artifact passed.
         created_by: name and version of the exporter.
         engine: facts of a TensorRT engine; None for an ONNX file.
     """

@@ -29,7 +29,7 @@ class Examined(NamedTuple):
     """Requirements of a runtime on this machine.
 
     Attributes:
-        works: whether it can run now.
+        works: True if it can run now.
         detail: version, or what is missing.
         remedy: the command that mends it; empty where nothing is to be done.
     """
@@ -44,9 +44,9 @@ class Backend(NamedTuple):
 
     Attributes:
         name: its name in `load(..., runtime=...)` and after `--runtime`.
-        title: what `ds2deploy doctor` calls it.
+        title: name in the output of `ds2deploy doctor`.
         files: kinds of files that it opens.
-        needs_gpu: whether it runs on a GPU only.
+        needs_gpu: True if it only runs on a GPU.
         module: module of an engine that few have: `bench` measures it unasked only where it is
             there; empty for those that are always tried.
         open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of threads,

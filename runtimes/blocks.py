@@ -25,7 +25,7 @@ def make_blocks(
     Args:
         model: a unidirectional one.
         features: the model's features.
-        kind: what a block holds.
+        kind: content of a block.
         block_ms: duration of a block in milliseconds; a multiple of an output frame's.
 
     Raises:

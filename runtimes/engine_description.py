@@ -80,9 +80,9 @@ class EngineDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         size: size of the engine, in bytes.
         network_parity: report of the parsed network, evaluated on the CPU.
         compared_with: runtime and file that the network, and the engine, were compared with.
-        verification: in a line, what has been run.
+        verification: line that states which checks were run.
         rebuild: the command that builds it again.
-        build: what it took.
+        build: time and memory of the build.
         seal: SHA-256 of the whole document with an empty seal: a document that was edited by
             hand, or that belongs to another engine, is refused.
     """

@@ -1,4 +1,4 @@
-"""Errors that a person can act on: each message names the file and the remedy, in one line."""
+"""Errors that a user can act on: each message names the file and the remedy, in one line."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import importlib.util
 import msgspec
 
 DECODING_ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
-"""Errors of decoding JSON, TOML and text: bytes of another form or not UTF-8, numbers that are too
-large, values that are nested too deeply."""
+"""Errors of decoding JSON, TOML and text: syntax errors, bytes that are not UTF-8, numbers that are
+too large, values that are nested too deeply."""
 
 
 def system_reason(error: OSError) -> str:
-    """Reason that the system gives for an error, in words."""
+    """Return the operating system's reason for an error, in words."""
     return error.strerror or type(error).__name__
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """Text of an error for the middle of a message, of at most so many characters."""
+    """Return the text of an error as part of a line, shortened to a number of characters."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 class Ds2Error(Exception):
-    """Base of every error that ds2deploy raises on purpose."""
+    """Base class of all errors of ds2deploy."""
 
 
 class MissingFileError(Ds2Error, FileNotFoundError):
-    """A path that was given does not exist, or is not a file."""
+    """A path does not exist, is not a file, or cannot be reached."""
 
     # OSError formats (errno, strerror) pairs; a single message must come out as it went in.
     def __str__(self) -> str:
@@ -34,15 +34,15 @@ class MissingFileError(Ds2Error, FileNotFoundError):
 
 
 class AudioError(Ds2Error, ValueError):
-    """A recording cannot be decoded, or holds nothing to recognise."""
+    """A recording cannot be decoded, is damaged, or is too short to recognise."""
 
 
 class NotAudioError(AudioError):
-    """A file is in no format that can be decoded, or so damaged that none is recognised."""
+    """A file is not in a format that can be decoded, or is too damaged to detect its format."""
 
 
 class AudioWarning(UserWarning):
-    """A recording was read, but is probably not what was meant: silence, or a wrong scale."""
+    """A recording was read but is suspicious: silence, opposite channels, or a wrong scale."""
 
 
 class TooLongError(AudioError):
@@ -50,43 +50,43 @@ class TooLongError(AudioError):
 
 
 class NoiseError(AudioError):
-    """A recording of noise cannot be decoded."""
+    """A recording of `augment.noise_folder` cannot be decoded."""
 
 
 FILE_ERRORS = (AudioError, MissingFileError)
-"""Are of one recording, and no reason to leave out the others."""
+"""Errors of a single recording; other recordings can still be used."""
 
 
 class AlphabetError(Ds2Error, ValueError):
-    """A transcript holds a character for which the model has no label."""
+    """A transcript or a hot word contains a character without a label."""
 
 
 class ModelFileError(Ds2Error, ValueError):
-    """A checkpoint or an artifact is damaged, of another kind, or newer than this version."""
+    """A checkpoint, artifact or language model is damaged, of another kind, or too new."""
 
 
 class ConfigError(Ds2Error, ValueError):
-    """A recipe, or an option that overrides it, asks for something that does not exist."""
+    """An option, a recipe key or an argument has an invalid value, or two exclude each other."""
 
 
 class ManifestError(Ds2Error, ValueError):
-    """A list of utterances is damaged, or points at something that is not there."""
+    """A manifest or corpus is damaged, is empty, or names recordings that do not exist."""
 
 
 class TextError(Ds2Error, ValueError):
-    """A text for a language model cannot be read, or holds no sentence in the labels."""
+    """Text for a language model cannot be read, or the labels can spell none of its lines."""
 
 
 class RuntimeUnavailableError(Ds2Error, RuntimeError):
-    """The runtime that was asked for cannot run on this machine; nothing else is tried instead."""
+    """The requested runtime cannot run on this machine; no other one is tried."""
 
 
 class FeaturesError(Ds2Error, ValueError):
-    """A batch of features has a shape, a type or lengths that no session can take."""
+    """A batch of features has a shape, type or lengths that the session does not accept."""
 
 
 class TrainingError(Ds2Error, ArithmeticError):
-    """A training came to nothing: its loss is no longer a number."""
+    """A training failed because its loss is NaN or infinite."""
 
 
 class WorkerError(Ds2Error, RuntimeError):
@@ -94,10 +94,10 @@ class WorkerError(Ds2Error, RuntimeError):
 
 
 class StoppedError(Ds2Error):
-    """A signal ended a training, which kept what it had done.
+    """A signal ended a training; `last.ckpt` was written first, if a step had been made.
 
     Attributes:
-        signal: its number.
+        signal: number of the signal.
     """
 
     def __init__(self, message: str, signal: int) -> None:
@@ -113,15 +113,15 @@ class ParityError(Ds2Error, ArithmeticError):
 
 
 class DeviceError(Ds2Error, RuntimeError):
-    """A GPU that was there failed: out of memory, or an execution that it refused."""
+    """A GPU or an engine failed while it ran, for example because memory ran out."""
 
 
 class NotFiniteError(DeviceError):
-    """A model computes log-probabilities that are not numbers."""
+    """A model computed log-probabilities that are NaN."""
 
 
 class StreamError(Ds2Error, RuntimeError):
-    """A stream is used in a way that it cannot be: after its end, or of a model that has none."""
+    """A stream is used after its end, or the model cannot stream."""
 
 
 class OutputError(Ds2Error, OSError):
@@ -137,14 +137,14 @@ class BackPressureError(StreamError):
 
 
 def require(module: str, extra: str) -> None:
-    """Refuse to go on without a package.
+    """Raise an error if a package is missing.
 
     Args:
-        module: that is about to be imported.
-        extra: of ds2deploy that brings it.
+        module: module to be imported.
+        extra: extra of ds2deploy that installs it.
 
     Raises:
-        RuntimeUnavailableError: it is not installed; names the extra.
+        RuntimeUnavailableError: the module is not installed; the message names the extra.
     """
     if importlib.util.find_spec(module) is None:
         raise RuntimeUnavailableError(

@@ -27,12 +27,12 @@ class WindowShape:
     """Positions of windows over a recording; all in samples.
 
     Args:
-        features: of the model.
+        features: feature settings of the model.
         window_s: seconds in a window.
 
     Attributes:
-        size: of a window.
-        hop: from one window to the next.
+        size: size of a window.
+        hop: distance from one window to the next.
         per_frame: samples from one output frame to the next.
     """
 
@@ -73,11 +73,11 @@ def transcribe_windows(
     Two at a time would take twice the memory: measured, 290 MB for another minute of a small model.
 
     Args:
-        session: of a model of whole utterances.
+        session: session of a model of whole utterances.
         extract: the model's feature extractor.
         decoder: the model's decoder.
         pieces: the recording at the model's rate, in pieces of any size.
-        shape: of the windows.
+        shape: shape of the windows.
     """
     config = session.description.features
     joined = _Joined(decoder, shape)

@@ -75,7 +75,7 @@ def run_batches(
     """Run a network on recordings as they are prepared; ends the preparation when it ends.
 
     Args:
-        preparation: of the recordings.
+        preparation: preparation of the recordings.
         network: recognises a batch.
         long: recognises recordings that are too long to be taken whole.
         window: samples among which those of similar length are looked for.
@@ -126,7 +126,7 @@ def batches(lengths: Sequence[int], total: int, size: int = MOST) -> Iterator[li
     """Group items of similar length.
 
     Args:
-        lengths: of every item.
+        lengths: length of each item.
         total: most that a batch may hold, all items padded to its longest; a single item may
             exceed it.
         size: most items in a batch.

@@ -42,10 +42,10 @@ class Prepared(NamedTuple):
     Attributes:
         sound: features (bins, time), or samples (samples,) for a model that takes those; None for
             a recording that is too long to be taken whole.
-        frames: of its features.
-        samples: of it that were read, at the model's rate.
-        compute_s: seconds of a core that its features took.
-        long: what is too long, from its beginning.
+        frames: number of its feature frames.
+        samples: number of samples that were read, at the model's rate.
+        compute_s: processor time of its features, in seconds.
+        long: audio that is too long, from its beginning.
     """
 
     sound: FloatArray | None
@@ -59,10 +59,10 @@ class Preparation(Closing):
     """Threads that prepare recordings in the order of the input, and not too many ahead.
 
     Args:
-        sources: asked for one at a time, by the threads.
-        prepare: a recording; called by the threads.
-        most_samples: that may be held; a thread that has begun a recording finishes it.
-        threads: how many.
+        sources: recordings; the threads take one at a time.
+        prepare: function that prepares a recording; called by the threads.
+        most_samples: maximum number of samples in memory; a recording that was begun is finished.
+        threads: number of threads.
     """
 
     def __init__(

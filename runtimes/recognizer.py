@@ -35,23 +35,24 @@ from ds2deploy.runtimes.utterance_pool import WAITING, UtterancePool
 from ds2deploy.runtimes.whole_utterances import WholeUtterances
 
 Audio = AudioFile | FloatArray
-"""A recording (its path, its bytes, a binary file object; see `load_audio`), or (samples,) or
-(samples, channels) float32 in [-1, 1]."""
+"""A recording (path, bytes or binary file object, see `load_audio`), or a float32 array (samples,)
+or (samples, channels) in [-1, 1]."""
 
 
 class Recognizer(Closing):
     """Recognises speech with one model; a context manager that closes the session at its end.
 
-    Several threads may call its methods at the same time, on every runtime (tested on CPUs); each
-    gets what it would get alone. What `transcribe_many` returns is for one thread at a time. After
-    `close`, calls fail on a GPU, where those under way are waited for; on a CPU nothing changes.
+    Several threads may call its methods at the same time, on every runtime (tested on CPUs). The
+    results are the same as with one thread. Read the iterator of `transcribe_many` in one thread at
+    a time. On a GPU, `close` waits for running calls, and later calls fail. On a CPU, `close` has
+    no effect.
 
     Args:
         session: the model on its runtime.
-        decoder: makes the decoder; greedy by default.
+        decoder: function or class that makes the decoder; greedy by default.
 
     Attributes:
-        session: the same.
+        session: the model on its runtime.
         description: labels, features, shape and precision of the model.
         decoder: the decoder that was made.
     """
@@ -94,20 +95,21 @@ class Recognizer(Closing):
         Args:
             audio: a path, the bytes of a file, a binary file object, an array, or a list or tuple
                 of those.
-            sample_rate: of the arrays, in Hz.
-            window_s: what is longer is recognised in overlapping windows of so many seconds, in
-                memory that does not grow with the recording; by default 60 s, or the most that an
-                engine takes. A streaming model has no need of it.
-            hot_words: phrases that are looked for, instead of the decoder's, each with nats for
-                every letter if it is a mapping; for beam search.
+            sample_rate: sample rate of arrays, in Hz; files contain their own.
+            window_s: length of the windows, in seconds. A longer recording is recognised in
+                overlapping windows, in memory that does not grow with its duration. Default: 60 s,
+                or the maximum of the engine. Streaming models use no windows.
+            hot_words: phrases to prefer, in place of those of the decoder; a mapping gives each its
+                weight, in nats per letter. They need a beam search.
 
         Returns:
             A transcript, or a list of them in the order of the input.
 
         Raises:
-            MissingFileError, AudioError: see `load_audio` and `convert_audio`; and audio that
-                is longer than an engine takes whose windows would be too short.
-            ConfigError: windows that the model, or the engine, does not take.
+            MissingFileError: a file does not exist; see `load_audio`.
+            AudioError: audio is damaged or unusable, see `load_audio` and `convert_audio`; or it is
+                too long for an engine whose maximum is too short for windows.
+            ConfigError: the model or the engine does not support `window_s`.
             DeviceError: a GPU failed.
         """
         if not isinstance(audio, (list, tuple)):
@@ -125,26 +127,27 @@ class Recognizer(Closing):
     ) -> Generator[Recognized, None, None]:
         """Recognise any number of recordings, which need not fit in memory together.
 
-        Threads read and prepare some minutes of audio while the network runs. Close the generator
-        (`contextlib.closing`) where it is not read to its end: the threads end with it.
+        Threads read and prepare some minutes of audio while the network runs. If you do not read
+        the generator to its end, close it (`contextlib.closing`): this ends the threads.
 
         Args:
-            audio: paths, bytes, file objects, arrays, or sources at the model's rate; asked for as
-                they are needed, by a thread, which also reads them: meanwhile nobody else may use
-                a file object. A streaming model does both in the caller's thread.
-            sample_rate: of the arrays, in Hz.
+            audio: paths, bytes, file objects, arrays, or sources at the model's rate. A thread
+                takes and reads them when they are needed; use a file object nowhere else meanwhile.
+                With a streaming model, the caller's thread does this.
+            sample_rate: sample rate of arrays, in Hz; files contain their own.
             window_s: see `transcribe`.
-            threads: that read and prepare, at least 1.
+            threads: number of threads that read and prepare audio, at least 1.
             hot_words: see `transcribe`.
 
         Returns:
-            An iterator with every recording once, as they are done and not in order; its `result`
-            is a transcript, or the error of a recording that cannot be read or is too long for an
-            engine.
+            An iterator that gives each recording once, in the order in which they are done. The
+            `result` of an item is a transcript, or the error if the recording cannot be read or is
+            too long for an engine.
 
         Raises:
-            ConfigError: at once; see `transcribe`; or no threads.
-            DeviceError: a GPU failed; of no recording.
+            ConfigError: `threads` is below 1, or see `transcribe`; raised before any recording is
+                read.
+            DeviceError: a GPU failed; this is not the error of a single recording.
         """
         if threads < 1:
             raise ConfigError(f"threads {threads}: expected 1 or more")
@@ -174,10 +177,10 @@ class Recognizer(Closing):
         """Recognise one recording that comes in pieces, and need not fit in memory.
 
         Args:
-            pieces: (samples,) or (samples, channels) float32 in [-1, 1], of any sizes.
-            sample_rate: of them, in Hz.
+            pieces: arrays (samples,) or (samples, channels), float32 in [-1, 1], of any sizes.
+            sample_rate: sample rate of the pieces, in Hz.
             window_s: see `transcribe`.
-            name: of the recording, for errors.
+            name: name of the recording in errors.
             hot_words: see `transcribe`.
 
         Raises:
@@ -201,17 +204,18 @@ class Recognizer(Closing):
         """Recognise speech while it is spoken.
 
         Args:
-            sample_rate: of the audio that will come, in Hz; any.
-            name: for errors.
+            sample_rate: sample rate of the audio, in Hz; 1,000 to 768,000.
+            name: name of the stream in errors.
             hot_words: see `transcribe`.
-            endpoint: when a segment ends and another begins; None for one transcript at the end.
+            endpoint: rules that end a segment and begin the next; None for one transcript at the
+                end.
 
         Returns:
             A context manager with `accept(samples)` and `finish()`.
 
         Raises:
-            AudioError: a rate that is none.
-            StreamError: the model, or the artifact, is one of whole utterances; says what to do.
+            AudioError: the sample rate is outside 1,000 to 768,000 Hz.
+            StreamError: the model or the artifact cannot stream; the message names the remedy.
         """
         decoder = with_hot_words(self.decoder, hot_words)
         session = self._streaming_session()
@@ -223,12 +227,12 @@ class Recognizer(Closing):
         """Recognise many streams at once, in batches; see `StreamPool`.
 
         Args:
-            streams: that may be open at the same time.
-            backlog_s: seconds of audio that may wait in a stream.
-            batch: streams that are run at a time, at most.
+            streams: maximum number of open streams.
+            backlog_s: maximum of waiting audio in a stream, in seconds.
+            batch: maximum number of streams in a batch.
 
         Raises:
-            StreamError: the model, or the artifact, is one of whole utterances; says what to do.
+            StreamError: the model or the artifact cannot stream; the message names the remedy.
         """
         return StreamPool(
             self._streaming_session(), self._extract, self.decoder, streams, backlog_s, batch
@@ -238,13 +242,13 @@ class Recognizer(Closing):
         """Recognise whole utterances of many callers, in batches; see `UtterancePool`.
 
         Args:
-            waiting: maximum of utterances that may wait.
+            waiting: maximum number of utterances that wait.
         """
         return UtterancePool(self.session, self._extract, self.decoder, waiting)
 
     @property
     def longest_s(self) -> float:
-        """Seconds of audio that are recognised whole; longer audio is taken in windows."""
+        """Longest audio that is recognised without windows, in seconds."""
         return self._whole.longest_s
 
     def log_probs(
@@ -253,34 +257,34 @@ class Recognizer(Closing):
         """Run the network on features of your own.
 
         Args:
-            features: (batch, 1, bins, time) float32; what stands past a length is ignored.
+            features: (batch, 1, bins, time) float32; frames at or after the length are ignored.
             lengths: (batch,) integers, valid frames, from 1 to time.
 
         Returns:
-            log_probs (batch, time', labels) float32, meaningless past output_lengths, and
+            log_probs (batch, time', labels) float32, valid up to output_lengths, and
             output_lengths (batch,) int64.
 
         Raises:
-            FeaturesError: a shape or a length that the model cannot take, or a model that takes
-                samples.
+            FeaturesError: a shape or a length does not fit the model, or its input is samples.
         """
         if self.description.input == "waveform":
             raise FeaturesError("this model takes samples, not features: use transcribe")
         return self.session.run(*check_batch(features, lengths, self.description.features.bins))
 
     def close(self) -> None:
-        """Give back what the session holds of a GPU; without need on a CPU."""
+        """Free the GPU memory of the session; not needed on a CPU."""
         self.session.close()
 
     def check_length(self, samples: int, name: str) -> None:
-        """Refuse audio that an engine takes neither whole nor in windows.
+        """Refuse audio that is too long for an engine, both whole and in windows.
 
         Args:
-            samples: of one utterance, at the model's sample rate.
-            name: of the recording; empty for an array.
+            samples: number of samples of the utterance, at the model's sample rate.
+            name: name of the recording; empty for an array.
 
         Raises:
-            AudioError: says how long it is, what the engine takes, and what to do.
+            AudioError: the audio is too long; the message has its duration, the maximum of the
+                engine and the remedy.
         """
         self._whole.check_length(samples, name)
 

@@ -33,10 +33,10 @@ class Session(Protocol):
     """A model on a runtime; several threads may run it at the same time.
 
     Attributes:
-        description: of the model.
-        runtime: its name, such as `onnxruntime cpu`.
-        profile: the shapes that an engine takes; None where any will do.
-        at_once: utterances that it runs at a time where more come; None where it runs them all.
+        description: description of the model.
+        runtime: name of the runtime and device, such as `onnxruntime cpu`.
+        profile: shapes that an engine accepts; None if there is no limit.
+        at_once: number of utterances that are run at a time; None runs all of a batch.
     """
 
     description: ArtifactDescription
@@ -74,7 +74,7 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds of a device; a session on a GPU cannot run afterwards."""
+        """Free the memory of the device; a session on a GPU cannot run afterwards."""
         ...
 
 
@@ -86,9 +86,9 @@ def prepare_sound(
     """Make the input of `Session.run` from utterances: features, or the samples themselves.
 
     Args:
-        session: of the model.
-        extract: from samples to features (bins, time), for a model that takes those.
-        waveforms: each (samples,) float32 at the model's rate.
+        session: session of the model.
+        extract: function from samples to features (bins, time), if the input is features.
+        waveforms: arrays (samples,) float32 at the model's rate.
     """
     if session.description.input == "waveform":
         return pad_waveforms(waveforms)
@@ -198,10 +198,10 @@ C = TypeVar("C", bound="Closing")
 
 
 class Closing:
-    """Base of what holds something that must be let go of."""
+    """Base class of context managers with a method `close`."""
 
     def close(self) -> None:
-        """Let go of it; again does nothing."""
+        """Release all resources; a second call does nothing."""
         raise NotImplementedError
 
     def __enter__(self: C) -> C:

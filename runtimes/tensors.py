@@ -56,9 +56,9 @@ class Tensor(NamedTuple):
     """One input or output.
 
     Attributes:
-        name: of it.
-        dtype: of its values.
-        dims: its shape; an axis that is not fixed has a name.
+        name: name of the tensor.
+        dtype: type of the values.
+        dims: shape of the tensor; an axis that is not fixed has a name.
     """
 
     name: str
@@ -134,7 +134,7 @@ def named_sizes(description: ArtifactDescription, batch: int, size: int) -> dict
     """Return the sizes of the axes that are not fixed.
 
     Args:
-        description: of the artifact.
+        description: description of the artifact.
         batch: utterances.
         size: frames, or samples of an artifact that takes those, of the longest one.
     """

@@ -45,8 +45,8 @@ class SequencePart(NamedTuple):
 
     Attributes:
         id: correlation id of the stream, from 1.
-        start: whether it is the first request.
-        end: whether it is the last one.
+        start: True for the first request.
+        end: True for the last request.
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""Whole utterances that come at any time, through one session in batches."""
+"""Recognition of whole utterances that arrive at any time, in batches of one session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 WAITING = 1024
-"""Utterances that may wait."""
+"""Maximum number of waiting utterances."""
 
 
 class QueuedUtterance:
@@ -44,15 +44,16 @@ class QueuedUtterance:
 class UtterancePool(Closing):
     """Recognises utterances of many callers with one session; a context manager.
 
-    Batch Dispatch of the DeepSpeech 2 paper (section 7.1): the next batch starts when the last one
-    ends, with what waits by then. Any number of threads may submit utterances, while one calls
-    `tick` again and again. A batch holds the oldest utterance and those of similar length.
+    Batches start as in the DeepSpeech 2 paper (Batch Dispatch, section 7.1): the next one starts
+    when the last one ends, with utterances that wait by then. Any number of threads may submit
+    utterances; one thread calls `tick` repeatedly. A batch holds the oldest utterance and those of
+    similar length.
 
     Args:
         session: session of a model of whole utterances.
         extract: the model's feature extractor.
         decoder: the model's decoder.
-        waiting: maximum of utterances that may wait.
+        waiting: maximum number of waiting utterances.
     """
 
     def __init__(
@@ -94,13 +95,14 @@ class UtterancePool(Closing):
             name: name of the utterance, for errors.
 
         Returns:
-            A future with the transcript; cancelling it takes the utterance out of the queue.
+            A future with the transcript; cancelling it removes the utterance from the queue.
 
         Raises:
-            BackPressureError: as many utterances wait as the pool was made for.
-            AudioError: no samples, or not finite.
+            BackPressureError: the maximum number of utterances waits.
+            AudioError: there are no samples, or they are not finite.
             StreamError: the pool is closed.
-            AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
+            AlphabetError, ConfigError: a phrase cannot be used, see `HotWords`; or the decoder is
+                greedy.
         """
         self._check_room()
         waveform = convert_audio(samples, self._rate, self._rate, name)
@@ -116,17 +118,17 @@ class UtterancePool(Closing):
         return item.transcript
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until an utterance waits, or for so long; False too when the pool was closed."""
+        """Wait for an utterance or the timeout (seconds); False after it and on a closed pool."""
         return self._news.wait(timeout_s) and not self._closed
 
     def tick(self) -> int:
         """Recognise the next batch, and set its transcripts.
 
         Returns:
-            The number of utterances in it.
+            The number of utterances in the batch.
 
         Raises:
-            DeviceError: the session failed; the utterances of the batch have the error, too.
+            DeviceError: the session failed; the futures of the batch get the same error.
             StreamError: the pool is closed.
         """
         with self._ticking:
@@ -138,7 +140,7 @@ class UtterancePool(Closing):
             return len(batch)
 
     def fail(self, error: Exception) -> None:
-        """Give an error to the utterances that wait, and close the pool."""
+        """Set an error for all waiting utterances, and close the pool."""
         with self._ticking, self._lock:
             for item in self._waiting:
                 if item.transcript.set_running_or_notify_cancel():
@@ -147,7 +149,7 @@ class UtterancePool(Closing):
         self.close()
 
     def close(self) -> None:
-        """Cancel the utterances that wait, after the batch under way; the session stays open."""
+        """Cancel the waiting utterances after the current batch; the session stays open."""
         with self._ticking, self._lock:
             self._closed = True
             for item in self._waiting:

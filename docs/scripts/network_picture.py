@@ -1,4 +1,4 @@
-"""Picture of the network: the shapes of its stages, and what one output frame sees."""
+"""Picture of the network: the shapes of its stages, and the receptive field of an output frame."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def _convolution(title: str, conv: ConvolutionShape, shape: tuple[int, int, int]
 
 
 def seen_ahead() -> int:
-    """Count the feature frames that an output frame of the convolutions sees on either side."""
+    """Count the feature frames on either side that an output frame of the convolutions needs."""
     return CONV1.padding[1] + TIME_STRIDE * CONV2.padding[1]
 
 
 def draw_network(model: ModelShape, features: FeatureConfig, seconds: float) -> str:
-    """Draw the network as SVG: stages from top to bottom, and what one output frame sees."""
+    """Draw the network as SVG: stages from top to bottom, and the receptive field of a frame."""
     row, height, left, size = 70, 52, 30, 440
     parts, y = [], 64
     parts.append(
@@ -140,7 +140,7 @@ def draw_network(model: ModelShape, features: FeatureConfig, seconds: float) -> 
 
 
 def _field(features: FeatureConfig, left: float, top: float, size: float) -> list[str]:
-    """Draw how many feature frames one output frame of the convolutions sees."""
+    """Draw the feature frames that one output frame of the convolutions needs."""
     ahead = seen_ahead()
     count, inner = 2 * ahead + 1, CONV2.kernel[1]
     ms = (count - 1) * features.stride_ms + features.window_ms
@@ -152,7 +152,7 @@ def _field(features: FeatureConfig, left: float, top: float, size: float) -> lis
     )
     middle = left + size / 2
     parts = [
-        text(left, top + 8, "What an output frame sees", MIDDLE, "start", bold=True),
+        text(left, top + 8, "Receptive field of an output frame", MIDDLE, "start", bold=True),
         text(left, top + 30, "through both convolutions", SMALL, "start", FAINT),
     ]
     places = []

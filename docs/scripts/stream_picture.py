@@ -1,4 +1,4 @@
-"""Picture of a stream: what a block gives, what stays as state, and the parts of the latency."""
+"""Picture of a stream: the output of a block, the kept state, and the parts of the latency."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 def stream_rows(model: ModelShape, features: FeatureConfig, index: int = BLOCK) -> list[Row]:
-    """List what each stage gives when a block of samples has come, and what it keeps.
+    """List the output of each stage after a block of samples, and the kept state.
 
     Args:
         model: dimensions of a network that streams.
@@ -99,7 +99,7 @@ def stream_rows(model: ModelShape, features: FeatureConfig, index: int = BLOCK) 
 
 
 def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
-    """Draw one block of a stream as SVG: what it gives, what is kept, and the latency."""
+    """Draw one block of a stream as SVG: its output, the kept state, and the latency."""
     blocks = make_blocks(model, features, "waveform")
     size = blocks.frames * features.stride_ms
     rows = stream_rows(model, features)
@@ -110,7 +110,7 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
         return left + wide * ms / end_ms
 
     bottom = top + row * len(rows)
-    title = f"Block {BLOCK + 1} of a stream, {size:g} ms: what comes out, and what is kept"
+    title = f"Block {BLOCK + 1} of a stream, {size:g} ms: its output, and the kept state"
     parts = [text(40, 32, title, BIG, "start")]
     parts += _legend(40, 48)
     for i in range(BLOCK + 2):
@@ -134,8 +134,8 @@ def draw_stream(model: ModelShape, features: FeatureConfig) -> str:
 def _legend(left: float, y: float) -> list[str]:
     parts, x = [], left
     for fill, words, size in (
-        (PALE, "given by earlier blocks", 220),
-        (BLUE, "given by this block", 200),
+        (PALE, "computed by earlier blocks", 250),
+        (BLUE, "computed by this block", 230),
         (HATCHED, "kept as state for the next block", 220),
     ):
         parts += [box(x, y, 22, 14, fill, 2), text(x + 30, y + 12, words, SMALL, "start", FAINT)]

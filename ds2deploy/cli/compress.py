@@ -19,7 +19,7 @@ OUT_HELP = "Checkpoint to write; must not exist."
 ENERGY_HELP = "Share of every layer's energy to keep, above 0 and at most 1."
 SPEED_HELP = "Multiply-adds before, divided by those after; above 1."
 METHOD_HELP = (
-    "Way to save: units (fewer maps and units), rank (input sides as two products), or both."
+    "Way to save: units (fewer maps and units), rank (input weights as two factors), or both."
 )
 
 
@@ -33,7 +33,8 @@ def compress(
 ) -> None:
     """Make a trained network smaller.
 
-    Give either --energy or --speed. Train the result on: training.start, training.teacher.
+    Give either --energy or --speed. Then train the result further, with the recipe keys
+    training.start and training.teacher.
 
     Example: ds2deploy compress runs/mine/best.ckpt --out small.ckpt --speed 2
     """

@@ -11,7 +11,8 @@ from ds2deploy.output import print_json
 def doctor(json: Json = False) -> None:
     """List the runtimes that work here, and how to fix the others.
 
-    With --json also the machine, driver, system and packages, for the report of a problem.
+    With --json, the output also describes the machine, driver, system and packages; attach it to a
+    report of a problem.
 
     Example: ds2deploy doctor
     """

@@ -1,4 +1,4 @@
-"""Recordings of any format, rate and channel count to mono float32 at the model's rate."""
+"""Reading of recordings of any format, rate and channel count as mono float32."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ class AudioFacts(NamedTuple):
 def load_audio(source: AudioFile, sample_rate: int) -> FloatArray:
     """Read a recording.
 
-    Any number of threads may read at the same time, each its own recording: while a file object is
-    read, nobody else may use it, and where it stands afterwards is not said.
+    Any number of threads may read at the same time, each its own recording. Do not use a file
+    object elsewhere while it is read; its position afterwards is undefined.
 
     Args:
         source: path of a file or a pipe, the bytes of a file, or a binary file object, which is
             read from its position on and not closed; in any format that libsndfile reads (WAV,
             FLAC, Ogg Vorbis and Opus, MP3, AIFF, ...). Recordings that were joined in one file are
             read one after the other.
-        sample_rate: in Hz, what to convert to.
+        sample_rate: sample rate of the result, in Hz.
 
     Returns:
         (samples,) float32 in [-1, 1], the mean of all channels.
 
     Raises:
-        MissingFileError: no such file, or not a file.
-        AudioError: not audio, damaged, truncated, empty, not finite, or too short.
+        MissingFileError: the file does not exist, or is not a file.
+        AudioError: the file is not audio, damaged, truncated, empty, not finite, or too short.
 
     Warns:
         AudioWarning: digital silence, channels that cancel each other out, or a wrong scale.
@@ -77,10 +77,10 @@ def read_blocks(
         most_s: maximum duration, in seconds; None allows any.
 
     Yields:
-        (samples,) float32 in [-1, 1]; joined, what `load_audio` gives.
+        (samples,) float32 in [-1, 1]; joined, they equal the result of `load_audio`.
 
     Raises:
-        TooLongError: longer than `most_s`; before any block where the file declares its length.
+        TooLongError: longer than `most_s`; before any block if the file declares its length.
     """
     with open_recording(source) as recording:
         if most_s is None:

@@ -61,7 +61,7 @@ class Mp3Walk(NamedTuple):
     Attributes:
         recordings: found recordings, in the order of the file.
         lost: bytes in the largest part that is neither frame nor tag, where that is too much.
-        cut_off: whether the file ends within the last frame.
+        cut_off: True if the file ends within the last frame.
     """
 
     recordings: list[Mp3Audio]
@@ -115,7 +115,7 @@ class _Walk:
 
     Attributes:
         lost: count of lost bytes, see `Mp3Walk`.
-        cut_off: whether the file ends within the last frame.
+        cut_off: True if the file ends within the last frame.
     """
 
     def __init__(self, file: BinaryIO, span: Span) -> None:

@@ -24,7 +24,7 @@ class OggAudio(NamedTuple):
     Attributes:
         span: part of the file that holds its pages.
         streams: number of logical streams of audio that it has side by side.
-        whole: whether its last page is complete and marked as the last.
+        whole: True if its last page is complete and marked as the last.
     """
 
     span: Span

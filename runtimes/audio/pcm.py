@@ -36,10 +36,10 @@ class PcmFormat(NamedTuple):
     """Encoding of samples.
 
     Attributes:
-        sample_rate: in Hz.
-        channels: that alternate.
-        bits: of a sample.
-        floating: whether samples are floats, and not integers.
+        sample_rate: sample rate in Hz.
+        channels: number of interleaved channels.
+        bits: number of bits of a sample.
+        floating: True if the samples are floats, False for integers.
     """
 
     sample_rate: int
@@ -59,17 +59,17 @@ class PcmStream:
     Args:
         file: binary, such as `sys.stdin.buffer`: headerless 16-bit little-endian mono, or a WAV
             stream, whose header says what it is.
-        sample_rate: of headerless audio, in Hz.
-        name: for errors.
-        told: whether somebody asked for that rate, so that another one is an error.
+        sample_rate: sample rate of headerless audio, in Hz.
+        name: name of the audio in errors.
+        told: True if a user requested that rate, so that another one is an error.
 
     Attributes:
-        name: the same.
-        format: what is read.
-        bytes_left: of audio, as a WAV header says; None where it does not know.
+        name: name of the audio in errors.
+        format: format of the samples.
+        bytes_left: number of bytes of audio left, from the WAV header; None if it is unknown.
 
     Raises:
-        AudioError: a WAV header that is damaged, or of another encoding or rate.
+        AudioError: the WAV header is damaged, or has another encoding or rate.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Audio that is in memory to mono float32 at the model's rate."""
+"""Conversion of audio in memory to mono float32 at the model's rate."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ds2deploy.runtimes.features import FloatArray
 def resample_pieces(
     pieces: Iterable[FloatArray], sample_rate: float, to_rate: int
 ) -> Iterator[FloatArray]:
-    """Resample audio that comes in pieces; joined, what the whole is resampled to.
+    """Resample audio in pieces; joined, they equal the resampled whole.
 
     Args:
-        pieces: (samples,) float32.
-        sample_rate: of them, in Hz.
-        to_rate: wanted rate, in Hz.
+        pieces: arrays (samples,) float32.
+        sample_rate: sample rate of the pieces, in Hz.
+        to_rate: sample rate of the result, in Hz.
     """
     if sample_rate == to_rate:
         yield from pieces
@@ -40,9 +40,9 @@ def convert_audio(
 
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1].
-        sample_rate: of `samples`, in Hz.
-        to_rate: wanted rate, in Hz.
-        source: what to name in an error.
+        sample_rate: sample rate of `samples`, in Hz.
+        to_rate: sample rate of the result, in Hz.
+        source: name of the audio in errors.
 
     Returns:
         (samples,) float32.
@@ -91,7 +91,7 @@ def mix_down(
 
     Args:
         samples: (samples,) or (samples, channels) float32 in [-1, 1]; there may be none.
-        source: what to name in an error.
+        source: name of the audio in errors.
         levels: levels of the whole recording, which are updated.
 
     Returns:

@@ -36,7 +36,7 @@ class Section(NamedTuple):
     Attributes:
         content: bytes to decode; None for the whole file.
         samples: number of samples of one channel; None where the decoder knows it.
-        truncated: whether its container says that its end is missing; None where the decoder knows.
+        truncated: True if its container shows that the end is missing; None if the decoder knows.
     """
 
     content: Spliced | None = None

@@ -39,8 +39,8 @@ class WavAudio(NamedTuple):
         magic: RIFF, RIFX or RF64.
         format: content of the format chunk.
         data: part of the file that holds the audio.
-        truncated: whether its end is missing.
-        regular: whether the header is right, so that any decoder can read the file by itself.
+        truncated: True if the end is missing.
+        regular: True if the header is correct, so that any decoder can read the file.
     """
 
     magic: bytes

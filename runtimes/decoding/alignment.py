@@ -1,4 +1,4 @@
-"""The most likely frames of texts: Viterbi over their labels with blanks between them."""
+"""Alignment of texts with frames: Viterbi over the labels, with blanks between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def align(log_probs: FloatArray, labels: Sequence[int], first_frame: int = 0) ->
 
     Args:
         log_probs: (time, labels) float32.
-        labels: without blanks; at most as many, with a blank between equal ones, as frames.
+        labels: labels without blanks; with one blank between equal labels, at most `time`.
         first_frame: number of the first frame.
     """
     return align_batch([log_probs], [labels], [first_frame])[0]
@@ -31,13 +31,13 @@ def align_batch(
     """Find when each label of some texts was spoken.
 
     The path is the best of all that collapse to the labels (Graves et al., 2006, without the sum).
-    Where the labels are those of greedy decoding, the times are greedy's. The other utterances of
-    a batch change nothing.
+    If the labels are those of greedy decoding, so are the times. The result of an utterance does
+    not depend on the others of the batch.
 
     Args:
-        log_probs: for each text, (time, labels) float32.
-        texts: labels without blanks; at most as many, with a blank between equal ones, as frames.
-        first_frames: number of the first frame of each.
+        log_probs: (time, labels) float32 for each text.
+        texts: labels without blanks; with one blank between equal labels, at most `time`.
+        first_frames: number of the first frame of each text.
     """
     longest = max(map(len, log_probs), default=0)
     width = 2 * max(map(len, texts), default=0) + 1

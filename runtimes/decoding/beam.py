@@ -33,21 +33,22 @@ from ds2deploy.runtimes.errors import NotFiniteError
 from ds2deploy.runtimes.features import FloatArray
 
 NEGLIGIBLE = 1e-4
-"""Probability of all hypotheses that are left out where confidence is computed."""
+"""Total probability of the hypotheses that are left out when confidence is computed."""
 
 
 class BeamDecoder:
-    """Searches for the best text, with what is known beside the network; see `HotWordDecoder`.
+    """Decodes with a beam search; see `HotWordDecoder` for its methods.
 
     Args:
         alphabet: labels of the model.
         frame_s: seconds from one output frame to the next.
-        limits: what the search keeps.
-        scorers: language model, lexicon, closed list.
+        limits: limits of the search.
+        scorers: scorers of the language models, the lexicon and the closed list.
         hot_words: hot words of utterances that have none of their own.
-        nbest: texts in a transcript, the best included.
-        commit_s: seconds after which the best text of a stream is final; None waits for its end.
-        confidence_scale: factor of scores before they become probabilities.
+        nbest: number of texts in a transcript, the best included.
+        commit_s: time after which the text of a stream is final, in seconds; None makes it final at
+            the end.
+        confidence_scale: factor of the scores before they become probabilities.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class BeamDecoder:
         return other
 
     def with_weights(self, weights: Weights, confidence_scale: float) -> BeamDecoder:
-        """Make a decoder of other weights, which shares all tables with this one.
+        """Make a decoder with other weights that shares its tables with this one.
 
         Args:
             weights: weights of the language models.
-            confidence_scale: factor of scores before they become probabilities.
+            confidence_scale: factor of the scores before they become probabilities.
         """
         other = copy(self)
         other._scorers = tuple(scorer.weighted(weights) for scorer in self._scorers)
@@ -111,7 +112,7 @@ class BeamDecoder:
         """See `Decoder`.
 
         Raises:
-            NotFiniteError: log-probabilities that are not numbers.
+            NotFiniteError: the log-probabilities contain NaN.
         """
         some = [i for i in range(len(states)) if len(blocks[i])]
         if not some:
@@ -125,7 +126,7 @@ class BeamDecoder:
         Batch(search, chosen, [blocks[i] for i in some], self._space, self._scale).run()
 
     def update(self, state: BeamState, duration_s: float = float("inf")) -> Update:
-        """See `Decoder`; the tail is what is not committed yet of the best hypothesis."""
+        """See `Decoder`; the tail is the part of the best hypothesis that is not final yet."""
         new: tuple[Word, ...] = ()
         if (end := self._end_of_words(state)) > state.told:
             told, confidence = state.labels[state.told : end], state.confidence[state.told : end]
@@ -140,7 +141,7 @@ class BeamDecoder:
         return Update(state.stable, " ".join(word.text for word in tail), new, tail)
 
     def finish(self, state: BeamState, duration_s: float) -> Transcript:
-        """See `Decoder`; the score is that of the search, divided by the frames."""
+        """See `Decoder`; the score is that of the search, divided by the number of frames."""
         search = self._search([state.hot_words])
         scores = search.end(state.beam, np.zeros(len(state.beam), np.int64))
         order = np.argsort(-scores, kind="stable")

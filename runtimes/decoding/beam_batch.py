@@ -1,4 +1,4 @@
-"""A block of frames through the beams of many utterances, and what is committed on the way."""
+"""One block of frames in the beams of many utterances, and the text that becomes final in it."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from ds2deploy.runtimes.decoding.hypotheses import Beam, History, Ints, join
 from ds2deploy.runtimes.features import FloatArray
 
 COMMIT_EVERY = 10
-"""Frames from one look at what can be committed to the next: a fifth of a second at 20 ms a frame.
-They are counted from the beginning of the stream, so that its blocks make no difference."""
+"""Number of frames between commits: a fifth of a second at 20 ms per frame. Frames are counted from
+the beginning of the stream, so that the length of its blocks does not matter."""
 
 OLD = 200
-"""Frames after which a committed word is aligned though no space follows yet, so that a silence of
-minutes does not fill the memory."""
+"""Number of frames after which a committed word is aligned even if no space follows. Otherwise,
+minutes of silence would fill the memory."""
 
 LEAST = -1e3
-"""Least log-probability: in fp16 a probability may be 0, and then no hypothesis might be left."""
+"""Lower limit of log-probabilities. In fp16 a probability may be 0, which could remove all
+hypotheses."""
 
 
 @dataclass
 class BeamState:
-    """One utterance as far as it was read.
+    """State of one utterance in a beam search.
 
     Attributes:
-        beam: hypotheses; the last row of their states is that of the hot words.
-        history: their labels, without those that are committed.
-        commit: frames after which the best text is committed; None where it never is.
+        beam: hypotheses; the last row of their states belongs to the hot words.
+        history: labels of the hypotheses, without committed ones.
+        commit: number of frames after which the best text is committed; None commits at the end.
         hot_words: hot words of this utterance.
-        frames: frames so far.
+        frames: number of frames so far.
         held: log-probabilities of the frames that are not aligned yet.
         held_from: number of the first of those frames.
-        committed: (label, frame of its emission) of what is committed and not aligned yet.
-        committed_confidence: of each of those.
-        labels: (label, first frame, last frame) of what is aligned.
-        confidence: of each of those labels.
-        told: how many of those labels an update has told.
-        stable: words that updates have told.
+        committed: (label, frame of its emission) of labels that are committed but not aligned.
+        committed_confidence: confidence of each of those labels.
+        labels: (label, first frame, last frame) of the aligned labels.
+        confidence: confidence of each aligned label.
+        told: number of aligned labels that updates have returned.
+        stable: words that updates have returned.
     """
 
     beam: Beam
@@ -65,10 +66,10 @@ class Batch:
     """One call of a search for several utterances, the longest first.
 
     Args:
-        search: with the scorers of these utterances.
-        states: of the utterances.
-        blocks: (frames, labels) float32 of each, none empty, the longest first.
-        space: label between words; -1 where there is none.
+        search: search with the scorers of these utterances.
+        states: states of the utterances.
+        blocks: (frames, labels) float32 for each utterance, none empty, the longest first.
+        space: label between words; -1 if there is none.
         scale: factor of scores before they become probabilities.
     """
 
@@ -99,7 +100,7 @@ class Batch:
         self._delay = np.array([never if s.commit is None else s.commit for s in states])
 
     def run(self) -> None:
-        """Read all frames and leave the states behind them."""
+        """Process all frames, and update the states."""
         wanted = self._search.extending(self._log_probs)
         busy = np.asarray(wanted.any(axis=2))
         ended: list[tuple[Beam, Ints]] = []
@@ -130,7 +131,7 @@ class Batch:
         self._leave(ended)
 
     def _commit(self, due: Ints, limits: Ints) -> None:
-        """Make what the best hypotheses said up to a frame final; drop those that differ."""
+        """Commit the text of the best hypotheses up to a frame; drop hypotheses that differ."""
         rows = np.flatnonzero(np.isin(self._utterances, due))
         owners = self._utterances[rows]
         ancestors = self._history.ancestors(self._beam.node[rows], limits[owners])
@@ -150,7 +151,7 @@ class Batch:
             self._beam, self._utterances = self._beam.take(keep), self._utterances[keep]
 
     def _leave(self, ended: list[tuple[Beam, Ints]]) -> None:
-        """Give every state its hypotheses, its part of the history, and what was committed."""
+        """Store in each state its hypotheses, its part of the history, and the committed labels."""
         parts = [(self._beam, self._utterances), *reversed(ended)]
         beam = join([part for part, _ in parts])
         owners = np.concatenate([part for _, part in parts])
@@ -163,7 +164,7 @@ class Batch:
             state.history = trees[i]
             state.frames += int(self._lengths[i])
 
-        # The first commit of each state, then the second: how long a block is makes no difference.
+        # The first commit of each state, then the second, so that the block length does not matter.
         for number in range(max(map(len, before))):
             now = [i for i, commits in enumerate(before) if number < len(commits)]
             for i in now:
@@ -186,12 +187,12 @@ class Batch:
 
 
 def through_last_space(labels: Sequence[int], space: int) -> int:
-    """Count the labels of whole words: those through the last space."""
+    """Count the labels of complete words: those up to the last space."""
     return len(labels) - labels[::-1].index(space) if space in labels else 0
 
 
 def _align_words(states: Sequence[BeamState], limits: Sequence[int], space: int) -> None:
-    """Give committed labels their times and forget their frames: whole words, or what is old."""
+    """Align committed labels, complete words or old ones, and drop their frames."""
     ready: list[tuple[BeamState, int, FloatArray]] = []
     for state, limit in zip(states, limits, strict=True):
         labels = [label for label, _ in state.committed]

@@ -26,10 +26,10 @@ class Limits(NamedTuple):
     """Sizes and thresholds of a search.
 
     Attributes:
-        beam: hypotheses of an utterance.
-        labels: labels of a frame that extend hypotheses, the blank apart.
-        log_prob: least log-probability of such a label.
-        threshold: nats that a hypothesis may be behind the best.
+        beam: maximum number of hypotheses of an utterance.
+        labels: maximum number of labels of a frame that extend hypotheses, besides the blank.
+        log_prob: lowest log-probability of a label that extends hypotheses.
+        threshold: maximum distance of a hypothesis from the best one, in nats.
     """
 
     beam: int
@@ -42,8 +42,8 @@ class Search:
     """Extends beams frame by frame.
 
     Args:
-        limits: what is kept.
-        scorers: what is known beside the network.
+        limits: limits of the search.
+        scorers: scorers of hypotheses, besides the network.
         labels: size of the alphabet.
     """
 
@@ -56,7 +56,7 @@ class Search:
         self._salt = _salt(labels)
 
     def begin(self) -> Beam:
-        """Make the beam of an utterance: the empty text."""
+        """Make the beam of a new utterance, which holds the empty text."""
         start = [column for scorer in self._scorers for column in scorer.start]
         return Beam(
             hash=np.ones(1, np.uint64),
@@ -80,15 +80,15 @@ class Search:
         """Read one frame of all utterances.
 
         Args:
-            beam: hypotheses, grouped by utterance; every utterance has one.
-            utterances: (n,) index of each one's utterance.
+            beam: hypotheses, grouped by utterance; each utterance has at least one.
+            utterances: (n,) index of each hypothesis' utterance.
             log_probs: (utterances, labels) float64.
             wanted: (utterances, labels) labels that extend hypotheses, see `extending`.
             history: nodes of the hypotheses; new ones are added.
             frames: (utterances,) numbers of the frame.
 
         Returns:
-            The hypotheses after it, and their utterances.
+            The hypotheses after the frame, and their utterances.
         """
         # `take` is twice as fast as an index for arrays of this size.
         total = np.logaddexp(beam.blank, beam.label)
@@ -138,7 +138,7 @@ class Search:
         ), everyone.take(kept)
 
     def quiet_frame(self, beam: Beam, utterances: Ints, log_probs: Floats) -> Beam:
-        """Read a frame in which no label extends anything; see `frame`."""
+        """Read a frame in which no label extends a hypothesis; see `frame`."""
         blank = np.logaddexp(beam.blank, beam.label) + log_probs[utterances, BLANK]
         label = beam.label + log_probs[utterances, beam.last]
         return beam.with_paths(blank, label)
@@ -161,7 +161,7 @@ class Search:
         """Score hypotheses as whole utterances.
 
         Returns:
-            (n,); -inf of what cannot end here, such as half a word of a closed lexicon.
+            Scores (n,); -inf for texts that cannot end here, such as half a word of a lexicon.
         """
         score = beam.score
         for scorer, columns in zip(self._scorers, self._columns, strict=True):
@@ -193,7 +193,7 @@ class Search:
         path: Floats,
         label: Floats,
     ) -> Ints:
-        """Give extensions that are in the beam already to those hypotheses; index of the others.
+        """Merge extensions with equal hypotheses of the beam, and return the index of the others.
 
         One that a scorer forbids is not in the beam.
         """
@@ -211,7 +211,7 @@ class Search:
         return np.asarray((~same).nonzero()[0])
 
     def _best(self, score: Floats, owners: Ints, utterances: int) -> Ints:
-        """Index of what is kept, grouped by utterance, the best first; ties keep their order."""
+        """Select hypotheses to keep: index by utterance, the best first; ties keep their order."""
         if utterances == 1:
             near = (score >= score.max() - self._limits.threshold).nonzero()[0]
             return np.asarray(near[np.argsort(-score[near], kind="stable")[: self._limits.beam]])

@@ -1,4 +1,4 @@
-"""Confidence of a search in its words: the share of its hypotheses that have them."""
+"""Confidence of words in a beam search: the share of the hypotheses that have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 TOLERANCE = 5
-"""Frames that one word may be apart in two hypotheses."""
+"""Maximum distance (frames) of a word in two hypotheses."""
 
 Path = Sequence[tuple[int, int]]
 """(label, frame of its emission)"""
@@ -21,7 +21,7 @@ def posteriors(scores: Floats, scale: float) -> Floats:
 
     Args:
         scores: (n,) finite natural logarithms.
-        scale: factor of the scores; below 1 the search is less sure of itself.
+        scale: factor of the scores; below 1 the probabilities are more even.
     """
     shares = np.exp(scale * (scores - scores.max()))
     total: float = shares.sum()
@@ -29,16 +29,15 @@ def posteriors(scores: Floats, scale: float) -> Floats:
 
 
 def label_confidence(paths: Sequence[Path], shares: Floats, space: int) -> list[float]:
-    """Confidence of every label of the first hypothesis: that of its word.
+    """Compute the confidence of each label of the best hypothesis: that of its word.
 
     Args:
         paths: hypotheses, the best first.
-        shares: (n,) probability of each.
-        space: label between words; -1 where there is none.
+        shares: (n,) probability of each hypothesis.
+        space: label between words; -1 if there is none.
 
     Returns:
-        For each label of the best path, the share of hypotheses that have its word there; for a
-        space 1.
+        The share of the hypotheses that have the label's word at this place; 1 for a space.
     """
     others = [_words(path, space) for path in paths]
     found = [1.0] * len(paths[0])

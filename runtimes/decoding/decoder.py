@@ -1,4 +1,4 @@
-"""The seam between the network and its text: what every decoder can do."""
+"""Protocols of decoders, which turn the output of the network into text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ds2deploy.runtimes.features import FloatArray, IntArray
 
 
 class Decoder(Protocol):
-    """Reads log-probabilities as text.
+    """Turns log-probabilities into text.
 
     One decoder serves all utterances and streams of a model. Each of them has its own
     state, which `start` makes, so that several threads may use one decoder.
@@ -20,11 +20,11 @@ class Decoder(Protocol):
 
     Streams, subtitles and evaluation rely on the following:
 
-    - The `text` of a transcript is that of its `words`, with one space between two. The `stable`
-      text of an update is that of all `words` that updates have given so far, and its `tail` that
-      of its `tail_words`.
-    - Words that an update gave never change: the words of the transcript begin with them.
-    - `chars` are the labels that were read, spaces included. They spell the text, unless a decoder
+    - The `text` of a transcript consists of its `words`, separated by single spaces. In the same
+      way, the `stable` text of an update consists of the `words` of all updates so far, and its
+      `tail` of its `tail_words`.
+    - The `words` of an update are final: the words of the transcript begin with them.
+    - `chars` are the recognised labels, spaces included. They spell the text, unless a decoder
       rewrites its words.
     - Times are seconds from the beginning of the utterance, and do not decrease.
     """
@@ -33,68 +33,70 @@ class Decoder(Protocol):
         """Make the state of a new utterance.
 
         Args:
-            live: somebody waits for its words, which may become final before all of it is heard.
+            live: True if words are shown while somebody speaks; the decoder may then make words
+                final before the end of the utterance.
         """
 
     def advance(self, states: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
-        """Read more frames of some utterances, all in one call.
+        """Process the next frames of several utterances.
 
         Args:
             states: states of the utterances.
-            blocks: for each, (frames, labels) float32 log-probabilities; there may be no frames.
+            blocks: (frames, labels) float32 log-probabilities for each utterance; a block may have
+                no frames.
         """
 
     def update(self, state: Any, duration_s: float = float("inf")) -> Update:
-        """Report what is new since the last update.
+        """Return the new words since the last update, and the tail.
 
         Args:
             state: state of the utterance.
-            duration_s: duration of the utterance if it has ended; no time goes past it.
+            duration_s: duration of the utterance in seconds, if it has ended; limits all times.
         """
 
     def finish(self, state: Any, duration_s: float) -> Transcript:
-        """Give the transcript of the whole utterance.
+        """Return the transcript of the whole utterance.
 
         Args:
             state: state of the utterance.
-            duration_s: duration of the utterance; no time goes past it.
+            duration_s: duration of the utterance in seconds; limits all times.
         """
 
 
 @runtime_checkable
 class HotWordDecoder(Decoder, Protocol):
-    """Decoder that looks for hot words, which may differ between utterances."""
+    """Decoder that prefers hot words, which may differ between utterances."""
 
     def with_hot_words(self, phrases: Mapping[str, float]) -> Decoder:
-        """Make a decoder that shares all but the hot words with this one.
+        """Make a decoder with other hot words that shares everything else with this one.
 
         Args:
-            phrases: each with its weight, nats for every letter; empty for none.
+            phrases: phrases with their weights (nats per letter); empty for none.
 
         Raises:
-            AlphabetError, ConfigError: phrases that the decoder cannot look for.
+            AlphabetError, ConfigError: the decoder cannot use a phrase.
         """
 
     def take_hot_words(self, state: Any) -> None:
-        """Give an utterance this decoder's hot words, from its next frame on.
+        """Use this decoder's hot words for an utterance, from its next frame on.
 
         Args:
-            state: state of the utterance, of this decoder or of one that it was made from.
+            state: state of the utterance, made by this decoder or by the one it was made from.
         """
 
 
 Phrases = Mapping[str, float] | Sequence[str]
-"""Hot words: phrases, or each with its weight, nats for every letter."""
+"""Hot words: phrases, or a mapping to their weights (nats per letter)."""
 
 HOT_WORD_WEIGHT = 0.8
-"""Nats for a letter of a hot word that has no weight of its own."""
+"""Default weight of a hot word, in nats per letter."""
 
 
 def with_hot_words(decoder: Decoder, phrases: Phrases | None) -> Decoder:
-    """Give a decoder other hot words, unless there are none.
+    """Make a decoder with these hot words; None returns the decoder itself.
 
     Raises:
-        ConfigError: a decoder without hot words, such as the greedy one.
+        ConfigError: the decoder has no hot words, such as the greedy one.
         AlphabetError, ConfigError: see `HotWordDecoder.with_hot_words`.
     """
     if phrases is None:
@@ -109,8 +111,8 @@ def with_hot_words(decoder: Decoder, phrases: Phrases | None) -> Decoder:
 
 
 MakeDecoder = Callable[[Alphabet, float], Decoder]
-"""Makes a decoder for a model of these labels, and of so many seconds from one output frame to the
-next: a class such as `GreedyDecoder`, for instance."""
+"""Function or class that makes a decoder, such as `GreedyDecoder`. Its arguments are the labels of
+the model and the seconds from one output frame to the next."""
 
 
 def decode_batch(
@@ -123,9 +125,9 @@ def decode_batch(
 
     Args:
         decoder: decoder of the model.
-        log_probs: (batch, time, labels) float32, meaningless past output_lengths.
+        log_probs: (batch, time, labels) float32, valid up to output_lengths.
         output_lengths: (batch,) int64.
-        durations_s: duration of each utterance.
+        durations_s: duration of each utterance, in seconds.
     """
     states = [decoder.start() for _ in durations_s]
     blocks = [rows[:length] for rows, length in zip(log_probs, output_lengths, strict=True)]

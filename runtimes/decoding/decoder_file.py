@@ -31,9 +31,9 @@ class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         format_version: version of this format.
         labels: labels of the model that the settings were tuned for.
-        lm_sha256: hash of the language model's file, of each of two; None without one.
-        settings: settings of the search; language models are named relative to this file.
-        tuned: facts about the tuning, for people.
+        lm_sha256: SHA-256 of the language model's file, or of both files; None without one.
+        settings: settings of the search; paths of language models are relative to this file.
+        tuned: facts about the tuning, for readers.
     """
 
     format_version: int
@@ -44,7 +44,7 @@ class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class TunedConfig(DecoderConfig, frozen=True, kw_only=True):
-    """Settings of a `.decoder` file; they make decoders for models of its labels only.
+    """Settings of a `.decoder` file, which only fit models with the same labels.
 
     Attributes:
         file: path of the file.

@@ -24,7 +24,7 @@ from ds2deploy.runtimes.features import FloatArray
 
 
 def greedy_labels(log_probs: npt.NDArray[np.floating[Any]]) -> list[tuple[int, int, int]]:
-    """Collapse the best path: repeats become one label, blanks go (Graves et al., 2006).
+    """Collapse the best path: merge repeats, remove blanks (Graves et al., 2006).
 
     Args:
         log_probs: (time, labels) float32 or float64, valid frames only.
@@ -47,17 +47,17 @@ def greedy_text(log_probs: npt.NDArray[np.floating[Any]], alphabet: Alphabet) ->
 
 @dataclass
 class GreedyState:
-    """One utterance as far as it was read.
+    """State of one utterance in greedy decoding.
 
     Attributes:
-        frames: frames so far.
+        frames: number of frames so far.
         score: sum of the log-probabilities of the best labels.
         last: best label of the last frame.
         labels: (label, first frame, last frame) of every character.
         confidence: highest probability of each of those labels.
         word_start: index of the first character after the last space.
-        stable: words before it.
-        new: those of them that no update has told yet.
+        stable: words before that character.
+        new: stable words that no update has returned yet.
     """
 
     frames: int = 0
@@ -71,7 +71,7 @@ class GreedyState:
 
 
 class GreedyDecoder:
-    """Takes the best label of every frame; see `Decoder` for its methods.
+    """Decodes the best label of every frame; see `Decoder` for its methods.
 
     Args:
         alphabet: labels of the model.
@@ -92,7 +92,7 @@ class GreedyDecoder:
                 self._read(state, block)
 
     def update(self, state: GreedyState, duration_s: float = float("inf")) -> Update:
-        """See `Decoder`; the tail is the last word as far as it was heard."""
+        """See `Decoder`; the tail is the beginning of the current word."""
         new, state.new = tuple(state.new), []
         tail = self._last_words(state, duration_s)
         return Update(

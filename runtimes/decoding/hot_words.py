@@ -1,7 +1,7 @@
-"""Hot words: phrases that a hypothesis is paid for, letter by letter, while it spells one.
+"""Hot words: phrases whose letters add to the score of the hypotheses that spell them.
 
 An Aho-Corasick automaton over labels (Aho and Corasick, 1975) in dense tables: a step costs two
-look-ups, however many phrases there are. The bonus of a match that fails is taken back.
+look-ups, whatever the number of phrases. If a match fails, its bonus is subtracted again.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, Trie, build_trie
 from ds2deploy.runtimes.errors import AlphabetError, ConfigError
 
 LONGEST = 200
-"""Characters in a phrase."""
+"""Maximum number of characters in a phrase."""
 
 
 class HotWords:
-    """Phrases with weights, and the automaton that finds them.
+    """Phrases with weights, and an automaton that finds them.
 
     A phrase counts as whole words only.
 
     Args:
-        phrases: each with its weight: nats for every letter.
+        phrases: phrases with their weights (nats per letter).
         alphabet: labels of the model.
 
     Attributes:
-        phrases: as the alphabet writes them.
+        phrases: phrases, spelled with the labels.
         start: state at the beginning of an utterance, or after a space.
-        lost: state in the middle of a word that is none of the phrases.
-        next: (states, labels) int32
-        enter: (states,) float64, added where a state is entered: what is paid ahead for the letters
-            of a phrase, and what is earned by one that is complete.
-        leave: (states,) float64, taken back where it is left: what was paid ahead.
-        refund: (states,) float64, added where the utterance ends.
+        lost: state in the middle of a word that belongs to no phrase.
+        next: (states, labels) int32, next state.
+        enter: (states,) float64, score added on entering a state: the advance for the letters of
+            an incomplete phrase, or the bonus of a complete one.
+        leave: (states,) float64, score added on leaving a state: the advance, taken back.
+        refund: (states,) float64, score added at the end of the utterance.
 
     Raises:
         AlphabetError: a character of a phrase has no label.
-        ConfigError: an empty phrase, one that is too long, or labels without a space.
+        ConfigError: a phrase is empty or too long, or the labels have no space.
     """
 
     def __init__(self, phrases: Mapping[str, float], alphabet: Alphabet) -> None:
@@ -81,21 +81,21 @@ class HotWords:
     def step(
         self, states: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], Gains]:
-        """Follow labels: (n,) states and labels to (n,) states and gains."""
+        """Follow labels: from states and labels (n,) to new states and gains (n,)."""
         following = self.next[states, labels]
         return following.astype(np.int64), self.enter[following] - self.leave[states]
 
     def found(self, text: str) -> tuple[str, ...]:
-        """Give the phrases that stand in a text."""
+        """Find the phrases that occur in a text."""
         padded = f" {text} "
         return tuple(phrase for phrase in self.phrases if f" {phrase} " in padded)
 
 
 class HotWordScorer:
-    """Hot words of some utterances, each of its own; see `Scorer`.
+    """Scorer of hot words, which may differ between utterances; see `Scorer`.
 
     Args:
-        lists: of each utterance; None for one that has none.
+        lists: hot words of each utterance; None for an utterance without any.
     """
 
     start: tuple[int, ...] = (0,)
@@ -148,7 +148,7 @@ def _checked(phrase: str, alphabet: Alphabet) -> str:
 
 
 def _paid(trie: Trie, entries: Sequence[Sequence[int]], weights: Gains) -> Gains:
-    """Nats for the letters up to each node, by the highest weight of the phrases through it."""
+    """Compute the nats for the letters up to each node, by the highest weight of its phrases."""
     paid = np.zeros(len(trie.depth))
     for entry, weight in zip(entries, weights, strict=True):
         node = ROOT

@@ -1,4 +1,4 @@
-"""Hypotheses of a beam search: what is known of each, and their texts as a tree."""
+"""Hypotheses of a beam search: their scores and states, and their texts as a tree."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class Beam:
-    """Hypotheses, (n,) arrays but for the states.
+    """Hypotheses as arrays (n,).
 
     Attributes:
-        hash: uint64 of the text.
+        hash: hash of the text, uint64.
         last: last label; the blank for the empty text.
         blank: log-probability of the paths that end with the blank.
-        label: log-probability of those that end with the last label.
-        bonus: what the scorers have added.
+        label: log-probability of the paths that end with the last label.
+        bonus: sum of the gains of all scorers.
         states: (columns, n) states of the scorers, one below the other.
-        node: place in the history.
+        node: node in the history.
     """
 
     hash: npt.NDArray[np.uint64]
@@ -43,7 +43,7 @@ class Beam:
 
     @property
     def score(self) -> Floats:
-        """Log-probability and bonus."""
+        """Sum of log-probability and bonus."""
         return np.logaddexp(self.blank, self.label) + self.bonus
 
     def with_paths(self, blank: Floats, label: Floats) -> Beam:
@@ -51,12 +51,12 @@ class Beam:
         return Beam(self.hash, self.last, blank, label, self.bonus, self.states, self.node)
 
     def take(self, index: npt.NDArray[Any] | slice) -> Beam:
-        """Give these hypotheses, in this order."""
+        """Select hypotheses by index, in this order."""
         return Beam(*(getattr(self, field.name)[..., index] for field in fields(self)))
 
 
 def join(beams: Sequence[Beam]) -> Beam:
-    """Put beams one after the other."""
+    """Concatenate beams."""
     if len(beams) == 1:
         return replace(beams[0])
     return Beam(
@@ -71,10 +71,10 @@ class History:
     """Labels of all hypotheses as a tree; hypotheses that begin alike share nodes.
 
     Attributes:
-        parent: (size,) node before; -1 of a root.
-        label: (size,)
-        frame: (size,) in which the label was added.
-        size: nodes.
+        parent: (size,) previous node; -1 for a root.
+        label: (size,) label of the node.
+        frame: (size,) frame in which the label was added.
+        size: number of nodes.
     """
 
     def __init__(self, parent: Ints, label: Ints, frame: Ints) -> None:
@@ -88,7 +88,7 @@ class History:
 
     @classmethod
     def joined(cls, trees: Sequence[History]) -> tuple[History, Ints]:
-        """Put trees side by side; also where each begins."""
+        """Join trees; returns the joined tree and the first node of each."""
         offsets = np.cumsum([0, *(tree.size for tree in trees)])
         parents = [
             np.where(tree.parent[: tree.size] < 0, -1, tree.parent[: tree.size] + offset)
@@ -100,7 +100,7 @@ class History:
         return whole, offsets[:-1]
 
     def add(self, parent: Ints, label: Ints, frame: Ints) -> Ints:
-        """Add nodes; gives their numbers."""
+        """Add nodes, and return their numbers."""
         first, self.size = self.size, self.size + len(parent)
         if self.size > len(self.parent):
             room = max(2 * len(self.parent), self.size, 256)
@@ -114,7 +114,7 @@ class History:
         return np.arange(first, self.size)
 
     def path(self, node: int, root: int = 0) -> list[tuple[int, int]]:
-        """(label, frame) of the labels of a hypothesis, from a root on."""
+        """Return (label, frame) for each label of a hypothesis, from the root on."""
         found: list[tuple[int, int]] = []
         while node != root:
             found.append((int(self.label[node]), int(self.frame[node])))
@@ -122,7 +122,7 @@ class History:
         return found[::-1]
 
     def ancestors(self, nodes: Ints, frames: Ints) -> Ints:
-        """Last node up to a frame on the way to each of these nodes, or a root."""
+        """Find the last ancestor of each node up to a frame, or the root."""
         nodes = nodes.copy()
         late = np.flatnonzero(self.frame[nodes] > frames)
         while len(late):
@@ -131,15 +131,15 @@ class History:
         return nodes
 
     def split(self, nodes: Ints, owners: Ints, roots: Ints) -> tuple[list[History], Ints]:
-        """Give each utterance a tree of its own, of what its hypotheses still need.
+        """Split the tree into one for each utterance, with the nodes that are still needed.
 
         Args:
             nodes: nodes of all hypotheses.
-            owners: index of each one's utterance.
-            roots: node that becomes the root, for each utterance; all of its nodes are after it.
+            owners: index of each hypothesis' utterance.
+            roots: new root of each utterance; all nodes of the utterance are after it.
 
         Returns:
-            The trees, and the nodes' numbers in them.
+            The trees, and the numbers of the nodes in them.
         """
         owner = np.full(self.size, -1)
         owner[roots] = np.arange(len(roots))

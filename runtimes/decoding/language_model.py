@@ -25,18 +25,18 @@ from ds2deploy.runtimes.errors import ConfigError, ModelFileError
 from ds2deploy.runtimes.features import IntArray
 
 MOST_DENSE_BYTES = 256_000_000
-"""Largest tables of `LanguageModel.dense`."""
+"""Maximum size of the tables of `LanguageModel.dense`, in bytes."""
 
 MANY_WORDS = 1000
-"""Words that are looked up with a dictionary; a binary search is quicker for fewer."""
+"""Number of words above which a dictionary is used; for fewer, a binary search is faster."""
 
 
 def read_language_model(path: Path) -> LanguageModel:
-    """Open a `.lm` file; its arrays stay in the file, and processes that open it share them.
+    """Open a `.lm` file; its arrays are mapped, so that processes share their memory.
 
     Raises:
-        MissingFileError: no such file.
-        ModelFileError: not a language model, damaged, or of a newer format.
+        MissingFileError: the file does not exist.
+        ModelFileError: the file is not a language model, is damaged, or has a newer format.
     """
     return LanguageModel(path, *read_file(path))
 
@@ -58,15 +58,15 @@ class DenseModel(NamedTuple):
 class LanguageModel:
     """Back-off n-gram model.
 
-    A state stands for the end of a text, as far back as the model can tell texts apart: two texts
-    with the same state have the same probabilities from there on. State 0 knows nothing.
+    A state stands for the last words of a text, as far as the model uses them: after two texts with
+    the same state, all probabilities are equal. State 0 stands for no words.
 
     Attributes:
         path: file of the model.
-        header: facts about it.
-        unknown: id of the word that stands for all unknown ones.
+        header: facts about the model.
+        unknown: id of the word that stands for all unknown words.
         start: state at the start of a sentence.
-        empty: state without a past: 0.
+        empty: state without previous words: 0.
     """
 
     empty = 0
@@ -85,7 +85,7 @@ class LanguageModel:
         return read_language_model, (self.path,)
 
     def __len__(self) -> int:
-        """Return the number of words in the vocabulary, with the special ones."""
+        """Return the number of words in the vocabulary, including the special ones."""
         return self._size
 
     @property
@@ -95,7 +95,7 @@ class LanguageModel:
 
     @cached_property
     def words(self) -> list[str]:
-        """The vocabulary, sorted; a word's id is its index."""
+        """Words of the vocabulary, sorted; the index of a word is its id."""
         ends = self._offsets.tolist()
         try:
             return [str(self._text[a:b], "utf-8") for a, b in pairwise(ends)]
@@ -103,7 +103,7 @@ class LanguageModel:
             raise ModelFileError(f"{self.path}: damaged vocabulary; make it again") from None
 
     def word_ids(self, words: Sequence[str]) -> IntArray:
-        """Ids of words; `unknown` for a word that is not in the vocabulary.
+        """Look up the ids of words; `unknown` for words outside the vocabulary.
 
         A character model has the characters of the alphabet, and `<space>` for the space.
         """
@@ -114,11 +114,11 @@ class LanguageModel:
     def score(
         self, states: npt.NDArray[np.integer], words: npt.NDArray[np.integer]
     ) -> tuple[IntArray, npt.NDArray[np.float64]]:
-        """Score words after states, all at once.
+        """Score one word after each state.
 
         Args:
-            states: (hypotheses,) states of this method, `start` or `empty`.
-            words: (hypotheses,) ids below `len(self)`.
+            states: (hypotheses,) states returned by this method, `start` or `empty`.
+            words: (hypotheses,) ids of words, below `len(self)`.
 
         Returns:
             The states after the words, and the natural logarithms of the words' probabilities.
@@ -131,17 +131,17 @@ class LanguageModel:
         return self._states(found), total
 
     def end_score(self, states: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-        """Natural logarithms of the probabilities that sentences end after states."""
+        """Compute the natural logarithm of the probability that the sentence ends, per state."""
         return self.score(states, np.full(len(states), self._end))[1]
 
     def check_labels(self, labels: str) -> None:
-        """Refuse a model whose texts were written in other labels.
+        """Refuse a language model that was made for other labels.
 
         Args:
             labels: labels of the acoustic model; the blank may be any character.
 
         Raises:
-            ConfigError: they differ.
+            ConfigError: the labels differ.
         """
         if labels[1:] != self.header.labels[1:]:
             raise ConfigError(
@@ -151,12 +151,12 @@ class LanguageModel:
             )
 
     def dense(self) -> DenseModel:
-        """Make the tables of a character model: a look-up then needs no search.
+        """Make tables of a character model, for look-ups without a search.
 
         Column 0, the blank, is unused. A label that the model does not know scores as `<unk>`.
 
         Raises:
-            ConfigError: the model is one of words, or the tables would be larger than 256 MB.
+            ConfigError: this is a word model, or the tables would be larger than 256 MB.
         """
         labels = self.header.labels
         if self.kind != "characters":

@@ -64,11 +64,11 @@ class LanguageModelHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     Attributes:
         format_version: version of the file's format.
-        kind: what the n-grams consist of.
+        kind: unit of the n-grams.
         labels: alphabet of the texts, as in the acoustic model: one character each, blank first.
         counts: number of n-grams of each order, unigrams first; these are the vocabulary.
         sources: files that the model was made from.
-        made: how it was estimated.
+        made: method of estimation.
         created_by: name and version of the program that wrote the file.
     """
 

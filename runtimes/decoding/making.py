@@ -1,4 +1,4 @@
-"""Conversion of the decoders that users give: settings, functions, classes and files."""
+"""Conversion of the argument `decoder` of `load`: settings, functions, classes and files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ds2deploy.runtimes.errors import ConfigError
 
 
 def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None:
-    """Return the maker of decoders: settings, a class, or those of a `.decoder` file.
+    """Return what makes the decoders: the settings, the class, or the content of a file.
 
     Raises:
         MissingFileError, ModelFileError: see `decoder_file.read_decoder_file`.
-        ConfigError: what cannot make a decoder, such as a decoder.
+        ConfigError: the value cannot make a decoder; for example, it is a decoder already.
     """
     if isinstance(decoder, (str, Path)):
         # Not at the top: greedy decoding, the default, has no need of the beam search.

@@ -1,4 +1,4 @@
-"""Any decoder with other words: small letters, numbers as digits, words that are left out."""
+"""Decoder whose words are rewritten, such as to small letters or digits, or left out."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def rewrite_words(
     """Rewrite the words of any decoder: `load(..., decoder=rewrite_words(None, str.lower))`.
 
     Args:
-        decoder: what `load` takes: settings, a `.decoder` file, a class; None for greedy decoding.
-        rewrite: gives what is written for a word; an empty text leaves the word out. It is called
-            more than once for a word, and must give the same each time.
+        decoder: settings, path of a `.decoder` file, or class, as for `load`; None for greedy
+            decoding.
+        rewrite: function that returns the new text of a word; an empty text removes the word. It
+            may be called several times for a word, and must always return the same text.
 
     Returns:
-        What makes the decoder, for `load`.
+        A function that makes the decoder, for the argument `decoder` of `load`.
 
     Raises:
         MissingFileError, ModelFileError, ConfigError: see `load`.
@@ -49,8 +50,8 @@ def rewrite_words(
 class RewritingDecoder:
     """Rewrites the words of another decoder; see `HotWordDecoder` for its methods.
 
-    Times, confidence and scores stay, and `chars` are the labels that were read. Hot words are
-    written in the labels of the model.
+    Times, confidence and scores do not change, and `chars` are the recognised labels. Write hot
+    words with the labels of the model.
 
     Args:
         decoder: any decoder.

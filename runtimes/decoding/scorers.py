@@ -1,4 +1,4 @@
-"""Knowledge of a search beside the network: a model of characters, a closed list of phrases."""
+"""Scorers of a beam search: the protocol, a character model, a closed list of phrases."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, build_trie
 from ds2deploy.runtimes.errors import AlphabetError
 
 States = npt.NDArray[np.int64]
-"""(columns, hypotheses)"""
+"""States of hypotheses, (columns, hypotheses)."""
 Columns = tuple[npt.NDArray[np.int64], ...]
 """Columns of states, (hypotheses,) each."""
 Ints = npt.NDArray[np.int64]
 Gains = npt.NDArray[np.float64]
-"""(hypotheses,) natural logarithms; -inf forbids."""
+"""Gains (hypotheses,) in nats; -inf forbids a hypothesis."""
 
 
 class Weights(NamedTuple):
-    """Weights of the language models beside the network.
+    """Weights of the language models, relative to the network.
 
     Attributes:
-        words: factor of the log-probabilities of a model of words.
-        characters: the same, of a model of characters.
-        word_score: added for every word.
+        words: factor of the log-probabilities of a word model.
+        characters: factor of the log-probabilities of a character model.
+        word_score: score added for each word, in nats.
     """
 
     words: float
@@ -38,11 +38,11 @@ class Weights(NamedTuple):
 
 
 class Scorer(Protocol):
-    """Judges hypotheses label by label; what it remembers of one are some integers.
+    """Scores hypotheses label by label; its state of a hypothesis consists of integers.
 
     Attributes:
         start: state of the empty hypothesis.
-        most: nats that one label may add at most.
+        most: maximum gain of one label, in nats.
     """
 
     start: tuple[int, ...]
@@ -51,34 +51,34 @@ class Scorer(Protocol):
     def step(
         self, states: States, labels: npt.NDArray[np.int64], utterances: npt.NDArray[np.int64]
     ) -> tuple[Columns, Gains | None]:
-        """Extend hypotheses by a label each.
+        """Extend each hypothesis by one label.
 
         Args:
-            states: (columns, n) before the label.
-            labels: (n,), none of them the blank.
-            utterances: (n,) index of the utterance that the hypothesis is of.
+            states: (columns, n) states before the label.
+            labels: (n,) labels, without blanks.
+            utterances: (n,) index of each hypothesis' utterance.
 
         Returns:
-            The states after it, and what it adds to the scores; None adds nothing.
+            The states after the label, and the gains; None for no gains.
         """
 
     def end(self, states: States, utterances: npt.NDArray[np.int64]) -> Gains:
-        """Judge the end of the utterance."""
+        """Score the end of the utterance."""
 
 
 class WeightedScorer(Scorer, Protocol):
-    """Scorer of what a decoder knows of all utterances, whose weights can be changed."""
+    """Scorer that is the same for all utterances, with weights that can be changed."""
 
     def weighted(self, weights: Weights) -> WeightedScorer:
-        """Make a scorer of other weights, which shares the tables with this one."""
+        """Make a scorer with other weights that shares its tables with this one."""
 
 
 class CharacterScorer:
-    """A character n-gram model; see `Scorer`.
+    """Scorer of a character n-gram model; see `Scorer`.
 
     Args:
-        model: of characters.
-        weights: of which `characters` counts.
+        model: character model.
+        weights: weights, of which only `characters` is used.
     """
 
     most = 0.0
@@ -109,10 +109,10 @@ class CharacterScorer:
 
 
 class PhraseScorer:
-    """A closed list: the whole utterance is one of these phrases; see `Scorer`.
+    """Scorer of a closed list, of which each utterance is one phrase; see `Scorer`.
 
     Args:
-        phrases: at least one.
+        phrases: phrases, at least one.
         alphabet: labels of the model.
     """
 
@@ -153,7 +153,7 @@ def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
     Args:
         entry: word or phrase; the alphabet's normalisation is applied.
         alphabet: labels of the model.
-        what: what it is an entry of, for the error.
+        what: name of the list that contains the entry, for the error.
 
     Raises:
         AlphabetError: a character has no label.
@@ -167,5 +167,5 @@ def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
 
 
 def space_label(alphabet: Alphabet) -> int | None:
-    """Find the label of the space; None where the labels have none."""
+    """Find the label of the space; None if there is none."""
     return alphabet.labels.find(" ") if " " in alphabet.labels else None

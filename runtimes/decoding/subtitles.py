@@ -1,4 +1,4 @@
-"""Transcripts as text for people and players: plain, SubRip, WebVTT."""
+"""Transcripts as subtitles: SubRip and WebVTT."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Format = Literal["text", "json", "srt", "vtt"]
 LONGEST_CUE_S = 5.0
 LONGEST_PAUSE_S = 0.8
 MOST_CHARACTERS = 42
-"""A line of subtitles (the BBC's guidelines give 37 to 42)."""
+"""Maximum number of characters in a line of subtitles (the BBC's guidelines: 37 to 42)."""
 
 
 def to_srt(transcript: Transcript) -> str:
-    """SubRip: numbered cues, times with a comma."""
+    """Write SubRip: numbered cues, times with a comma."""
     return "\n".join(
         f"{number}\n{_times(cue, ',')}\n{_text(cue)}\n"
         for number, cue in enumerate(cues(transcript.words), start=1)
@@ -24,14 +24,14 @@ def to_srt(transcript: Transcript) -> str:
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """WebVTT: a header, then cues with a point in their times."""
+    """Write WebVTT: a header, then cues with a point in their times."""
     return "WEBVTT\n" + "".join(
         f"\n{_times(cue, '.')}\n{_text(cue)}\n" for cue in cues(transcript.words)
     )
 
 
 def cues(words: Sequence[Span]) -> Iterator[list[Span]]:
-    """Words in groups that a viewer can read: cut at pauses, by length and by duration."""
+    """Group words into cues, which end at pauses and have a maximum length and duration."""
     cue: list[Span] = []
     for word in words:
         if cue and (

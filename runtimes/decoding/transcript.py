@@ -14,8 +14,8 @@ class Span(msgspec.Struct, frozen=True):
 
     Attributes:
         text: the character or word.
-        start: in seconds from the beginning of the audio.
-        end: in seconds.
+        start: start in seconds from the beginning of the audio.
+        end: end in seconds from the beginning of the audio.
     """
 
     text: str
@@ -27,8 +27,9 @@ class Word(Span, frozen=True):
     """A word, when it was spoken, and how sure the decoder is.
 
     Attributes:
-        confidence: from 0 to 1. Of greedy decoding, the lowest probability of a letter; of a beam
-            search, the share of its hypotheses that have the word there.
+        confidence: confidence from 0 to 1. With greedy decoding, it is the lowest probability of a
+            letter; with a beam search, the share of the hypotheses that have the word at this
+            place.
     """
 
     confidence: float = 1.0
@@ -39,8 +40,8 @@ class Alternative(msgspec.Struct, frozen=True):
 
     Attributes:
         text: the words.
-        score: natural logarithm, of the network, the language model and the hot words.
-        confidence: share of the search's hypotheses that have this text.
+        score: sum of the scores of network, language model and hot words (natural logarithms).
+        confidence: share of the hypotheses that have this text.
     """
 
     text: str
@@ -55,14 +56,14 @@ class Transcript(msgspec.Struct, frozen=True):
         text: the words.
         words: each word with its time.
         chars: each character, spaces included, with its time.
-        score: mean log-probability of the best label of each frame, 0 is certain; of a beam search,
-            its score divided by the frames.
-        duration: of the audio, in seconds.
-        confidence: from 0 to 1, of the whole text; see `Word`.
-        alternatives: the best texts, this one first, where more than one was asked for.
-        hot_words: those of the hot words that stand in the text.
-        start: seconds from the beginning of the recording to that of the audio; 0 but for a segment
-            of a stream.
+        score: mean log-probability of the best label of each frame, 0 is certain; with a beam
+            search, its score divided by the number of frames.
+        duration: duration of the audio, in seconds.
+        confidence: lowest confidence of a word, 0 to 1; 1 without words. See `Word`.
+        alternatives: the best texts, this one first, if more than one was requested (`nbest`).
+        hot_words: hot words that occur in the text.
+        start: start of the audio in the recording, in seconds; above 0 only for segments of a
+            stream.
     """
 
     text: str
@@ -77,7 +78,7 @@ class Transcript(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> float:
-        """Seconds from the beginning of the recording to the end of the audio."""
+        """End of the audio in the recording, in seconds."""
         return round(self.start + self.duration, 3)
 
 
@@ -85,13 +86,13 @@ class Update(msgspec.Struct, frozen=True):
     """Partial result of a stream.
 
     Attributes:
-        stable: all words so far that nothing can change any more.
-        tail: text after them that may still change.
-        words: the stable words that are new since the last update, with their times.
-        tail_words: the words of the tail, with their times. The confidence of a beam search counts
-            only the letters that are committed.
-        segments: transcripts of the segments that ended since the last update, of a stream with
-            endpoints; the other values are of the segment after them.
+        stable: all final words so far, as text.
+        tail: text after the final words; it may still change.
+        words: final words since the last update, with their times.
+        tail_words: words of the tail, with their times. The confidence of a beam search counts only
+            the letters that are final.
+        segments: transcripts of the segments that ended since the last update, if the stream has
+            endpoints. The other attributes then describe the current segment.
     """
 
     stable: str
@@ -102,7 +103,7 @@ class Update(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """All that was heard so far."""
+        """Final words and tail as one text."""
         return " ".join(part for part in (self.stable, self.tail) if part)
 
 
@@ -126,8 +127,8 @@ def make_transcript(
         frame_s: seconds from one output frame to the next.
         duration_s: duration of the utterance; no time goes past it.
         score: score of the transcript.
-        confidence: confidence of each label; a word has the least of its letters', and the
-            transcript the least of its words'.
+        confidence: confidence of each label. That of a word is the lowest of its letters, and that
+            of the transcript is the lowest of its words.
 
     Returns:
         The transcript. Leading, trailing and repeated spaces are not part of its text.

@@ -1,4 +1,4 @@
-"""Words as a prefix tree in one dense table, which a search steps through with one look-up."""
+"""Prefix tree of words in one dense table; each step is one look-up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ds2deploy.runtimes.errors import ConfigError
 
 OUTSIDE, ROOT = 0, 1
-"""Nodes that every trie has: what stands in no word, and the beginning of a word."""
+"""Nodes of every trie: outside all words, and the beginning of a word."""
 
 LARGEST_BYTES = 512 * 2**20
 
@@ -20,10 +20,10 @@ class Trie(NamedTuple):
     """Prefix tree of label sequences.
 
     Attributes:
-        child: (nodes, labels) int32, the next node; OUTSIDE where no sequence goes on so.
-        entry: (nodes,) int32, index of the sequence that ends in a node; -1 where none does.
-        depth: (nodes,) int32, labels from the root.
-        parent: (nodes,) int32.
+        child: (nodes, labels) int32, next node; OUTSIDE if no sequence continues so.
+        entry: (nodes,) int32, index of the sequence that ends in a node; -1 if none does.
+        depth: (nodes,) int32, number of labels from the root.
+        parent: (nodes,) int32, previous node.
     """
 
     child: npt.NDArray[np.int32]
@@ -36,7 +36,7 @@ def build_trie(entries: Sequence[Sequence[int]], labels: int) -> Trie:
     """Build a trie; nodes are numbered by depth, so that a parent comes before its children.
 
     Args:
-        entries: label sequences, none empty; of equal ones the last gives the `entry`.
+        entries: label sequences, none empty; for equal ones, `entry` is the index of the last.
         labels: size of the alphabet.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Words of a lexicon, and a language model of words, in a search."""
+"""Scorer of a lexicon and a word model in a beam search."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ds2deploy.runtimes.decoding.trie import OUTSIDE, ROOT, build_trie
 
 
 class WordScorer:
-    """Words of a lexicon, and a word n-gram model of them; see `Scorer`.
+    """Scorer of a lexicon and a word n-gram model; see `Scorer`.
 
-    A word is scored when it ends. Before that, its beginning is scored with the most frequent word
-    that it may become (language model look-ahead), so that the beam does not fill with beginnings
-    of rare words.
+    A word is scored when it ends. Until then, its beginning has the score of the most frequent word
+    that begins so (language model look-ahead). This keeps the beam from filling up with the
+    beginnings of rare words.
 
     Args:
         words: the lexicon.
         alphabet: labels of the model; with a space.
-        model: of words; None where all words are equally likely.
-        weights: of which `words` and `word_score` count.
-        unknown_letter: added for every letter of a word that is not in the lexicon, negative;
-            None allows no such word.
+        model: word model; None makes all words equally likely.
+        weights: weights, of which `words` and `word_score` are used.
+        unknown_letter: score added for each letter of a word outside the lexicon, in nats, at most
+            0; None allows no such words.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class WordScorer:
         self.most = max(0.0, self._word_score) - float(self._look_ahead.min())
 
     def _end_word(self, node: Ints, history: Ints) -> tuple[Ints, Gains]:
-        """End the words that end at these nodes; of the root, there is none."""
+        """Score the words that end at these nodes; no word ends at the root."""
         gains = -self._look_ahead[node]
         entry = self._trie.entry[node]
         unknown = (entry < 0) & (node != OUTSIDE) & (node != ROOT)  # a beginning of known words
@@ -117,7 +117,7 @@ class WordScorer:
         return history, gains
 
     def _best_below(self, model: LanguageModel) -> Gains:
-        """Log-probability of the most frequent word below every node."""
+        """Compute the log-probability of the most frequent word below each node."""
         trie = self._trie
         _, scores = model.score(np.full(len(self._ids), model.empty), self._ids)
         best = np.where(trie.entry >= 0, scores[trie.entry], -np.inf)

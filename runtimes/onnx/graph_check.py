@@ -22,7 +22,7 @@ def check_description(
     """Refuse at loading, and not in the middle of a run, a description that is not the graph's.
 
     Args:
-        description: what the file says of itself.
+        description: description in the file.
         inputs: inputs of the graph.
         outputs: outputs of the graph.
         path: path of the file, for the error.

@@ -43,11 +43,11 @@ def configure(
 
     Args:
         onnxruntime: the package.
-        options: of the session; RTX is asked for there.
-        provider: which one.
-        index: of the GPU.
-        path: of the model, for the error, and for what TensorRT keeps beside it.
-        description: of the model, where it is known.
+        options: options of the session; RTX is requested there.
+        provider: provider to use.
+        index: index of the GPU.
+        path: path of the model, for errors and for the files of TensorRT next to it.
+        description: description of the model, if it is known.
 
     Returns:
         The session's `providers`.

@@ -60,7 +60,7 @@ class OnnxSession:
     Args:
         path: the artifact.
         device: `cpu`, `cuda`, `cuda:1`, ...
-        threads: of the CPU; 0 takes one per core.
+        threads: number of CPU threads; 0 takes one per core.
         description: overrides the one in the file, for an exporter that has not written it yet.
         provider: what of ONNX Runtime must run it; None takes the device's own.
 

@@ -1,4 +1,4 @@
-"""Audio as it comes, in pieces of any size, to the blocks that a streaming network takes."""
+"""Conversion of audio in pieces of any size to the blocks of a streaming network."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ds2deploy.runtimes.geometry import window_delay, window_history
 
 
 class SampleQueue:
-    """Samples that wait; taken from the front in blocks.
+    """Queue of samples, which are taken from the front in blocks.
 
     Attributes:
-        count: of the samples.
+        count: number of samples in the queue.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SampleQueue:
             self.count += len(samples)
 
     def front(self, count: int) -> FloatArray:
-        """Return the first so many samples, which stay; zeros in the place of missing ones."""
+        """Return the first `count` samples without removing them, padded with zeros."""
         block = np.zeros(count, np.float32)
         filled = 0
         for piece in self._pieces:
@@ -46,7 +46,7 @@ class SampleQueue:
         return block
 
     def drop(self, count: int) -> None:
-        """Take away the first so many samples, or all."""
+        """Remove the first `count` samples, or all if there are fewer."""
         self.count = max(0, self.count - count)
         while count and self._pieces:
             piece = self._pieces.popleft()
@@ -59,17 +59,17 @@ class StreamAudio:
     """One stream's audio on its way to the network.
 
     Args:
-        description: of a streaming model.
-        extract: the model's feature extractor, for a model that takes features.
-        sample_rate: of the audio, in Hz; any.
-        name: of the stream, for errors.
+        description: description of a streaming model.
+        extract: the model's feature extractor; unused if the input of the model is samples.
+        sample_rate: sample rate of the audio, in Hz; 1,000 to 768,000.
+        name: name of the stream in errors.
 
     Attributes:
-        sample_rate: of the audio, in Hz.
-        total: samples at the model's rate, once the stream has ended; None before.
+        sample_rate: sample rate of the audio, in Hz.
+        total: number of samples at the model's rate after the end of the stream; None before.
 
     Raises:
-        AudioError: a rate that is none.
+        AudioError: the sample rate is outside 1,000 to 768,000 Hz.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class StreamAudio:
 
     @property
     def waiting_s(self) -> float:
-        """Seconds of audio that wait."""
+        """Duration of the waiting audio, in seconds."""
         return self._queue.count / self._rate
 
     @property
@@ -116,13 +116,13 @@ class StreamAudio:
         return self._queue.count >= self._block
 
     def push(self, samples: npt.ArrayLike) -> None:
-        """Take more audio.
+        """Add audio.
 
         Args:
-            samples: (samples,) or (samples, channels) float32 in [-1, 1]; any number, none too.
+            samples: (samples,) or (samples, channels) float32 in [-1, 1]; any number, or none.
 
         Raises:
-            AudioError: not such an array, or not finite; nothing of it is taken.
+            AudioError: not such an array, or not finite; no audio was accepted.
         """
         mono = mix_down(samples, self._name, self._levels)
         if self._resampler is None:
@@ -132,7 +132,7 @@ class StreamAudio:
         self._append(mono)
 
     def end(self) -> None:
-        """No more audio comes; what the resampler holds back is added.
+        """End the audio, and add the samples that the resampler still holds.
 
         Warns:
             AudioWarning: see `convert_audio`.
@@ -145,7 +145,7 @@ class StreamAudio:
         self.total = self._received
 
     def block(self) -> FloatArray:
-        """Return the next block as the network takes it, zeros past the end; it stays until `drop`.
+        """Return the next block for the network, padded with zeros; `drop` removes it.
 
         Returns:
             Samples (samples,), or features (1, bins, frames), float32.
@@ -157,7 +157,7 @@ class StreamAudio:
         return self._extract.block(self._heard, self._frames)[None]
 
     def drop(self) -> None:
-        """Move from the block that was taken last to the next."""
+        """Go to the next block."""
         self._history = self._heard[-len(self._history) :].copy()
         with self._lock:
             self._queue.drop(self._block)

@@ -12,23 +12,23 @@ from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FloatArray
 
 PAUSE_S = 0.2
-"""Silence that counts as a boundary between words where a segment is too long."""
+"""Silence (seconds) that counts as a word boundary once a segment has reached `longest_s`."""
 
 PATIENCE_S = 5.0
-"""Seconds past the longest segment after which any frame without a letter is a boundary."""
+"""Time (seconds) after `longest_s` from which any frame without a letter ends the segment."""
 
 
 LONGEST_S = 3600
-"""Seconds that no rule reaches."""
+"""Limit of all rules (seconds); each must be below it."""
 
 
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rules for the end of a segment of a stream, as in Kaldi.
 
     Attributes:
-        silence_s: silence after speech.
-        leading_silence_s: silence before any speech.
-        longest_s: length of a segment that ends at the next boundary between words.
+        silence_s: silence after speech that ends a segment, in seconds.
+        leading_silence_s: silence that ends a segment without speech, in seconds.
+        longest_s: length from which a segment ends at the next word boundary, in seconds.
     """
 
     silence_s: float = 1.2
@@ -45,15 +45,15 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class EndpointRule:
-    """Finds the ends of one stream's segments; every frame counts, blocks make no difference.
+    """Finds the ends of one stream's segments, whatever the length of the blocks.
 
     Args:
         endpoint: the rules.
         frame_s: seconds from one output frame to the next.
-        space: label between words; -1 where there is none.
+        space: label between words; -1 if there is none.
 
     Attributes:
-        begins: whether the last frames that it was given ended a segment.
+        begins: True if the frames of the last call ended a segment.
     """
 
     def __init__(self, endpoint: Endpoint, frame_s: float, space: int) -> None:
@@ -66,14 +66,14 @@ class EndpointRule:
         self.begins = False
 
     def cut(self, log_probs: FloatArray) -> int | None:
-        """Find the first end in more frames.
+        """Find the first end of a segment in the next frames.
 
         Args:
-            log_probs: (frames, labels) of the segment, after those of the calls before.
+            log_probs: (frames, labels) log-probabilities that follow those of the last call.
 
         Returns:
-            How many of these frames are of the segment; None where it goes on. After an end the
-            next frames are of a new segment.
+            The number of these frames that belong to the segment; None if it has not ended. After
+            an end, the next frames belong to a new segment.
         """
         self.begins = False
         best = log_probs.argmax(axis=1)
@@ -97,11 +97,11 @@ class EndpointRule:
 
 
 def shifted(transcript: Transcript, start_s: float) -> Transcript:
-    """Move the times of a segment to where it stands in its stream.
+    """Change the times of a segment to seconds from the start of its stream.
 
     Args:
-        transcript: with times from the beginning of the segment.
-        start_s: beginning of the segment, in seconds.
+        transcript: transcript with times from the start of the segment.
+        start_s: start of the segment in the stream, in seconds.
     """
     words = tuple(shifted_word(word, start_s) for word in transcript.words)
     chars = tuple(
@@ -112,7 +112,7 @@ def shifted(transcript: Transcript, start_s: float) -> Transcript:
 
 
 def joined(segments: Sequence[Transcript]) -> Transcript:
-    """Join segments that follow each other to one transcript, with the silence between them."""
+    """Join consecutive segments to one transcript, with the silence between them."""
     first, last = segments[0], segments[-1]
     return Transcript(
         text=" ".join(segment.text for segment in segments if segment.text),
@@ -128,7 +128,7 @@ def joined(segments: Sequence[Transcript]) -> Transcript:
 
 
 def shifted_word(word: Word, start_s: float) -> Word:
-    """Move the times of a word."""
+    """Change the times of a word to seconds from the start of the stream."""
     return Word(
         word.text, round(word.start + start_s, 3), round(word.end + start_s, 3), word.confidence
     )

@@ -27,13 +27,13 @@ BATCH = 64
 class PooledStream:
     """One stream of a pool; `StreamPool.open` makes it. Any thread may use it.
 
-    Whoever drops the last reference to it without `finish` gives its place back.
+    When the last reference to an unfinished stream goes, its place in the pool becomes free.
 
     Attributes:
-        number: how many streams the pool had opened before.
-        name: what `open` was told.
-        ended: whether `finish` was called.
-        transcript: of the whole utterance, once it is done; None before.
+        number: number of the stream in the pool, from 0.
+        name: the name given to `open`, or the number.
+        ended: True after `finish` was called.
+        transcript: transcript of the whole utterance when it is done; None before.
     """
 
     def __init__(self, pool: StreamPool, channel: Channel, number: int, name: str) -> None:
@@ -46,26 +46,25 @@ class PooledStream:
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of audio that wait for a tick."""
+        """Audio that waits for a tick, in seconds."""
         return self._channel.audio.waiting_s
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether a tick has something to do for it."""
+        """True if the next tick has work for this stream."""
         return self._due()
 
     def accept(self, samples: npt.ArrayLike) -> None:
-        """Take more audio, which the next ticks run; never waits.
+        """Add audio for the next ticks, without waiting for them.
 
         Args:
             samples: (samples,) or (samples, channels) float32 in [-1, 1] at the stream's rate; any
-                number of them, none too.
+                number of samples, or none.
 
         Raises:
-            BackPressureError: more than the pool's `backlog_s` would wait; nothing of it is
-                taken.
-            AudioError: not such an array, or not finite; nothing of it is taken.
-            StreamError: the stream, or its pool, has ended.
+            BackPressureError: more than the pool's `backlog_s` would wait; no audio was accepted.
+            AudioError: not such an array, or not finite; no audio was accepted.
+            StreamError: the stream has finished, or its pool is closed.
         """
         with self._lock:
             self._check_open()
@@ -84,14 +83,15 @@ class PooledStream:
             self._pool._news.set()
 
     def set_hot_words(self, hot_words: Phrases) -> None:
-        """Look for other hot words from the next tick on.
+        """Replace the hot words, from the next tick on.
 
         Args:
-            hot_words: phrases, or a mapping to nats for every letter; empty for none.
+            hot_words: phrases, or a mapping to their weights (nats per letter); empty for none.
 
         Raises:
-            StreamError: the stream, or its pool, has ended.
-            AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
+            StreamError: the stream has finished, or its pool is closed.
+            AlphabetError, ConfigError: a phrase cannot be used, see `HotWords`; or the decoder is
+                greedy.
         """
         # No tick reads the stream's blocks meanwhile.
         with self._pool._ticking, self._lock:
@@ -99,10 +99,10 @@ class PooledStream:
             self._channel.set_hot_words(hot_words)
 
     def finish(self) -> None:
-        """No more audio comes; `transcript` is there when the next ticks have read the rest.
+        """End the audio of this stream; the ticks that process the rest set `transcript`.
 
         Raises:
-            StreamError: the stream, or its pool, has ended already.
+            StreamError: the stream has finished already, or its pool is closed.
         """
         with self._lock:
             self._check_open()
@@ -117,7 +117,7 @@ class PooledStream:
         self._pool._check_open()
 
     def _due(self) -> bool:
-        """Tell whether a tick has something to do for it."""
+        """Tell whether the next tick has work for this stream."""
         with self._lock:
             return self._channel.ready or (self.ended and self.transcript is None)
 
@@ -133,8 +133,8 @@ class Tick(NamedTuple):
     """Result of a tick for one stream.
 
     Attributes:
-        stream: of the pool.
-        update: its words; of a stream that is done, its `transcript` is there too.
+        stream: stream of the pool; its `transcript` is set if it is done.
+        update: new words of the stream.
     """
 
     stream: PooledStream
@@ -144,25 +144,26 @@ class Tick(NamedTuple):
 class StreamPool(Closing):
     """Serves many streams with one session; a context manager.
 
-    Any number of threads may open, feed and finish streams, while one calls `tick` again and again,
-    best once in the duration of a block; a second one waits for its turn. `close` may come from any
-    thread and waits for the tick under way. A stream that sends nothing is not waited for.
+    Any number of threads may open, feed and finish streams. One thread calls `tick` repeatedly,
+    best once per block duration; a second caller of `tick` waits until the first returns. Any
+    thread may call `close`, which waits for the current tick. A tick does not wait for silent
+    streams.
 
     Args:
-        session: of a streaming model.
+        session: session of a streaming model.
         extract: the model's feature extractor.
         decoder: the model's decoder.
-        streams: that may be open at the same time.
-        backlog_s: seconds of audio that may wait in a stream.
-        batch: streams that are run at a time, at most.
+        streams: maximum number of open streams.
+        backlog_s: maximum of waiting audio in a stream, in seconds; at least two blocks.
+        batch: maximum number of streams in a batch.
 
     Attributes:
-        streams: the same.
-        backlog_s: the same.
-        block_s: seconds of audio in a block: the time from one tick to the next.
+        streams: maximum number of open streams.
+        backlog_s: maximum of waiting audio in a stream, in seconds.
+        block_s: duration of a block, in seconds.
 
     Raises:
-        StreamError: numbers that no pool can have.
+        StreamError: `streams` or `batch` is below 1, or `backlog_s` is too small.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class StreamPool(Closing):
         self._ticking = threading.Lock()
 
     def __len__(self) -> int:
-        """Streams that are open, those that are about to end included."""
+        """Return the number of open streams, including finished ones with audio left to process."""
         return len(self._streams())
 
     def open(
@@ -209,14 +210,14 @@ class StreamPool(Closing):
         """Open a stream.
 
         Args:
-            sample_rate: of its audio, in Hz.
-            name: for messages; a number by default.
+            sample_rate: sample rate of the audio, in Hz; 1,000 to 768,000.
+            name: name of the stream in messages; by default its number.
             hot_words: see `Recognizer.transcribe`.
             endpoint: see `Recognizer.stream`.
 
         Raises:
-            BackPressureError: as many are open as the pool was made for.
-            AudioError: a rate that is none.
+            BackPressureError: the maximum number of streams is open.
+            AudioError: the sample rate is outside 1,000 to 768,000 Hz.
             StreamError: the pool is closed.
         """
         channel = Channel(
@@ -245,9 +246,10 @@ class StreamPool(Closing):
         return stream
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until a tick has something to do, or for so long; says whether it has.
+        """Wait until the next tick has work, or until the timeout (seconds).
 
-        Of a closed pool it says no, and whoever waits while it is closed is told so.
+        Returns:
+            True if there is work; False after the timeout, and at once when the pool is closed.
         """
         return self._news.wait(timeout_s) and not self._closed
 
@@ -255,12 +257,12 @@ class StreamPool(Closing):
         """Run one block of every stream that has one ready.
 
         Returns:
-            Those streams, in the order in which they were opened, with what is new. One whose
-            `transcript` is there has left the pool.
+            These streams with their new words, in the order in which they were opened. A stream
+            whose `transcript` is set has left the pool.
 
         Raises:
-            DeviceError: the session failed. A later tick returns the results from before; the rest
-                waits.
+            DeviceError: the session failed. A later tick returns the results that were computed
+                before, and processes the rest.
             StreamError: the pool is closed.
         """
         with self._ticking:
@@ -283,7 +285,7 @@ class StreamPool(Closing):
             return ticks
 
     def drain(self) -> list[Tick]:
-        """Tick until every stream that has finished is read; best before `close`.
+        """Call `tick` until all finished streams have their transcripts; use it before `close`.
 
         Raises:
             DeviceError, StreamError: see `tick`.
@@ -294,9 +296,9 @@ class StreamPool(Closing):
         return ticks
 
     def close(self) -> None:
-        """Let go of all streams, after the tick under way; the session stays open.
+        """Close the pool after the current tick; the session stays open.
 
-        What has not been read by then is not: `drain` reads it.
+        Audio that still waits is discarded; call `drain` first to process it.
         """
         with self._ticking, self._lock:
             self._closed = True
@@ -311,7 +313,7 @@ class StreamPool(Closing):
         return [stream for stream in streams if stream is not None]
 
     def _sweep(self) -> None:
-        """Give back the places of streams that nobody has any more."""
+        """Free the places of streams without references."""
         while self._forgotten:
             self._living.pop(self._forgotten.popleft(), None)
 

@@ -1,4 +1,4 @@
-"""Recordings through a streaming model, several at a time: one ends, the next begins."""
+"""Recognition of recordings with a streaming model, several at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.streaming.stream import Channel, run_channels
 
 BATCH_SIZE = 8
-"""Recordings at a time: beyond it, a CPU is no faster."""
+"""Number of recordings at a time; with more, a CPU is no faster."""
 
 
 def run_recordings(
@@ -23,12 +23,12 @@ def run_recordings(
     """Recognise recordings as streams, in batches of one block of each.
 
     Args:
-        session: of a streaming model.
-        make_channel: opens a channel at the model's rate.
-        sources: recordings, asked for as there is room for them.
+        session: session of a streaming model.
+        make_channel: function that opens a channel at the model's rate.
+        sources: recordings; each is taken when a place is free.
 
     Returns:
-        Every recording once, in the order in which they end.
+        Each recording once, in the order in which they end.
 
     Raises:
         DeviceError: the session failed.

@@ -1,4 +1,4 @@
-"""State of a stream in the network, and the step that takes many streams one block further."""
+"""State of a stream in the network, and the step that runs one block of many streams."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class StreamState:
     """State that the next block of one stream needs.
 
     Args:
-        description: of a streaming model.
-        position: feature frame that the first block begins with; below 0 where its first frames
-            are none of the stream's.
+        description: description of a streaming model.
+        position: feature frame at which the first block begins; below 0 if the block begins
+            before the stream.
 
     Attributes:
-        position: feature frame that the next block begins with.
-        total: frames, or samples of a model that takes those, of the whole stream; None while it
-            goes on.
-        memory: the network's states by their names, without the batch axis.
+        position: feature frame at which the next block begins.
+        total: length of the whole stream, in frames, or in samples if the input of the model is
+            samples; None until the stream ends.
+        memory: states of the network by name, without the batch axis.
     """
 
     def __init__(self, description: ArtifactDescription, position: int = 0) -> None:
@@ -57,14 +57,14 @@ class StreamState:
 
     @property
     def output_length(self) -> int | None:
-        """Output frames of the whole stream; None while it goes on."""
+        """Number of output frames of the whole stream; None until the stream ends."""
         if self.total is None:
             return None
         return output_length(self._features.frames(self.total) if self._samples else self.total)
 
     @property
     def done(self) -> bool:
-        """True if the stream has ended and all its output frames were given."""
+        """True if the stream has ended and all its output frames were returned."""
         return self.output_length is not None and self._first_row >= self.output_length
 
     @property
@@ -79,7 +79,7 @@ class StreamState:
         return log_probs[max(0, -first) : max(0, stop)]
 
     def advance(self, memory: dict[str, FloatArray]) -> None:
-        """Go to the next block, with the states that the last one left."""
+        """Go to the next block, with the states after the last one."""
         for name, array in self.memory.items():
             np.copyto(array, memory[name])  # a view would keep the whole batch alive
         self.position += self._blocks.frames
@@ -91,16 +91,16 @@ def step(
     """Run the next block of each of these streams, in one batch.
 
     Args:
-        session: of a streaming model.
-        states: of the streams; they are advanced, all of them or, where it fails, none.
-        blocks: of each, features (1, bins, frames) or samples (samples,), float32.
+        session: session of a streaming model.
+        states: states of the streams. All are advanced; after an error, none is.
+        blocks: block of each stream: features (1, bins, frames) or samples (samples,), float32.
 
     Returns:
-        Of each stream the log-probabilities that are new, (frames, labels) float32: none while
-        the first block is not through, none past the end.
+        New log-probabilities of each stream, (frames, labels) float32; no rows before the first
+        output frame or after the last.
 
     Raises:
-        NotFiniteError: log-probabilities that are not numbers.
+        NotFiniteError: the model computed log-probabilities that are NaN.
     """
     tensors: dict[str, npt.NDArray[Any]] = {
         session.description.inputs[0]: np.stack(blocks),
@@ -123,10 +123,10 @@ def step(
 def run_whole(
     session: Session, sound: FloatArray, lengths: IntArray
 ) -> tuple[FloatArray, IntArray]:
-    """`Session.run` through `Session.compute`.
+    """Compute `Session.run` through `Session.compute`.
 
     Raises:
-        NotFiniteError: log-probabilities that are not numbers.
+        NotFiniteError: the model computed log-probabilities that are NaN.
     """
     if session.description.blocks is not None:
         return run_in_blocks(session, sound, lengths)
@@ -141,13 +141,13 @@ def run_whole(
 def run_in_blocks(
     session: Session, sound: FloatArray, lengths: IntArray, stagger: int = 0
 ) -> tuple[FloatArray, IntArray]:
-    """`Session.run` of a streaming model: whole utterances, as streams that end.
+    """Compute `Session.run` of a streaming model, with each utterance as a stream.
 
     Args:
-        session: of a streaming model.
+        session: session of a streaming model.
         sound: features (batch, 1, bins, time) or a waveform (batch, samples), float32.
         lengths: (batch,) int64, valid frames or samples, from 1.
-        stagger: blocks by which each stream begins later than the one before it.
+        stagger: number of blocks by which each stream begins after the previous one.
     """
     description = session.description
     assert description.blocks is not None
@@ -177,7 +177,7 @@ def run_in_blocks(
 
 
 def _block(sound: FloatArray, start: int, size: int) -> FloatArray:
-    """Cut so many frames or samples from `start` on; zeros past the end."""
+    """Cut `size` frames or samples from `start` on, padded with zeros."""
     piece = sound[..., start : start + size]
     missing = size - piece.shape[-1]
     return np.pad(piece, [(0, 0)] * (piece.ndim - 1) + [(0, missing)]) if missing else piece

@@ -28,25 +28,25 @@ from ds2deploy.runtimes.streaming.state import StreamState, step
 
 
 class Channel:
-    """One stream from samples to text, but for the network that its blocks go through.
+    """One stream from samples to text, without the run of the network.
 
     Args:
-        session: of a streaming model.
+        session: session of a streaming model.
         extract: the model's feature extractor.
         decoder: the model's decoder.
-        sample_rate: of the audio, in Hz.
-        name: of the stream, for errors.
-        live: somebody waits for its words, see `Decoder.start`.
-        endpoint: when a segment ends; None for a stream of one segment.
+        sample_rate: sample rate of the audio, in Hz.
+        name: name of the stream in errors.
+        live: True if words are shown while somebody speaks, see `Decoder.start`.
+        endpoint: rules that end a segment; None for a stream of one segment.
 
     Attributes:
-        audio: what waits.
-        state: where it stands in the network.
-        decoder: the same.
-        decoding: what the decoder read of the segment.
+        audio: audio that waits.
+        state: state of the stream in the network.
+        decoder: the model's decoder.
+        decoding: state of the segment in the decoder.
 
     Raises:
-        AudioError: a rate that is none.
+        AudioError: the sample rate is outside 1,000 to 768,000 Hz.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Channel:
 
     @property
     def ready(self) -> bool:
-        """True if a block can be run: a full one, or one of those that end the stream."""
+        """True if a block can be run: a full one, or one of the last after the end."""
         if self.audio.total is None:
             return self.audio.full
         return not self.done
 
     @property
     def done(self) -> bool:
-        """True if the stream has ended, and everything was read."""
+        """True if the stream has ended and all of it was processed."""
         return self.audio.total == 0 or self.state.done
 
     @property
@@ -91,20 +91,20 @@ class Channel:
         return float("inf") if self.audio.total is None else self.audio.total / self._rate
 
     def end(self) -> None:
-        """No more audio comes."""
+        """End the audio of this stream."""
         self.audio.end()
         if total := self.audio.total:
             self.state.total = total if self._samples else self._frames(total)
 
     def set_hot_words(self, hot_words: Phrases) -> None:
-        """Look for other hot words from the next block on."""
+        """Replace the hot words, from the next block on."""
         decoder = with_hot_words(self.decoder, hot_words)
         assert isinstance(decoder, HotWordDecoder)
         decoder.take_hot_words(self.decoding)
         self.decoder = decoder
 
     def update(self) -> Update:
-        """Return what is new since the last update."""
+        """Return the new words since the last update."""
         found = self.decoder.update(self.decoding, self.duration_s - self._start_s)
         if self._rule is None:
             return found
@@ -116,7 +116,7 @@ class Channel:
         return Update(found.stable, found.tail, words, tail, segments)
 
     def finish(self) -> Transcript:
-        """Return the whole utterance when it is done; with endpoints, what no update has told."""
+        """Return the transcript of the whole utterance; with endpoints, of the unreported rest."""
         # The last frame may begin after the last sample.
         length_s = max(0.0, self.duration_s - self._start_s)
         found = self.decoder.finish(self.decoding, length_s)
@@ -126,12 +126,12 @@ class Channel:
         return joined([*segments, found]) if segments else found
 
     def cut(self, log_probs: FloatArray) -> int:
-        """Count the frames of a block that belong to the segment; end it there before the rest."""
+        """Return the number of frames of a block that belong to the current segment."""
         end = None if self._rule is None else self._rule.cut(log_probs)
         return len(log_probs) if end is None else end
 
     def end_segment(self, frames: int) -> None:
-        """Begin another segment after so many frames more, if one ended there."""
+        """Count frames that were decoded, and begin a new segment if one ended there."""
         self._read_frames += frames
         if self._rule is None or not self._rule.begins:
             return
@@ -149,14 +149,14 @@ class Channel:
 
 
 def run_channels(session: Session, channels: Sequence[Channel]) -> None:
-    """Run one block of each of these channels, which are ready, in one batch.
+    """Run one block of each of these ready channels, in one batch.
 
     Args:
-        session: of a streaming model.
-        channels: at least one, all with the same decoder.
+        session: session of a streaming model.
+        channels: at least one channel, all with the same decoder.
 
     Raises:
-        DeviceError: the session failed; the channels are as they were.
+        DeviceError: the session failed; the channels are unchanged.
     """
     blocks = [channel.audio.block() for channel in channels]
     results = step(session, [channel.state for channel in channels], blocks)
@@ -179,19 +179,19 @@ def run_channels(session: Session, channels: Sequence[Channel]) -> None:
 
 
 class Stream(Closing):
-    """One stream; a context manager that lets go of what was not finished.
+    """One stream; a context manager that discards the rest if `finish` was not called.
 
-    `Recognizer.stream` makes it. One thread at a time may use it, which need not always be the
-    same; streams of one session run in several threads at the same time. Only `close` may come from
-    another thread meanwhile: the call under way ends, further calls raise StreamError.
+    `Recognizer.stream` makes it. Only one thread at a time may use a stream; different streams of a
+    session may run in different threads. `close` may also be called while another thread uses the
+    stream: that thread's current call ends normally, later calls raise StreamError.
 
     Args:
-        session: of a streaming model.
+        session: session of a streaming model.
         extract: the model's feature extractor.
         decoder: the model's decoder.
-        sample_rate: of the audio, in Hz.
-        name: for errors.
-        endpoint: when a segment ends; None for a stream of one segment.
+        sample_rate: sample rate of the audio, in Hz; 1,000 to 768,000.
+        name: name of the stream in errors.
+        endpoint: rules that end a segment; None for a stream of one segment.
     """
 
     def __init__(
@@ -209,20 +209,20 @@ class Stream(Closing):
         )
 
     def accept(self, samples: npt.ArrayLike) -> Update:
-        """Take more audio and run all blocks that are full.
+        """Add audio and run all full blocks.
 
         Args:
             samples: (samples,) or (samples, channels) float32 in [-1, 1] at the stream's rate; any
-                number of them, none too.
+                number of samples, or none.
 
         Returns:
-            All words that are certain, those of them that are new, and the one that may grow.
+            All final words, the new ones among them, and the tail, which may still change.
 
         Raises:
-            AudioError: not such an array, or not finite; nothing of it is taken, and the stream
-                goes on.
+            AudioError: not such an array, or not finite; no audio was accepted, and the stream can
+                be used as before.
             StreamError: the stream has finished.
-            DeviceError: a GPU failed; the audio waits, and another call tries again.
+            DeviceError: a GPU failed; the audio is kept, and the next call tries again.
         """
         channel = self._open()
         if channel.audio.total is not None:
@@ -233,23 +233,25 @@ class Stream(Closing):
         return channel.update()
 
     def set_hot_words(self, hot_words: Phrases) -> None:
-        """Look for other hot words from now on.
+        """Replace the hot words, from the next block on.
 
         Args:
-            hot_words: phrases, or a mapping to nats for every letter; empty for none.
+            hot_words: phrases, or a mapping to their weights (nats per letter); empty for none.
 
         Raises:
             StreamError: the stream has finished already.
-            AlphabetError, ConfigError: see `HotWords`; or a greedy decoder.
+            AlphabetError, ConfigError: a phrase cannot be used, see `HotWords`; or the decoder is
+                greedy.
         """
         self._open().set_hot_words(hot_words)
 
     def finish(self) -> Transcript:
-        """End the stream and read what is still on its way.
+        """End the stream and process the rest of its audio.
 
         Returns:
-            The whole utterance: what `Recognizer.transcribe` gives for all of its audio at once.
-            Without any audio, no text. Of a stream with endpoints, all that no update has told.
+            The transcript of the whole utterance, equal to that of `Recognizer.transcribe` for the
+            same audio; empty without audio. With endpoints, the transcript of everything after the
+            last segment that an update gave.
 
         Raises:
             StreamError: the stream has finished already.
@@ -265,7 +267,7 @@ class Stream(Closing):
         return transcript
 
     def close(self) -> None:
-        """Let go of what was not finished."""
+        """End the stream and discard the rest; later calls raise StreamError."""
         self._channel = None
 
     def _open(self) -> Channel:

@@ -32,7 +32,7 @@ class ExecutionContext:
 
     Attributes:
         shape: input shape that the context is prepared for; None for none.
-        spent: whether a capture failed; the state of the context is unknown after that.
+        spent: True if a capture failed; the state of the context is then unknown.
     """
 
     def __init__(
