@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import platform
@@ -153,12 +154,37 @@ def streaming_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Path:
-    """That model, exported and verified."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder that all processes of a run share: `made_once(name, write)`.
+
+    The first process that asks for it calls `write(folder)`; the others wait for that.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                write(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(made_once: Callable[..., Path], digits_checkpoint: Path) -> Path:
+    """That model, exported and verified; a slow test has the longest utterances of the grid."""
     from ds2deploy.export.artifacts import export_onnx
 
-    out = tmp_path_factory.mktemp("digits")
-    return Path(export_onnx(digits_checkpoint, out)[0].path)
+    def write(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+            export_onnx(digits_checkpoint, folder)
+
+    return made_once("digits", write) / "model.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -50,18 +50,36 @@ def checkpoints(lively_network) -> dict[tuple[str, int], Checkpoint]:
     return made
 
 
-@pytest.mark.parametrize(("cell", "lookahead"), [("lstm", 6), ("gru", 6), ("rnn", 6), ("gru", 1)])
-@settings(deadline=None, max_examples=15)
-@given(
+KINDS = [("lstm", 6), ("gru", 6), ("rnn", 6), ("gru", 1)]
+
+streams = given(
     lengths=st.lists(st.integers(1, 120), min_size=1, max_size=4),
     block=st.sampled_from([1, 2, 7, 16, 100]),
     stagger=st.integers(0, 3),
 )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
+@streams
 def test_any_blocks_give_the_whole(
-    checkpoints, cell: str, lookahead: int, lengths: list[int], block: int, stagger: int
+    checkpoints, kind: tuple[str, int], lengths: list[int], block: int, stagger: int
 ):
     """I2 in torch: every kind of cell, streams at other places, blocks shorter than the delay."""
-    checkpoint = checkpoints[cell, lookahead]
+    check_blocks(checkpoints[kind], lengths, block, stagger)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15)
+@streams
+def test_many_blocks_give_the_whole(
+    checkpoints, kind: tuple[str, int], lengths: list[int], block: int, stagger: int
+):
+    check_blocks(checkpoints[kind], lengths, block, stagger)
+
+
+def check_blocks(checkpoint: Checkpoint, lengths: list[int], block: int, stagger: int) -> None:
     whole = torch_session(checkpoint)
     description = streaming_description(checkpoint.description(), "features", 20.0 * block)
     session = TorchSession(StreamingNetwork(checkpoint.network, description), description)

@@ -152,12 +152,13 @@ def test_epochs_of_other_lengths_end_the_schedule_and_the_count_together(
     """The sorted epoch has fewer batches; joined anew, each has as many as it has."""
     told: list[str] = []
     monkeypatch.setattr(Heartbeat, "tell", lambda _, text: told.append(text))
+    epochs = 2 if join == (1, 1) else 4
     recipe = tone_recipe.changed("data", sortagrad=True, batch_size=3, join=join)
     recipe = recipe.changed(
-        "training", epochs=4, accumulate=accumulate, schedule="one-cycle", log_every=1
+        "training", epochs=epochs, accumulate=accumulate, schedule="one-cycle", log_every=1
     )
     cuts = read_manifest(recipe.data.train)
-    batches = [len(plan_training(cuts, recipe, epoch)) for epoch in range(4)]
+    batches = [len(plan_training(cuts, recipe, epoch)) for epoch in range(epochs)]
     assert len(set(batches)) > 1, batches
     total = sum(-(-count // accumulate) for count in batches)
     train(recipe)

@@ -95,8 +95,15 @@ def test_the_words_of_the_digit_strings(
     assert errors.word_errors <= 0.002 * errors.words, errors
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["digits-bigru128x2", "digits-unilstm160x2"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits-bigru128x2", "fp16"),
+        ("digits-unilstm160x2", "fp32"),
+        pytest.param("digits-bigru128x2", "fp32", marks=pytest.mark.slow),
+        pytest.param("digits-unilstm160x2", "fp16", marks=pytest.mark.slow),
+    ],
+)
 def test_checkpoints_of_deepspeech_pytorch(
     name: str, precision: Precision, reference_checkpoints: Path, rtx: TensorRt, tmp_path: Path
 ):
