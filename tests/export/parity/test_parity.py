@@ -26,7 +26,6 @@ from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import output_length
 
-
 GRID = {(batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)}
 
 
