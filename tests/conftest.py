@@ -60,6 +60,7 @@ hidden = 16
 layers = 1
 [features]
 sample_rate = 8000
+window_ms = 10.0
 [data]
 batch_size = 8
 workers = 0

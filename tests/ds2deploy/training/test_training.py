@@ -96,7 +96,7 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
     kept = load_checkpoint(tmp_path / "run" / "best.ckpt").recipe.features
     assert kept.mean is not None
     assert kept.deviation is not None
-    assert len(kept.mean) == len(kept.deviation) == 81
+    assert len(kept.mean) == len(kept.deviation) == 41
     assert min(kept.deviation) > 0
 
 
