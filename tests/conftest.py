@@ -332,20 +332,19 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
 
 
 @pytest.fixture(scope="session")
-def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tone_corpus(made_once: Callable[..., Path]) -> Path:
     """A folder of 40 recordings."""
-    return write_corpus(tmp_path_factory.mktemp("tones") / "speaker", 40, seed=1)
+    return made_once("tones", lambda out: write_corpus(out / "speaker", 40, seed=1)) / "speaker"
 
 
 @pytest.fixture(scope="session")
-def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tone_manifests(tone_corpus: Path, made_once: Callable[..., Path]) -> Path:
     """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
     from ds2deploy.data.preparation import PrepareOptions, prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
-    out = tmp_path_factory.mktemp("manifests")
-    prepare(tone_corpus, out, Alphabet("_ABCD "), PrepareOptions(valid_share=0.25))
-    return out
+    alphabet, options = Alphabet("_ABCD "), PrepareOptions(valid_share=0.25)
+    return made_once("manifests", lambda out: prepare(tone_corpus, out, alphabet, options))
 
 
 @pytest.fixture(scope="session")
