@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -153,7 +154,7 @@ def test_statistics_are_those_of_the_spectrogram(tone_manifests: Path, tone_reci
     from ds2deploy.runtimes.features import FeatureExtractor
 
     cuts = read_manifest(tone_manifests / "train.jsonl.gz")
-    extract = FeatureExtractor(FeatureConfig(sample_rate=8000, normalize="none"))
+    extract = FeatureExtractor(msgspec.structs.replace(tone_recipe.features, normalize="none"))
     everything = np.concatenate([extract(read_audio(cut, 8000)) for cut in cuts], axis=1)
     mean, deviation = global_statistics(cuts, tone_recipe)
     np.testing.assert_allclose(mean, everything.mean(axis=1), rtol=1e-4)
