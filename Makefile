@@ -32,9 +32,11 @@ demo: .venv/ready
 	$(BIN)/ds2deploy demo --out runs/demo
 
 # Two processes of one thread each: most of a test is Python, and threads of two processes that wait
-# for each other take longer than one after the other.
+# for each other take longer than one after the other. What was compiled once is kept, whatever the
+# environment says: most tests of a command start a Python of their own.
 test: .venv/ready
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+		$(BIN)/python -m pytest --ignore tests/gpu -n 2 --dist worksteal -m "$(MARKS)" \
 		--durations 20 --durations-min 5 $(TESTS)
 
 test-all:

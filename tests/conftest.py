@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import platform
@@ -59,6 +60,7 @@ hidden = 16
 layers = 1
 [features]
 sample_rate = 8000
+window_ms = 10.0
 [data]
 batch_size = 8
 workers = 0
@@ -153,12 +155,37 @@ def streaming_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(tmp_path_factory: pytest.TempPathFactory, digits_checkpoint: Path) -> Path:
-    """That model, exported and verified."""
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder that all processes of a run share: `made_once(name, write)`.
+
+    The first process that asks for it calls `write(folder)`; the others wait for that.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                write(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(made_once: Callable[..., Path], digits_checkpoint: Path) -> Path:
+    """That model, exported and verified; a slow test has the longest utterances of the grid."""
     from ds2deploy.export.artifacts import export_onnx
 
-    out = tmp_path_factory.mktemp("digits")
-    return Path(export_onnx(digits_checkpoint, out)[0].path)
+    def write(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+            export_onnx(digits_checkpoint, folder)
+
+    return made_once("digits", write) / "model.onnx"
 
 
 @pytest.fixture(scope="session")
@@ -305,20 +332,19 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path)
 
 
 @pytest.fixture(scope="session")
-def tone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tone_corpus(made_once: Callable[..., Path]) -> Path:
     """A folder of 40 recordings."""
-    return write_corpus(tmp_path_factory.mktemp("tones") / "speaker", 40, seed=1)
+    return made_once("tones", lambda out: write_corpus(out / "speaker", 40, seed=1)) / "speaker"
 
 
 @pytest.fixture(scope="session")
-def tone_manifests(tone_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tone_manifests(tone_corpus: Path, made_once: Callable[..., Path]) -> Path:
     """A folder with train.jsonl.gz and valid.jsonl.gz of that corpus."""
     from ds2deploy.data.preparation import PrepareOptions, prepare
     from ds2deploy.runtimes.alphabet import Alphabet
 
-    out = tmp_path_factory.mktemp("manifests")
-    prepare(tone_corpus, out, Alphabet("_ABCD "), PrepareOptions(valid_share=0.25))
-    return out
+    alphabet, options = Alphabet("_ABCD "), PrepareOptions(valid_share=0.25)
+    return made_once("manifests", lambda out: prepare(tone_corpus, out, alphabet, options))
 
 
 @pytest.fixture(scope="session")

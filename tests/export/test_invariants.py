@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ds2deploy
 from ds2deploy.export.artifacts import export_onnx
 from ds2deploy.export.parity.speech import speech_features
 from ds2deploy.runtimes.features import FeatureConfig, pad_features
+from ds2deploy.runtimes.session import Session
 
 TOLERANCE = 1e-4  # of log-probabilities above -10, in fp32
 SPEECH = speech_features(FeatureConfig(), utterances=6, frames=150)
@@ -24,18 +25,32 @@ def sessions(digits_checkpoint: Path, digits_onnx: Path):
             (("torch", digits_checkpoint), ("onnxruntime", digits_onnx))}  # fmt: skip
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-@given(
+padded_batches = given(
     lengths=st.lists(st.integers(1, 150), min_size=2, max_size=8),
     stretch=st.floats(1, 4),
     garbage=st.sampled_from([0.0, 7.0, float("nan")]),
 )
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@padded_batches
+@settings(max_examples=6)
 def test_padding(sessions, runtime: str, lengths: list[int], stretch: float, garbage: float):
     """I1: alone, or in a batch with up to four times its length of padding, whatever is in it."""
-    session = sessions[runtime]
+    check_padding(sessions[runtime], lengths, stretch, garbage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@padded_batches
+@settings(max_examples=20)
+def test_padding_in_many_batches(
+    sessions, runtime: str, lengths: list[int], stretch: float, garbage: float
+):
+    check_padding(sessions[runtime], lengths, stretch, garbage)
+
+
+def check_padding(session: Session, lengths: list[int], stretch: float, garbage: float) -> None:
     utterances = [SPEECH[i % len(SPEECH)][:, :length] for i, length in enumerate(lengths)]
     features, counts = pad_features(utterances)
     padding = int(max(lengths) * (stretch - 1))
@@ -65,7 +80,7 @@ def test_words_of_real_speech(digits_checkpoint: Path, digit_strings: Path, tmp_
     assert fp16.size < 0.55 * fp32.size
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("runtime", [pytest.param("torch", marks=pytest.mark.slow), "onnxruntime"])
 def test_word_error_rate(
     digits_checkpoint: Path, digits_onnx: Path, digit_strings: Path, runtime: str
 ):

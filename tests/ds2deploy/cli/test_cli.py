@@ -67,8 +67,11 @@ def test_no_arguments_is_a_call_for_help():
     assert "Commands:" in CliRunner().invoke(app, []).output
 
 
-def test_from_recordings_to_text(tone_corpus: Path, tone_toml: Path, tmp_path: Path):
+def test_from_recordings_to_text(
+    tone_corpus: Path, tone_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """prepare, train, evaluate, export, verify, transcribe, inspect on a corpus of tones."""
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
     corpus = tone_corpus
     data, out = tmp_path / "data", tmp_path / "deploy"
     prepared = run_json("prepare", corpus, data, "--labels", "_ABCD ", "--valid", "0.2")

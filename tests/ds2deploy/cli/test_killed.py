@@ -361,7 +361,7 @@ def test_two_last_checkpoints_have_different_temporary_names(
         save(document, file)
 
     monkeypatch.setattr(torch, "save", note)
-    train(tone_recipe)
+    train(tone_recipe.changed("training", epochs=1))
     assert len(set(names)) == len(names) > 1
     assert all(re.fullmatch(r"\.[0-9a-f]{16}\.(last|best)\.ckpt", name) for name in names)
 

@@ -96,7 +96,10 @@ def test_words_as_they_come_in_a_pipe(streaming_onnx: Path, recording: Path, tex
     assert both == f"{recording}\t{text}\n" * 2
 
 
-@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], id="text", marks=pytest.mark.slow), pytest.param(["--json"], id="json")],
+)
 def test_a_broken_recording_among_others(
     options: list[str], streaming_onnx: Path, recording: Path, tmp_path: Path, text: str
 ):

@@ -193,7 +193,9 @@ def compressed(request, tmp_path_factory) -> Path:
     return path
 
 
-def test_compressed_trained_model_exports_verified(compressed, tmp_path):
+def test_compressed_trained_model_exports_verified(compressed, tmp_path, monkeypatch):
+    if compressed.stem == "digits":  # the slow one is verified on the whole grid
+        monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
     exported = export_onnx(compressed, tmp_path, ["fp32", "fp16"])
     if compressed.stem == "digits-streaming":
         exported += export_onnx(compressed, tmp_path, export_format=ExportFormat(streaming=True))
@@ -202,6 +204,7 @@ def test_compressed_trained_model_exports_verified(compressed, tmp_path):
 
 def test_wrong_order_of_gates_is_caught(compressed, tmp_path, monkeypatch):
     monkeypatch.setitem(lowering.GATES, "lstm", (0, 1, 2, 3))
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     with pytest.raises(ParityError):
         export_onnx(compressed, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import ds2deploy
 from ds2deploy.config import TrainingConfig
 from ds2deploy.data.batches import Batch
 from ds2deploy.export.artifacts import export_onnx
+from ds2deploy.export.verification import verify_artifact
 from ds2deploy.model.deepspeech_pytorch import parameter_name
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -45,16 +46,21 @@ class Reference(NamedTuple):
 def reference(
     request: pytest.FixtureRequest,
     reference_checkpoints: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: Callable[..., Path],
 ) -> Reference:
     checkpoint = reference_checkpoints / f"{request.param}.ckpt"
-    exported = export_onnx(checkpoint, tmp_path_factory.mktemp(request.param))
+
+    def write(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+            export_onnx(checkpoint, folder)
+
     return Reference(
         checkpoint,
         reference_checkpoints,
         dict(np.load(reference_checkpoints / f"{request.param}.npz")),
         json.loads((reference_checkpoints / "expected.json").read_text())[request.param],
-        Path(exported[0].path),
+        made_once(request.param, write) / "model.onnx",
     )
 
 
@@ -69,6 +75,13 @@ def largest_difference(
             log_probs, reference.arrays["probabilities"], output_lengths, strict=True
         )
     )
+
+
+@pytest.mark.slow
+def test_the_artifact_is_verified_on_the_whole_grid(reference: Reference):
+    report = verify_artifact(reference.onnx, reference.checkpoint)
+    assert report.passed, report.failure()
+    assert max(case.frames for case in report.cases) == 2000
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

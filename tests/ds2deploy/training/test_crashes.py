@@ -138,13 +138,18 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "max_steps"), [(1, None), pytest.param(3, 11, marks=pytest.mark.slow)]
+    ("epochs", "accumulate", "max_steps"),
+    [
+        (2, 1, None),
+        pytest.param(4, 1, None, marks=pytest.mark.slow),
+        pytest.param(4, 3, 11, marks=pytest.mark.slow),
+    ],
 )
 def test_it_goes_on_in_the_middle_of_an_epoch(
-    recipe: Recipe, accumulate: int, max_steps: int | None, tmp_path: Path
+    recipe: Recipe, epochs: int, accumulate: int, max_steps: int | None, tmp_path: Path
 ):
     """It dies after every third step, again and again."""
-    recipe = recipe.changed("training", accumulate=accumulate, max_steps=max_steps)
+    recipe = recipe.changed("training", epochs=epochs, accumulate=accumulate, max_steps=max_steps)
     whole, parted = (
         recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
     )
@@ -171,15 +176,23 @@ def test_it_goes_on_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.parametrize(
-    ("hook", "validate_every"),
-    [("note_validated", 1), pytest.param("note_validation", 2, marks=pytest.mark.slow)],
+    ("hook", "validate_every", "epochs"),
+    [
+        ("note_validated", 1, 2),
+        pytest.param("note_validated", 1, 3, marks=pytest.mark.slow),
+        pytest.param("note_validation", 2, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_it_dies_in_every_validation(
-    recipe: Recipe, hook: str, validate_every: int, tmp_path: Path
+    recipe: Recipe, hook: str, validate_every: int, epochs: int, tmp_path: Path
 ):
     """They are made when it goes on, also the last, after which there is no step to make."""
     recipe = recipe.changed(
-        "training", epochs=3, validate_every=validate_every, checkpoint_minutes=1000, report=True
+        "training",
+        epochs=epochs,
+        validate_every=validate_every,
+        checkpoint_minutes=1000,
+        report=True,
     )
     whole, parted = (
         recipe.changed("training", run=str(tmp_path / name)) for name in ("whole", "parted")
@@ -207,7 +220,7 @@ def test_it_dies_in_every_validation(
     left, right = (load_checkpoint(tmp_path / name / "best.ckpt") for name in ("whole", "parted"))
     for name, tensor in left.network.state_dict().items():
         assert tensor.equal(right.network.state_dict()[name]), name
-    with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.epochs=6"):
+    with pytest.raises(ConfigError, match=rf"last\.ckpt: .*--set training\.epochs={2 * epochs}\b"):
         train(parted, resume=True)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from ds2deploy.training.train import train
 
 
 @pytest.fixture
-def run(tone_recipe: Recipe, tmp_path: Path) -> Path:
-    train(tone_recipe.changed("training", epochs=2, tensorboard=True, report=True))
-    return tmp_path / "run"
+def run(tone_recipe: Recipe, made_once: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a training's folder, to change."""
+    recipe = tone_recipe.changed("training", epochs=2, tensorboard=True, report=True)
+    made = made_once("reported_run", lambda out: train(recipe.changed("training", run=str(out))))
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def test_tensorboard_has_what_metrics_have(run: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,11 +27,15 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 @pytest.fixture
-def taught(tone_recipe: Recipe, tmp_path: Path) -> Recipe:
+def taught(tone_recipe: Recipe, made_once: Callable[..., Path], tmp_path: Path) -> Recipe:
     """Recipe that starts from a compressed network, with the whole one as the teacher."""
+
+    def write(folder: Path) -> None:
+        train(tone_recipe.changed("training", epochs=1, run=str(folder / "teacher")))
+        compress(folder / "teacher" / "best.ckpt", folder / "small.ckpt", speed=1.5)
+
+    shutil.copytree(made_once("teacher", write), tmp_path, dirs_exist_ok=True)
     teacher, small = tmp_path / "teacher", tmp_path / "small.ckpt"
-    train(tone_recipe.changed("training", epochs=1, run=str(teacher)))
-    compress(teacher / "best.ckpt", small, speed=1.5)
     return tone_recipe.changed(
         "training", start=str(small), teacher=str(teacher / "best.ckpt"), epochs=2
     )

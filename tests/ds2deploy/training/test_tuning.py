@@ -57,7 +57,7 @@ def digits(count: int) -> list[str]:
 def test_a_model_of_what_is_said_is_better(noisy: list[Utterance], tmp_path: Path, kind: str):
     lm = model_of(tmp_path, digits(300), kind)
     seen: list[tuple[int, int]] = []
-    settings = DecoderConfig(lm=lm, beam=16)
+    settings = DecoderConfig(lm=lm, beam=8)
     result = tune(noisy, ALPHABET, FRAME_S, settings, lambda *done: seen.append(done))
     assert result.better
     assert result.wer < result.greedy_wer / 2
@@ -101,7 +101,7 @@ def test_where_all_settings_are_equal_the_result_says_so(tmp_path: Path):
 
 def test_a_model_of_something_else_is_refused(noisy: list[Utterance], tmp_path: Path):
     lm = model_of(tmp_path, ["PARIS VIENNA", "ROME OSLO PRAGUE", "MADRID BERNE"] * 20)
-    settings = DecoderConfig(lm=lm, beam=16, unknown_letter=None)
+    settings = DecoderConfig(lm=lm, beam=8, unknown_letter=None)
     result = tune(noisy, ALPHABET, FRAME_S, settings)
     assert not result.better
     assert result.wer >= result.greedy_wer

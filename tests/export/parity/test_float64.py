@@ -195,7 +195,7 @@ def scale_matrices(layers: int) -> list[Callable[[DeployModel], DeployModel]]:
     return [scaled(layer, name) for layer in (0, layers - 1) for name in ("W", "R")]
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("layers", [1, 2, pytest.param(3, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("rnn", ["lstm", "gru", "rnn"])
 def test_every_damage_is_noticed_and_one_at_every_size(rnn: Any, layers: int, tmp_path: Path):
     checkpoint = checkpoint_of(settled_network(ModelShape(rnn=rnn, hidden=48, layers=layers)))

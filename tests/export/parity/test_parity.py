@@ -26,14 +26,14 @@ from ds2deploy.runtimes.errors import ParityError
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.geometry import output_length
 
+GRID = {(batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)}
+
 
 @pytest.mark.slow
 def test_the_report_covers_the_grid(digits_onnx: Path, digits_checkpoint: Path):
     """I3 on the trained model: fp32 in ONNX Runtime against PyTorch."""
     report = verify_artifact(digits_onnx, digits_checkpoint)
-    assert {(case.batch, case.frames) for case in report.cases} == {
-        (batch, frames) for batch in (1, 3, 8) for frames in (40, 457, 2000)
-    }
+    assert {(case.batch, case.frames) for case in report.cases} == GRID
     assert all(min(case.lengths) == 1 for case in report.cases if case.batch > 1)
     for case in report.cases:
         assert case.max_difference <= 1e-4, case
@@ -109,7 +109,7 @@ def test_damage_is_noticed_and_nothing_is_written(
     monkeypatch.setattr(
         verified_onnx, "lower", lambda network, columns: damage(lower(network, columns))
     )
-    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 457))
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     with pytest.raises(ParityError, match=r"digits\.ckpt: the fp32 artifact does not compute"):
         export_onnx(digits_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -154,6 +154,7 @@ def test_another_best_label_counts_even_within_the_difference(
     """Both are within 1e-4; only what no runtime could order may change places."""
     description = load_checkpoint(digits_checkpoint).description()
     report = check_parity(Fixed(description, 2, gap), Reference(Fixed(description, 1, gap)))
+    assert {(case.batch, case.frames) for case in report.cases} == GRID
     assert all(case.argmax_share == 0 for case in report.cases)
     assert report.max_difference < 1e-4
     assert report.passed is passed
@@ -170,7 +171,8 @@ def test_nan_is_noticed(digits_checkpoint: Path):
             return log_probs, output_lengths
 
     broken = Broken(checkpoint.network, checkpoint.description())
-    report = check_parity(broken, Reference(reference))
+    report = check_parity(broken, Reference(reference), shapes=[(1, 40), (3, 40)])
+    assert [case.passed for case in report.cases] == [False, False]
     assert not report.passed
 
 

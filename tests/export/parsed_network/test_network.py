@@ -43,7 +43,7 @@ from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 from ds2deploy.training.scoring import count_errors
 
-RAGGED = [(1, 40), (3, 457), (8, 170)]
+RAGGED = [(1, 40), (3, 200), (8, 90)]
 
 
 def written(checkpoint: Path, precision: Precision, path: Path) -> Path:
@@ -95,8 +95,15 @@ def test_the_words_of_the_digit_strings(
     assert errors.word_errors <= 0.002 * errors.words, errors
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["digits-bigru128x2", "digits-unilstm160x2"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("digits-bigru128x2", "fp16"),
+        ("digits-unilstm160x2", "fp32"),
+        pytest.param("digits-bigru128x2", "fp32", marks=pytest.mark.slow),
+        pytest.param("digits-unilstm160x2", "fp16", marks=pytest.mark.slow),
+    ],
+)
 def test_checkpoints_of_deepspeech_pytorch(
     name: str, precision: Precision, reference_checkpoints: Path, rtx: TensorRt, tmp_path: Path
 ):
@@ -195,7 +202,7 @@ def test_damage_leaves_no_engine(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     parser_is_given(drop_the_mask)  # `verify` is given the others too, below
     out = tmp_path / "out"
     result = CliRunner().invoke(
@@ -212,7 +219,7 @@ def test_damage_leaves_no_engine(
 def test_verify_finds_none_where_there_is_none(
     digits_onnx: Path, digits_checkpoint: Path, rtx: TensorRt, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     arguments = ["verify", str(digits_onnx), str(digits_checkpoint), "--network"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
 
@@ -226,7 +233,7 @@ def test_verify_finds_damage(
     rtx: TensorRt,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
     arguments = ["verify", str(digits_onnx), str(digits_checkpoint), "--network"]
     parser_is_given(damage)
     result = CliRunner().invoke(app, arguments)

@@ -36,7 +36,7 @@ def speech(rate: int) -> list[np.ndarray]:
 
 def test_twenty_clients_at_a_time_hear_what_each_would_alone(served: Any):
     direct = OnnxSession(served.path)
-    waveforms = speech(served.description.features.sample_rate)
+    waveforms = [one[: len(one) // 2] for one in speech(served.description.features.sample_rate)]
     model = SimulatedModel(parse_config(served.text), onnx_run(served.path))
     clients = [
         lambda infer, waveform=waveform: hear(TritonSession(served.description, infer), waveform)
