@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FileKind = Literal["onnx", "tensorrt", "rtx", "checkpoint"]
 """Kinds of model files: an ONNX artifact, an engine of either library, a checkpoint."""
 
+DeviceKind = Literal["cpu", "cuda"]
+"""Kinds of devices: `cuda` and `cuda:1` are both of the kind `cuda`."""
+
 FILE_NAMES: dict[FileKind, str] = {
     "onnx": "ONNX file",
     "tensorrt": "TensorRT engine",
@@ -46,11 +49,12 @@ class Backend(NamedTuple):
         name: its name in `load(..., runtime=...)` and after `--runtime`.
         title: what `ds2deploy doctor` calls it.
         files: kinds of files that it opens.
-        needs_gpu: whether it runs on a GPU only.
-        module: module of an engine that few have: `bench` measures it unasked only where it is
-            there; empty for those that are always tried.
-        open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of threads,
-            0 for the runtime's choice.
+        devices: kinds of devices that it runs on, its default first; `load` refuses another.
+        module: module, and package of the same name, of an engine that few have: `bench` measures
+            it unasked only where it is there; empty for those that are always tried.
+        open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of CPU
+            threads, 0 for the runtime's choice. What computes on a CPU obeys the number, or
+            raises `RuntimeUnavailableError`.
         examine: finds out whether it works here; None where another examination covers it.
         preload: imports its libraries, so that a measurement of loading leaves them out.
     """
@@ -58,11 +62,16 @@ class Backend(NamedTuple):
     name: str
     title: str
     files: tuple[FileKind, ...]
-    needs_gpu: bool
+    devices: tuple[DeviceKind, ...]
     module: str
     open: Callable[[Path, FileKind, str, int], Session]
     examine: Callable[[], Examined] | None
     preload: Callable[[FileKind], None]
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True for a runtime without a CPU."""
+        return "cpu" not in self.devices
 
 
 def _open_onnxruntime(provider: Provider | None) -> Callable[[Path, FileKind, str, int], Session]:
@@ -133,22 +142,25 @@ def _preload_openvino(kind: FileKind) -> None:
 
 
 def _onnxruntime(
-    name: str, provider: Provider, *engines: FileKind, needs_gpu: bool = True
+    name: str,
+    provider: Provider,
+    *engines: FileKind,
+    devices: tuple[DeviceKind, ...] = ("cuda",),
 ) -> Backend:
     return Backend(
         name=name,
         title=f"run .onnx on onnxruntime {provider}",
         files=("onnx", *engines),
-        needs_gpu=needs_gpu,
+        devices=devices,
         module="",
-        open=_open_onnxruntime(provider if needs_gpu else None),
+        open=_open_onnxruntime(None if "cpu" in devices else provider),
         examine=_examine_onnxruntime(provider),
         preload=_preload_onnxruntime,
     )
 
 
 BACKENDS: tuple[Backend, ...] = (
-    _onnxruntime("onnxruntime", "cpu", needs_gpu=False),
+    _onnxruntime("onnxruntime", "cpu", devices=("cpu", "cuda")),
     _onnxruntime("cuda", "cuda"),
     _onnxruntime("tensorrt", "tensorrt", "tensorrt"),
     _onnxruntime("rtx", "rtx", "rtx"),
@@ -156,7 +168,7 @@ BACKENDS: tuple[Backend, ...] = (
         name="openvino",
         title="run .onnx on openvino",
         files=("onnx",),
-        needs_gpu=False,
+        devices=("cpu",),
         module="openvino",
         open=_open_openvino,
         examine=_examine_openvino,
