@@ -57,6 +57,8 @@ class Backend(NamedTuple):
             raises `RuntimeUnavailableError`.
         examine: finds out whether it works here; None where another examination covers it.
         preload: imports its libraries, so that a measurement of loading leaves them out.
+        asked_only: whether `bench` measures it only where `--runtime` names it: for a runtime that
+            serves for comparison, or is so slow that few want to wait for it. None of today's is.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Backend(NamedTuple):
     open: Callable[[Path, FileKind, str, int], Session]
     examine: Callable[[], Examined] | None
     preload: Callable[[FileKind], None]
+    asked_only: bool = False
 
     @property
     def needs_gpu(self) -> bool:
