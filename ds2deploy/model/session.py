@@ -13,7 +13,7 @@ from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError, one_line
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.session import Session, check_shapes
 from ds2deploy.runtimes.streaming.state import run_whole
 from ds2deploy.runtimes.tensors import Tensors
 
@@ -67,10 +67,12 @@ class TorchSession:
         """Run the network once (on CUDA, without TF32); see `Session.compute`.
 
         Raises:
+            FeaturesError: a shape is not the description's, for which torch would read beyond it.
             DeviceError: the device failed, or has too little memory.
         """
         import torch
 
+        check_shapes(self.description, tensors)
         exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
         try:
             with torch.inference_mode(), exact:
