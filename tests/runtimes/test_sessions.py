@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,87 +15,19 @@ import pytest
 import ds2deploy
 from ds2deploy.export.onnx.graph import build_graph
 from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.export.parity.speech import speech_features
 from ds2deploy.export.verified_onnx import append_description
-from ds2deploy.loading import BACKENDS
-from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
-from ds2deploy.model.weights import build_network
-from ds2deploy.runtimes.artifact import METADATA_KEY
-from ds2deploy.runtimes.backends import Backend, FileKind
 from ds2deploy.runtimes.errors import (
     DeviceError,
-    Ds2Error,
     FeaturesError,
-    MissingFileError,
-    ModelFileError,
     RuntimeUnavailableError,
 )
-from ds2deploy.runtimes.features import FeatureConfig, FloatArray, IntArray, pad_features
-from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.streaming.state import run_in_blocks
 from tests.docs.test_spans import known_extras
+from tests.runtimes.rows import Row, speech
 
 TOLERANCE = 1e-4
 """As for every fp32 artifact; trained weights."""
-
-SUFFIXES: dict[FileKind, str] = {"onnx": ".onnx", "checkpoint": ".ckpt"}
-
-
-class Row(NamedTuple):
-    """A runtime, and a kind of file that it opens."""
-
-    backend: Backend
-    kind: FileKind
-
-    def open(self, path: Path, threads: int = 1) -> Session:
-        return self.backend.open(path, self.kind, "cpu", threads)
-
-    def refused(self, path: Path, error: type[Ds2Error]) -> str:
-        """Open a file that must be refused, in one line that begins with its path."""
-        with pytest.raises(error) as raised:
-            self.open(path)
-        message = str(raised.value)
-        assert message.startswith(str(path))
-        assert "\n" not in message
-        return message
-
-
-ROWS = [Row(item, kind) for item in BACKENDS if not item.needs_gpu for kind in item.files]
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(row, marks=[pytest.mark.slow] if row.backend.asked_only else [])
-        for row in ROWS
-    ],
-    ids=[f"{row.backend.name}-{row.kind}" for row in ROWS],
-)
-def row(request: pytest.FixtureRequest) -> Row:
-    found: Row = request.param
-    if found.backend.module:
-        reason = f"the extra {found.backend.name} is not installed"
-        pytest.importorskip(found.backend.module, reason=reason)
-    return found
-
-
-@pytest.fixture
-def small(row: Row, small_onnx: Path, small_checkpoint: Path) -> Path:
-    """A model of the row's kind with random weights."""
-    return small_onnx if row.kind == "onnx" else small_checkpoint
-
-
-@pytest.fixture
-def trained(row: Row, offline_onnx: Path, digits_checkpoint: Path) -> Path:
-    return offline_onnx if row.kind == "onnx" else digits_checkpoint
-
-
-def speech(config: FeatureConfig, batch: int, frames: int) -> tuple[FloatArray, IntArray]:
-    """Features of utterances, each shorter than the one before."""
-    lengths = np.linspace(frames, max(1, frames // 3), batch).astype(int)
-    sounds = speech_features(config, batch, frames)
-    return pad_features([row[:, :n] for row, n in zip(sounds, lengths, strict=True)])
-
 
 # What it computes
 
@@ -176,78 +105,6 @@ def test_int8_gives_the_labels_of_the_checkpoint_or_is_refused(
     found = session.run(features, lengths)[0][0]
     expected = ds2deploy.load(digits_checkpoint).log_probs(features, lengths)[0][0]
     assert np.mean(found.argmax(axis=1) == expected.argmax(axis=1)) > 0.95
-
-
-# Files
-
-
-def test_a_missing_file_is_named(row: Row, tmp_path: Path):
-    row.refused(tmp_path / f"nothing{SUFFIXES[row.kind]}", MissingFileError)
-
-
-@pytest.mark.parametrize("kept", [0, 1000, -2000], ids=["empty", "beginning", "end missing"])
-def test_a_damaged_file_is_named(row: Row, small: Path, tmp_path: Path, kept: int):
-    path = tmp_path / small.name
-    path.write_bytes(small.read_bytes()[:kept])
-    row.refused(path, ModelFileError)
-
-
-def test_weights_that_are_not_numbers_are_refused(
-    row: Row, small_onnx: Path, small_recipe: Any, tmp_path: Path
-):
-    path = tmp_path / f"nan{SUFFIXES[row.kind]}"
-    if row.kind == "onnx":
-        model = onnx.load(small_onnx)
-        weights = next(
-            one for one in model.graph.initializer if one.raw_data and one.data_type == 1
-        )
-        weights.raw_data = np.full(len(weights.raw_data) // 4, np.nan, np.float32).tobytes()
-        onnx.save(model, path)
-    else:
-        network = build_network(small_recipe)
-        network.output.weight.data[0, 0] = float("nan")
-        save_checkpoint(path, network, small_recipe, {})
-    row.refused(path, ModelFileError)
-
-
-def described(path: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Copy an ONNX file with another description."""
-    model = onnx.load(path)
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            document = msgspec.json.decode(entry.value)
-            change(document)
-            entry.value = msgspec.json.encode(document).decode()
-    onnx.save(model, out)
-    return out
-
-
-def test_a_description_of_another_graph_is_refused_at_loading(
-    row: Row, small_onnx: Path, tmp_path: Path
-):
-    if row.kind != "onnx":
-        pytest.skip("a checkpoint's description is derived from its network")
-    path = tmp_path / "other.onnx"
-    described(small_onnx, path, lambda document: document.update(labels=document["labels"][:-1]))
-    assert "export it again" in row.refused(path, ModelFileError)
-
-
-def test_bf16_is_refused_with_the_file_to_give(row: Row, small_onnx: Path, tmp_path: Path):
-    if row.kind != "onnx":
-        pytest.skip("checkpoints are fp32")
-    path = described(small_onnx, tmp_path / "b.onnx", lambda text: text.update(precision="bf16"))
-    assert re.search(r"fp32|fp16", row.refused(path, RuntimeUnavailableError))
-
-
-def test_names_that_are_not_utf8_can_be_opened(row: Row, small: Path, tmp_path: Path):
-    path = tmp_path / os.fsdecode(b"caf\xe9" + small.suffix.encode())
-    try:
-        shutil.copyfile(small, path)
-    except OSError:
-        pytest.skip("the file system takes UTF-8 only")
-    features, lengths = speech(row.open(small).description.features, 1, 40)
-    found, expected = (row.open(name).run(features, lengths)[0] for name in (path, small))
-    np.testing.assert_array_equal(found, expected)
 
 
 # Runs
