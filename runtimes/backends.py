@@ -1,7 +1,7 @@
 """The table of runtimes: loading, bench, doctor and the command line read it.
 
 To add a runtime, write its session in a file of its own, and add its three functions and its row in
-`BACKENDS` here; `docs/architecture.md` tells what else names it.
+`BACKENDS` here; "Add a runtime" in `docs/architecture.md` has all steps in order.
 """
 
 from __future__ import annotations
