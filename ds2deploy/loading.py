@@ -46,7 +46,8 @@ def load(
     Raises:
         MissingFileError: the file does not exist.
         ModelFileError: the file is not a model, is damaged, or has a newer format.
-        RuntimeUnavailableError: the runtime or the device is missing; no other one is tried.
+        RuntimeUnavailableError: the runtime or the device is missing, or the runtime does not run
+            on that device; no other one is tried.
         ConfigError: the number of threads is negative, or `decoder` is a decoder instead of a
             function that makes one.
     """
@@ -54,19 +55,29 @@ def load(
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 or more")
     path = Path(path)
-    kind = file_kind(path)
-    backend = _choose(path, kind, runtime)
-    if device is None:
-        device = "cuda" if backend.needs_gpu else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
-    if device == "cpu" and backend.needs_gpu:
-        raise RuntimeUnavailableError(
-            f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
-            "onnxruntime"
-        )
+    kind, backend, device = choose_backend(path, device, runtime)
     session = backend.open(path, kind, device, min(threads, usable_cores()))
     return Recognizer(session, make)
+
+
+def choose_backend(
+    path: Path, device: str | None = None, runtime: str | None = None
+) -> tuple[FileKind, Backend, str]:
+    """Determine where a model would run, without opening it.
+
+    Returns:
+        Kind of the file, its runtime, and the name of the device.
+
+    Raises:
+        MissingFileError, ModelFileError: see `file_kind`.
+        RuntimeUnavailableError: the runtime does not open this kind of file, or does not run on
+            that device.
+    """
+    kind = file_kind(path)
+    backend = _choose(path, kind, runtime)
+    device = backend.devices[0] if device is None else device
+    _check_device(path, kind, backend, device)
+    return kind, backend, device
 
 
 def runtime_names() -> tuple[str, ...]:
@@ -93,6 +104,29 @@ def _choose(path: Path, kind: FileKind, runtime: str | None) -> Backend:
     else:
         remedy = f"give the ONNX file, or a file that was exported for {runtime}"
     raise RuntimeUnavailableError(f"{path}: runs on {takes[0].name}, not on {runtime}; {remedy}")
+
+
+def _check_device(path: Path, kind: FileKind, backend: Backend, device: str) -> None:
+    """Refuse a device that is none, or that the runtime does not run on.
+
+    Raises:
+        RuntimeUnavailableError: names a device or a runtime to choose instead.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+    wanted = device.partition(":")[0]
+    if wanted in backend.devices:
+        return
+    if wanted == "cpu":
+        raise RuntimeUnavailableError(
+            f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
+            "onnxruntime"
+        )
+    others = [other.name for other in backends_for(kind) if wanted in other.devices]
+    or_other = f", or --runtime {others[0]} for {device}" if others else ""
+    raise RuntimeUnavailableError(
+        f"{path}: {backend.name} runs on a CPU only: leave --device out{or_other}"
+    )
 
 
 def file_kind(path: Path) -> FileKind:
@@ -201,7 +235,7 @@ TORCH = Backend(
     name="torch",
     title="run .ckpt on torch cpu",
     files=("checkpoint",),
-    needs_gpu=False,
+    devices=("cpu", "cuda"),
     module="",
     open=lambda path, kind, device, threads: open_checkpoint(path, device, threads),
     examine=_examine_torch,

@@ -1,7 +1,7 @@
 """The table of runtimes: loading, bench, doctor and the command line read it.
 
 To add a runtime, write its session in a file of its own, and add its three functions and its row in
-`BACKENDS` here; `docs/architecture.md` tells what else names it.
+`BACKENDS` here; "Add a runtime" in `docs/architecture.md` has all steps in order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 FileKind = Literal["onnx", "tensorrt", "rtx", "checkpoint"]
 """Kinds of model files: an ONNX artifact, an engine of either library, a checkpoint."""
+
+DeviceKind = Literal["cpu", "cuda"]
+"""Kinds of devices: `cuda` and `cuda:1` are both of the kind `cuda`."""
 
 FILE_NAMES: dict[FileKind, str] = {
     "onnx": "ONNX file",
@@ -46,23 +49,32 @@ class Backend(NamedTuple):
         name: its name in `load(..., runtime=...)` and after `--runtime`.
         title: name in the output of `ds2deploy doctor`.
         files: kinds of files that it opens.
-        needs_gpu: True if it only runs on a GPU.
-        module: module of an engine that few have: `bench` measures it unasked only where it is
-            there; empty for those that are always tried.
-        open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of threads,
-            0 for the runtime's choice.
+        devices: kinds of devices that it runs on, its default first; `load` refuses another.
+        module: module, and package of the same name, of an engine that few have: `bench` measures
+            it unasked only if it is installed; empty for runtimes that are always tried.
+        open: opens a file of a kind on a device (`cpu`, `cuda:1`, ...) with a number of CPU
+            threads, 0 for the runtime's choice. A runtime that computes on a CPU obeys the number,
+            or raises `RuntimeUnavailableError`.
         examine: finds out whether it works here; None where another examination covers it.
         preload: imports its libraries, so that a measurement of loading leaves them out.
+        asked_only: whether `bench` measures it only if `--runtime` names it: for a runtime that
+            serves for comparison, or is so slow that few want to wait for it. None of today's is.
     """
 
     name: str
     title: str
     files: tuple[FileKind, ...]
-    needs_gpu: bool
+    devices: tuple[DeviceKind, ...]
     module: str
     open: Callable[[Path, FileKind, str, int], Session]
     examine: Callable[[], Examined] | None
     preload: Callable[[FileKind], None]
+    asked_only: bool = False
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True for a runtime without a CPU."""
+        return "cpu" not in self.devices
 
 
 def _open_onnxruntime(provider: Provider | None) -> Callable[[Path, FileKind, str, int], Session]:
@@ -133,22 +145,25 @@ def _preload_openvino(kind: FileKind) -> None:
 
 
 def _onnxruntime(
-    name: str, provider: Provider, *engines: FileKind, needs_gpu: bool = True
+    name: str,
+    provider: Provider,
+    *engines: FileKind,
+    devices: tuple[DeviceKind, ...] = ("cuda",),
 ) -> Backend:
     return Backend(
         name=name,
         title=f"run .onnx on onnxruntime {provider}",
         files=("onnx", *engines),
-        needs_gpu=needs_gpu,
+        devices=devices,
         module="",
-        open=_open_onnxruntime(provider if needs_gpu else None),
+        open=_open_onnxruntime(None if "cpu" in devices else provider),
         examine=_examine_onnxruntime(provider),
         preload=_preload_onnxruntime,
     )
 
 
 BACKENDS: tuple[Backend, ...] = (
-    _onnxruntime("onnxruntime", "cpu", needs_gpu=False),
+    _onnxruntime("onnxruntime", "cpu", devices=("cpu", "cuda")),
     _onnxruntime("cuda", "cuda"),
     _onnxruntime("tensorrt", "tensorrt", "tensorrt"),
     _onnxruntime("rtx", "rtx", "rtx"),
@@ -156,7 +171,7 @@ BACKENDS: tuple[Backend, ...] = (
         name="openvino",
         title="run .onnx on openvino",
         files=("onnx",),
-        needs_gpu=False,
+        devices=("cpu",),
         module="openvino",
         open=_open_openvino,
         examine=_examine_openvino,

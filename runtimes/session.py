@@ -32,6 +32,24 @@ from ds2deploy.runtimes.tensors import (
 class Session(Protocol):
     """A model on a runtime; several threads may run it at the same time.
 
+    What every session owes, as `tests/runtimes/test_sessions.py` checks it for all that run on a
+    CPU (`backends.BACKENDS`):
+
+    - A file that is missing is a `MissingFileError`. One that is empty, cut off, or has weights
+      that are not numbers is a `ModelFileError`. A message is one line, and begins with the path.
+    - A description that does not fit the graph is a `ModelFileError` at loading, not at the first
+      run (`onnx.graph_check.check_description`).
+    - A precision that it does not compute, and an engine that is not installed, is a
+      `RuntimeUnavailableError` that names the file to give, or the extra to install. Nothing else
+      runs instead, and nothing is computed in another precision than the table of
+      `docs/choosing-a-runtime.md` says.
+    - Names of files that are not UTF-8 can be opened.
+    - A number of threads is obeyed, or is a `RuntimeUnavailableError`.
+    - A run that fails is a `DeviceError` with the shape of the sound; a shape that the description
+      excludes may be a `FeaturesError`. It never crashes the process.
+    - Inputs stay as they are, and outputs belong to the caller: the next run does not change them.
+    - `close` may be called twice.
+
     Attributes:
         description: description of the model.
         runtime: name of the runtime and device, such as `onnxruntime cpu`.
@@ -175,16 +193,26 @@ def check_tensors(description: ArtifactDescription, tensors: Tensors) -> Tensors
     checked = {
         tensor.name: np.ascontiguousarray(tensors[tensor.name], tensor.dtype) for tensor in declared
     }
-    shape = checked[sound].shape
-    sizes = named_sizes(description, shape[0], shape[-1])
-    for tensor in declared:
-        if checked[tensor.name].shape != tensor.shape(**sizes) or 0 in shape:
-            raise FeaturesError(
-                f"{tensor.name} {checked[tensor.name].shape}: expected {tensor.dims}"
-            )
+    check_shapes(description, checked)
     if checked[LENGTHS].min() < 1:
         raise FeaturesError(f"lengths from {checked[LENGTHS].min()}: expected 1 or more")
     return checked
+
+
+def check_shapes(description: ArtifactDescription, tensors: Tensors) -> None:
+    """Compare the shapes of a network's inputs with those that its description declares.
+
+    Raises:
+        FeaturesError: names the tensor, its shape and the expected one.
+    """
+    declared = input_tensors(description)
+    shape = tensors[declared[0].name].shape
+    sizes = named_sizes(description, shape[0], shape[-1])
+    for tensor in declared:
+        if tensors[tensor.name].shape != tensor.shape(**sizes) or 0 in shape:
+            raise FeaturesError(
+                f"{tensor.name} {tensors[tensor.name].shape}: expected {tensor.dims}"
+            )
 
 
 def usable_cores() -> int:

@@ -9,13 +9,21 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from ds2deploy.runtimes.backends import BACKENDS
 from ds2deploy.runtimes.session import usable_cores
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """Processor flags that determine the speed of float32 and int8 products."""
 
-
-LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    *(backend.module for backend in BACKENDS if backend.module),
+)
+"""Packages whose versions are part of a result: those of the runtimes, and numpy."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

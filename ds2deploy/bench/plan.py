@@ -36,9 +36,6 @@ TAKES: dict[FileKind, tuple[str, ...]] = {
 }
 """Runtimes of each kind of file."""
 
-MODULES = {backend.name: backend.module for backend in BACKENDS if backend.module}
-"""Runtimes that are measured by default only if their module is installed."""
-
 NAMES = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 
 LEAST_S, MOST_S = 0.1, 3600.0
@@ -132,8 +129,8 @@ def make_plan(
         cases += [Case(path, names[path], name, kinds[path]) for name in chosen]
     if unused := [name for name in asked if name not in {case.runtime for case in cases}]:
         raise ConfigError(
-            f"--runtime {unused[0]}: none of {', '.join(map(str, paths))} runs on it; "
-            f"an .onnx takes {', '.join(TAKES['onnx'])}, a checkpoint {', '.join(ON_TORCH)}"
+            f"--runtime {option_name(unused[0])}: none of {', '.join(map(str, paths))} runs on it; "
+            f"an .onnx takes {_options(TAKES['onnx'])}, a checkpoint {_options(ON_TORCH)}"
         )
     return Plan(
         cases=tuple(cases),
@@ -166,13 +163,21 @@ def _chosen(kind: FileKind, asked: Sequence[str], is_reference: bool) -> list[st
     takes = TAKES[kind]
     if not asked:
         engine = kind in ("tensorrt", "rtx")
-        installed = [name for name in takes if name not in MODULES or _is_installed(MODULES[name])]
-        return [name for name in installed if driver or engine or name not in ON_GPU]
+        usual = [name for name in takes if _is_usual(name)]
+        return [name for name in usual if driver or engine or name not in ON_GPU]
     chosen = [name for name in takes if name in asked]
     if is_reference and not chosen:
         on_gpu = driver and any(name in ON_GPU for name in asked)
         return [PACKED, "torch cuda"] if on_gpu else [PACKED]
     return chosen
+
+
+def _is_usual(name: str) -> bool:
+    """Return True for a runtime that is measured by default: see the fields of `Backend`."""
+    backend = next((backend for backend in BACKENDS if backend.name == name), None)
+    if backend is None:
+        return True
+    return not backend.asked_only and (not backend.module or _is_installed(backend.module))
 
 
 def _is_installed(module: str) -> bool:
@@ -189,12 +194,22 @@ def _references(cases: list[Case], checkpoint: Path | None) -> tuple[Case, ...]:
     return tuple(sorted(own, key=lambda case: order.index(case.runtime)))
 
 
+def option_name(name: str) -> str:
+    """Spell the name of a runtime as a value of `--runtime`, such as `torch-packed`."""
+    return name.replace(" ", "-").lower()
+
+
+def _options(names: Sequence[str]) -> str:
+    return ", ".join(map(option_name, names))
+
+
 def _runtimes(items: Sequence[str]) -> list[str]:
-    asked = [part.strip().lower() for item in items for part in item.split(",")]
-    asked = [name.replace("-", " ") for name in asked]
-    if unknown := [name for name in asked if name not in NAMES]:
-        raise ConfigError(f"--runtime {unknown[0]}: expected some of {', '.join(NAMES)}")
-    return list(dict.fromkeys(asked))
+    """Find the runtimes that were asked for; a space in a name may be a hyphen."""
+    known = {option_name(name): name for name in NAMES}
+    asked = [part.strip() for item in items for part in item.split(",")]
+    if unknown := [name for name in asked if option_name(name) not in known]:
+        raise ConfigError(f"--runtime {unknown[0]}: expected some of {', '.join(known)}")
+    return list(dict.fromkeys(known[option_name(name)] for name in asked))
 
 
 def _numbers(

@@ -76,12 +76,19 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warm_up + rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            progress(f"{name}, round {number + 1} of {warm_up + rounds}")
+            progress(f"{name}, {_round_name(number, warm_up, rounds)}")
             started = time.perf_counter()
             cases[name]()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def _round_name(number: int, warm_up: int, rounds: int) -> str:
+    """Name a round: those of the warm-up are not counted."""
+    if number >= warm_up:
+        return f"round {number - warm_up + 1} of {rounds}"
+    return "warm-up" if warm_up == 1 else f"warm-up {number + 1} of {warm_up}"
 
 
 def latency(seconds: Sequence[float]) -> Latency:

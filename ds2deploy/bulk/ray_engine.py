@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from ds2deploy.bulk.local import ATTEMPTS, Chunk
 from ds2deploy.bulk.worker import Done, Job, Worker, failed
+from ds2deploy.loading import choose_backend
 from ds2deploy.runtimes.errors import DeviceError
 
 AHEAD = 2
@@ -46,7 +48,8 @@ def run_ray(job: Job, chunks: Iterator[Chunk], workers: int, address: str | None
 class _Actors:
     def __init__(self, job: Job, chunks: Iterator[Chunk], workers: int) -> None:
         self._job, self._coming = job, chunks
-        gpus = 1 if (job.device or "").startswith("cuda") else 0
+        device = choose_backend(Path(job.model), job.device, job.runtime)[2]
+        gpus = 1 if device.startswith("cuda") else 0
         cores = 1 if gpus else max(1, job.threads)
         self._make: Any = ray.remote(num_cpus=cores, num_gpus=gpus)(_Actor)
         self._again: list[Chunk] = []

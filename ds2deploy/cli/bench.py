@@ -9,21 +9,24 @@ import typer
 
 from ds2deploy.cli.decoding import Lm, choose_decoder
 from ds2deploy.cli.errors import BAD_RESULT
-from ds2deploy.cli.options import RUNTIME, Json, Threads, argument, option
+from ds2deploy.cli.options import DEVICE_RUNTIMES, RUNTIME, Json, Threads, argument, option
 from ds2deploy.heartbeat import status
 from ds2deploy.output import print_json
 from ds2deploy.runtimes.errors import ConfigError, require
 
 MODELS_HELP = "Models to measure: artifacts (.onnx), engines (.engine) or checkpoints (.ckpt)."
-ROUNDS_HELP = "Number of rounds; each round measures every case once."
+ROUNDS_HELP = (
+    "Number of measured rounds, after one round of warm-up; each round runs every case once."
+)
 REFERENCE_HELP = (
     "Checkpoint that the other models are compared with. Default: the first checkpoint among the "
     "models."
 )
 PLOTS_HELP = "Write plots (PNG) to this folder. Default: no plots."
 RUNTIME_HELP = (
-    "Runtime to measure: onnxruntime, cuda, tensorrt, rtx, openvino, torch, torch-packed or "
-    "torch-cuda. Repeat the option for several. Default: the usual runtimes of each model."
+    f"Runtime to measure: {', '.join(DEVICE_RUNTIMES)}, torch, torch-packed or torch-cuda. Repeat "
+    "the option for several: --runtime onnxruntime --runtime openvino. Default: the usual runtimes "
+    "of each model that are installed."
 )
 
 DECODER_HELP = (

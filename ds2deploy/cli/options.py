@@ -9,12 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from ds2deploy.cli.errors import complain
+from ds2deploy.runtimes.backends import BACKENDS
 from ds2deploy.runtimes.errors import ConfigError
 
 RUNTIME = "Runtime"
 """Title of the option group that chooses where a model runs."""
 
-RUNTIME_NAMES = "onnxruntime, cuda, tensorrt, rtx, openvino or torch"
+DEVICE_RUNTIMES = tuple(backend.name for backend in BACKENDS)
+"""Runtimes that need no PyTorch."""
+
+RUNTIME_NAMES = f"{', '.join(DEVICE_RUNTIMES)} or torch"
 
 MODEL_HELP = "Model to run: an artifact (.onnx, .engine) or a checkpoint (.ckpt)."
 

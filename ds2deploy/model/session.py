@@ -11,9 +11,9 @@ import numpy.typing as npt
 from ds2deploy.model.precision import FLOAT32
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.engine_description import Profile
-from ds2deploy.runtimes.errors import RuntimeUnavailableError
+from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError, one_line
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.session import Session, check_shapes
 from ds2deploy.runtimes.streaming.state import run_whole
 from ds2deploy.runtimes.tensors import Tensors
 
@@ -64,14 +64,26 @@ class TorchSession:
         self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
-        """Run the network once (on CUDA, without TF32); see `Session.compute`."""
+        """Run the network once (on CUDA, without TF32); see `Session.compute`.
+
+        Raises:
+            FeaturesError: a shape is not the description's, for which torch would read beyond it.
+            DeviceError: the device failed, or has too little memory.
+        """
         import torch
 
+        check_shapes(self.description, tensors)
         exact = FLOAT32.on() if self._device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), exact:
-            results = self._module(
-                *(self._given(tensors[name]) for name in self.description.inputs)
-            )
+        try:
+            with torch.inference_mode(), exact:
+                results = self._module(
+                    *(self._given(tensors[name]) for name in self.description.inputs)
+                )
+        except RuntimeError as error:  # torch's for a shape, for memory and for a device
+            name = self.description.inputs[0]
+            raise DeviceError(
+                f"{self.runtime} failed at {name} {tensors[name].shape}: {one_line(error)}"
+            ) from error
         return {
             name: result.cpu().numpy()
             for name, result in zip(self.description.outputs, results, strict=True)

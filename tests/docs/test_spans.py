@@ -39,8 +39,8 @@ def faults(page: Page) -> Iterator[str]:
                 yield page.at(line, f"`{text}`: {message}")
     for line, text in enumerate(page.text.split("\n"), 1):
         for extra in ",".join(EXTRAS.findall(text)).replace(" ", "").split(","):
-            if extra and extra not in _known_extras():
-                known = nearest(extra, _known_extras())
+            if extra and extra not in known_extras():
+                known = nearest(extra, known_extras())
                 yield page.at(line, f"ds2deploy[{extra}]: no such extra; write one of {known}")
         for variable in VARIABLE.findall(text):
             if variable not in _known_variables():
@@ -49,7 +49,7 @@ def faults(page: Page) -> Iterator[str]:
 
 
 @cache
-def _known_extras() -> set[str]:
+def known_extras() -> set[str]:
     project = msgspec.toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     return set(project["optional-dependencies"])
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from ds2deploy.runtimes.backends import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch", "lightning", "onnx", "lhotse", "onnxruntime", "scipy", "jiwer", "polygraphy",
     "cuda.bindings", "tensorrt", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx",
-    "openvino",
+    *(backend.module for backend in BACKENDS if backend.module),
 )  # fmt: skip
 MODULES = sorted(
     "ds2deploy." + ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -11,15 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 import pytest
 import soundfile
 
 import ds2deploy
-from ds2deploy.export.onnx.graph import build_graph
-from ds2deploy.export.onnx.lowering import lower
-from ds2deploy.export.verified_onnx import append_description
-from ds2deploy.model.load import load_checkpoint
+from ds2deploy.loading import BACKENDS
 from ds2deploy.runtimes.audio.loading import load_audio
 from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import BackPressureError, StreamError
@@ -34,7 +30,12 @@ THREADS = 6
 PATIENCE_S = 600
 """No machine needs as long."""
 
-RUNTIMES = ["onnxruntime", "openvino", "torch"]
+RUNTIMES = [
+    pytest.param(backend.name, marks=[pytest.mark.slow] if backend.asked_only else [])
+    for backend in BACKENDS
+    if not backend.needs_gpu
+]
+"""All that run on a CPU."""
 
 T = TypeVar("T")
 
@@ -72,24 +73,15 @@ def digits(spoken_digits: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def offline_onnx(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model for digits, written but not verified, which would take half a minute."""
-    loaded = load_checkpoint(digits_checkpoint)
-    path = tmp_path_factory.mktemp("threads") / "digits.onnx"
-    onnx.save(build_graph(lower(loaded.network), loaded.description()), path)
-    append_description(path, loaded.description())
-    return path
-
-
-@pytest.fixture(scope="module")
 def open_model(
     digits_checkpoint: Path, streaming_checkpoint: Path, offline_onnx: Path, streaming_onnx: Path
 ) -> Callable[..., Recognizer]:
     """Opens the model for digits, of whole utterances or of streams, on a runtime."""
 
     def open_on(runtime: str, streaming: bool = False) -> Recognizer:
-        if runtime == "openvino":
-            pytest.importorskip("openvino", reason="the extra openvino is not installed")
+        backend = next(item for item in BACKENDS if item.name == runtime)
+        if backend.module:
+            pytest.importorskip(backend.module, reason=f"the extra {runtime} is not installed")
         if runtime == "torch":
             path = streaming_checkpoint if streaming else digits_checkpoint
         else:

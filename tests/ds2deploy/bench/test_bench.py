@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from ds2deploy.bench import plan as bench_plan
 from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.measure import Benchmark, Skipped, runnable
 from ds2deploy.bench.plan import Case, make_plan, open_case
@@ -22,7 +23,7 @@ from ds2deploy.cli.app import app
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.engine_description import Profile
-from ds2deploy.runtimes.errors import DeviceError
+from ds2deploy.runtimes.errors import ConfigError, DeviceError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RATE = 16_000
@@ -154,7 +155,8 @@ def test_a_damaged_model_is_refused(small_onnx: Path, tmp_path: Path):
 def test_the_plan(small_onnx: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
     plan = make_plan([small_onnx, small_checkpoint, small_onnx], batch="8,1,8", seconds="2,0.5")
-    unasked = [case.runtime for case in plan.cases if case.runtime != "openvino"]
+    optional = {backend.name for backend in bench_plan.BACKENDS if backend.module}
+    unasked = [case.runtime for case in plan.cases if case.runtime not in optional]
     assert unasked == ["onnxruntime", "torch packed", "torch"]
     assert plan.reference[0].runtime == "torch packed"
     assert (plan.batches, plan.durations_s) == ((1, 8), (0.5, 2.0))
@@ -166,6 +168,30 @@ def test_the_plan(small_onnx: Path, small_checkpoint: Path, monkeypatch: pytest.
     on_gpu = make_plan([small_onnx, small_checkpoint])
     assert {"cuda", "tensorrt", "rtx", "torch cuda"} <= {case.runtime for case in on_gpu.cases}
     assert on_gpu.reference[0].runtime == "torch cuda"
+
+
+@pytest.mark.parametrize("name", ["torch-packed", "Torch packed", "onnx-reference", "SomeRuntime"])
+def test_names_with_hyphens_and_capitals_can_be_asked_for(
+    name: str, small_onnx: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bench_plan, "NAMES", ("torch packed", "onnx-reference", "SomeRuntime"))
+    [found] = bench_plan._runtimes([name])
+    assert found in bench_plan.NAMES
+    assert found.replace(" ", "-").lower() == name.replace(" ", "-").lower()
+    with pytest.raises(ConfigError, match=r"onnx reference.*torch-packed, onnx-reference"):
+        make_plan([small_onnx], runtimes=["onnx reference 2"])
+
+
+def test_a_runtime_that_is_only_for_comparison_is_measured_when_it_is_asked_for(
+    small_onnx: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bench_plan, "_is_installed", lambda module: True)
+    assert "openvino" in {case.runtime for case in make_plan([small_onnx]).cases}
+    table = [item._replace(asked_only=item.name == "openvino") for item in bench_plan.BACKENDS]
+    monkeypatch.setattr(bench_plan, "BACKENDS", table)
+    assert "openvino" not in {case.runtime for case in make_plan([small_onnx]).cases}
+    plan = make_plan([small_onnx], runtimes=["openvino"])
+    assert [case.runtime for case in plan.cases] == ["openvino"]
 
 
 def test_a_process_that_dies_is_named(

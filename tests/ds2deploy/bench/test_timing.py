@@ -45,7 +45,10 @@ def test_warm_up_is_not_counted(clock: Clock):
 def test_progress_names_case_and_round():
     said: list[str] = []
     take_turns({"a": lambda: None}, rounds=2, warm_up=1, progress=said.append)
-    assert said == [f"a, round {number} of 3" for number in (1, 2, 3)]
+    assert said == ["a, warm-up", "a, round 1 of 2", "a, round 2 of 2"]
+    said.clear()
+    take_turns({"a": lambda: None}, rounds=1, warm_up=2, progress=said.append)
+    assert said == ["a, warm-up 1 of 2", "a, warm-up 2 of 2", "a, round 1 of 1"]
 
 
 def test_a_noisy_machine_does_not_move_the_ratio(clock: Clock):

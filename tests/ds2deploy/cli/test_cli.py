@@ -278,6 +278,7 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
         ("digits.ckpt", ["--runtime", "rtx"], "runs on torch, not on rtx; export it first"),
         ("model.onnx", ["--runtime", "gpu"], "--runtime gpu: expected one of onnxruntime, cuda"),
         ("model.onnx", ["--runtime", "cuda", "--device", "cpu"], "cuda runs on a GPU only: --dev"),
+        ("model.onnx", ["--runtime", "openvino", "--device", "cuda"], "runs on a CPU only: leave"),
     ],
 )
 def test_a_runtime_that_does_not_fit(

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.backends import cuda, cudnn
 
 from ds2deploy.model.precision import FLOAT32, Float32
 from ds2deploy.model.session import TorchSession
+from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape
 
 
 def switches() -> tuple[str, str, str]:
@@ -81,20 +83,23 @@ def test_it_stays_off_until_the_last_thread_is_done():
 
 
 class Looks(torch.nn.Module):
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self.seen = switches()
-        return (features,)
+        return features, lengths
 
 
 @pytest.mark.parametrize(("kind", "off"), [("cpu", False), ("cuda", True)])
-def test_a_session_computes_with_it_off_on_cuda_only(kind: str, off: bool):
+def test_a_session_computes_with_it_off_on_cuda_only(
+    kind: str, off: bool, describe: Callable[..., ArtifactDescription]
+):
     """The module sees the switches; the device is called CUDA, and nothing is moved there."""
-    module, tensor = Looks(), torch.zeros(1)
-    description = SimpleNamespace(inputs=("features",), outputs=("log_probs",))
-    session = TorchSession(module, description)  # type: ignore[arg-type]
-    assert TorchSession.compute(session, {"features": tensor.numpy()})
+    module, description = Looks(), describe(ModelShape(hidden=4, layers=1))
+    features = np.zeros((1, 1, description.features.bins, 8), np.float32)
+    tensors = {"features": features, "lengths": np.array([8])}
+    session = TorchSession(module, description)
+    assert session.compute(tensors)
     session._device = SimpleNamespace(type=kind)  # type: ignore[assignment]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "to", lambda self, device: self)
-        session.compute({"features": tensor.numpy()})
+        session.compute(tensors)
     assert ("tf32" not in module.seen) == off
