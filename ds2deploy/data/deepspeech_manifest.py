@@ -40,14 +40,14 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
             )
             yield Utterance(audio, "", error=locked, unreadable=True)
             continue
-        if there and isinstance(text, str):
-            yield Utterance(audio, text)
-        elif there:
-            yield with_transcript(audio, text, form=form)
-        else:
+        if not there:
             hint = "" if audio.suffix else form  # it may be an unknown header
             missing = MissingFileError(f"{audio}: no such file, although {manifest} lists it{hint}")
             yield Utterance(audio, "", error=missing, unreadable=True)
+        elif isinstance(text, str):
+            yield Utterance(audio, text)
+        else:
+            yield with_transcript(audio, text, form=form)
 
 
 def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
