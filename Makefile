@@ -92,6 +92,7 @@ docs: .venv/docs
 	$(BIN)/python docs/scripts/imports.py docs/images/imports.svg
 	$(BIN)/python docs/scripts/pictures.py docs/images
 	$(BIN)/python docs/scripts/command_line.py docs/reference/command-line.md
+	$(BIN)/python docs/scripts/recipe.py docs/reference/recipe.md
 	NO_COLOR=1 $(BIN)/zensical build --clean --strict
 
 lint: .venv/ready

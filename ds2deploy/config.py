@@ -178,7 +178,7 @@ class TrainingConfig(_Section, frozen=True):
             `model.hidden`, `model.ranks` and `model.maps`.
         teacher: checkpoint of a network to learn from; it must have the same labels and features.
             The loss then adds the divergence from its log-probabilities to the CTC loss.
-        teacher_weight: weight of that divergence.
+        teacher_weight: weight of the divergence from the teacher in the loss.
         trace_norm: weight of the trace norm of the recurrent layers' input weights, which lowers
             their ranks. For input weights without a rank, each step computes a singular value
             decomposition.

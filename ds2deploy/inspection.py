@@ -35,7 +35,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
     if path.name.endswith(f"{ENGINE_SUFFIX}.json"):
         raise ModelFileError(f"{path}: describes an engine; inspect {path.with_suffix('').name}")
-    if path.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv")):
+    if path.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")):
         return _manifest(path)
     if path.suffix.lower() == ".onnx":
         return _artifact(path)
@@ -270,7 +270,7 @@ def _recording(path: Path) -> dict[str, Any]:
             raise  # the message contains the command that converts it
         raise ModelFileError(
             f"{path}: not a readable model, manifest or recording; "
-            "expected .onnx, .ckpt, .lm, .decoder, .jsonl, .jsonl.gz, .json, .csv or audio"
+            "expected .onnx, .ckpt, .lm, .decoder, .jsonl, .jsonl.gz, .json, .csv, .tsv or audio"
         ) from None
     return {
         "file": str(path),

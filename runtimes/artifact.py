@@ -31,7 +31,9 @@ MOST_UNITS, MOST_LAYERS, MOST_MAPS = 65_536, 100, 1024
 
 
 class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The dimensions of a DeepSpeech 2 network; those of its convolutions are in `geometry`.
+    """Dimensions of a DeepSpeech 2 network.
+
+    Kernels and strides of the convolutions are in `geometry`.
 
     Attributes:
         rnn: kind of the recurrent layers.

@@ -13,15 +13,25 @@ if TYPE_CHECKING:  # the module imports torch, which a device that builds an eng
     from ds2deploy.export.verified_onnx import Exported
 
 
+FEW_WORDS = 200
+"""Number of words below which their comparison says little."""
+
+
 def verdict(report: ParityReport) -> str:
-    """Summarise the differences of a parity report in half a line."""
+    """Summarise the differences of a parity report in half a line.
+
+    A comparison of few words, such as those of a model that hardly writes any, has a caution.
+    """
     words = report.words
     difference = f"log-probabilities within {report.max_difference:.1e}"
     if report.pytorch_difference is not None:
         difference += f" of float64 (PyTorch's float32: {report.pytorch_difference:.1e})"
     if words is None:
         return difference
-    return f"{difference}, {words.different} of {words.words} words differ"
+    difference += f", {words.different} of {words.words} words differ"
+    if words.words >= FEW_WORDS:
+        return difference
+    return f"{difference} (too few to rely on: train further, or give --audio more speech)"
 
 
 def latency_line(parts: dict[str, float]) -> str:

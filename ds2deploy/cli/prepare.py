@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 SCREENING, SETS, RECIPE = "Screening", "Sets", "Recipe"
 """Titles of the option groups."""
 
-SOURCE_HELP = "Folder of recordings, or manifest of deepspeech.pytorch."
+SOURCE_HELP = (
+    "Folder of recordings; CSV or TSV file with a recording and its transcript in each line; or "
+    "manifest of deepspeech.pytorch."
+)
 OUT_HELP = "Folder that the manifests are written to."
 LABELS_HELP = (
     "Labels of the model as one string, blank first; auto collects the characters of the "

@@ -1,13 +1,13 @@
-"""Manifests of deepspeech.pytorch."""
+"""Manifests of deepspeech.pytorch, and tables with the transcripts themselves."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds2deploy.data.transcript_table import expected_lines, table_pairs
 from ds2deploy.data.utterance import Utterance, with_transcript
 from ds2deploy.runtimes.errors import (
     AudioError,
@@ -16,13 +16,17 @@ from ds2deploy.runtimes.errors import (
     MissingFileError,
     system_reason,
 )
-from ds2deploy.text_files import read_text, text_lines
+from ds2deploy.text_files import read_text
 
 
 def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
-    """Read a manifest of deepspeech.pytorch: JSON (version 3) or CSV (version 2)."""
+    """Read a manifest of deepspeech.pytorch: JSON (version 3) or CSV (version 2).
+
+    The second field of a CSV or TSV line may also be the transcript itself; see `table_pairs`.
+    """
     is_json = manifest.suffix.lower() == ".json"
-    for pair in _json_pairs(manifest) if is_json else _csv_pairs(manifest):
+    form = "" if is_json else f"; {expected_lines(manifest)}"
+    for pair in _json_pairs(manifest) if is_json else table_pairs(manifest):
         if isinstance(pair, Ds2Error):
             yield Utterance(manifest, "", error=pair)
             continue
@@ -36,11 +40,14 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
             )
             yield Utterance(audio, "", error=locked, unreadable=True)
             continue
-        if there:
-            yield with_transcript(audio, text)
-        else:
-            missing = MissingFileError(f"{audio}: no such file, although {manifest} lists it")
+        if not there:
+            hint = "" if audio.suffix else form  # it may be an unknown header
+            missing = MissingFileError(f"{audio}: no such file, although {manifest} lists it{hint}")
             yield Utterance(audio, "", error=missing, unreadable=True)
+        elif isinstance(text, str):
+            yield Utterance(audio, text)
+        else:
+            yield with_transcript(audio, text, form=form)
 
 
 def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
@@ -58,24 +65,3 @@ def _json_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
             yield root / sample["wav_path"], root / sample["transcript_path"]
         except (KeyError, TypeError):
             yield ManifestError(f"{manifest}: sample {number}: {expected}")
-
-
-def _csv_pairs(manifest: Path) -> Iterator[tuple[Path, Path] | Ds2Error]:
-    """Read CSV with one line for each utterance: audio path and transcript path.
-
-    Each line is parsed separately, so that an unmatched quotation mark does not affect others.
-    """
-    lines = text_lines(read_text(manifest, "audio,transcript lines", names=True))
-    for number, line in enumerate(lines, start=1):
-        place = f"{manifest}: line {number}"
-        try:
-            row = next(csv.reader([line]), [])
-        except csv.Error as error:
-            yield ManifestError(f"{place} is not CSV ({error}); expected audio,transcript lines")
-            continue
-        if not any(field.strip() for field in row):
-            continue
-        if len(row) == 2:
-            yield manifest.parent / row[0].strip(), manifest.parent / row[1].strip()
-        else:
-            yield ManifestError(f"{place} has {len(row)} fields; expected audio,transcript paths")

@@ -15,6 +15,7 @@ from lhotse.cut import Cut
 from ds2deploy.data.cuts import audio_path, make_cut, transcript
 from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
 from ds2deploy.data.manifest_checks import Unusable, check_values, find_unusable
+from ds2deploy.data.transcript_table import TABLE_SUFFIXES
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.errors import FILE_ERRORS, ManifestError, MissingFileError
 from ds2deploy.runtimes.files import manifest_line, whole_file
@@ -25,7 +26,8 @@ def read_manifest(path: str | Path) -> CutSet:
     """Open a manifest in which every utterance must be usable, such as that of a training.
 
     Args:
-        path: lhotse cut manifest (`.jsonl`, `.jsonl.gz`), or deepspeech.pytorch's JSON or CSV.
+        path: lhotse cut manifest (`.jsonl`, `.jsonl.gz`), deepspeech.pytorch's JSON or CSV,
+            or a table of recordings and transcripts (`.csv`, `.tsv`).
 
     Raises:
         MissingFileError: the manifest or a recording does not exist.
@@ -59,7 +61,7 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
     unusable: list[Unusable] = []
     if name.endswith((".jsonl", ".jsonl.gz")):
         usable = list(_read_cuts(path))
-    elif name.endswith((".json", ".csv")):
+    elif name.endswith((".json", *TABLE_SUFFIXES)):
         for utterance in read_deepspeech_pytorch(path):
             try:
                 usable.append(make_cut(utterance, path))
@@ -67,8 +69,8 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
                 unusable.append(Unusable(str(utterance.audio), error))
     else:
         raise ManifestError(
-            f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), or .json or "
-            ".csv of deepspeech.pytorch"
+            f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), .json of "
+            "deepspeech.pytorch, or .csv or .tsv"
         )
     if not usable and not unusable:
         raise ManifestError(f"{path}: lists no utterances; expected at least one")

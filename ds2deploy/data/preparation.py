@@ -16,6 +16,7 @@ from ds2deploy.data.manifest import write_manifest
 from ds2deploy.data.screening import RejectedUtterance, Screened, Screener, Screening
 from ds2deploy.data.splitting import SplitBy, with_validation
 from ds2deploy.data.text_normalization import Change, find_labels
+from ds2deploy.data.transcript_table import TABLE_SUFFIXES
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
@@ -102,7 +103,8 @@ def prepare(
     """Write the manifests of a data set, and a report.
 
     Args:
-        source: folder of recordings, or manifest of deepspeech.pytorch.
+        source: folder of recordings, manifest of deepspeech.pytorch, or CSV or TSV file with a
+            recording and its transcript in each line.
         out: folder for the manifests.
         alphabet: labels for the transcripts; None collects the letters of the transcripts.
         options: options of the preparation.
@@ -198,11 +200,12 @@ def _read(source: Path, layout: str) -> Iterator[Utterance]:
     known = find_layout(layout)
     if source.is_dir():
         return read_layout(layout, source)
-    if source.is_file() and source.suffix.lower() in (".json", ".csv"):
+    if source.is_file() and source.suffix.lower() in (".json", *TABLE_SUFFIXES):
         return read_deepspeech_pytorch(source)
     if source.is_file():
         raise ManifestError(
-            f"{source}: expected a folder, or a manifest of deepspeech.pytorch (.json, .csv)"
+            f"{source}: expected a folder, a table of files and transcripts (.csv, .tsv), or "
+            "deepspeech.pytorch's manifest (.json, .csv)"
         )
     origin = f" ({known.origin})" if known.origin else ""
     raise MissingFileError(f"{source}: no such file or directory; expected {known.content}{origin}")

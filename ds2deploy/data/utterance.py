@@ -36,22 +36,29 @@ class Utterance(NamedTuple):
     unknown_part: str = ""
 
 
-def with_transcript(audio: Path, text: Path, speaker: str = "") -> Utterance:
-    """Make the utterance of a recording whose transcript is in a separate file."""
+def with_transcript(audio: Path, text: Path, speaker: str = "", form: str = "") -> Utterance:
+    """Make the utterance of a recording whose transcript is in a separate file.
+
+    Args:
+        audio: file of the recording.
+        text: file of the transcript.
+        speaker: name of the speaker; empty if unknown.
+        form: form of the list that names both, added to the error of a missing transcript.
+    """
     try:
-        return Utterance(audio, _read_transcript(text, audio), speaker)
+        return Utterance(audio, _read_transcript(text, audio, form), speaker)
     except (MissingFileError, ManifestError) as error:
         return Utterance(audio, "", speaker, error=error)
 
 
-def _read_transcript(path: Path, audio: Path) -> str:
+def _read_transcript(path: Path, audio: Path, form: str) -> str:
     expected = f"the transcript of {audio}"
     try:
         there = path.is_file()
     except OSError:  # `read_text` gives the reason
         there = True
     if not there:
-        raise MissingFileError(f"{path}: no such file; expected {expected}")
+        raise MissingFileError(f"{path}: no such file; expected {expected}{form}")
     text = " ".join(read_text(path, expected).split())
     if not text:
         raise ManifestError(f"{path}: empty; expected {expected}")

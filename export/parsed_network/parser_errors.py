@@ -26,7 +26,10 @@ def explain_parser_errors(path: Path, parser: Any, library: TensorRt) -> str:
     text = " ".join(error.desc().split())
     name, operator = _call(error, "node_name"), _call(error, "node_operator")
     if "ParseFromCodedStream" in text or "Failed to parse the ONNX model" in text:
-        return f"{path}: not an ONNX model that can be read, or damaged; export it again"
+        return (
+            f"{path}: not an ONNX model that can be read, or damaged; export it again, or copy it "
+            "again and compare the sizes"
+        )
     where = f"{path}: {library.title} cannot parse {part_of_model(name, operator)}"
     conflict = re.search(r"types?\b.*?\b(Float|Half|BFloat16|BF16) and (Float|Half|BFloat16)", text)
     if conflict:

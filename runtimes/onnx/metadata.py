@@ -17,6 +17,9 @@ from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
 METADATA_PROPS = 14
 """Number of the field of ModelProto that holds pairs of key (1) and value (2)."""
 
+AGAIN = "export it again, or copy it again and compare the sizes"
+"""Remedy for a damaged file, which is often an incomplete copy."""
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -32,13 +35,13 @@ def read_onnx_description(path: str | Path) -> ArtifactDescription:
         raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
     size = path.stat().st_size
     if size == 0:
-        raise ModelFileError(f"{path}: empty file (0 bytes); export it again")
+        raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
     try:
         with path.open("rb") as file:
             document = _find(file, size)
     except (EOFError, UnicodeDecodeError) as error:
         raise ModelFileError(
-            f"{path}: not an ONNX model that can be read, or damaged ({error}); export it again"
+            f"{path}: not an ONNX model that can be read, or damaged ({error}); {AGAIN}"
         ) from None
     if document is None:
         raise no_description(path)

@@ -25,7 +25,7 @@ from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.files import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
-from ds2deploy.runtimes.onnx.metadata import no_description, read_onnx_description
+from ds2deploy.runtimes.onnx.metadata import AGAIN, no_description, read_onnx_description
 from ds2deploy.runtimes.onnx.obstacles import Provider, first_line
 from ds2deploy.runtimes.onnx.providers import TENSORRT_PROFILE, check, configure
 from ds2deploy.runtimes.onnx.weights import check_weights
@@ -83,7 +83,7 @@ class OnnxSession:
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
         if path.stat().st_size == 0:
-            raise ModelFileError(f"{path}: empty file (0 bytes); export it again")
+            raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
         kind, _, index = device.partition(":")
         if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
             raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
@@ -224,8 +224,7 @@ def _open(
                 f"try {other}"
             ) from None
         raise ModelFileError(
-            f"{path}: not an ONNX model that can be read, or damaged "
-            f"({first_line(error)}); export it again"
+            f"{path}: not an ONNX model that can be read, or damaged ({first_line(error)}); {AGAIN}"
         ) from None
     check(session, provider, path)
     return session

@@ -271,8 +271,11 @@ def json_manifests() -> list[bytes]:
 
 
 def csv_manifests() -> list[bytes]:
-    """deepspeech.pytorch's manifests of version 2."""
-    return [b'a.wav,a.txt\nb.flac,a.txt\n"a.wav","a.txt"\n']
+    """deepspeech.pytorch's manifests of version 2, and tables of texts."""
+    return [
+        b'a.wav,a.txt\nb.flac,a.txt\n"a.wav","a.txt"\n',
+        b'file,text\na.wav,GO\nb.flac,"GO, ON"\n',
+    ]
 
 
 class Archive:

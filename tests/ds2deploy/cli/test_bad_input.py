@@ -259,9 +259,9 @@ MODELS: dict[str, tuple[str, Callable[[Models], bytes | object], str]] = {
     "an empty checkpoint": ("m.ckpt", lambda good: b"", "empty file (0 bytes); expected a"),
     "an image named .ckpt": ("m.ckpt", lambda good: PNG, "torch.save"),
     "an image named .onnx": ("m.onnx", lambda good: PNG, "export it again"),
-    "a truncated ONNX": ("m.onnx", lambda good: half(good.onnx.read_bytes()), "export it again"),
+    "a truncated ONNX": ("m.onnx", lambda good: half(good.onnx.read_bytes()), "copy it again"),
     "an ONNX without its last byte": (
-        "m.onnx", lambda good: good.onnx.read_bytes()[:-1], "export it again",
+        "m.onnx", lambda good: good.onnx.read_bytes()[:-1], "copy it again",
     ),
     "a checkpoint named .onnx": (
         "m.onnx", lambda good: good.checkpoint.read_bytes(), "export it again",
