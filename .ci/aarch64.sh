@@ -34,10 +34,10 @@ private() {
     -o APT::Install-Recommends=0 "$@"
 }
 if [ ! -e "$here/unpacked" ]; then
-  private update || missing "no package lists of $suite from $mirror"
-  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite"
+  private update -o APT::Update::Error-Mode=any || missing "no package lists of $suite from $mirror: set DEBIAN_MIRROR to one in reach, or SUITE to one that it has"
+  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite at $mirror: set SUITE to another release of Debian"
   private install --download-only -y python3 python3-pip libstdc++6 > /dev/null ||
-    missing "no Python for arm64 in $suite"
+    missing "no Python for arm64 in $suite at $mirror: set SUITE to another release of Debian"
   mkdir -p "$here/qemu" "$here/root"
   for package in "$here"/debs/*.deb; do
     case $package in
@@ -51,6 +51,7 @@ fi
 
 shopt -s nullglob
 pythons=("$here"/root/usr/bin/python3.??)
+[ -n "${pythons[*]}" ] || missing "no Python in $here/root: rm -r $here, and run it again"
 emulated() {
   "$here/qemu/usr/bin/qemu-aarch64" -cpu "$cpu" -L "$here/root" -E PYTHONPATH="$here/site" -E OMP_NUM_THREADS=1 "${pythons[0]}" "$@"
 }
@@ -58,7 +59,8 @@ emulated() {
 started=$SECONDS
 rm -rf "$here/site" "$here/committed" && mkdir "$here/site"
 .venv/bin/python .ci/committed_models.py "$here/committed"
-emulated -m pip install --quiet --only-binary :all: --target "$here/site" "$(echo dist/*.whl)[cpu]"
+emulated -m pip install --quiet --only-binary :all: --target "$here/site" "$(echo dist/*.whl)[cpu]" ||
+  missing "pip under emulation ended with $?: it needs a package index with wheels for aarch64 (PIP_INDEX_URL)"
 echo "installed under emulation in $((SECONDS - started)) s"
 "$here/qemu/usr/bin/qemu-aarch64" -version | head -1; echo "processor: $cpu"
 emulated .ci/committed_texts.py "$here/committed"
