@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 here=$PWD/build/pythons
 rm -rf "$here" && mkdir -p "$here/tree"
-cp -r tests LICENSE README.md pyproject.toml "$here/tree"
+cp -r tests docs LICENSE README.md pyproject.toml "$here/tree"
 .venv/bin/python .ci/committed_models.py "$here/committed"
 
 find_python() {
