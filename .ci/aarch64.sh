@@ -7,9 +7,10 @@ cd "$(dirname "$0")/.."
 
 # Debian 12's qemu 7.2 crashes while it imports ONNX Runtime 1.28 or newer; 10.0 does not.
 suite=${SUITE:-trixie}
-# Cortex-A76 is the relative of a Jetson Orin's and a Raspberry Pi 5's cores. With SME, which QEMU's
-# default has, one recording did not come to its end in ten minutes.
-cpu=${CPU:-cortex-a76}
+# Cortex-A72 is a Raspberry Pi 4's core. Cortex-A76, the relative of a Jetson Orin's cores, also computes in
+# half precision, which makes fp16 models far slower under emulation than on A72. With SME, which QEMU's default
+# has, one recording did not come to its end in ten minutes.
+cpu=${CPU:-cortex-a72}
 here=$PWD/build/aarch64
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -34,10 +35,10 @@ private() {
     -o APT::Install-Recommends=0 "$@"
 }
 if [ ! -e "$here/unpacked" ]; then
-  private update || missing "no package lists of $suite from $mirror"
-  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite"
+  private update -o APT::Update::Error-Mode=any || missing "no package lists of $suite from $mirror: set DEBIAN_MIRROR to one in reach, or SUITE to one that it has"
+  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite at $mirror: set SUITE to another release of Debian"
   private install --download-only -y python3 python3-pip libstdc++6 > /dev/null ||
-    missing "no Python for arm64 in $suite"
+    missing "no Python for arm64 in $suite at $mirror: set SUITE to another release of Debian"
   mkdir -p "$here/qemu" "$here/root"
   for package in "$here"/debs/*.deb; do
     case $package in
@@ -51,14 +52,22 @@ fi
 
 shopt -s nullglob
 pythons=("$here"/root/usr/bin/python3.??)
+[ -n "${pythons[*]}" ] || missing "no Python in $here/root: rm -r $here, and run it again"
 emulated() {
   "$here/qemu/usr/bin/qemu-aarch64" -cpu "$cpu" -L "$here/root" -E PYTHONPATH="$here/site" -E OMP_NUM_THREADS=1 "${pythons[0]}" "$@"
 }
 
-started=$SECONDS
-rm -rf "$here/site" "$here/committed" && mkdir "$here/site"
+# Wheels are downloaded here: an index closes the connection while an emulated processor still
+# computes the handshake. They are installed under emulation, which sees whether one is missing.
+rm -rf "$here/site" "$here/wheels" "$here/committed" && mkdir "$here/site"
+platforms=(--platform manylinux2014_aarch64)
+for minor in {17..41}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done # trixie's glibc is 2.41
+.venv/bin/python -m pip download --quiet --only-binary :all: --python-version "${pythons[0]##*python}" \
+  "${platforms[@]}" --dest "$here/wheels" "$(echo dist/*.whl)[cpu]" ||
+  missing "no wheels for aarch64 and ${pythons[0]##*/}: set PIP_INDEX_URL to a package index in reach that has them"
 .venv/bin/python .ci/committed_models.py "$here/committed"
-emulated -m pip install --quiet --only-binary :all: --target "$here/site" "$(echo dist/*.whl)[cpu]"
+started=$SECONDS
+emulated -m pip install --quiet --no-compile --no-index --find-links "$here/wheels" --target "$here/site" "ds2deploy[cpu]"
 echo "installed under emulation in $((SECONDS - started)) s"
 "$here/qemu/usr/bin/qemu-aarch64" -version | head -1; echo "processor: $cpu"
 emulated .ci/committed_texts.py "$here/committed"

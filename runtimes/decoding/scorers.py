@@ -120,7 +120,7 @@ class PhraseScorer:
     most = 0.0
 
     def __init__(self, phrases: Sequence[str], alphabet: Alphabet) -> None:
-        # A space may follow a phrase, and one may stand before it.
+        # Spaces may stand before, between and after the words, and count as one.
         entries = [spelled(phrase, alphabet, "closed list") for phrase in phrases]
         space = space_label(alphabet)
         if space is None:
@@ -128,6 +128,10 @@ class PhraseScorer:
         else:
             trie = build_trie([*entries, *([*entry, space] for entry in entries)], len(alphabet))
             trie.child[ROOT, space] = ROOT
+            after = np.unique(trie.child[:, space])
+            after = after[after != OUTSIDE]
+            repeated = trie.child[after, space] == OUTSIDE
+            trie.child[after[repeated], space] = after[repeated]
         self._child = trie.child
         self._ends = np.where(trie.entry >= 0, 0.0, -np.inf)
 

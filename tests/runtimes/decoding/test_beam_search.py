@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -71,14 +71,14 @@ def test_the_scores_are_sums_over_all_paths(frames: int, seed: int, sharp: float
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 5), st.integers(0, 2**32 - 1))
+@example(5, 45631)  # the best path has two spaces after the phrase
 def test_a_closed_list_is_the_best_of_its_phrases(frames: int, seed: int):
     rows = log_probs(frames, seed)
     phrases = ("A", "AB", "B A", "BB")
     spelled = {
         labels: score
         for labels, score in all_texts(rows).items()
-        if " ".join((text := ALPHABET.decode(labels)).split()) in phrases
-        and "  " not in text.strip()
+        if " ".join(ALPHABET.decode(labels).split()) in phrases
     }
     found = decode(EXACT.__class__(**{**_fields(EXACT), "phrases": phrases}), rows)[0]
     if not spelled:
