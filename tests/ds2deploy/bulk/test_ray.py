@@ -6,8 +6,10 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import soundfile
@@ -18,6 +20,7 @@ from ds2deploy.bulk.worker import Job
 from ds2deploy.export.parity.speech import synthesize
 
 ray = pytest.importorskip("ray", reason="ray is of the extra bulk")
+ray_engine = pytest.importorskip("ds2deploy.bulk.ray_engine")
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +77,24 @@ def test_an_actor_that_dies_loses_nothing(
     run_bulk(listed, tmp_path / "ray", job, engine="ray", workers=2, on_progress=kill_one)
     assert killed
     assert lines_of(tmp_path / "ray") == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "runtime", "gpus"),
+    [(None, None, 0), ("cpu", None, 0), ("cuda:1", None, 1), (None, "cuda", 1), (None, "rtx", 1)],
+)
+def test_an_actor_on_a_gpu_reserves_one(
+    job: Job, device: str | None, runtime: str | None, gpus: int, monkeypatch: pytest.MonkeyPatch
+):
+    reserved: list[int] = []
+
+    def remote(num_cpus: int, num_gpus: int) -> Any:
+        reserved.append(num_gpus)
+        return lambda actor: SimpleNamespace(remote=lambda job: None)
+
+    monkeypatch.setattr(ray_engine.ray, "remote", remote)
+    ray_engine._Actors(msgspec.structs.replace(job, device=device, runtime=runtime), iter(()), 1)
+    assert reserved == [gpus]
 
 
 @pytest.fixture
