@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds2deploy.data.transcript_table import expected_lines, table_pairs
+from ds2deploy.data.transcript_table import path_rule, table_pairs
 from ds2deploy.data.utterance import Utterance, with_transcript
 from ds2deploy.runtimes.errors import (
     AudioError,
@@ -25,7 +25,7 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
     The second field of a CSV or TSV line may also be the transcript itself; see `table_pairs`.
     """
     is_json = manifest.suffix.lower() == ".json"
-    form = "" if is_json else f"; {expected_lines(manifest)}"
+    form = "" if is_json else f"; {path_rule(manifest)}"
     for pair in _json_pairs(manifest) if is_json else table_pairs(manifest):
         if isinstance(pair, Ds2Error):
             yield Utterance(manifest, "", error=pair)

@@ -82,12 +82,12 @@ def table_pairs(manifest: Path) -> Iterator[tuple[Path, Path | str] | Ds2Error]:
 
 def expected_lines(manifest: Path) -> str:
     """Describe the lines of a table, for errors."""
-    file, text = _line(manifest, "a.wav", "a.txt"), _line(manifest, "a.wav", '"the text, quoted"')
-    header = _line(manifest, "file", "text")
-    return (
-        f"expected audio,transcript lines such as `{file}` or `{text}`, and at most a header "
-        f"`{header}`"
-    )
+    return f"expected audio,transcript lines such as {_forms(manifest)}"
+
+
+def path_rule(manifest: Path) -> str:
+    """Explain why a field was read as a path, for the error of a missing file."""
+    return f"lines are {_forms(manifest)}; a field with a slash or a suffix is a path"
 
 
 def _rows(manifest: Path) -> Iterator[Row | Ds2Error | None]:
@@ -127,3 +127,8 @@ def _delimiter(manifest: Path) -> str:
 
 def _line(manifest: Path, audio: str, transcript: str) -> str:
     return f"{audio}{'<tab>' if _delimiter(manifest) != ',' else ','}{transcript}"
+
+
+def _forms(manifest: Path) -> str:
+    file, text = _line(manifest, "a.wav", "a.txt"), _line(manifest, "a.wav", '"the text, quoted"')
+    return f"`{file}` or `{text}`, below an optional header `{_line(manifest, 'file', 'text')}`"
