@@ -50,7 +50,7 @@ class Watch:
     """Looks at a process every few seconds.
 
     Attributes:
-        samples: what was seen.
+        samples: measured samples.
     """
 
     def __init__(self, process: psutil.Process, every_s: float) -> None:

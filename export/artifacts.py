@@ -78,9 +78,9 @@ def export_checkpoint(
         out: folder for the artifacts.
         precisions: one artifact each; all of one call are written, or none.
         audio: manifest of real speech for the parity checks; synthetic speech without one.
-        progress: called with what is being done.
-        engines: what to build of every precision.
-        keep_onnx: whether the ONNX files, of which the engines are built, are written too.
+        progress: function that receives the current step, as text.
+        engines: options of the engines to build, for every precision.
+        keep_onnx: True to also write the ONNX files from which the engines are built.
         export_format: input of the artifacts.
         triton: repository of Triton for all that is written; None for none.
 

@@ -35,11 +35,11 @@ def verify_artifact(
 
     Args:
         artifact: an ONNX file or an engine that ds2deploy exported.
-        checkpoint: what it should compute.
+        checkpoint: checkpoint that the artifact should equal.
         audio: manifest of real speech; synthetic speech without one.
-        progress: called with what is being done.
-        network: the library whose parser reads the ONNX file: what it makes of it is computed on
-            the CPU, instead of the file in ONNX Runtime.
+        progress: function that receives the current step, as text.
+        network: library whose parser reads the ONNX file. The parsed network is then computed on
+            the CPU, in place of the file in ONNX Runtime.
 
     Returns:
         The report; `passed` says whether they agree.

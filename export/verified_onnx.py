@@ -31,13 +31,13 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=
 
     Attributes:
         path: path of the file.
-        size: in bytes.
+        size: size of the file, in bytes.
         sha256: SHA-256 of the file.
         precision: number format of weights and activations.
-        nodes: in the graph.
+        nodes: number of nodes in the graph.
         build_s: seconds to fold, write and check the graph.
         verify_s: seconds of the parity check.
-        report: what was compared.
+        report: report of the parity check.
     """
 
     path: str
@@ -64,8 +64,8 @@ def make_reference(
     """Make the reference of a checkpoint's artifacts: its network in float64.
 
     Args:
-        checkpoint: what they should compute.
-        sound: what they take.
+        checkpoint: checkpoint that the artifacts should equal.
+        sound: input of the artifacts.
         recordings: real speech; synthetic speech without it.
         frames: longest utterance of the checks; at least that of the default shapes.
     """

@@ -120,7 +120,7 @@ class WeightsSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         name: name of the checkpoint file.
         sha256: SHA-256 of its bytes.
-        kind: who trained it.
+        kind: project that trained it.
     """
 
     name: str

@@ -57,7 +57,7 @@ class Backend(NamedTuple):
             or raises `RuntimeUnavailableError`.
         examine: finds out whether it works here; None where another examination covers it.
         preload: imports its libraries, so that a measurement of loading leaves them out.
-        asked_only: whether `bench` measures it only if `--runtime` names it: for a runtime that
+        asked_only: True if `bench` measures it only if `--runtime` names it: for a runtime that
             serves for comparison, or is so slow that few want to wait for it. None of today's is.
     """
 

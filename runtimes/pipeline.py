@@ -85,7 +85,7 @@ def run_batches(
         Every recording once, not in order: a batch is that of the oldest which waits.
 
     Raises:
-        DeviceError: of `network`.
+        DeviceError: `network` failed.
     """
     waiting: list[QueuedRecording] = []
     with preparation:

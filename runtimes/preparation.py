@@ -185,7 +185,7 @@ def readable(source: AudioInput) -> Iterator[FloatArray]:
     """Yield the pieces of a recording; errors of disks and permissions are errors of the recording.
 
     Raises:
-        AudioError: in the place of an OSError.
+        AudioError: the file cannot be read; replaces an OSError.
     """
     try:
         yield from source.pieces

@@ -98,7 +98,7 @@ class TritonSession:
     Args:
         description: metadata of the model, see `served_description`.
         infer: the transport.
-        batched: whether the server batches requests; utterances are padded for it.
+        batched: True if the server batches requests; utterances are then padded.
     """
 
     def __init__(

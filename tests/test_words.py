@@ -27,6 +27,12 @@ OPENINGS = frozenset(
 )
 """First words of fragments: prepositions, conjunctions, relative words and pronouns."""
 
+ARGUMENT = re.compile(r"^    (\w+): (.+)", re.MULTILINE)
+"""Line of a docstring that describes an argument, attribute or error."""
+
+ARGUMENT_OPENINGS = frozenset(("of", "what", "how", "whether", "that", "who", "where", "which"))
+"""First words of descriptions that cannot be read without their neighbours."""
+
 COINAGES = {
     r"\b(?:go(?:es|ne)?|going|went) on with\b": "resume, continue, skip",
     r"\btold from\b": "distinguished from, detected",
@@ -48,6 +54,9 @@ def openings(source: str) -> Iterator[tuple[int, str]]:
             text = ast.get_docstring(node)
             if text and _first_word(text) in OPENINGS:
                 yield getattr(node, "lineno", 1), text.splitlines()[0]
+            for name, meaning in ARGUMENT.findall(text or ""):
+                if _first_word(meaning) in ARGUMENT_OPENINGS:
+                    yield getattr(node, "lineno", 1), f"{name}: {meaning}"
         elif isinstance(node, ast.keyword) and node.arg == "help":
             value = node.value
             text = value.value if isinstance(value, ast.Constant) else ""
@@ -106,6 +115,7 @@ def test_prose_has_no_coinages() -> None:
     'class A:\n    """Whether it fits."""',
     'Option(help="Seconds of audio, at least.")',
     'Option(help="For each utterance.")',
+    'def f(a):\n    """Read a file.\n\n    Args:\n        a: what to read.\n    """',
 ])  # fmt: skip
 def test_fragments_are_found(source: str) -> None:
     assert len(list(openings(source))) == 1

@@ -70,7 +70,7 @@ def plan_energy(model: Model, found: Importance, energy: float, method: Method) 
         model: network before.
         found: importance of its parts.
         energy: share to keep, above 0 and at most 1.
-        method: what may be removed.
+        method: kinds of parts that may be removed.
 
     Raises:
         ConfigError: a share out of this range.
@@ -106,7 +106,7 @@ def plan_speed(model: Model, found: Importance, speed: float, method: Method) ->
         model: network before.
         found: importance of its parts.
         speed: multiply-adds before, divided by those after; above 1.
-        method: what may be removed.
+        method: kinds of parts that may be removed.
 
     Raises:
         ConfigError: this cannot be reached; names what can.

@@ -6,6 +6,7 @@ memory is full, and raises a RuntimeError anywhere in the training if a worker i
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -50,7 +51,8 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
             multiprocessing.Event()  # fail here: torch would add a traceback
             with record_function("load"):
                 pass  # its first use imports a module, and logs a worker's death in it
-        items = iter(loader)
+        with _no_collection():
+            items = iter(loader)
     except OSError as error:
         reason = error.strerror or str(error)
         raise WorkerError(
@@ -63,13 +65,32 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
         yield item
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Start no garbage collection, here and in processes that are forked meanwhile."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _prepare_worker(_: int) -> None:
-    """Give a worker its own process group, and remove torch's signal handlers.
+    """Keep a worker from collecting its parent's garbage, and change how it handles signals.
+
+    Garbage of the training process can contain a session of ONNX Runtime. To destroy it waits for
+    its threads, which a forked process does not have, and so would never end.
+
+    The worker gets its own process group, and torch's signal handlers are removed.
 
     Ctrl-C in a terminal and `timeout` send their signal to the whole group. The training process
     handles it by writing a checkpoint, and needs its workers until then; they end with it. Torch's
     handlers would print a line of their own before our message.
     """
+    gc.freeze()
+    gc.enable()
     os.setpgid(0, 0)
     for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)

@@ -30,7 +30,7 @@ def features_of_waveform(
     Args:
         g: the graph.
         description: metadata of the artifact.
-        time: how it takes time.
+        time: time axis of the graph: whole utterances or blocks.
 
     Returns:
         Features (batch, 1, bins, time) float32, and their lengths (batch,) int64 in frames.

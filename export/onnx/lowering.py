@@ -88,8 +88,8 @@ def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
     """Fold a trained network.
 
     Args:
-        network: in any mode; the running statistics of its batch norms are used.
-        columns: whether recurrent layers get columns that tell padding.
+        network: trained network, in any mode; the running statistics of its batch norms are used.
+        columns: True to give recurrent layers the columns that mark padding.
     """
     conv1, norm1, _, conv2, norm2, _ = network.conv.layers
     scale, shift = _scale_shift(network.output_norm)

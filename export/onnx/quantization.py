@@ -114,7 +114,7 @@ def quantized_convolution(
     Args:
         g: the graph.
         deploy: the network.
-        time: how the graph takes time.
+        time: time axis of the graph: whole utterances or blocks.
         layer: 1 or 2.
         state: its name in a stream.
         x: (batch, maps, bins, time) float32, zero on invalid frames.
@@ -181,7 +181,7 @@ def quantized_layers(
     Args:
         g: the graph.
         deploy: the network, lowered without columns for padding.
-        time: how the graph takes time.
+        time: time axis of the graph: whole utterances or blocks.
         x: (time, batch, features), zero on invalid frames.
         mask: (time, batch, 1), 1 on valid frames and 0 elsewhere.
         output_lengths: (batch,) int64.

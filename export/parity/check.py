@@ -55,9 +55,9 @@ def check_parity(
 
     Args:
         artifact: a session on the written file, or on what a compiler made of it.
-        reference: what it should compute, and the speech to compute it on: real speech if it was
-            given a manifest, whose words are then compared too.
-        progress: called with what is being compared.
+        reference: trusted model with the speech for the comparison. If it was made with a
+            manifest, this is real speech, and its words are compared too.
+        progress: function that receives the current comparison, as text.
         shapes: batches and frames; all of `BATCHES` and `FRAMES` by default.
 
     Returns:

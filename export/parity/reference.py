@@ -68,11 +68,11 @@ class Reference:
     """A trusted model and its log-probabilities.
 
     Args:
-        session: computes in float32 what artifacts should compute.
+        session: session of the trusted model in float32.
         audio: name and utterances of a manifest; synthetic speech without one.
         frames: length of the longest utterance that will be asked for.
         name: name of the file; else that of the checkpoint behind it.
-        sound: what the artifacts take; by default what the session takes.
+        sound: input of the artifacts; by default that of the session.
         exact: the session's model in float64, which artifacts are then compared with. Without it
             they are compared with the session, as on a device that has no PyTorch.
         pytorch_difference: distance of PyTorch's float32 from float64, where an export measured
@@ -82,8 +82,8 @@ class Reference:
         description: metadata of the model.
         name: name of the model's file.
         runtime: name of the runtime that computes the truth.
-        speech: what is asked about: `synthetic`, or the manifest's name.
-        sound: what the artifacts take.
+        speech: origin of the speech: `synthetic`, or the manifest's name.
+        sound: input of the artifacts.
         recordings: all utterances of the manifest as the artifacts take them, features
             (bins, frames) or samples (samples,); else empty.
 

@@ -28,7 +28,7 @@ class Tolerance(msgspec.Struct, frozen=True):
         tie: the best label of a frame must be the reference's, or one that the reference holds
             less likely by no more than this: two labels so close no runtime can order.
         words: share of the words of real audio that may come out differently.
-        by_words: whether the words decide, so that there must be some.
+        by_words: True if the words decide; the comparison then needs words.
     """
 
     log_probs: float
@@ -78,8 +78,8 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
         pytorch_difference: the same difference for PyTorch's own float32; None where it is not
             known.
         argmax_share: share of the valid frames whose best label is the same.
-        same_text: whether greedy decoding gives the same text for every utterance.
-        passed: within tolerance.
+        same_text: True if greedy decoding gives the same text for every utterance.
+        passed: True if the differences are within the tolerance.
     """
 
     batch: int
@@ -99,7 +99,7 @@ class WordsResult(msgspec.Struct, frozen=True, kw_only=True):
         utterances: compared.
         words: number of words that the checkpoint recognises in them.
         different: words that the artifact substitutes, deletes or inserts.
-        passed: within tolerance.
+        passed: True if the differences are within the tolerance.
     """
 
     utterances: int
@@ -115,14 +115,14 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         runtime: name of the runtime that ran the artifact.
         precision: number format of the artifact.
         reference: runtime that computed the truth, such as `torch cpu float64`.
-        speech: what went in: `synthetic`, or the manifest's name.
-        tolerance: the one that was applied; for fp32 it depends on `pytorch_difference`.
-        cases: the shape grid.
-        words: on real audio; None without a manifest.
-        passed: all of it.
+        speech: origin of the speech: `synthetic`, or the manifest's name.
+        tolerance: tolerance that was applied; for fp32 it depends on `pytorch_difference`.
+        cases: results of the shape grid.
+        words: result of the words of real speech; None without a manifest.
+        passed: True if everything passed.
         latency_ms: longest time that a frame of a streaming artifact waits before it is read,
             without the time that computing takes, and what for; None of an offline one.
-        same_checkpoint: whether the checkpoint is the file that the artifact was exported from.
+        same_checkpoint: True if the artifact was exported from this checkpoint file.
         pytorch_difference: largest distance of PyTorch's own float32 from float64, on the same
             speech; None where it is not known.
     """

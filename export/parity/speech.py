@@ -29,7 +29,7 @@ def speech_features(config: FeatureConfig, utterances: int, frames: int) -> list
 
     Args:
         config: feature settings of the model.
-        utterances: how many.
+        utterances: number of utterances.
         frames: length of each.
 
     Returns:

@@ -22,10 +22,10 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: name of its `LayerType`.
-        name: as the parser gave it: the ONNX node's where one stands behind it.
+        name: name that the parser gave it; that of the ONNX node if there is one.
         inputs: tensors; None for an optional one that is not there.
         outputs: tensors.
-        attributes: what else it computes with.
+        attributes: other parameters of its computation.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class ParsedNetwork(NamedTuple):
         title: name and version of the parser's library.
         inputs: tensors.
         outputs: tensors.
-        layers: in the order of the network, which is not that of computation.
+        layers: layers in the order of the network, which is not that of computation.
         dtypes: name of the `DataType` of every tensor.
     """
 

@@ -60,9 +60,9 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Message of the process.
 
     Attributes:
-        phase: what TensorRT is doing now.
-        error: why there is no engine.
-        os_error: whether a file or a folder was to blame.
+        phase: current step of TensorRT.
+        error: reason for which there is no engine.
+        os_error: True if a file or a folder caused the error.
         built: seconds to parse and to build, peak memory in 10^6 bytes, layers; when it is done.
     """
 

@@ -43,8 +43,8 @@ def export_engines(
     Args:
         artifact: an ONNX file that ds2deploy exported.
         out: folder for the engines.
-        engines: what to build.
-        progress: called with what is being done.
+        engines: options of the engines to build.
+        progress: function that receives the current step, as text.
         triton: repository of Triton for the engines; None for none.
 
     Raises:

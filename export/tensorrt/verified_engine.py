@@ -46,15 +46,15 @@ class EngineExport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
     Attributes:
         path: path of the engine; its description is beside it.
-        size: in bytes.
+        size: size of the engine, in bytes.
         sha256: SHA-256 of the engine.
         precision: number format of weights and activations.
         flavor: library that built it.
         version: version of that library.
         compute_capabilities: compute capabilities of the GPUs that it is for.
-        profile: the shapes that it takes.
-        verification: in a line, what has been run.
-        build: what it took.
+        profile: shapes that it accepts.
+        verification: one line that describes which checks were run.
+        build: time and memory of the build.
         network: report of the parsed network on the CPU.
         report: parity report of the engine on the GPU; None where it was not run.
     """
@@ -100,11 +100,11 @@ def export_engine(
     Args:
         onnx: the verified file to build it of.
         options: flavour, profile and all other settings of the builder.
-        reference: what it should compute.
+        reference: trusted model that the engine should equal.
         final: name of the ONNX file, of which the engine's is made, in the folder for both.
         command: command line of the export, without the engine's options.
         files: files of the export; the engine and its description take their names with them.
-        progress: called with what is being done.
+        progress: function that receives the current step, as text.
         network: report of the parsed network, where it was compared already.
 
     Raises:

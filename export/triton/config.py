@@ -98,7 +98,7 @@ def check_servable(description: ArtifactDescription, device: Device) -> None:
 
     Args:
         description: metadata of the artifact.
-        device: where an ONNX file should run.
+        device: device that an ONNX file should run on.
 
     Raises:
         ConfigError: says why, and what to choose instead.
@@ -126,7 +126,7 @@ def make_config(description: ArtifactDescription, device: Device) -> str:
 
     Args:
         description: metadata of the artifact.
-        device: where an ONNX file runs; engines run on a GPU.
+        device: device that an ONNX file runs on; engines run on a GPU.
 
     Raises:
         ConfigError: see `check_servable`.

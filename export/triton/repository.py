@@ -40,7 +40,7 @@ class TritonOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         repository: folder of the repository.
-        device: where Triton runs ONNX files; engines run on a GPU.
+        device: device on which Triton runs ONNX files; engines run on a GPU.
     """
 
     repository: str
@@ -53,9 +53,9 @@ class TritonExport(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     Attributes:
         path: folder of the model; its name is the model's.
         artifact: name of the artifact in it.
-        device: where Triton runs it.
+        device: device on which Triton runs it.
         max_batch_size: largest batch.
-        verification: in a line, what was checked.
+        verification: one line that describes the check.
         simulation: result of the simulation; None where the file does not run here.
     """
 

@@ -73,7 +73,7 @@ def read_blocks(
 
     Args:
         source: the recording.
-        sample_rate: in Hz, what to convert to.
+        sample_rate: sample rate of the result, in Hz.
         most_s: maximum duration, in seconds; None allows any.
 
     Yields:

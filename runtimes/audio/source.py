@@ -138,9 +138,9 @@ def _copied(read: Callable[[int], bytes], name: str, nothing: tuple[str, str]) -
     """Read all that comes out of a pipe, or of a file object, into a temporary file.
 
     Args:
-        read: reads at most so many bytes.
+        read: function that reads at most the given number of bytes.
         name: name of the recording, for errors.
-        nothing: what to say if no bytes come, and the remedy.
+        nothing: description of an empty source, and the remedy.
     """
     import tempfile
 

@@ -62,7 +62,7 @@ class OnnxSession:
         device: `cpu`, `cuda`, `cuda:1`, ...
         threads: number of CPU threads; 0 takes one per core.
         description: overrides the one in the file, for an exporter that has not written it yet.
-        provider: what of ONNX Runtime must run it; None takes the device's own.
+        provider: execution provider of ONNX Runtime; None takes that of the device.
 
     Raises:
         MissingFileError: no such file.

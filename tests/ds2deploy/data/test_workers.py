@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing.context
 import os
 import shutil
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from ds2deploy.config import Recipe
 from ds2deploy.data import batches as data
+from ds2deploy.data import workers
 from ds2deploy.data.batches import evaluation_batches
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.runtimes.errors import AlphabetError, WorkerError
@@ -167,3 +170,38 @@ def test_other_errors_of_a_training_are_not_taken_for_a_workers(
     with pytest.raises(RuntimeError, match="shapes differ") as caught:
         train(recipe)
     assert not isinstance(caught.value, WorkerError)
+
+
+class _Session:
+    """Object in a cycle, as a session of ONNX Runtime may be: it notes who destroys it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.itself = log, self
+
+    def __del__(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class _Collecting(Dataset[tuple[torch.Tensor]]):
+    def __getitem__(self, part: int) -> tuple[torch.Tensor]:
+        assert gc.isenabled()
+        gc.collect()
+        return (torch.tensor(part),)
+
+
+def test_workers_do_not_destroy_what_the_training_process_left(tmp_path: Path) -> None:
+    """A session's threads do not exist in a forked process: to destroy it there never ends."""
+    log = tmp_path / "destroyed"
+    log.touch()
+    gc.collect()
+    gc.disable()  # the session stays garbage until the workers run
+    try:
+        _Session(log)
+        items = [int(item) for (item,) in workers.load(_Collecting(), range(4), 2)]
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert items == [0, 1, 2, 3]
+    assert log.read_text() == f"{os.getpid()}\n"
