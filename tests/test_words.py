@@ -33,6 +33,9 @@ ARGUMENT = re.compile(r"^    (\w+): (.+)", re.MULTILINE)
 ARGUMENT_OPENINGS = frozenset(("of", "what", "how", "whether", "that", "who", "where", "which"))
 """First words of descriptions that cannot be read without their neighbours."""
 
+TEST_OPENINGS = (ARGUMENT_OPENINGS - {"that"}) | {"when", "other", "such"}
+"""First words of names of tests that do not say what happens."""
+
 COINAGES = {
     r"\b(?:go(?:es|ne)?|going|went) on with\b": "resume, continue, skip",
     r"\btold from\b": "distinguished from, detected",
@@ -94,6 +97,16 @@ def test_docstrings_and_help_texts_open_with_a_verb_or_a_name() -> None:
         f"{path.relative_to(ROOT)}:{line}: {text!r}: begin with a verb and its object, or a noun"
         for path in sources()
         for line, text in openings(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_names_of_tests_state_a_behaviour() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if name.split("_")[1] in TEST_OPENINGS
     ]
     assert not found, "\n".join(found)
 

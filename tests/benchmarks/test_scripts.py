@@ -97,7 +97,7 @@ def test_startup(run_script):
     assert found["its resident memory at most"]["measured"] == onnx
 
 
-def test_where_the_start_goes(benchmark_module):
+def test_startup_time_is_split_by_imports(benchmark_module):
     startup = benchmark_module("startup")
     medians = (0.03, 0.09, 0.15, 0.2, 9.0, 0.43)
     took = {name: [s] for name, s in zip([*startup.IMPORTS, startup.ONNX], medians, strict=True)}

@@ -73,7 +73,7 @@ def test_looking_up_the_entry_points_loads_nothing_heavy():
     assert loaded_after("import ds2deploy; ds2deploy.load; ds2deploy.Recognizer") == set()
 
 
-def test_what_a_device_builds_engines_with_loads_nothing_heavy():
+def test_building_engines_on_a_device_loads_nothing_heavy():
     """TensorRT and ONNX Runtime are imported when they are asked for; torch and onnx never."""
     code = "import ds2deploy.export.tensorrt.engines, ds2deploy.cli.export_report"
     assert loaded_after(f"{code}, ds2deploy.export.tensorrt.options") == set()

@@ -136,7 +136,7 @@ def test_only_what_is_longer_is_taken_in_windows(tmp_path: Path):
     assert max(frames for *_, frames in session.shapes) <= 601
 
 
-def test_what_an_engine_takes_is_taken_whole():
+def test_recordings_within_an_engines_maximum_are_not_split():
     """To the last sample: windows are of whole output frames, an engine's profile is not."""
     session = LocalSession()
     for frames in (301, 801):

@@ -67,7 +67,7 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert found.gpus == ()
 
 
-def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_machines_without_proc_are_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for module in (machine, memory):
         monkeypatch.setattr(module, "Path", lambda path: tmp_path / "nothing")
     assert describe_machine().processor

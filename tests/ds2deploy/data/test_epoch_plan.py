@@ -126,7 +126,7 @@ def test_batches_go_on_where_they_were_left(tone_recipe: Recipe, workers: int):
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 3}, {"join": (1, 2)}])
-def test_other_batches_are_not_gone_on_with(tone_recipe: Recipe, change: dict[str, Any]):
+def test_resuming_with_other_batches_is_refused(tone_recipe: Recipe, change: dict[str, Any]):
     cuts = read_manifest(tone_recipe.data.train)
     begun = training_batches(cuts, tone_recipe, 2)
     other = training_batches(cuts, tone_recipe.changed("data", **change), 2)

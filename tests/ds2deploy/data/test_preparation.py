@@ -111,7 +111,7 @@ def test_without_leave_out_the_first_ends_it(tmp_path: Path):
     assert errors
 
 
-def test_where_nothing_is_left(tmp_path: Path):
+def test_a_corpus_without_usable_utterances_is_refused(tmp_path: Path):
     record(tmp_path / "corpus" / "a.wav", 0.005)
     write(tmp_path / "corpus" / "a.txt", TEXT)
     with pytest.raises(AudioError, match=r"too short .*\(none of 1 utterances can be used\)"):

@@ -160,7 +160,7 @@ def test_workers_load_what_the_training_process_would(recipe: Recipe):
             assert same(ours, theirs)
 
 
-def test_other_errors_of_a_training_are_not_taken_for_a_workers(
+def test_errors_of_the_training_are_not_reported_as_a_workers(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*_: Any, **__: Any) -> None:

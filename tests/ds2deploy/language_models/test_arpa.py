@@ -183,7 +183,7 @@ def test_every_truncation_is_an_error(tmp_path: Path):
             read(tmp_path, whole[:length])
 
 
-def test_other_labels_are_refused(tmp_path: Path):
+def test_arpa_files_of_other_labels_are_refused(tmp_path: Path):
     with pytest.raises(AlphabetError, match=r"x\.arpa.*--labels"):
         read(tmp_path, TINY, labels="_абв ")
     with pytest.raises(AlphabetError, match="--characters"):

@@ -104,7 +104,7 @@ def test_at_the_networks_own_sizes():
 
 
 @pytest.mark.parametrize("kind", [FIRST, SECOND], ids=["first", "second"])
-def test_other_precisions_and_devices_use_torchs_convolution(
+def test_torchs_convolution_is_used_for_other_precisions_and_devices(
     kind: dict, monkeypatch: pytest.MonkeyPatch
 ):
     taken = []

@@ -284,7 +284,7 @@ SMALL = tensor_archive()
         (tensor_archive(kind="QInt8Storage"), "damaged"),
     ],
 )
-def test_other_files_than_checkpoints_are_one_line_errors(
+def test_files_that_are_no_checkpoints_are_one_line_errors(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     with pytest.raises(ModelFileError, match=message) as caught:

@@ -53,7 +53,7 @@ def test_the_list_has_all_files_of_the_folder():
 @pytest.mark.parametrize(
     "path", ["/page/index.html", "/page/none.js", "/page/..%2fpage.py", "/page/%2e%2e/page.py"]
 )
-def test_other_files_are_not_served(client: TestClient, path: str):
+def test_files_outside_the_page_are_not_served(client: TestClient, path: str):
     response = client.get(path, headers={"authorization": "Bearer secret"})
     assert response.status_code == 404
 

@@ -11,7 +11,9 @@ from ds2deploy.training import loop
 from ds2deploy.training.train import train
 
 
-def test_when_freed_memory_is_given_back(tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+def test_freed_memory_is_returned_after_steps_and_validations(
+    tone_recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
     given: list[int] = []
     monkeypatch.setattr(loop, "TRIM_STEPS", 2)
     monkeypatch.setattr(loop, "give_back_freed_memory", lambda: given.append(1))

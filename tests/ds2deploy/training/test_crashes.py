@@ -224,7 +224,7 @@ def test_it_dies_in_every_validation(
         train(parted, resume=True)
 
 
-def test_as_many_steps_as_were_asked_for(recipe: Recipe):
+def test_resuming_at_max_steps_is_refused(recipe: Recipe):
     train(recipe.changed("training", max_steps=5, tensorboard=True))
     with pytest.raises(ConfigError, match=r"last\.ckpt: .*--set training\.max_steps=10"):
         train(recipe.changed("training", max_steps=5, tensorboard=True), resume=True)

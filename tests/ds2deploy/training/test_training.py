@@ -102,7 +102,7 @@ def test_global_normalisation_gathers_its_statistics(tone_recipe: Recipe, tmp_pa
 
 
 @pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"precision": "bf16-mixed"}])
-def test_other_optimisers_and_precisions(tone_recipe: Recipe, change: dict[str, str]):
+def test_optimisers_and_precisions_train(tone_recipe: Recipe, change: dict[str, str]):
     assert train(tone_recipe.changed("training", max_steps=2, **change))["valid_loss"] > 0
 
 

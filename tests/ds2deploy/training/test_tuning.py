@@ -92,7 +92,7 @@ def test_the_weights_of_two_models_are_searched_together(noisy: list[Utterance],
         assert word_error_rate(noisier[::2], texts) == wers[weights] != wers[0.0, 0.0, 0.0]
 
 
-def test_where_all_settings_are_equal_the_result_says_so(tmp_path: Path):
+def test_equal_settings_are_reported(tmp_path: Path):
     random = np.random.default_rng(1)
     clear = [spoken("ONE TWO", random, 0.0) for _ in range(20)]
     settings = DecoderConfig(lm=model_of(tmp_path, ["ONE TWO"] * 30, "characters"), beam=8)

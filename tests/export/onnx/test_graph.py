@@ -88,7 +88,7 @@ def test_every_kind_exports_verified(
         assert min(answers) > (0.999 if exported.precision == "fp32" else 0.9)
 
 
-def test_other_sample_rates_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_export_at_8_khz_with_custom_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40, 120))
     from ds2deploy.runtimes.features import FeatureConfig
 

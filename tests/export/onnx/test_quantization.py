@@ -311,7 +311,9 @@ def silenced(reference: type) -> type:
 # Refused ----------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be(tmp_path: Path, digits_checkpoint: Path, tone_corpus: Path):
+def test_unquantisable_networks_are_refused(
+    tmp_path: Path, digits_checkpoint: Path, tone_corpus: Path
+):
     save_checkpoint(
         tmp_path / "gru.ckpt",
         load_checkpoint(digits_checkpoint).network.__class__(
@@ -334,7 +336,7 @@ def test_what_cannot_be(tmp_path: Path, digits_checkpoint: Path, tone_corpus: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_where_it_does_not_run(lively_network, describe, tmp_path: Path):
+def test_int8_is_refused_on_a_gpu(lively_network, describe, tmp_path: Path):
     shape = ModelShape(hidden=8, layers=1)
     description = describe(shape, "int8")
     path = tmp_path / "model.int8.onnx"

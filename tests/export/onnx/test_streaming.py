@@ -299,7 +299,7 @@ def test_the_export_is_verified_on_the_whole_grid(streaming_checkpoint: Path, tm
     export_streaming(streaming_checkpoint, tmp_path, (40, 457, 2000))
 
 
-def test_what_the_export_writes(exported: Path):
+def test_export_writes_artifact_and_description(exported: Path):
     assert sorted(path.name for path in exported.iterdir()) == [
         "model.streaming.fp16.onnx",
         "model.streaming.onnx",

@@ -145,7 +145,9 @@ def test_an_engine_runs_on_a_gpu_in_the_batches_of_its_profile(make_served: Call
             assert list(warmup.inputs["features"].dims)[-1] == 501
 
 
-def test_what_triton_cannot_serve_is_refused_with_a_remedy(make_served: Callable[[str], Any]):
+def test_artifacts_that_triton_cannot_serve_are_refused_with_a_remedy(
+    make_served: Callable[[str], Any],
+):
     offline = make_served("offline").description
     with pytest.raises(ConfigError, match="--trt"):
         check_engine("rtx", (1, 4, 16))

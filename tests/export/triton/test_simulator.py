@@ -138,7 +138,7 @@ def test_a_request_may_be_a_batch_itself(whole: Any):
         {"x": np.zeros((2, 3), np.float32), "n": np.zeros((1, 1), np.int64)},
     ],
 )
-def test_what_the_configuration_does_not_declare_is_refused(whole: Any, inputs: Any):
+def test_tensors_missing_in_the_configuration_are_refused(whole: Any, inputs: Any):
     with pytest.raises(RequestError):
         whole[1].submit(Request(inputs), 0)
 

@@ -369,7 +369,7 @@ def test_a_wrong_total_in_the_header_does_not_matter_where_the_audio_is_whole(re
     ],
     ids=["garbage", "zero byte", "LIST chunk", "truncated LIST chunk"],
 )
-def test_what_follows_the_audio_does_not_matter(after, recording):
+def test_bytes_after_the_audio_are_ignored(after, recording):
     whole = wav(PCM.tobytes(), riff_size=36 + 2 * len(PCM) + len(after)) + after
     np.testing.assert_allclose(load_audio(recording(whole), RATE), PCM / 32768, atol=1e-7)
 

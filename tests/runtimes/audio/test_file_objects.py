@@ -177,7 +177,7 @@ def test_an_object_is_read_from_its_position_on(kind: str, expected):
 
 
 @pytest.mark.parametrize("give", [bytearray, memoryview, lambda content: memoryview(content)[::1]])
-def test_other_buffers_are_the_content_of_a_file(give: Callable[[bytes], Any], expected):
+def test_buffers_are_read_as_the_content_of_a_file(give: Callable[[bytes], Any], expected):
     np.testing.assert_array_equal(load_audio(give(wav(PCM)), RATE), expected(wav(PCM)))
 
 

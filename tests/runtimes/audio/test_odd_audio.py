@@ -121,7 +121,7 @@ def test_an_mp3_frame_too_small_for_its_count_is_refused(tmp_path: Path):
     ],
     ids=["text before", "ID3v1", "APE", "ID3v2 that looks like frames, and zeros"],
 )
-def test_what_stands_around_mp3_frames_is_not_sound(tmp_path: Path, before: bytes, after: bytes):
+def test_bytes_around_mp3_frames_are_not_sound(tmp_path: Path, before: bytes, after: bytes):
     content = mp3_stream(NOISE)
     alone = seconds(write(tmp_path, content, "alone"))
     assert seconds(write(tmp_path, before + content + after)) == alone
@@ -302,7 +302,7 @@ def test_three_hundred_channels_are_averaged(tmp_path: Path):
 
 
 @pytest.mark.parametrize("form", ["NIST", "AVR", "MAT4", "MAT5", "VOC", "SVX"])
-def test_other_containers_that_lost_their_end_are_truncated(tmp_path: Path, form: str):
+def test_containers_without_their_end_are_truncated(tmp_path: Path, form: str):
     content = encode(NOISE, form, subtype="PCM_16")
     assert seconds(write(tmp_path, content)) == len(NOISE) / RATE
     with pytest.raises(AudioError, match="truncated"):

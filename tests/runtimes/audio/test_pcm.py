@@ -48,7 +48,7 @@ def test_stereo_and_remarks_before_the_audio():
     np.testing.assert_allclose(samples, np.stack([RAMP, -RAMP], axis=1), atol=2**-15)
 
 
-def test_what_arecord_writes_until_it_is_stopped():
+def test_stopped_arecord_streams_are_read_to_their_end():
     """Its header declares two gigabytes, and the last frame may be cut."""
     content = bytearray(wav("PCM_16"))
     data = content.find(b"data")
@@ -105,7 +105,7 @@ def test_pieces_come_as_soon_as_they_are_there():
     ],
     ids=["empty", "half", "mu-law", "double", "cut", "short", "huge", "no format", "no samples"],
 )
-def test_what_cannot_be_read(content: bytes, message: str):
+def test_unreadable_standard_input_is_refused(content: bytes, message: str):
     with pytest.raises(AudioError, match=message) as raised:
         read(content)
     assert str(raised.value).startswith("standard input: ")
@@ -139,7 +139,7 @@ def test_a_rate_that_no_recorder_has_is_refused(rate: int):
     ("form", "named"),
     [("FLAC", "FLAC"), ("OGG", "Ogg"), ("AIFF", "AIFF"), ("CAF", "CAF")],
 )
-def test_what_would_be_read_as_noise_is_refused(form: str, named: str):
+def test_input_that_would_be_read_as_noise_is_refused(form: str, named: str):
     file = io.BytesIO()
     soundfile.write(file, RAMP, 8000, format=form)
     with pytest.raises(AudioError, match=f"standard input: {named}; .* decode it first"):

@@ -167,7 +167,7 @@ def check_alone_in_a_batch_and_in_pieces(
     st.lists(st.integers(0, 200), max_size=6),
     st.sampled_from([0.2, 0.5]),
 )
-def test_what_is_committed_stays_and_the_cut_decides_nothing(
+def test_committed_text_stays_for_any_cut_of_the_audio(
     frames: int, seed: int, cuts: list[int], commit_s: float
 ):
     check_that_cuts_decide_nothing(DecoderConfig(beam=12, commit_s=commit_s), frames, seed, cuts)

@@ -180,7 +180,7 @@ def test_alone_in_a_batch_and_in_pieces_are_one(
     st.integers(0, 2**32 - 1),
     st.lists(st.integers(0, 200), max_size=6),
 )
-def test_what_two_models_commit_stays_and_the_cut_decides_nothing(
+def test_text_committed_with_two_models_stays_for_any_cut(
     models: dict[str, str], frames: int, seed: int, cuts: list[int]
 ):
     config = msgspec.structs.replace(NARROW, commit_s=0.3)

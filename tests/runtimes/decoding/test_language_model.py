@@ -146,7 +146,7 @@ def test_tables_of_words_and_tables_that_are_too_large_are_refused(
         characters.dense()
 
 
-def test_other_labels_are_refused_with_the_remedy(words: LanguageModel):
+def test_a_model_of_other_labels_is_refused_with_the_remedy(words: LanguageModel):
     words.check_labels(ENGLISH)
     words.check_labels("-" + ENGLISH[1:])
     with pytest.raises(ConfigError, match=r"ds2deploy lm TEXT --out LICENSE\.lm --labels"):

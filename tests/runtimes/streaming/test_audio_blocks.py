@@ -139,7 +139,7 @@ def test_channels_are_mixed(audio_of):
     ],
     ids=["nan", "infinity", "int16", "transposed", "3d", "text"],
 )
-def test_what_is_no_audio_is_refused_whole(audio_of, samples, message):
+def test_blocks_that_are_no_audio_are_refused_whole(audio_of, samples, message):
     audio = audio_of(FeatureConfig(), 16_000)
     audio.push(np.full(100, 0.5, np.float32))
     with pytest.raises(AudioError, match=message):
@@ -151,7 +151,7 @@ def test_what_is_no_audio_is_refused_whole(audio_of, samples, message):
 
 
 @pytest.mark.parametrize("rate", [0, -16_000, float("nan"), 16, 1e9, "16000", None, True])
-def test_what_is_no_rate(audio_of, rate):
+def test_invalid_sample_rates_are_refused(audio_of, rate):
     with pytest.raises(AudioError, match="sample rate"):
         audio_of(FeatureConfig(), rate)
 

@@ -209,7 +209,7 @@ def test_a_closed_pool(recognizer: Recognizer):
             call()
 
 
-def test_what_has_finished_is_drained_before_the_end(recognizer: Recognizer, alone):
+def test_finished_streams_are_drained_before_the_end(recognizer: Recognizer, alone):
     with recognizer.pool() as pool:
         streams = [pool.open() for _ in range(3)]
         for voice, stream in enumerate(streams):
@@ -225,7 +225,7 @@ def test_what_has_finished_is_drained_before_the_end(recognizer: Recognizer, alo
         assert streams[2].transcript is None
 
 
-def test_who_waits_is_told_when_the_pool_closes(recognizer: Recognizer):
+def test_waiting_ends_when_the_pool_closes(recognizer: Recognizer):
     with recognizer.pool() as pool:
         said: list[bool] = []
         waiting = threading.Thread(target=lambda: said.append(pool.wait(PATIENCE_S)))

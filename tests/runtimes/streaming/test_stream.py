@@ -188,7 +188,9 @@ def recognizer(sessions) -> Recognizer:
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
-def test_other_rates(recognizer: Recognizer, whole, rate: int):
+def test_streams_at_other_rates_equal_the_resampled_recording(
+    recognizer: Recognizer, whole, rate: int
+):
     """The resampler keeps its state: the whole recording, resampled at once, says the same."""
     samples = soxr.resample(SPEECH[2], RATE, rate)
     expected = whole(soxr.resample(samples, rate, RATE))[1]

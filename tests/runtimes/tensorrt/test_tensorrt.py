@@ -188,7 +188,7 @@ def test_a_trained_model_gives_the_same_as_onnx_runtime(digits_onnx, tmp_path, m
             assert_same(session.run(*batch), reference.run(*batch), 2e-5)
 
 
-def test_what_stands_past_a_length_changes_nothing(engine, reference):
+def test_values_past_a_length_change_nothing(engine, reference):
     features, valid = make_batch([50, 20])
     expected = reference.run(features, valid)
     features[1, ..., 20:] = 1e3
@@ -301,7 +301,7 @@ def test_an_engine_of_another_gpu(small_onnx, tmp_path, machine):
         ("8.7", ("8.6",), "same_compute_capability", False),
     ],
 )
-def test_which_gpus_an_engine_runs_on(
+def test_an_engine_runs_on_the_gpus_that_it_was_built_for(
     has, built, compatibility, runs, small_onnx, tmp_path, machine
 ):
     path = write_engine(
@@ -386,7 +386,7 @@ def test_a_truncated_engine(engine):
     assert f"(1000 bytes, {len(blob)} expected)" in message
 
 
-def test_what_is_cheap_is_checked_first(small_onnx, tmp_path, machine):
+def test_cheap_checks_come_first(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine, version="10.4.0")
     refused(path, RuntimeUnavailableError)
     assert machine.calls == []  # no GPU is asked for an engine of another version
@@ -794,7 +794,7 @@ class Blockade:
         monkeypatch.setattr(cuda.CudaStream, "synchronize", synchronize)
 
 
-def test_as_many_run_at_once_as_there_are_contexts(engine, machine, monkeypatch):
+def test_concurrent_runs_equal_the_number_of_contexts(engine, machine, monkeypatch):
     blockade = Blockade(monkeypatch)
     with TensorRtSession(engine, contexts=2) as session:
         threads = [
@@ -1057,7 +1057,7 @@ def test_rtx_gives_the_same(rtx_engine, rtx_machine, reference):
     assert clean(rtx_machine)
 
 
-def test_what_rtx_compiled_is_kept(rtx_engine, rtx_machine):
+def test_kernels_compiled_by_rtx_are_kept(rtx_engine, rtx_machine):
     cache = rtx_engine.with_name("model.engine.cache")
     assert run_rtx(rtx_engine, rtx_machine) == 1
     first = cache.read_bytes()
