@@ -177,7 +177,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def digits_onnx(made_once: Callable[..., Path], digits_checkpoint: Path) -> Path:
-    """That model, exported and verified; a slow test has the longest utterances of the grid."""
+    """Export and verify that model; a slow test has the longest utterances of the grid."""
     from ds2deploy.export.artifacts import export_onnx
 
     def write(folder: Path) -> None:

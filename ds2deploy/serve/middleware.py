@@ -71,7 +71,6 @@ class Gate:
                 await self._app(scope, receive, answer)
         except RefusedError as error:
             self._server.refuse_http(error)
-            scope["state"]["outcome"] = error.code
             await _refuse(scope, answer, error)
         finally:
             self._open -= 1
@@ -146,7 +145,6 @@ class _Answer:
             if self._body.error is not None:
                 error, self._body.error = self._body.error, None
                 self._server.refuse_http(error)
-                self._scope["state"]["outcome"] = error.code
                 await _refuse(self._scope, self, error)
                 self._replaced = True
                 return
@@ -176,6 +174,7 @@ def error_headers(error: RefusedError) -> dict[str, str]:
 
 
 async def _refuse(scope: Scope, send: Send, error: RefusedError) -> None:
+    scope["state"]["outcome"] = error.code
     kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
     if scope["type"] == "websocket" and "websocket.http.response" not in scope.get(
         "extensions", {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ds2deploy.runtimes.decoding.subtitles import cues, to_srt, to_vtt
 from ds2deploy.runtimes.decoding.transcript import Transcript, Word
+from ds2deploy.serve.limits import RefusedError
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 
@@ -96,3 +97,18 @@ def token_logprobs(transcript: Transcript) -> list[dict[str, Any]]:
         }
         for word in words
     ]
+
+
+def list_field(form: Any, name: str) -> tuple[str, ...]:
+    """Read all values of a field, which may be sent with or without brackets.
+
+    Raises:
+        RefusedError: the field is a mapping or a file.
+    """
+    values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
+    mapped = any(key.startswith(f"{name}[") and key != f"{name}[]" for key in form)
+    if mapped or not all(isinstance(value, str) for value in values):
+        raise RefusedError(
+            400, f"{name}: expected a list of texts, sent as {name}[]", "invalid_value", name
+        )
+    return tuple(filter(None, values))

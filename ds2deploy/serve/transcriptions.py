@@ -19,6 +19,7 @@ from ds2deploy.serve.openai_forms import (
     FORMATS,
     MEDIA_TYPES,
     json_body,
+    list_field,
     plain_body,
     token_logprobs,
     verbose_body,
@@ -61,13 +62,13 @@ async def transcriptions(
     """
     server: Server = request.app.state.server
     form = await request.form()
-    granularities = _list(form, "timestamp_granularities")
+    granularities = list_field(form, "timestamp_granularities")
     _check(response_format, granularities)
     found = server.model(model)
     keywords = _keywords(form, found)
     logprobs = _logprobs(form)
     assert isinstance(request, UploadRequest)
-    recognition = request.recognition(model, keywords, file)
+    recognition = request.recognition(found, keywords, file)
     if stream:
         events = _events(recognition, logprobs)
         first = await _unless_gone(request, found.name, anext(events))
@@ -167,33 +168,18 @@ def _keywords(form: Any, model: Model) -> tuple[str, ...]:
             400, "hot_words: expected keywords[], once for each phrase", "invalid_value",
             "hot_words",
         )  # fmt: skip
-    keywords = _list(form, "keywords")
+    keywords = list_field(form, "keywords")
     check_hot_words(keywords, "keywords", model)
     return keywords
 
 
 def _logprobs(form: Any) -> bool:
-    include = _list(form, "include")
+    include = list_field(form, "include")
     if unknown := [value for value in include if value != "logprobs"]:
         raise RefusedError(
             400, f"include {unknown[0][:40]!r}: expected logprobs", "invalid_value", "include"
         )
     return bool(include)
-
-
-def _list(form: Any, name: str) -> tuple[str, ...]:
-    """Read all values of a field, which may be sent with or without brackets.
-
-    Raises:
-        RefusedError: the field is a mapping or a file.
-    """
-    values = [*form.getlist(f"{name}[]"), *form.getlist(name)]
-    mapped = any(key.startswith(f"{name}[") and key != f"{name}[]" for key in form)
-    if mapped or not all(isinstance(value, str) for value in values):
-        raise RefusedError(
-            400, f"{name}: expected a list of texts, sent as {name}[]", "invalid_value", name
-        )
-    return tuple(filter(None, values))
 
 
 def _model(model: Model) -> dict[str, Any]:

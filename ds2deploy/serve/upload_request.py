@@ -16,6 +16,8 @@ from starlette.responses import Response
 from ds2deploy.runtimes.audio.arriving import ArrivingFile
 from ds2deploy.serve.hot_words import check_hot_words
 from ds2deploy.serve.limits import RefusedError
+from ds2deploy.serve.models import Model
+from ds2deploy.serve.openai_forms import list_field
 from ds2deploy.serve.recognition import Recognition
 from ds2deploy.serve.server import Server
 
@@ -60,22 +62,18 @@ class UploadRequest(Request):
         return self._complete
 
     def recognition(
-        self, model_name: str, keywords: tuple[str, ...], upload: UploadFile
+        self, model: Model, keywords: tuple[str, ...], upload: UploadFile
     ) -> Recognition:
         """Return the recognition of a recording, once the form is complete.
 
         The early one is replaced if fields after the recording ask for something else.
-
-        Raises:
-            RefusedError: there is no such model.
         """
-        server: Server = self.app.state.server
-        model, early = server.model(model_name), self._early
+        early = self._early
         if early is not None:
             if early.model is model and early.keywords == keywords and early.upload is upload:
                 return early
             early.cancel()
-        self._early = Recognition(server, model, upload, keywords)
+        self._early = Recognition(self.app.state.server, model, upload, keywords)
         return self._early
 
     def abandon(self) -> None:
@@ -106,9 +104,8 @@ class UploadRequest(Request):
         server: Server = self.app.state.server
         if name != FILE or self._early is not None:
             return
-        lists = (fields.getlist("keywords[]"), fields.getlist("keywords"))
-        keywords = tuple(str(value) for values in lists for value in values if value)
         try:
+            keywords = list_field(fields, "keywords")
             model = server.model(str(fields.get("model", "")))
             check_hot_words(keywords, "keywords", model)
         except RefusedError:

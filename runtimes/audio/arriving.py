@@ -19,7 +19,7 @@ import soundfile
 
 from ds2deploy.runtimes.audio.checks import check_longest, check_stream_rate
 from ds2deploy.runtimes.audio.levels import Levels
-from ds2deploy.runtimes.audio.loading import read_blocks
+from ds2deploy.runtimes.audio.loading import read_blocks, up_to
 from ds2deploy.runtimes.audio.recording import Sound
 from ds2deploy.runtimes.audio.samples import resample_pieces
 from ds2deploy.runtimes.audio.source import BinaryReader
@@ -95,10 +95,6 @@ class ArrivingFile(io.RawIOBase):
             raise io.UnsupportedOperation("the end of an arriving file is not known")
         self._place = offset
         return offset
-
-    def tell(self) -> int:
-        """Return the position of the reader."""
-        return self._place
 
     def read(self, size: int = -1) -> bytes:
         """Wait until a byte has arrived at the position, and return at most `size` bytes.
@@ -226,16 +222,14 @@ def _begun(file: ArrivingFile) -> Spliced | None:
 
 def _early_blocks(content: Spliced, sample_rate: int, most_s: float | None) -> Iterator[FloatArray]:
     """Decode a recording from its beginning; its first error ends it, and comes again later."""
-    most_s, seconds = math.inf if most_s is None else most_s, 0.0
+    most_s = math.inf if most_s is None else most_s
     try:
         with Sound(content) as sound:
             check_stream_rate(sound.samplerate, NAME)
             check_longest((sound.known_samples or 0) / sound.samplerate, most_s, NAME)
             levels = Levels(NAME)
             mono = (levels.mix_down(block) for block in sound.blocks_to_end(EARLY_BLOCK))
-            for block in resample_pieces(mono, int(sound.samplerate), sample_rate):
-                seconds += len(block) / sample_rate
-                check_longest(seconds, most_s, NAME)
-                yield block
+            blocks = resample_pieces(mono, int(sound.samplerate), sample_rate)
+            yield from up_to(blocks, sample_rate, most_s, NAME)
     except (AudioError, soundfile.LibsndfileError):
         return

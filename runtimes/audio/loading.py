@@ -87,11 +87,22 @@ def read_blocks(
             yield from _resampled(recording, sample_rate)
             return
         check_longest(_declared_s(recording), most_s, recording.name)
-        count = 0
-        for block in _resampled(recording, sample_rate):
-            count += len(block)
-            check_longest(count / sample_rate, most_s, recording.name)
-            yield block
+        yield from up_to(_resampled(recording, sample_rate), sample_rate, most_s, recording.name)
+
+
+def up_to(
+    blocks: Iterable[FloatArray], sample_rate: int, most_s: float, source: str
+) -> Iterator[FloatArray]:
+    """Yield blocks, up to a maximum duration in seconds.
+
+    Raises:
+        TooLongError: the blocks are longer.
+    """
+    count = 0
+    for block in blocks:
+        count += len(block)
+        check_longest(count / sample_rate, most_s, source)
+        yield block
 
 
 def _declared_s(recording: Recording) -> float:

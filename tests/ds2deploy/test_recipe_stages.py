@@ -126,7 +126,7 @@ def test_the_command_refuses_a_stage_in_one_line(toml: Path):
 
 
 def test_stages_of_the_built_in_recipes():
-    """Those of the streaming model are the settings of its model card."""
+    """Stages of the streaming model equal the settings of its model card."""
     found = {name: load_stages(name) for name in recipe_names()}
     assert {name: len(stages) for name, stages in found.items() if len(stages) > 1} == {
         "an4-streaming": 4

@@ -79,7 +79,7 @@ def test_corpus_is_refused_or_read(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """In this process, which imported already what the readers need; the limits are not tested."""
+    """Read in this process, which has imported the readers' modules; the limits are not tested."""
     targets = importlib.import_module("targets")
     monkeypatch.chdir(tmp_path)
     targets.furnish(tmp_path)

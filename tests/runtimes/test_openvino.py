@@ -1,4 +1,4 @@
-"""What is of OpenVINO alone; `test_sessions.py` has what every runtime owes."""
+"""Behaviour of OpenVINO alone; `test_sessions.py` has the contract of every runtime."""
 
 from __future__ import annotations
 

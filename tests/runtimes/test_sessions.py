@@ -27,7 +27,7 @@ from tests.docs.test_spans import known_extras
 from tests.runtimes.rows import Row, speech
 
 TOLERANCE = 1e-4
-"""As for every fp32 artifact; trained weights."""
+"""Tolerance of every fp32 artifact; the weights are trained."""
 
 # What it computes
 
