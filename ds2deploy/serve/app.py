@@ -105,20 +105,20 @@ def _add_errors(app: FastAPI, server: Server) -> None:
     @app.exception_handler(RefusedError)
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)
-        request.scope["state"] |= {"model": error.model, "outcome": error.code}
+        request.scope["state"]["model"] = error.model
         if error.code != "client_left":
             server.refuse_http(error)
-        return _response(error)
+        return _response(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         name = str(first["loc"][-1])
         reason = NO_FILE if name == "file" else first["msg"]
         refused = RefusedError(422, f"{name}: {reason}", "invalid_value", name)
         server.refuse_http(refused)
-        return _response(refused)
+        return _response(request, refused)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: Exception) -> Response:
@@ -126,15 +126,18 @@ def _add_errors(app: FastAPI, server: Server) -> None:
         detail = str(error.detail)
         if error.status_code == 404 and f"/v1{request.url.path}" in API_PATHS:
             detail = f"{request.url.path}: not found; the base URL of clients ends with /v1"
-        response = _response(RefusedError(error.status_code, detail, "invalid_request"))
+        refused = RefusedError(error.status_code, detail, "invalid_request")
+        response = _response(request, refused)
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         log.error("internal error", exc_info=error, extra={"path": request.url.path})
-        return _response(RefusedError(500, "internal error", "internal_error"))
+        return _response(request, RefusedError(500, "internal error", "internal_error"))
 
 
-def _response(error: RefusedError) -> JSONResponse:
+def _response(request: Request, error: RefusedError) -> JSONResponse:
+    """Make the response of an error, and note the error's code for the log."""
+    request.scope["state"]["outcome"] = error.code
     return JSONResponse(error_body(error), error.status, error_headers(error))

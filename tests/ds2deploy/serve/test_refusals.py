@@ -241,11 +241,14 @@ def test_the_log_says_why_a_connection_ended(streaming_onnx: Path, tmp_path: Pat
             socket.send("no JSON")
             assert "error" in json.loads(socket.recv(PATIENCE_S))
         assert server.transcribe(b"no audio").status_code == 400
+        assert server.http.post("/v1/audio/transcriptions", data={}).status_code == 422
+        assert server.http.get("/nowhere").status_code == 404
         server.process.terminate()
         assert server.wait() == 0
         lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         found = [(line.get("model"), line.get("outcome")) for line in lines if "status" in line]
-        assert found[1:] == [(name, "ok"), (None, "invalid_message"), (name, "invalid_audio")]
+        assert found[1:4] == [(name, "ok"), (None, "invalid_message"), (name, "invalid_audio")]
+        assert found[4:] == [(None, "invalid_value"), (None, "invalid_request")]
 
 
 @pytest.mark.parametrize("path", ["/audio/transcriptions", "/models"])
