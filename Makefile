@@ -16,7 +16,7 @@ MARKS ?= not slow and not thorough
 LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
 	ln -s $(CURDIR)/ds2deploy/* $(CURDIR)/export $(CURDIR)/runtimes $(TYPED)/
 
-.PHONY: demo test test-all test-gpu test-aarch64 test-pythons fuzz bench bench-check lint format wheel release-check docs clean
+.PHONY: venv demo test test-all test-gpu test-aarch64 test-pythons fuzz bench bench-check lint format wheel release-check docs clean
 
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
@@ -27,6 +27,8 @@ LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
 	$(BIN)/python .ci/watch.py $(BIN)/python -m pip install -qq --upgrade pip
 	$(INSTALL) --editable '.[all-cpu]'
 	@touch $@
+
+venv: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/ds2deploy demo --out runs/demo
@@ -56,11 +58,11 @@ fuzz: .venv/ready
 	@touch $@
 
 # The wheel under emulation of aarch64: several minutes. Exit code 2, with what is missing, elsewhere.
-test-aarch64: wheel
+test-aarch64: .venv/ready wheel
 	bash .ci/aarch64.sh
 
 # The wheel in every Python that is here, with the newest dependencies and, in 3.10, the oldest.
-test-pythons: wheel
+test-pythons: .venv/ready wheel
 	bash .ci/pythons.sh
 
 # Half an hour on two cores, which nothing else should use meanwhile. gpu.py ends with 2 where
@@ -105,9 +107,15 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: .venv/ready
+# Needs none of the packages of .venv: the small environment takes seconds.
+build/packager/ready:
+	$(PYTHON) -m venv build/packager
+	build/packager/bin/python -m pip install -qq 'build>=1.2'
+	@touch $@
+
+wheel: build/packager/ready
 	rm -rf dist build/lib build/bdist.*
-	$(BIN)/python -m build --wheel
+	build/packager/bin/python -m build --wheel
 
 # Builds sdist and wheel, checks them, and installs each in an empty environment: several minutes.
 release-check: .venv/ready
