@@ -188,9 +188,8 @@ def _transforms(like: Tensor, new: int) -> tuple[Tensor, Tensor]:
         `new` frames.
     """
     size = BLOCK // 2 + 1
-    kind = {"dtype": like.dtype, "device": like.device}
-    forward = torch.view_as_real(torch.fft.rfft(torch.eye(BLOCK, **kind)))
-    units = torch.view_as_complex(torch.eye(2 * size, **kind).view(-1, size, 2))
+    forward = torch.view_as_real(torch.fft.rfft(torch.eye(BLOCK).to(like)))
+    units = torch.view_as_complex(torch.eye(2 * size).to(like).view(-1, size, 2))
     inverse = torch.fft.irfft(units, BLOCK)[:, :new]
     return forward.permute(1, 2, 0).reshape(2 * size, BLOCK), inverse.T.contiguous()
 
