@@ -24,7 +24,6 @@ import torch
 from models import LARGE, TINY, make_checkpoint, network_run, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, take_turns
 from ds2deploy.export.tensorrt.build import Job, build, job_profile
 from ds2deploy.export.tensorrt.options import EngineOptions
@@ -211,7 +210,6 @@ def measure(
     return Result(
         name="gpu",
         title=f"On a GPU: {shape_name(sizes.shape)}, {sizes.seconds:g} s of audio",
-        machine=describe_machine(),
         quick=quick,
         tables=tables(sizes, took, failures, engines),
         notes=[f"{device_name(device)}.", *(f"{n}: {said}." for n, said in graphs.items())],
@@ -268,7 +266,7 @@ def tables(
         times = (f"{1000 * value:.2f}" for value in (found.p50, found.p95, found.p99))
         rows.append([name, str(batch), *times, f"{speed:.0f}"])
     columns = ["", "batch", "p50 (ms)", "p95 (ms)", "p99 (ms)", "s of audio per s"]
-    made = [Table(title="In turns", columns=columns, rows=rows)]
+    made = [Table("In turns", columns, rows)]
     built = [
         [
             f"{TITLES[flavor]} {precision}",
@@ -280,9 +278,9 @@ def tables(
         for (flavor, precision), engine in engines.items()
     ]
     columns = ["", "parse (s)", "build (s)", "peak (MB)", "layers"]
-    made += [Table(title="Engines", columns=columns, rows=built)] if built else []
+    made += [Table("Engines", columns, built)] if built else []
     missing = [[name, reason] for name, reason in failures.items()]
-    made += [Table(title="Not run", columns=["", "why"], rows=missing)] if missing else []
+    made += [Table("Not run", ["", "why"], missing)] if missing else []
     return made
 
 

@@ -29,7 +29,6 @@ from models import make_checkpoint, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 from server_client import OFFSET_S, PATIENCE_S
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.runtimes.artifact import ModelShape
 
@@ -62,7 +61,7 @@ class Case(NamedTuple):
     tick: str
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
@@ -78,7 +77,6 @@ def main() -> int:
     if options.quick:
         options.seconds = min(options.seconds, 3.0)
     deliver(measure(counts, options), options)
-    return 0
 
 
 def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
@@ -98,7 +96,6 @@ def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
     return Result(
         name="server",
         title="Server: live streams over the loopback interface",
-        machine=describe_machine(),
         quick=options.quick,
         tables=tables(found),
         notes=[
@@ -315,8 +312,8 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
         cpu, memory = f"{run['cpu_percent_per_stream']:.1f}", f"{run['memory_mb']:.0f}"
         row = [str(run["streams"]), *cells, cpu, memory, run["failure"]]
         found.setdefault(title, []).append(row)
-    return [Table(title=title, columns=COLUMNS, rows=rows) for title, rows in found.items()]
+    return [Table(title, COLUMNS, rows) for title, rows in found.items()]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
