@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import psutil
 from models import write_onnx
 from report import Goal, Result, Table, arguments, at_most, deliver, progress
-from server import DIGITS, STREAMING, read_metrics, serve, talk, total
+from server import DIGITS, STREAMING, Watch, read_metrics, serve, talk, total
 
 TIMES = 3
 """Speakers in overload, for each stream that the server can hold."""
@@ -33,46 +32,6 @@ SHARE = 0.8
 ROUNDS = 3
 SETTLED_S = 120.0
 """Seconds of the soak after which memory is compared."""
-
-
-class Sample(NamedTuple):
-    """State of the server at a moment of the soak."""
-
-    at_s: float
-    memory: int
-    descriptors: int
-
-
-class Watch:
-    """Looks at a process every few seconds.
-
-    Attributes:
-        samples: measured samples.
-    """
-
-    def __init__(self, process: psutil.Process, every_s: float) -> None:
-        self._process, self._every_s = process, every_s
-        self._began, self._ended = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.samples: list[Sample] = []
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.look()
-
-    def look(self) -> None:
-        """Add a sample."""
-        found, at_s = self._process, time.monotonic() - self._began
-        self.samples.append(Sample(at_s, found.memory_info().rss, found.num_fds()))
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            self.look()
 
 
 def main() -> None:
