@@ -182,9 +182,10 @@ def cluster(factor: float, line_s: float) -> dict[str, Any]:
     return {f"{workers} workers": _cluster(workers, factor, line_s) for workers in (10, 100, 1000)}
 
 
-def _cluster(workers: int, factor: float, line_s: float, merge: int = 8) -> dict[str, Any]:
+def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
     chance = random.Random(workers)
-    chunk_s = merge * CHUNK * UTTERANCE_S / factor  # several chunks at once: fewer events
+    merge = 8  # chunks at once, for fewer events
+    chunk_s = merge * CHUNK * UTTERANCE_S / factor
     chunks = int(HOURS * 3600 / UTTERANCE_S / CHUNK / merge)
     slow = [3.0 if chance.random() < 0.05 else 1.0 for _ in range(workers)]
     free = [(0.0, who) for who in range(workers)]

@@ -24,7 +24,6 @@ REASON_BYTES = 120
 """Maximum length of the reason in a close frame, in bytes; the protocol allows 123."""
 
 Message = str | bytes
-SendError = Callable[[RefusedError], Awaitable[None]]
 
 
 class Socket:
