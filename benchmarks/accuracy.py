@@ -35,19 +35,8 @@ from ds2deploy.runtimes.decoding.decoder import decode_batch
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.error_analysis import wer_interval, word_errors
-from ds2deploy.training.kept_log_probs import (
-    KeepingDecoder,
-    KeptTranscript,
-    Utterance,
-    decode_kept,
-)
-from ds2deploy.training.tuning import (
-    Tuning,
-    hypotheses_of,
-    tune,
-    word_confidences,
-    word_error_rate,
-)
+from ds2deploy.training.kept_log_probs import KeepingDecoder, KeptTranscript, Utterance, decode_kept
+from ds2deploy.training.tuning import Tuning, hypotheses_of, tune, word_confidences, word_error_rate
 
 DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
 CLEAN = "clean"

@@ -34,12 +34,7 @@ from ds2deploy.bench.timing import ratio, take_turns
 from ds2deploy.compression.compress import compress
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.runtimes.artifact import ModelShape, Precision
-from ds2deploy.runtimes.features import (
-    FeatureConfig,
-    FeatureExtractor,
-    FloatArray,
-    analysis_window,
-)
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, analysis_window
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.memory import keep_freed_memory
 

@@ -16,15 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from counting import stages_of_speech
-from models import (
-    LARGE,
-    TINY,
-    make_checkpoint,
-    network_run,
-    open_network,
-    shape_name,
-    write_onnx,
-)
+from models import LARGE, TINY, make_checkpoint, network_run, open_network, shape_name, write_onnx
 from probes import Probe, floors, machine_probes, take_turns_with
 from report import Goal, Plot, Result, Table, arguments, at_most, deliver, progress
 

@@ -17,15 +17,7 @@ from pathlib import Path
 
 from counting import GATES, Rates, Stage, least_time, least_times, stages_of_speech, what_binds
 from latency import FP32, INT8
-from models import (
-    LARGE,
-    TINY,
-    make_checkpoint,
-    network_run,
-    open_network,
-    shape_name,
-    write_onnx,
-)
+from models import LARGE, TINY, make_checkpoint, network_run, open_network, shape_name, write_onnx
 from probes import (
     MIB,
     Probe,

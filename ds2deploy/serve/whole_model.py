@@ -11,11 +11,7 @@ import numpy as np
 from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import (
-    DeviceError,
-    Ds2Error,
-    StreamError,
-)
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error, StreamError
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.whole_utterances import begin_reading
