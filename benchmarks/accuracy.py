@@ -15,7 +15,6 @@ is used only once. The spoken digits of the documentation:
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ import numpy as np
 from report import Plot, Result, Table, arguments, deliver, progress
 
 import ds2deploy
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.data.cuts import transcript
 from ds2deploy.language_models.make import Kind, LanguageModelOptions, make_language_model
 from ds2deploy.runtimes.alphabet import Alphabet
@@ -37,19 +35,8 @@ from ds2deploy.runtimes.decoding.decoder import decode_batch
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.error_analysis import wer_interval, word_errors
-from ds2deploy.training.kept_log_probs import (
-    KeepingDecoder,
-    KeptTranscript,
-    Utterance,
-    decode_kept,
-)
-from ds2deploy.training.tuning import (
-    Tuning,
-    hypotheses_of,
-    tune,
-    word_confidences,
-    word_error_rate,
-)
+from ds2deploy.training.kept_log_probs import KeepingDecoder, KeptTranscript, Utterance, decode_kept
+from ds2deploy.training.tuning import Tuning, hypotheses_of, tune, word_confidences, word_error_rate
 
 DIGITS = ["ZERO", "ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE"]
 CLEAN = "clean"
@@ -228,22 +215,21 @@ def measure(
     return Result(
         name="accuracy",
         title=f"Decoders: {model.name} on {test.name}",
-        machine=describe_machine(),
         tables=[
             Table(
-                title="WER (%), with its 95 % interval over utterances",
-                columns=["", *conditions],
-                rows=[[name, *cells] for name, cells in rows.items()],
+                "WER (%), with its 95 % interval over utterances",
+                ["", *conditions],
+                [[name, *cells] for name, cells in rows.items()],
             ),
             Table(
-                title=f"Hot words {', '.join(hot)} ({HOT_WEIGHT:g} nats a letter)",
-                columns=["", "hot words", "found", "false", "other words wrong"],
-                rows=hot_rows,
+                f"Hot words {', '.join(hot)} ({HOT_WEIGHT:g} nats a letter)",
+                ["", "hot words", "found", "false", "other words wrong"],
+                hot_rows,
             ),
             Table(
-                title="Confidence of words: expected calibration error",
-                columns=["", "confidence", "error"],
-                rows=calibrated,
+                "Confidence of words: expected calibration error",
+                ["", "confidence", "error"],
+                calibrated,
             ),
         ],
         plots=[
@@ -287,7 +273,7 @@ def digit_strings(count: int) -> list[str]:
     return list(found)
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument("model", type=Path, help="checkpoint or artifact")
@@ -314,7 +300,6 @@ def main() -> int:
         deliver(
             measure(options.model, options.test, options.valid, path, phrases, snrs_db), options
         )
-    return 0
 
 
 def _strings_among_others(manifest: Path, count: int) -> list[str]:
@@ -323,4 +308,4 @@ def _strings_among_others(manifest: Path, count: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -182,9 +182,10 @@ def cluster(factor: float, line_s: float) -> dict[str, Any]:
     return {f"{workers} workers": _cluster(workers, factor, line_s) for workers in (10, 100, 1000)}
 
 
-def _cluster(workers: int, factor: float, line_s: float, merge: int = 8) -> dict[str, Any]:
+def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
     chance = random.Random(workers)
-    chunk_s = merge * CHUNK * UTTERANCE_S / factor  # several chunks at once: fewer events
+    merge = 8  # chunks at once, for fewer events
+    chunk_s = merge * CHUNK * UTTERANCE_S / factor
     chunks = int(HOURS * 3600 / UTTERANCE_S / CHUNK / merge)
     slow = [3.0 if chance.random() < 0.05 else 1.0 for _ in range(workers)]
     free = [(0.0, who) for who in range(workers)]
@@ -214,7 +215,7 @@ def _cluster(workers: int, factor: float, line_s: float, merge: int = 8) -> dict
     }
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
@@ -242,8 +243,7 @@ def main() -> int:
         line_s = results["driver"]["first run"]["processor_s_a_million"] / 1e6
         results["cluster"] = cluster(results["throughput"]["transcribe_factor"], line_s)
     print(json.dumps(results, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

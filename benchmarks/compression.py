@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.models import make_checkpoint, open_network, speech_batch, write_onnx
+from models import make_checkpoint, network_run, open_network, write_onnx
+
+from ds2deploy.bench.timing import take_turns
 from ds2deploy.compression.compress import compress
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.operations import multiply_adds
-from ds2deploy.runtimes.artifact import ModelShape
+from ds2deploy.runtimes.artifact import ModelShape, Precision
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 def operations(path: Path) -> int:
@@ -36,32 +39,21 @@ def measure(
     """Time all checkpoints in turns; the first is what the others are compared with."""
     rows = []
     counts = [operations(path) for path in checkpoints]
-    features = load_checkpoint(checkpoints[0]).recipe.features
-    for precision in ("fp32", "int8"):
-        files = [
-            write_onnx(path, folder / str(i), precision)  # type: ignore[arg-type]
-            for i, path in enumerate(checkpoints)
-        ]
+    for precision in PRECISIONS:
+        files = [write_onnx(path, folder / str(i), precision) for i, path in enumerate(checkpoints)]
         sessions = [open_network(file, "onnxruntime", threads=1) for file in files]
         for batch in batches:
-            inputs = speech_batch(features, batch, seconds)
-            times: list[list[float]] = [[] for _ in sessions]
-            for session in sessions:
-                session.run(*inputs)
-            for _ in range(rounds):
-                for found, session in zip(times, sessions, strict=True):
-                    begin = time.perf_counter()
-                    session.run(*inputs)
-                    found.append(time.perf_counter() - begin)
-            for path, file, count, found in zip(checkpoints, files, counts, times, strict=True):
+            cases = {str(i): network_run(one, batch, seconds) for i, one in enumerate(sessions)}
+            times = [median(found) for found in take_turns(cases, rounds).values()]
+            for path, file, count, took in zip(checkpoints, files, counts, times, strict=True):
                 rows.append(
                     {
                         "model": path.stem,
                         "precision": precision,
                         "batch": batch,
                         "fewer operations": round(counts[0] / count, 3),
-                        "faster": round(median(times[0]) / median(found), 3),
-                        "median s": round(median(found), 4),
+                        "faster": round(times[0] / took, 3),
+                        "median s": round(took, 4),
                         "MB": round(file.stat().st_size / 1e6, 2),
                     }
                 )

@@ -14,7 +14,6 @@ continuous speech, as one stream and with a new segment at every pause.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,9 @@ from typing import NamedTuple
 import lhotse
 import numpy as np
 import soxr
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Goal, Result, Table, arguments, at_most, deliver, progress
 
 import ds2deploy
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.data.acoustics import make_music, reverberate
 from ds2deploy.data.augmentation import add_noise, made_noise
 from ds2deploy.data.cuts import transcript
@@ -57,7 +55,7 @@ class Utterance(NamedTuple):
 Change = Callable[[Utterance, np.random.Generator], Utterance]
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write."""
     parser = arguments(__doc__ or "")
     parser.add_argument("model", type=Path)
@@ -66,7 +64,6 @@ def main() -> int:
     parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of the stream")
     options = parser.parse_args()
     deliver(measure(options), options)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> Result:
@@ -82,29 +79,36 @@ def measure(options: argparse.Namespace) -> Result:
             utterances = utterances[:4]
         rows, rates = by_condition(recognizer, utterances, options.seed)
         tables.append(
-            Table(title=f"Word error rate: {name}, {len(utterances)} utterances",
-                  columns=["condition", "WER", "95 % interval", "of clean"], rows=rows)
-        )  # fmt: skip
+            Table(
+                f"Word error rate: {name}, {len(utterances)} utterances",
+                ["condition", "WER", "95 % interval", "of clean"],
+                rows,
+            )
+        )
         goals += condition_goals(name, rates)
         drift = measure_drift(recognizer, utterances, options.drift_minutes)
         tables.append(
-            Table(title=f"Drift: {name}, {drift.minutes:.1f} minutes",
-                  columns=["", "first minute", "last minute", "all"], rows=drift.rows)
-        )  # fmt: skip
+            Table(
+                f"Drift: {name}, {drift.minutes:.1f} minutes",
+                ["", "first minute", "last minute", "all"],
+                drift.rows,
+            )
+        )
         data[name] = {"wer": rates, "drift": drift.rows}
     false = false_words(recognizer, options.seed)
     tables.append(
-        Table(title="Words in a minute without speech", columns=["sound", "words", "text"],
-              rows=[[sound, str(len(text.split())), text] for sound, text in false.items()])
-    )  # fmt: skip
+        Table(
+            "Words in a minute without speech",
+            ["sound", "words", "text"],
+            [[sound, str(len(text.split())), text] for sound, text in false.items()],
+        )
+    )
     goals.append(
-        Goal(name="false words in a minute", wanted=1, unit="", least=False,
-             measured=max(len(text.split()) for text in false.values()))
-    )  # fmt: skip
+        at_most("false words in a minute", 1, max(len(text.split()) for text in false.values()), "")
+    )
     return Result(
         name="conditions",
         title=f"Conditions: {options.model.name}",
-        machine=describe_machine(),
         quick=options.quick,
         goals=goals,
         tables=tables,
@@ -199,11 +203,9 @@ def condition_goals(name: str, rates: dict[str, float]) -> list[Goal]:
     )
     clean = max(rates[CLEAN], 1e-9)
     return [
-        Goal(name=f"{name}: WER with silence, against clean", wanted=1.5, least=False,
-             measured=quiet / clean),
-        Goal(name=f"{name}: WER in other conditions, against clean", wanted=3.0, least=False,
-             measured=other / clean),
-    ]  # fmt: skip
+        at_most(f"{name}: WER with silence, against clean", 1.5, quiet / clean),
+        at_most(f"{name}: WER in other conditions, against clean", 3.0, other / clean),
+    ]
 
 
 def rate_of(found: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
@@ -289,4 +291,4 @@ def false_words(recognizer: Recognizer, seed: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,19 +11,17 @@ time is measured. Cases run in turns; goals apply to the medians.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from language_model import zipf_text
 from models import LARGE, TINY, make_checkpoint, network_run, shape_name, write_onnx
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Result, Table, arguments, at_most, deliver, progress
 
 import ds2deploy
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import take_turns
 from ds2deploy.language_models.make import Kind, LanguageModelOptions, make_language_model
 from ds2deploy.runtimes.alphabet import ENGLISH, Alphabet
@@ -64,24 +62,6 @@ def simulated(text: str, labels: str, random: np.random.Generator) -> FloatArray
         # A letter's peak is one or two frames long.
         logits[frame + 1, label] = random.normal(-2.0, 2.0)
     return (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).astype(np.float32)
-
-
-def processor_turns(
-    cases: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """Measure the processor time of each run in seconds, in turns; other load matters less."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-
-    def timed(name: str) -> Callable[[], None]:
-        def run() -> None:
-            began = time.process_time()
-            cases[name]()
-            seconds[name].append(time.process_time() - began)
-
-        return run
-
-    take_turns({name: timed(name) for name in cases}, rounds, 1, progress)
-    return {name: found[1:] for name, found in seconds.items()}
 
 
 def whole(settings: DecoderConfig, sounds: Sequence[FloatArray]) -> Callable[[], object]:
@@ -174,53 +154,52 @@ def measure(words: int, utterances: int, rounds: int, shape: ModelShape, quick: 
     return Result(
         name="decoding",
         title=f"Decoding: {utterances} utterances of {min(seconds):.1f} to {max(seconds):.1f} s",
-        machine=describe_machine(),
         quick=quick,
         goals=[
-            Goal(
-                name="beam 64 with words, one utterance, for a second of audio",
-                wanted=ALONE_GOAL_MS, measured=medians["alone", "beam 64, words"], unit="ms",
-                least=False,
+            at_most(
+                "beam 64 with words, one utterance, for a second of audio",
+                ALONE_GOAL_MS,
+                medians["alone", "beam 64, words"],
+                "ms",
             ),
-            Goal(
-                name=f"beam 16 with words, each of {utterances} streams, for a second of audio",
-                wanted=TOGETHER_GOAL_MS, measured=medians["streams", "beam 16, words"], unit="ms",
-                least=False,
+            at_most(
+                f"beam 16 with words, each of {utterances} streams, for a second of audio",
+                TOGETHER_GOAL_MS,
+                medians["streams", "beam 16, words"],
+                "ms",
             ),
-            Goal(
-                name="100 or 5,000 hot words against 1", wanted=HOT_GOAL,
-                measured=hot_ratio, least=False,
-            ),
-            Goal(
-                name=f"beam 64 with words against the network, {shape_name(shape)} int8",
-                wanted=NETWORK_GOAL, measured=share, least=False,
+            at_most("100 or 5,000 hot words against 1", HOT_GOAL, hot_ratio),
+            at_most(
+                f"beam 64 with words against the network, {shape_name(shape)} int8",
+                NETWORK_GOAL,
+                share,
             ),
         ],
         tables=[
             Table(
-                title="Milliseconds of one core for a second of audio",
-                columns=["", "one utterance", f"{utterances} utterances in a batch"],
-                rows=[
+                "Milliseconds of one core for a second of audio",
+                ["", "one utterance", f"{utterances} utterances in a batch"],
+                [
                     [name, f"{medians['alone', name]:.2f}", f"{medians['batch', name]:.2f}"]
                     for name in alone
                 ],
             ),
             Table(
-                title=f"{utterances} live streams, {BLOCK_FRAMES} frames at a time",
-                columns=["", "ms for a second of each"],
-                rows=[[name, f"{medians['streams', name]:.2f}"] for name in together],
+                f"{utterances} live streams, {BLOCK_FRAMES} frames at a time",
+                ["", "ms for a second of each"],
+                [[name, f"{medians['streams', name]:.2f}"] for name in together],
             ),
             Table(
-                title="Hot words, 8 utterances in a batch, beam 64",
-                columns=["phrases", "ms for a second of audio"],
-                rows=[[str(count), f"{medians['hot', str(count)]:.2f}"] for count in boosted],
+                "Hot words, 8 utterances in a batch, beam 64",
+                ["phrases", "ms for a second of audio"],
+                [[str(count), f"{medians['hot', str(count)]:.2f}"] for count in boosted],
             ),
         ],
         data={
             "ms_per_s": {f"{kind} {name}": value for (kind, name), value in medians.items()},
             "of_network": share,
         },
-    )  # fmt: skip
+    )
 
 
 def _language_models(lines: Sequence[str], left_out: set[int], folder: Path) -> dict[str, str]:
@@ -259,13 +238,14 @@ def _share_of_network(
             "network": network_run(recognizer.session, 1, FRAME_S * len(sound)),
             "beam": whole(settings, [sound]),
         }
-        took = processor_turns(cases, max(rounds, 5))
+        # Processor time, in which other load matters less.
+        took = take_turns(cases, max(rounds, 5), progress=progress, clock=time.process_time)
     return statistics.median(
         beam / network for beam, network in zip(took["beam"], took["network"], strict=True)
     )
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     if options.quick:
@@ -273,8 +253,7 @@ def main() -> int:
     else:
         found = measure(200_000, STREAMS, 7, LARGE, quick=False)
     deliver(found, options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,16 +8,14 @@ the utterance. The extra `peers` installs librosa; torch.stft is measured as wel
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from models import speech
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Result, Table, arguments, at_most, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray
 
@@ -87,28 +85,25 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
     return Result(
         name="features",
         title=f"Features of {seconds:g} s of audio",
-        machine=describe_machine(),
         quick=quick,
         goals=[
-            Goal(
-                name=f"features of {seconds:g} s: time against librosa.stft and log1p",
-                wanted=TIME_GOAL,
-                measured=times[LIBROSA].median if there else None,
-                least=False,
+            at_most(
+                f"features of {seconds:g} s: time against librosa.stft and log1p",
+                TIME_GOAL,
+                times[LIBROSA].median if there else None,
             ),
-            Goal(
-                name="largest difference from librosa, before normalisation",
-                wanted=TOLERANCE,
-                measured=differences.get(LIBROSA),
-                unit="",
-                least=False,
+            at_most(
+                "largest difference from librosa, before normalisation",
+                TOLERANCE,
+                differences.get(LIBROSA),
+                "",
             ),
         ],
         tables=[
             Table(
-                title="Each way, in turns",
-                columns=["", "p50 (ms)", "ours takes times", "largest difference"],
-                rows=rows,
+                "Each way, in turns",
+                ["", "p50 (ms)", "ours takes times", "largest difference"],
+                rows,
             )
         ],
         notes=[] if there else ["librosa is not installed: pip install 'ds2deploy[peers]'."],
@@ -116,12 +111,11 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
     )
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     deliver(measure(2.0, 5, quick=True) if options.quick else measure(10.0, 100), options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,12 +10,11 @@ the network are listed with the reason. Without a GPU, the script prints one lin
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +23,13 @@ import torch
 from models import LARGE, TINY, make_checkpoint, network_run, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, take_turns
-from ds2deploy.export.tensorrt.build import Job, build, job_profile
+from ds2deploy.export.tensorrt.build_process import make_job, run_build
 from ds2deploy.export.tensorrt.options import EngineOptions
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.model.streaming import torch_session
-from ds2deploy.runtimes.artifact import ArtifactDescription, ModelShape, Precision
+from ds2deploy.runtimes.artifact import ModelShape, Precision
 from ds2deploy.runtimes.engine_description import BuildFacts, EngineDescription, Flavor
 from ds2deploy.runtimes.errors import Ds2Error, RuntimeUnavailableError
 from ds2deploy.runtimes.files import file_sha256
@@ -70,24 +68,6 @@ class Engine(NamedTuple):
     facts: BuildFacts
 
 
-class Way(NamedTuple):
-    """Way to run the network."""
-
-    name: str
-    open: Callable[[], Session]
-
-
-def quiet(_: str) -> None:
-    """Ignore the progress of the builder."""
-
-
-def build_alone(job: Job) -> tuple[float, float, float, int]:
-    """Build in a separate process: Polygraphy can use only one TensorRT per process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(build, job, quiet).result()
-
-
 def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
     """Build an engine for this GPU without a parity check, because the weights are random.
 
@@ -107,15 +87,9 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
     )
     engine = onnx.with_suffix(f".{flavor}.engine")
     profile = options.profile(description.features, None)
-    job = Job(
-        flavor=flavor,
-        onnx=str(onnx),
-        engine=str(engine),
-        profile=job_profile(profile, description),
-        targets=options.target_pairs(),
-    )
     progress(f"{library.title} builds {engine.name}")
-    parse_s, build_s, peak_mb, layers = build_alone(job)
+    job = make_job(onnx, engine, options, description, profile)
+    parse_s, build_s, peak_mb, layers = run_build(job, lambda phase: None)
     facts = BuildFacts(
         parse_s=parse_s,
         build_s=build_s,
@@ -138,13 +112,9 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
         rebuild="python benchmarks/gpu.py",
         build=facts,
     )
-    _describe(engine, description, described)
-    return Engine(engine, facts)
-
-
-def _describe(engine: Path, description: ArtifactDescription, facts: EngineDescription) -> None:
-    document = sealed(msgspec.structs.replace(description, engine=facts)).to_json()
+    document = sealed(msgspec.structs.replace(description, engine=described)).to_json()
     description_path(engine).write_text(document, encoding="utf-8")
+    return Engine(engine, facts)
 
 
 def ways(
@@ -152,27 +122,23 @@ def ways(
     checkpoint: Path,
     artifacts: dict[Precision, Path],
     engines: dict[tuple[Flavor, Precision], Engine],
-) -> Iterator[Way]:
-    """List every way to run the network on a device."""
+) -> Iterator[tuple[str, Callable[[], Session]]]:
+    """List every way to run the network on a device: its name, and what opens its session."""
     loaded = load_checkpoint(checkpoint)
-    yield Way(f"torch {device} fp32", lambda: torch_session(load_checkpoint(checkpoint), device))
+    yield f"torch {device} fp32", lambda: torch_session(load_checkpoint(checkpoint), device)
     if device != "cpu":
-        yield Way(
+        yield (
             f"torch.compile {device} fp32",
             lambda: TorchSession(torch.compile(loaded.network), loaded.description(), device),  # type: ignore[arg-type]
         )
     for precision, path in artifacts.items():
         if precision != "bf16":
-            yield Way(
-                f"ONNX Runtime {device} {precision}", lambda path=path: OnnxSession(path, device)
-            )  # type: ignore[misc]
+            yield f"ONNX Runtime {device} {precision}", partial(OnnxSession, path, device)
     for (flavor, precision), engine in engines.items():
         for graphs in (True, False):
-            yield Way(
+            yield (
                 f"{TITLES[flavor]} {precision}, CUDA graphs {'on' if graphs else 'off'}",
-                lambda path=engine.path, graphs=graphs: TensorRtSession(  # type: ignore[misc]
-                    path, cuda_graphs=graphs, keep_cache=False
-                ),
+                partial(TensorRtSession, engine.path, cuda_graphs=graphs, keep_cache=False),
             )
 
 
@@ -200,18 +166,17 @@ def measure(
                 except (Ds2Error, RuntimeError) as error:
                     failures[f"{TITLES[flavor]} {precision}"] = first_line(error)
         sessions: dict[str, Session] = {}
-        for way in ways(device, checkpoint, artifacts, engines):
+        for way, open_session in ways(device, checkpoint, artifacts, engines):
             try:
-                sessions[way.name] = way.open()
-                stack.callback(sessions[way.name].close)
+                sessions[way] = open_session()
+                stack.callback(sessions[way].close)
             except (Ds2Error, RuntimeError) as error:
-                failures[way.name] = first_line(error)
+                failures[way] = first_line(error)
         took = run_in_turns(sessions, sizes, failures)
         graphs = {n: s.cuda_graphs for n, s in sessions.items() if isinstance(s, TensorRtSession)}
     return Result(
         name="gpu",
         title=f"On a GPU: {shape_name(sizes.shape)}, {sizes.seconds:g} s of audio",
-        machine=describe_machine(),
         quick=quick,
         tables=tables(sizes, took, failures, engines),
         notes=[f"{device_name(device)}.", *(f"{n}: {said}." for n, said in graphs.items())],
@@ -268,7 +233,7 @@ def tables(
         times = (f"{1000 * value:.2f}" for value in (found.p50, found.p95, found.p99))
         rows.append([name, str(batch), *times, f"{speed:.0f}"])
     columns = ["", "batch", "p50 (ms)", "p95 (ms)", "p99 (ms)", "s of audio per s"]
-    made = [Table(title="In turns", columns=columns, rows=rows)]
+    made = [Table("In turns", columns, rows)]
     built = [
         [
             f"{TITLES[flavor]} {precision}",
@@ -280,9 +245,9 @@ def tables(
         for (flavor, precision), engine in engines.items()
     ]
     columns = ["", "parse (s)", "build (s)", "peak (MB)", "layers"]
-    made += [Table(title="Engines", columns=columns, rows=built)] if built else []
+    made += [Table("Engines", columns, built)] if built else []
     missing = [[name, reason] for name, reason in failures.items()]
-    made += [Table(title="Not run", columns=["", "why"], rows=missing)] if missing else []
+    made += [Table("Not run", ["", "why"], missing)] if missing else []
     return made
 
 

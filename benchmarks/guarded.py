@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,12 +34,7 @@ from ds2deploy.bench.timing import ratio, take_turns
 from ds2deploy.compression.compress import compress
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.runtimes.artifact import ModelShape, Precision
-from ds2deploy.runtimes.features import (
-    FeatureConfig,
-    FeatureExtractor,
-    FloatArray,
-    analysis_window,
-)
+from ds2deploy.runtimes.features import FeatureConfig, FeatureExtractor, FloatArray, analysis_window
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.training.memory import keep_freed_memory
 
@@ -81,6 +76,11 @@ def measure_ratios(sizes: Sizes, portable: bool = False) -> dict[str, float]:
     return found
 
 
+def times_as_fast(took: Mapping[str, Sequence[float]], reference: str, case: str) -> float:
+    """Compare two cases that ran in turns: median of the ratios of the rounds."""
+    return ratio(took[reference], took[case]).median
+
+
 def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, float]:
     """Measure the speed of the artifacts relative to packed torch, and their sizes."""
     models = latency.open_models(sizes.shape, folder, THREADS)
@@ -93,8 +93,8 @@ def network_ratios(sizes: Sizes, folder: Path, portable: bool) -> dict[str, floa
         cases = {n: network_run(models.sessions[n], batch, sizes.seconds) for n in names}
         took = take_turns(cases, sizes.rounds, progress=progress)
         for name in names[1:]:
-            against = ratio(took[latency.PACKED], took[name])
-            found[f"{name} against packed torch, batch {batch}"] = against.median
+            case = f"{name} against packed torch, batch {batch}"
+            found[case] = times_as_fast(took, latency.PACKED, name)
     return found
 
 
@@ -107,7 +107,7 @@ def training_ratio(sizes: Sizes) -> float:
     compared = (training.PACKED, training.OURS)
     cases = {name: training.step_of(networks[name], batch) for name in compared}
     took = take_turns(cases, sizes.rounds, progress=progress)
-    return ratio(took[training.PACKED], took[training.OURS]).median
+    return times_as_fast(took, training.PACKED, training.OURS)
 
 
 def feature_ratio(sizes: Sizes) -> float:
@@ -124,7 +124,7 @@ def feature_ratio(sizes: Sizes) -> float:
 
     cases: dict[str, Callable[[], object]] = {"plain": plain, "ours": lambda: extract(samples)}
     took = take_turns(cases, 20 * sizes.rounds, warm_up=3)
-    return ratio(took["plain"], took["ours"]).median
+    return times_as_fast(took, "plain", "ours")
 
 
 def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
@@ -147,10 +147,8 @@ def digits_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
         "files all at once against one by one": statistics.median(
             found.alone_s / found.together_s for found in passes
         ),
-        "a process on ONNX Runtime against torch": ratio(took["torch"], took["onnx"]).median,
-        "a session of ONNX Runtime alone against a process": ratio(
-            took["bare"], took["onnx"]
-        ).median,
+        "a process on ONNX Runtime against torch": times_as_fast(took, "torch", "onnx"),
+        "a session of ONNX Runtime alone against a process": times_as_fast(took, "bare", "onnx"),
     }
 
 
@@ -173,10 +171,8 @@ def stream_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
         cases["single"] = partial(_stream, fp32, audio, 1)
         took = take_turns(cases, sizes.rounds, progress=progress)
     return {
-        f"{count} streams in one pool against one by one": ratio(
-            took["single"], took["fp32"]
-        ).median,
-        f"{count} streams in int8 against fp32": ratio(took["fp32"], took["int8"]).median,
+        f"{count} streams in one pool against one by one": times_as_fast(took, "single", "fp32"),
+        f"{count} streams in int8 against fp32": times_as_fast(took, "fp32", "int8"),
     }
 
 
@@ -207,7 +203,6 @@ def compression_ratios(sizes: Sizes, folder: Path) -> dict[str, float]:
             session = open_network(onnx, "onnxruntime", THREADS)
             cases[path.stem] = network_run(session, 1, sizes.seconds)
         took = take_turns(cases, sizes.rounds, progress=progress)
-        found[f"half the operations against all, {precision}"] = ratio(
-            took[whole.stem], took[small.stem]
-        ).median
+        case = f"half the operations against all, {precision}"
+        found[case] = times_as_fast(took, whole.stem, small.stem)
     return found

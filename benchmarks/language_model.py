@@ -10,16 +10,15 @@ a separate process, which prints its peak memory.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Result, Table, arguments, at_most, deliver, progress
 from startup import COMMAND, WATCHED, process
 
-from ds2deploy.bench.machine import describe_machine
+from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.decoding.language_model import LanguageModel, read_language_model
 
 ORDER = 5
@@ -57,16 +56,6 @@ def make(text: Path, out: Path) -> tuple[float, float]:
     return took, float(done.stderr.split()[-1]) * 2**20 / 1e6
 
 
-def open_s(path: Path, rounds: int) -> float:
-    """Measure the median time of opening in seconds, with the file in the system's cache."""
-    took = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        read_language_model(path)
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
-
-
 def score_us(model: LanguageModel, hypotheses: int, rounds: int) -> float:
     """Measure the median time of a call with a number of hypotheses, in microseconds."""
     random = np.random.default_rng(0)
@@ -96,57 +85,50 @@ def measure(words: int, rounds: int, quick: bool = False) -> Result:
         model = read_language_model(path)
         counts = model.header.counts
         size = path.stat().st_size
-        opened_s = open_s(path, rounds)
+        opening = take_turns({"open": lambda: read_language_model(path)}, rounds)
+        opened_s = statistics.median(opening["open"])
         scores = {n: score_us(model, n, rounds) for n in (1, 64, 1024)}
     grams = sum(counts)
     per_million_s = opened_s * LOADED / grams
     return Result(
         name="language-model",
         title=f"A language model of {words:,} words, order {ORDER}",
-        machine=describe_machine(),
         quick=quick,
         goals=[
-            Goal(
-                name="ds2deploy lm: time", wanted=MAKE_GOAL_S, measured=make_s, unit="s",
-                least=False,
-            ),
-            Goal(
-                name="ds2deploy lm: peak memory", wanted=MEMORY_GOAL_MB, measured=peak_mb,
-                unit="MB", least=False,
-            ),
-            Goal(
-                name="size per n-gram, with the vocabulary", wanted=BYTES_GOAL,
-                measured=size / grams, unit="bytes", least=False,
-            ),
-            Goal(
-                name="opening, per million n-grams", wanted=1000 * LOAD_GOAL_S,
-                measured=1000 * per_million_s, unit="ms", least=False,
-            ),
+            at_most("ds2deploy lm: time", MAKE_GOAL_S, make_s, "s"),
+            at_most("ds2deploy lm: peak memory", MEMORY_GOAL_MB, peak_mb, "MB"),
+            at_most("size per n-gram, with the vocabulary", BYTES_GOAL, size / grams, "bytes"),
+            at_most("opening, per million n-grams", 1000 * LOAD_GOAL_S, 1000 * per_million_s, "ms"),
         ],
         tables=[
             Table(
-                title="Scoring random words, one call",
-                columns=["hypotheses", "p50 (us)"],
-                rows=[[str(n), f"{took:.0f}"] for n, took in scores.items()],
+                "Scoring random words, one call",
+                ["hypotheses", "p50 (us)"],
+                [[str(n), f"{took:.0f}"] for n, took in scores.items()],
             ),
             Table(
-                title="N-grams",
-                columns=["order", "n-grams"],
-                rows=[[str(n), f"{count:,}"] for n, count in enumerate(counts, 1)],
+                "N-grams",
+                ["order", "n-grams"],
+                [[str(n), f"{count:,}"] for n, count in enumerate(counts, 1)],
             ),
         ],
-        data={"counts": list(counts), "size": size, "make_s": make_s, "peak_mb": peak_mb,
-              "open_s": opened_s, "score_us": {str(n): took for n, took in scores.items()}},
-    )  # fmt: skip
+        data={
+            "counts": list(counts),
+            "size": size,
+            "make_s": make_s,
+            "peak_mb": peak_mb,
+            "open_s": opened_s,
+            "score_us": {str(n): took for n, took in scores.items()},
+        },
+    )
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     found = measure(20_000, 20, quick=True) if options.quick else measure(1_000_000, 200)
     deliver(found, options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

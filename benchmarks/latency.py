@@ -10,26 +10,16 @@ cases; next to each goal stands the best value that the lower bound of `limits.p
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from counting import stages_of_speech
-from models import (
-    LARGE,
-    TINY,
-    make_checkpoint,
-    network_run,
-    open_network,
-    shape_name,
-    write_onnx,
-)
+from models import LARGE, TINY, make_checkpoint, network_run, open_network, shape_name, write_onnx
 from probes import Probe, floors, machine_probes, take_turns_with
-from report import Goal, Plot, Result, Table, arguments, deliver, progress
+from report import Goal, Plot, Result, Table, arguments, at_most, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.session import Session
@@ -98,19 +88,10 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         growth = measure_growth(models, sizes)
     goals = speed_goals(sizes, probes, took)
     percent = 100 * models.sizes[INT8] / models.sizes[FP32]
-    goals.append(
-        Goal(
-            name="int8 file against fp32's",
-            wanted=SIZE_GOAL,
-            measured=percent,
-            unit="%",
-            least=False,
-        )
-    )
+    goals.append(at_most("int8 file against fp32's", SIZE_GOAL, percent, "%"))
     return Result(
         name="latency",
         title=f"Latency: {shape_name(sizes.shape)}, random weights",
-        machine=describe_machine(),
         quick=quick,
         goals=goals + growth_goals(growth),
         tables=[comparison_table(sizes, took), *growth_tables(growth)],
@@ -134,9 +115,9 @@ def speed_goals(
         floor = ratio(packed, floors(probes, took, stages))
         goals.append(
             Goal(
-                name=f"{name} against packed torch, batch {batch} x {sizes.seconds:g} s",
-                wanted=least,
-                measured=found.median,
+                f"{name} against packed torch, batch {batch} x {sizes.seconds:g} s",
+                least,
+                found.median,
                 floor=floor.median,
                 detail=found.spread,
             )
@@ -162,7 +143,7 @@ def comparison_table(sizes: Sizes, took: Mapping[str, Sequence[float]]) -> Table
                 ]
             )
     columns = ["", "p50 (s)", "p95 (s)", "s per s of audio", "against packed torch"]
-    return Table(title=f"{sizes.seconds:g} s of audio each", columns=columns, rows=rows)
+    return Table(f"{sizes.seconds:g} s of audio each", columns, rows)
 
 
 def measure_growth(models: Models, sizes: Sizes) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -201,12 +182,11 @@ def growth_goals(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]]
             cost = [seconds / x for x, seconds in points]
             worst = max(cost[i] / min(cost[:i]) for i in range(1, len(cost)))
             goals.append(
-                Goal(
-                    name=f"{name}: cost of an {'utterance' if axis == 'batch' else 'audio second'} "
+                at_most(
+                    f"{name}: cost of an {'utterance' if axis == 'batch' else 'audio second'} "
                     f"over {axis} {points[0][0]:g} to {points[-1][0]:g}",
-                    wanted=GROWTH_GOAL,
-                    measured=worst,
-                    least=False,
+                    GROWTH_GOAL,
+                    worst,
                 )
             )
     return goals
@@ -228,7 +208,7 @@ def growth_tables(growth: Mapping[str, Mapping[str, Sequence[tuple[float, float]
             for i in range(len(growth[axis][names[0]]))
         ]
         title = f"Seconds by {axis} (and per {unit})"
-        tables.append(Table(title=title, columns=[axis, *names], rows=rows))
+        tables.append(Table(title, [axis, *names], rows))
     return tables
 
 
@@ -250,12 +230,11 @@ def growth_plots(
     ]
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options: argparse.Namespace = arguments(__doc__ or "").parse_args()
     deliver(measure(QUICK if options.quick else FULL, options.quick), options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,22 +11,13 @@ square ones, the library limits the network, and not the machine.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from counting import GATES, Rates, Stage, least_time, least_times, stages_of_speech, what_binds
 from latency import FP32, INT8
-from models import (
-    LARGE,
-    TINY,
-    make_checkpoint,
-    network_run,
-    open_network,
-    shape_name,
-    write_onnx,
-)
+from models import LARGE, TINY, make_checkpoint, network_run, open_network, shape_name, write_onnx
 from probes import (
     MIB,
     Probe,
@@ -41,7 +32,6 @@ from probes import (
 )
 from report import Goal, Plot, Result, Table, arguments, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import Ratio, ratio
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.features import FeatureConfig
@@ -84,7 +74,6 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
     return Result(
         name="limits",
         title=f"Limits of the machine: {shape_name(shape)}, {seconds:g} s of audio",
-        machine=describe_machine(),
         quick=quick,
         goals=share_goals(shares),
         tables=[
@@ -113,14 +102,7 @@ def measure(shape: ModelShape, seconds: float, rounds: int, quick: bool = False)
 def share_goals(shares: Mapping[str, Ratio]) -> list[Goal]:
     """Make the goal: half of the maximum speed in fp32 at the larger batch."""
     case = f"{FP32}, batch {BATCHES[-1]}"
-    return [
-        Goal(
-            name=f"{case}: share of the floor's speed",
-            wanted=SHARE_GOAL,
-            measured=100 * shares[case].median,
-            unit="%",
-        )
-    ]
+    return [Goal(f"{case}: share of the floor's speed", SHARE_GOAL, 100 * shares[case].median, "%")]
 
 
 def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]]) -> Table:
@@ -138,7 +120,7 @@ def rate_table(probes: Mapping[str, Probe], took: Mapping[str, Sequence[float]])
             ]
         )
     title = f"Rates of the machine on {usable_cores()} cores (square products; reading)"
-    return Table(title=title, columns=["", "best", "median"], rows=rows)
+    return Table(title, ["", "best", "median"], rows)
 
 
 def share_table(
@@ -162,7 +144,7 @@ def share_table(
             ]
         )
     columns = ["", "Gop", "measured (s)", "least (s)", "share of the floor's speed"]
-    return Table(title="The network against the floor", columns=columns, rows=rows)
+    return Table("The network against the floor", columns, rows)
 
 
 def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
@@ -174,7 +156,7 @@ def stage_table(stages: Mapping[str, Sequence[Stage]], best: Rates) -> Table:
         [items[0].stage.name, *(f"{1000 * item.seconds:.1f} {item.binds}" for item in items)]
         for items in zip(*found, strict=True)
     ]
-    return Table(title="Where the least time goes", columns=columns, rows=rows)
+    return Table("Where the least time goes", columns, rows)
 
 
 def measure_shapes(shape: ModelShape, frames: int, quick: bool) -> dict[str, dict[str, float]]:
@@ -209,7 +191,7 @@ def shape_table(shapes: Mapping[str, Mapping[str, float]], best: Rates) -> Table
         for title, found in shapes.items()
     ]
     title = "Gop/s at the network's own shapes (share of the best square product)"
-    return Table(title=title, columns=["", *names], rows=rows)
+    return Table(title, ["", *names], rows)
 
 
 def measure_bandwidth(quick: bool) -> dict[str, list[tuple[float, float]]]:
@@ -237,15 +219,14 @@ def bandwidth_plot(bandwidth: Mapping[str, list[tuple[float, float]]]) -> Plot:
     )
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     if options.quick:
         deliver(measure(TINY, 0.2, rounds=2, quick=True), options)
     else:
         deliver(measure(LARGE, 10.0, rounds=4), options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

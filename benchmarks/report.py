@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from ds2deploy.bench.machine import Machine
+from ds2deploy.bench.machine import Machine, describe_machine
 from ds2deploy.runtimes.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -29,7 +29,7 @@ ORDER = (
 Status = Literal["met", "not met", "beyond the floor of this machine", "not measured"]
 
 
-class Goal(msgspec.Struct, frozen=True, kw_only=True):
+class Goal(msgspec.Struct, frozen=True):
     """Goal with its measurement.
 
     Attributes:
@@ -91,10 +91,17 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True):
         return f"{value:.3g}{'' if self.unit in ('x', '') else ' '}{self.unit}"
 
 
+def at_most(
+    name: str, wanted: float, measured: float | None, unit: str = "x", detail: str = ""
+) -> Goal:
+    """Make a goal whose bound is a maximum."""
+    return Goal(name, wanted, measured, unit, least=False, detail=detail)
+
+
 GOAL_COLUMNS = ["goal", "wanted", "measured", "the floor allows", ""]
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True):
+class Table(msgspec.Struct, frozen=True):
     """Figures under a title; cells are text."""
 
     title: str
@@ -134,7 +141,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     title: str
-    machine: Machine
+    machine: Machine = msgspec.field(default_factory=describe_machine)
     quick: bool = False
     goals: list[Goal] = []
     tables: list[Table] = []

@@ -28,8 +28,8 @@ import psutil
 from models import make_checkpoint, shape_name, write_onnx
 from report import Result, Table, arguments, deliver, progress
 from server_client import OFFSET_S, PATIENCE_S
+from startup import COMMAND
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.export.format import ExportFormat
 from ds2deploy.runtimes.artifact import ModelShape
 
@@ -51,8 +51,6 @@ CLIENT_LATE_S = 0.2
 
 START_S = 120.0
 
-SERVE = "import sys; sys.argv[0] = 'ds2deploy'; from ds2deploy.cli.app import main; main()"
-
 
 class Case(NamedTuple):
     """Configuration of a server: model, decoder and schedule."""
@@ -62,7 +60,7 @@ class Case(NamedTuple):
     tick: str
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
@@ -78,7 +76,6 @@ def main() -> int:
     if options.quick:
         options.seconds = min(options.seconds, 3.0)
     deliver(measure(counts, options), options)
-    return 0
 
 
 def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
@@ -98,7 +95,6 @@ def measure(counts: Sequence[int], options: argparse.Namespace) -> Result:
     return Result(
         name="server",
         title="Server: live streams over the loopback interface",
-        machine=describe_machine(),
         quick=options.quick,
         tables=tables(found),
         notes=[
@@ -150,7 +146,7 @@ def serve(
         options: further options of the command.
         streams: maximum of live streams; None lets the server measure it.
     """
-    command = [sys.executable, "-c", SERVE, "serve", str(model), "--port", "0"]
+    command = [sys.executable, "-c", COMMAND, "serve", str(model), "--port", "0"]
     limit = [] if streams is None else ["--streams", str(streams)]
     log = model.with_suffix(".log")
     with log.open("w") as stderr:
@@ -189,7 +185,7 @@ def observe(
     process: psutil.Process, url: str, count: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure a server with a number of speakers."""
-    before, memory = read_metrics(url), Peak(process)
+    before, memory = read_metrics(url), Watch(process, 0.2)
     cpu_s = sum(process.cpu_times()[:2])
     with memory:
         found = talk(url, count, options.seconds)
@@ -206,7 +202,7 @@ def observe(
             100 * (sum(process.cpu_times()[:2]) - cpu_s) / (options.seconds + OFFSET_S) / count, 2
         ),
         "audio_s": round(audio_s, 2),
-        "memory_mb": round(memory.most / 1e6, 1),
+        "memory_mb": round(memory.most_memory / 1e6, 1),
         "client_late_ms": round(1000 * found["late_s"], 1),
         "failure": failure(found),
     }
@@ -268,32 +264,52 @@ def bucket_percentiles(
     return found
 
 
-class Peak:
-    """Peak resident memory of a process, sampled several times per second.
+class Sample(NamedTuple):
+    """State of a process at a moment."""
+
+    at_s: float
+    memory: int
+    descriptors: int
+
+
+class Watch:
+    """Samples of a process, taken at intervals while it is watched, and one at the end.
+
+    Args:
+        process: process to watch.
+        every_s: interval between samples, in seconds.
 
     Attributes:
-        most: peak so far, in bytes.
+        samples: measured samples.
     """
 
-    def __init__(self, process: psutil.Process) -> None:
-        self._process, self._ended = process, threading.Event()
+    def __init__(self, process: psutil.Process, every_s: float) -> None:
+        self._process, self._every_s = process, every_s
+        self._began, self._ended = time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.most = 0
+        self.samples: list[Sample] = []
 
-    def __enter__(self) -> Peak:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._look()
+
+    @property
+    def most_memory(self) -> int:
+        """Largest resident memory of the samples, in bytes."""
+        return max(sample.memory for sample in self.samples)
+
+    def _look(self) -> None:
+        found, at_s = self._process, time.monotonic() - self._began
+        self.samples.append(Sample(at_s, found.memory_info().rss, found.num_fds()))
 
     def _watch(self) -> None:
-        while True:
-            with contextlib.suppress(psutil.Error):
-                self.most = max(self.most, self._process.memory_info().rss)
-            if self._ended.wait(0.2):
-                return
+        while not self._ended.wait(self._every_s):
+            self._look()
 
 
 COLUMNS = [
@@ -315,8 +331,8 @@ def tables(runs: Sequence[Mapping[str, Any]]) -> list[Table]:
         cpu, memory = f"{run['cpu_percent_per_stream']:.1f}", f"{run['memory_mb']:.0f}"
         row = [str(run["streams"]), *cells, cpu, memory, run["failure"]]
         found.setdefault(title, []).append(row)
-    return [Table(title=title, columns=COLUMNS, rows=rows) for title, rows in found.items()]
+    return [Table(title, COLUMNS, rows) for title, rows in found.items()]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 from models import write_onnx
-from report import Goal, Result, Table, arguments, deliver, progress
-from server import DIGITS, STREAMING, read_metrics, serve, talk, total
-
-from ds2deploy.bench.machine import describe_machine
+from report import Goal, Result, Table, arguments, at_most, deliver, progress
+from server import DIGITS, STREAMING, Watch, read_metrics, serve, talk, total
 
 TIMES = 3
 """Speakers in overload, for each stream that the server can hold."""
@@ -38,47 +34,7 @@ SETTLED_S = 120.0
 """Seconds of the soak after which memory is compared."""
 
 
-class Sample(NamedTuple):
-    """State of the server at a moment of the soak."""
-
-    at_s: float
-    memory: int
-    descriptors: int
-
-
-class Watch:
-    """Looks at a process every few seconds.
-
-    Attributes:
-        samples: measured samples.
-    """
-
-    def __init__(self, process: psutil.Process, every_s: float) -> None:
-        self._process, self._every_s = process, every_s
-        self._began, self._ended = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.samples: list[Sample] = []
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.look()
-
-    def look(self) -> None:
-        """Add a sample."""
-        found, at_s = self._process, time.monotonic() - self._began
-        self.samples.append(Sample(at_s, found.memory_info().rss, found.num_fds()))
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            self.look()
-
-
-def main() -> int:
+def main() -> None:
     """Measure, and print or write."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--soak-minutes", type=float, default=30.0, help="0 leaves it out")
@@ -92,7 +48,6 @@ def main() -> int:
         options.soak_minutes = min(options.soak_minutes, 0.2)
         options.overload_seconds = min(options.overload_seconds, 4.0)
     deliver(measure(options), options)
-    return 0
 
 
 def measure(options: argparse.Namespace) -> Result:
@@ -119,7 +74,6 @@ def measure(options: argparse.Namespace) -> Result:
     return Result(
         name="-".join(["server", *data]),
         title=f"Server: {' and '.join(data)}",
-        machine=describe_machine(),
         quick=options.quick,
         goals=goals,
         tables=tables,
@@ -160,25 +114,30 @@ def overload(process: psutil.Process, url: str, seconds: float, utterance_s: flo
     )
     memory = max(over[1]) / max(held[1])
     goals = [
-        Goal(
-            name=f"latency of accepted streams (p95), {TIMES} times the load against what it holds",
-            wanted=1.2, measured=over[0] / held[0], least=False,
+        at_most(
+            f"latency of accepted streams (p95), {TIMES} times the load against what it holds",
+            1.2,
+            over[0] / held[0],
         ),
-        Goal(name="memory in overload, against before", wanted=1.05, measured=memory, least=False),
-        Goal(
-            name="after overload, seconds to a transcript of a new stream beyond its audio",
-            wanted=1.0, measured=recovered_s, unit="s", least=False,
+        at_most("memory in overload, against before", 1.05, memory),
+        at_most(
+            "after overload, seconds to a transcript of a new stream beyond its audio",
+            1.0,
+            recovered_s,
+            "s",
         ),
-        Goal(
-            name="accepted streams without a transcript", wanted=0, least=False, unit="",
-            measured=sum(len(run["problems"]) for found in runs.values() for run in found),
+        at_most(
+            "accepted streams without a transcript",
+            0,
+            sum(len(run["problems"]) for found in runs.values() for run in found),
+            "",
         ),
-    ]  # fmt: skip
+    ]
     rows = [
         [str(holds * times), *describe_row(run)] for times, found in runs.items() for run in found
     ]
     columns = ["speakers", "transcripts", "refused", "p50 (ms)", "p95", "p99", "memory (MB)"]
-    table = Table(title=f"Overload: the server holds {holds} streams", columns=columns, rows=rows)
+    table = Table(f"Overload: the server holds {holds} streams", columns, rows)
     kept: dict[str, list[dict[str, Any]]] = {}
     for times, found in runs.items():
         kept[str(times)] = [
@@ -205,20 +164,15 @@ def soak(process: psutil.Process, url: str, seconds: float, utterance_s: float) 
     last = [late for at, late in run["finals"] if at > seconds - part]
     ratio = float(np.percentile(last, 99) / np.percentile(first, 99))
     goals = [
-        Goal(
-            name=f"memory at the end of the soak, against {settled:.0f} s after its begin",
-            wanted=1.05, measured=memory_now / memory_then, least=False,
+        at_most(
+            f"memory at the end of the soak, against {settled:.0f} s after its begin",
+            1.05,
+            memory_now / memory_then,
         ),
-        Goal(name="file descriptors left", wanted=0, measured=left, unit="", least=False),
-        Goal(
-            name=f"p99 of the last {part:.0f} s against that of the first", wanted=1.2,
-            measured=ratio, least=False,
-        ),
-        Goal(
-            name="streams without a transcript", wanted=0, unit="", least=False,
-            measured=len(run["problems"]) + run["refused"],
-        ),
-    ]  # fmt: skip
+        at_most("file descriptors left", 0, left, ""),
+        at_most(f"p99 of the last {part:.0f} s against that of the first", 1.2, ratio),
+        at_most("streams without a transcript", 0, len(run["problems"]) + run["refused"], ""),
+    ]
     rows = [
         [name, str(len(late)), *(f"{1000 * np.percentile(late, p):.0f}" for p in (50, 95, 99))]
         for name, late in ((f"first {part:.0f} s", first), (f"last {part:.0f} s", last))
@@ -226,7 +180,7 @@ def soak(process: psutil.Process, url: str, seconds: float, utterance_s: float) 
     title = f"Soak: {count} speakers for {seconds / 60:.1f} minutes"
     columns = ["", "transcripts", "p50 (ms)", "p95", "p99"]
     samples = [list(one) for one in watch.samples]
-    return Found(goals, Table(title=title, columns=columns, rows=rows), {
+    return Found(goals, Table(title, columns, rows), {
         "streams": count, "samples": samples, "problems": run["problems"],
         "minutes": by_minute(run["finals"]),
     })  # fmt: skip
@@ -280,4 +234,4 @@ def describe(run: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,9 +21,8 @@ from pathlib import Path
 
 import soundfile
 from models import DIGITS, speech, write_onnx
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Goal, Result, Table, arguments, at_most, deliver, progress
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.model.load import load_checkpoint
 
@@ -112,38 +111,21 @@ def measure(rounds: int, quick: bool = False) -> Result:
         memory = {case: peak_mb("transcribe", *words) for case, words in commands.items()}
     faster, longer = ratio(took[TORCH], took[ONNX]), ratio(took[ONNX], took[BARE])
     goals = [
-        Goal(
-            name="transcribe model.onnx a.wav, whole process",
-            wanted=WALL_GOAL,
-            measured=latency(took[ONNX]).p50,
-            unit="s",
-            least=False,
+        at_most(
+            "transcribe model.onnx a.wav, whole process", WALL_GOAL, latency(took[ONNX]).p50, "s"
         ),
-        Goal(
-            name="its resident memory at most",
-            wanted=MEMORY_GOAL,
-            measured=memory[ONNX],
-            unit="MB",
-            least=False,
-        ),
-        Goal(
-            name="against the same through torch",
-            wanted=RATIO_GOAL,
-            measured=faster.median,
-            detail=faster.spread,
-        ),
-        Goal(
-            name="against a session of ONNX Runtime alone",
-            wanted=BARE_GOAL,
-            measured=longer.median,
+        at_most("its resident memory at most", MEMORY_GOAL, memory[ONNX], "MB"),
+        Goal("against the same through torch", RATIO_GOAL, faster.median, detail=faster.spread),
+        at_most(
+            "against a session of ONNX Runtime alone",
+            BARE_GOAL,
+            longer.median,
             detail=longer.spread,
-            least=False,
         ),
     ]
     return Result(
         name="startup",
         title=f"A fresh process: digits model, {SECONDS:g} s of audio",
-        machine=describe_machine(),
         quick=quick,
         goals=goals,
         tables=[wall_table(took, memory)],
@@ -159,7 +141,7 @@ def wall_table(took: dict[str, list[float]], memory: dict[str, float | None]) ->
         found, peak = latency(seconds), memory.get(case)
         shown = "" if peak is None else f"{peak:.0f}"
         rows.append([case, f"{found.p50:.3f}", f"{found.p95:.3f}", shown])
-    return Table(title="Processes", columns=["", "p50 (s)", "p95 (s)", "peak (MB)"], rows=rows)
+    return Table("Processes", ["", "p50 (s)", "p95 (s)", "peak (MB)"], rows)
 
 
 def split(took: dict[str, list[float]]) -> str:
@@ -173,12 +155,11 @@ def split(took: dict[str, list[float]]) -> str:
     return f"Of {1000 * medians[-1]:.0f} ms: {', '.join(parts)}."
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     options = arguments(__doc__ or "").parse_args()
     deliver(measure(1, quick=True) if options.quick else measure(15), options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

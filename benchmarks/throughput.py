@@ -12,7 +12,6 @@ int8 the scale of activations depends on the batch; texts that differ are counte
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from report import Goal, Result, Table, arguments, deliver, progress
 from startup import COMMAND, process
 
 import ds2deploy
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import take_turns
 from ds2deploy.runtimes.artifact import ModelShape
 from ds2deploy.runtimes.recognizer import Recognizer
@@ -146,25 +144,21 @@ def measure(shape: ModelShape, count: int, longest_s: float, quick: bool = False
     return Result(
         name="throughput",
         title=f"Throughput: {count} files of {SHORTEST_S:g} to {longest_s:g} s",
-        machine=describe_machine(),
         quick=quick,
         goals=[
             Goal(
-                name=f"{count} files through the command, one process for all against one for each",
-                wanted=SPEED_GOAL,
-                measured=command.alone_s / command.together_s,
+                f"{count} files through the command, one process for all against one for each",
+                SPEED_GOAL,
+                command.alone_s / command.together_s,
             ),
             Goal(
-                name="the same in one process that has the model, all at once against one by one",
-                wanted=SPEED_GOAL,
-                measured=fp32.alone_s / fp32.together_s,
+                "the same in one process that has the model, all at once against one by one",
+                SPEED_GOAL,
+                fp32.alone_s / fp32.together_s,
                 floor=fp32.alone_s / floor_s,
             ),
             Goal(
-                name="the same text, in both",
-                wanted=count,
-                measured=min(fp32.same, command.same),
-                unit=f"of {count} files",
+                "the same text, in both", count, min(fp32.same, command.same), f"of {count} files"
             ),
         ],
         tables=[result_table(found, sum(durations))],
@@ -202,10 +196,10 @@ def result_table(found: dict[str, Passes], audio_s: float) -> Table:
         for model, passes in found.items()
     ]
     columns = ["", "one by one (s)", "all at once (s)", "ratio", "s of audio per s", "same text"]
-    return Table(title="One pass through the files", columns=columns, rows=rows)
+    return Table("One pass through the files", columns, rows)
 
 
-def main() -> int:
+def main() -> None:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--files", type=int, default=200)
@@ -214,8 +208,7 @@ def main() -> int:
         deliver(measure(TINY, 12, 1.5, quick=True), options)
     else:
         deliver(measure(LARGE, options.files, LONGEST_S), options)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,10 +32,9 @@ import torch
 from counting import network_stages
 from models import LARGE, MEDIUM, TINY, recipe_of, shape_name, speech
 from probes import SIDE, TINY_SIDE, multiply_probes, rates
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Goal, Result, Table, arguments, at_most, deliver, progress
 from torch import nn
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.config import Recipe
 from ds2deploy.data.batches import Batch, collate
@@ -367,38 +366,30 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
         name="training",
         title=f"Training: {shape_name(sizes.shape)}, batch {sizes.batch} of "
         f"{sizes.seconds[0]:g} to {sizes.seconds[1]:g} s",
-        machine=describe_machine(),
         quick=quick,
         goals=[
             Goal(
-                name="training step against packed sequences",
-                wanted=STEP_GOAL,
-                measured=faster.median,
+                "training step against packed sequences",
+                STEP_GOAL,
+                faster.median,
                 detail=faster.spread,
             ),
-            Goal(
-                name="largest difference of gradients, relative",
-                wanted=GRADIENT_GOAL,
-                measured=difference,
-                unit="",
-                least=False,
-            ),
-            Goal(
-                name="the network's share of the training's time", wanted=BUSY_GOAL,
-                measured=share, unit="%",
-            ),
-            Goal(
-                name=f"a training's memory, growth from step {long.rounds} to {long.steps}",
-                wanted=GROWTH_GOAL, measured=growth(resident, long.rounds), unit="%", least=False,
+            at_most("largest difference of gradients, relative", GRADIENT_GOAL, difference, ""),
+            Goal("the network's share of the training's time", BUSY_GOAL, share, "%"),
+            at_most(
+                f"a training's memory, growth from step {long.rounds} to {long.steps}",
+                GROWTH_GOAL,
+                growth(resident, long.rounds),
+                "%",
                 detail=f"({shape_name(long.shape)}, {resident[long.rounds]:.0f} to "
                 f"{resident[-1]:.0f} MiB, at most {max(resident):.0f})",
             ),
         ],
         tables=[
             Table(
-                title="A step",
-                columns=["", "p50 (s)", "p95 (s)", "utterances per s", "this project's against it"],
-                rows=[step_row(name, sizes.batch, took) for name in took],
+                "A step",
+                ["", "p50 (s)", "p95 (s)", "utterances per s", "this project's against it"],
+                [step_row(name, sizes.batch, took) for name in took],
             )
         ],
         notes=[
@@ -422,7 +413,7 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
             "large_step": large,
             "resident_mib": resident,
         },
-    )  # fmt: skip
+    )
 
 
 def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:

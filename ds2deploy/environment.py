@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from ds2deploy.bench.machine import Machine, describe_machine
+from ds2deploy.bench.machine import Machine, describe_machine, installed_version
 from ds2deploy.version import __version__
 
 FIRST_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -53,7 +53,7 @@ def describe_environment(root: Path = Path("/")) -> Environment:
     """
     by_extra = _requirements()
     names = sorted({name for names in by_extra.values() for name in names})
-    packages = {name: _version(name) for name in names}
+    packages = {name: installed_version(name) for name in names}
     return Environment(
         ds2deploy=__version__,
         machine=describe_machine(),
@@ -84,13 +84,6 @@ def _requirements() -> dict[str, list[str]]:
         if name and name[0] != "ds2deploy":
             found.setdefault(extra[1] if extra else "", []).append(name[0])
     return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _read(path: Path) -> str:

@@ -15,14 +15,13 @@ import msgspec
 from ds2deploy.data.cuts import read_audio
 from ds2deploy.export.format import ExportFormat, artifact_name
 from ds2deploy.export.parity.report import Progress
-from ds2deploy.export.tensorrt.build_process import check_builder
+from ds2deploy.export.tensorrt.engines import check_destination
 from ds2deploy.export.tensorrt.options import EngineOptions, refuse_what_no_parser_takes
 from ds2deploy.export.tensorrt.verified_engine import EngineExport, export_engine, longest_frames
-from ds2deploy.export.triton.config import check_engine, check_servable
+from ds2deploy.export.triton.config import check_servable
 from ds2deploy.export.triton.repository import (
     TritonExport,
     TritonOptions,
-    check_repository,
     write_engine_model,
     write_model,
 )
@@ -36,7 +35,7 @@ from ds2deploy.export.verified_onnx import (
 )
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.runtimes.artifact import Precision
-from ds2deploy.runtimes.errors import ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.files import WholeFiles
 from ds2deploy.runtimes.onnx.metadata import read_onnx_description
@@ -96,7 +95,12 @@ def export_checkpoint(
         RuntimeUnavailableError: the library for an engine is not there, or cannot build here.
     """
     out = Path(out)
-    _check_request(out, precisions, engines, triton)
+    if "bf16" in precisions and not engines:
+        raise ConfigError(
+            "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
+            "be verified; it is for engines: add --trt or --rtx, or choose fp16"
+        )
+    check_destination(out, engines, triton)
     loaded = load_checkpoint(checkpoint)
     blocks = export_format.blocks(loaded, str(checkpoint))
     if "int8" in precisions:
@@ -144,28 +148,6 @@ def export_checkpoint(
                     engine = Path(built.path)
                     exported.append(write_engine_model(engine, onnx, triton, files, say, speech))
     return exported
-
-
-def _check_request(
-    out: Path,
-    precisions: Sequence[Precision],
-    engines: Sequence[EngineOptions],
-    triton: TritonOptions | None,
-) -> None:
-    """Refuse what cannot be written or verified here, before anything is read."""
-    if out.exists() and not out.is_dir():
-        raise MissingFileError(f"{out}: is a file; expected a folder for the artifacts")
-    if "bf16" in precisions and not engines:
-        raise ConfigError(
-            "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
-            "be verified; it is for engines: add --trt or --rtx, or choose fp16"
-        )
-    if triton is not None:
-        check_repository(triton)
-        for options in engines:
-            check_engine(options.flavor, options.batch)
-    for options in engines:
-        check_builder(options)
 
 
 def _speech(

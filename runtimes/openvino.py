@@ -9,20 +9,17 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import (
     DeviceError,
     MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
 )
-from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.files import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.metadata import read_onnx_description
 from ds2deploy.runtimes.onnx.weights import check_weights
-from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.streaming.state import BaseSession
 from ds2deploy.runtimes.tensors import Tensors
 
 REMEDY = "pip install 'ds2deploy[openvino]'"
@@ -47,7 +44,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVinoSession:
+class OpenVinoSession(BaseSession):
     """Runs an exported ONNX file on the CPU; may be called from several threads at once.
 
     Args:
@@ -60,14 +57,11 @@ class OpenVinoSession:
         RuntimeUnavailableError: OpenVINO is not installed, or does not take this model.
     """
 
-    profile: Profile | None = None
-    at_once: int | None = None
-
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         path = Path(path)
         if not path.is_file():
             raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
-        self.description: ArtifactDescription = read_onnx_description(path)
+        self.description = read_onnx_description(path)
         self.runtime = "openvino"
         check_weights(path)
         self._model = _compile(path, self.description, threads)
@@ -92,17 +86,6 @@ class OpenVinoSession:
             ) from error
         self._idle.put(request)
         return found
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run`."""
-        return run_whole(self, sound, lengths)
-
-    def streaming(self) -> Session | None:
-        """Itself, where it takes blocks."""
-        return self if self.description.blocks is not None else None
-
-    def close(self) -> None:
-        """Nothing here needs to be freed by hand."""
 
 
 def _compile(path: Path, description: ArtifactDescription, threads: int) -> Any:

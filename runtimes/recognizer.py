@@ -16,13 +16,7 @@ from ds2deploy.runtimes.audio.source import AudioFile, audio_name, is_audio_file
 from ds2deploy.runtimes.decoding.decoder import MakeDecoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import (
-    AudioError,
-    ConfigError,
-    Ds2Error,
-    FeaturesError,
-    StreamError,
-)
+from ds2deploy.runtimes.errors import AudioError, ConfigError, Ds2Error, FeaturesError, StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, IntArray
 from ds2deploy.runtimes.pipeline import Recognized
 from ds2deploy.runtimes.preparation import THREADS, AudioInput

@@ -21,12 +21,7 @@ from ds2deploy.runtimes.features import (
     pad_features,
     pad_waveforms,
 )
-from ds2deploy.runtimes.tensors import (
-    LENGTHS,
-    Tensors,
-    input_tensors,
-    named_sizes,
-)
+from ds2deploy.runtimes.tensors import LENGTHS, Tensors, input_tensors, named_sizes
 
 
 class Session(Protocol):

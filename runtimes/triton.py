@@ -14,11 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
-from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.streaming.state import StreamState, run_whole
+from ds2deploy.runtimes.streaming.state import BaseSession, StreamState
 from ds2deploy.runtimes.tensors import (
     FEATURES,
     LENGTHS,
@@ -89,7 +87,7 @@ def served_description(config: Mapping[str, Any], name: str) -> ArtifactDescript
     return read_description(entry["string_value"], name)
 
 
-class TritonSession:
+class TritonSession(BaseSession):
     """A model on a Triton server.
 
     Several threads may run it at the same time, if the transport allows it: then the server
@@ -106,8 +104,7 @@ class TritonSession:
     ) -> None:
         self.description, self.runtime = description, "triton"
         engine = description.engine
-        self.profile: Profile | None = None if engine is None else engine.profile
-        self.at_once: int | None = None
+        self.profile = None if engine is None else engine.profile
         self._infer, self._batched = infer, batched
 
     def compute(self, tensors: Tensors) -> Tensors:
@@ -128,17 +125,6 @@ class TritonSession:
         for target, (one, _), length in zip(log_probs, found, lengths, strict=True):
             target[:length] = one[0, :length]
         return {LOG_PROBS: log_probs, OUTPUT_LENGTHS: lengths}
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run`."""
-        return run_whole(self, sound, lengths)
-
-    def streaming(self) -> Session | None:
-        """Itself, where the model takes blocks."""
-        return self if self.description.blocks is not None else None
-
-    def close(self) -> None:
-        """Do nothing: the transport belongs to the caller."""
 
     def _utterance(self, sound: FloatArray, length: np.int64) -> tuple[FloatArray, IntArray]:
         whole = sound[..., :length]

@@ -126,7 +126,7 @@ class WholeUtterances:
 
     def _prepare(self, source: AudioInput, limit: int) -> Prepared:
         """Read a recording, all of it where it is not longer than the limit in samples."""
-        begun, rest = _begin(source.pieces, limit)
+        begun, rest = begin_reading(source.pieces, limit)
         count = sum(map(len, begun))
         frames = self._description.features.frames(count)
         if rest is not None:
@@ -215,7 +215,7 @@ class _Clocked(Iterator[FloatArray]):
             self.took_s += time.perf_counter() - started
 
 
-def _begin(
+def begin_reading(
     pieces: Iterator[FloatArray], limit: int
 ) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
     """Read until there is more than the limit; the rest is None where there is not."""

@@ -76,7 +76,7 @@ def describe_machine() -> Machine:
         instructions=tuple(flag for flag in INSTRUCTIONS if flag in flags),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        libraries={name: version for name in LIBRARIES if (version := _version(name))},
+        libraries={name: version for name in LIBRARIES if (version := installed_version(name))},
         gpus=_gpus(),
     )
 
@@ -109,7 +109,8 @@ def _gpus() -> tuple[str, ...]:
     return tuple(found)
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -81,7 +81,6 @@ class StagedRun:
     Args:
         session: session of the model on its runtime.
         waveforms: utterances, (samples,) float32 at the model's rate.
-        make: function that makes the decoder.
         beam_search: function that makes the decoder of `search`.
 
     Attributes:
@@ -92,14 +91,13 @@ class StagedRun:
         self,
         session: Session,
         waveforms: Sequence[FloatArray],
-        make: MakeDecoder = GreedyDecoder,
         beam_search: MakeDecoder = BEAM_SEARCH,
     ) -> None:
         self.session, self.waveforms = session, waveforms
         self.seconds: list[tuple[float, float, float]] = []
         self._extract = FeatureExtractor(session.description.features)
         alphabet, frame_s = Alphabet(session.description.labels), session.description.frame_s
-        self._decoder = make(alphabet, frame_s)
+        self._decoder = GreedyDecoder(alphabet, frame_s)
         self._beam_decoder = beam_search(alphabet, frame_s)
         rate = session.description.features.sample_rate
         self._durations_s = [len(waveform) / rate for waveform in waveforms]

@@ -60,6 +60,7 @@ def take_turns(
     rounds: int,
     warm_up: int = WARM_UP,
     progress: Callable[[str], None] = lambda message: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Run every case once per round.
 
@@ -68,6 +69,7 @@ def take_turns(
         rounds: number of measured rounds, at least 1.
         warm_up: number of rounds before the measured ones.
         progress: function that is called with a description of the current run.
+        clock: function that returns the time in seconds.
 
     Returns:
         Times of the runs in seconds, by name, in the order of the rounds.
@@ -77,10 +79,10 @@ def take_turns(
     for number in range(warm_up + rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             progress(f"{name}, {_round_name(number, warm_up, rounds)}")
-            started = time.perf_counter()
+            started = clock()
             cases[name]()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

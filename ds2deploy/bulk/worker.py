@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -61,12 +61,11 @@ class Worker:
 
     Args:
         job: model and decoder.
-        opened: the open model; None opens it.
     """
 
-    def __init__(self, job: Job, opened: Recognizer | None = None) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._recognizer = opened or open_model(job)
+        self._recognizer = open_model(job)
         self._rate = self._recognizer.description.features.sample_rate
 
     def run(self, chunk: Sequence[Input]) -> Iterator[Done]:
@@ -127,6 +126,3 @@ def open_model(job: Job) -> Recognizer:
     from ds2deploy.loading import load
 
     return load(Path(job.model), job.device, job.runtime, job.threads, job.decoder)
-
-
-MakeWorker = Callable[[Job], Worker]

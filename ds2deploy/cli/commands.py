@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -19,36 +18,16 @@ COMMANDS = (
 module of this name in `ds2deploy.cli`."""
 
 
-class Commands(Mapping[str, Any]):
-    """Commands by name. Looking one up imports its module: building all takes 10 times as long."""
-
-    def __init__(self) -> None:
-        self._built: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in COMMANDS:
-            raise KeyError(name)
-        if name not in self._built:
-            self._built[name] = build_command(name)
-        return self._built[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
-
-
 class CommandGroup(ErrorsInOneLine):
-    """The group of all commands."""
+    """The group of all commands, which builds one that is asked for: all take 10 times as long."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = Commands()
+        self.commands: Any = dict.fromkeys(COMMANDS)  # the names, for lists and suggestions
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """List the names of the commands without building them."""
-        return list(COMMANDS)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Build a command; None if there is none of this name."""
+        return build_command(cmd_name) if cmd_name in COMMANDS else None
 
 
 def build_command(name: str) -> Any:

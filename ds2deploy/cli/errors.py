@@ -10,12 +10,7 @@ from typer.core import TyperGroup
 
 from ds2deploy.cli.values import convert_plain_values
 from ds2deploy.output import give_up_unwritten, in_one_line, print_error
-from ds2deploy.runtimes.errors import (
-    Ds2Error,
-    ParityError,
-    StoppedError,
-    TrainingError,
-)
+from ds2deploy.runtimes.errors import Ds2Error, ParityError, StoppedError, TrainingError
 
 BAD_RESULT = 1
 BAD_INPUT = 2

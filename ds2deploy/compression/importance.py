@@ -33,8 +33,8 @@ def importance(network: DeepSpeech2) -> Importance:
     """Rate every map, unit and singular direction of a network."""
     layers = layers_of(network)
     first, second = map_moments(network, 0), map_moments(network, 1)
-    read_maps = _squares(convolution(network, 1).weight, 1)
-    read_rows = _squares(input_weights(layers[0]), 1).view(len(second[1]), -1).sum(1)
+    read_maps = _squares(convolution(network, 1).weight)
+    read_rows = _squares(input_weights(layers[0])).view(len(second[1]), -1).sum(1)
     return Importance(
         maps=(_shares(first[1] ** 2 * read_maps), _shares(second[1] ** 2 * read_rows)),
         units=tuple(_of_units(network, layers, index) for index in range(len(layers))),
@@ -101,17 +101,17 @@ def _of_units(network: DeepSpeech2, layers: list[RecurrentLayer], index: int) ->
     norm = network.output_norm if last else layers[index + 1].batch_norm
     assert norm is not None
     assert norm.running_var is not None
-    shares = _shares(norm.weight.detach().double() ** 2 * _squares(reader, 1))
+    shares = _shares(norm.weight.detach().double() ** 2 * _squares(reader))
     if last and network.lookahead is not None:
         return shares  # the batch norm has the variance after the lookahead
     rnn = layers[index].rnn
-    squares = [_squares(getattr(rnn, "weight_hh_l0" + end), 1) for end in suffixes(layers[index])]
+    squares = [_squares(getattr(rnn, "weight_hh_l0" + end)) for end in suffixes(layers[index])]
     return (shares + _shares(norm.running_var.double() * sum(squares))) / 2
 
 
-def _squares(weight: Tensor, axis: int) -> Tensor:
-    """Sum of the squares over all axes but one."""
-    return (weight.detach().double() ** 2).sum([i for i in range(weight.dim()) if i != axis])
+def _squares(weight: Tensor) -> Tensor:
+    """Sum of the squares over all axes but the second."""
+    return (weight.detach().double() ** 2).sum([0, *range(2, weight.dim())])
 
 
 def _shares(energy: Tensor) -> Tensor:

@@ -13,11 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soxr
-from lhotse.audio.backend import (
-    AudioBackend,
-    get_current_audio_backend,
-    set_current_audio_backend,
-)
+from lhotse.audio.backend import AudioBackend, get_current_audio_backend, set_current_audio_backend
 
 from ds2deploy.runtimes.audio.loading import load_part
 from ds2deploy.runtimes.errors import AudioError

@@ -20,13 +20,7 @@ from torch import Tensor, nn
 from ds2deploy.model.convolution import FourierConv2d
 from ds2deploy.model.recurrent import frames_at_once, run_in_short_pieces, run_unpacked
 from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.geometry import (
-    CONV1,
-    CONV2,
-    TIME_STRIDE,
-    conv_features,
-    output_length,
-)
+from ds2deploy.runtimes.geometry import CONV1, CONV2, TIME_STRIDE, conv_features, output_length
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,

@@ -10,18 +10,16 @@ import numpy.typing as npt
 
 from ds2deploy.model.precision import FLOAT32
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import DeviceError, RuntimeUnavailableError, one_line
-from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session, check_shapes
-from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.streaming.state import BaseSession
 from ds2deploy.runtimes.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
 
 
-class TorchSession:
+class TorchSession(BaseSession):
     """Session that runs a torch module.
 
     Args:
@@ -60,8 +58,6 @@ class TorchSession:
         self._module = module.to(self._device).eval()
         self.description = description
         self.runtime = f"torch {device} float64" if float64 else f"torch {device}"
-        self.profile: Profile | None = None
-        self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once (on CUDA, without TF32); see `Session.compute`.
@@ -96,17 +92,8 @@ class TorchSession:
         tensor = torch.from_numpy(array).to(self._device)
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run`."""
-        return run_whole(self, sound, lengths)
-
     def streaming(self) -> Session | None:
         """Make a session for the streaming form of the model; None if it cannot stream."""
-        if self.description.blocks is not None:
-            return self
-        if self._in_blocks is None:
-            return None
+        if self.description.blocks is not None or self._in_blocks is None:
+            return super().streaming()
         return TorchSession(*self._in_blocks(), self._device_name)
-
-    def close(self) -> None:
-        """Do nothing: torch frees its memory itself."""

@@ -84,18 +84,26 @@ class RefusedError(Exception):
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         return names.get(self.status, fallback)
 
+    @property
+    def retry(self) -> dict[str, int]:
+        """Field of a message that tells when to retry; empty where a retry never makes sense."""
+        after_s = self.retry_after_s
+        return {} if after_s is None else {"retry_after_ms": round(1000 * after_s)}
+
 
 def draining_error() -> RefusedError:
     """Make the error of requests that arrive while the server shuts down."""
     return RefusedError(503, "the server is shutting down: try again", "draining", None, 5)
 
 
-def refusal(error: Ds2Error) -> RefusedError:
-    """Translate an error of the library into a refusal.
+def refusal(error: Ds2Error | RefusedError) -> RefusedError:
+    """Translate an error of the library into a refusal; return a refusal as it is.
 
     Args:
-        error: error of a recording, hot words, a pool or the engine.
+        error: error of a recording, hot words, a pool or the engine; or a refusal.
     """
+    if isinstance(error, RefusedError):
+        return error
     message = str(error)
     if isinstance(error, BackPressureError):
         return RefusedError(429, message, "overloaded", None, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Protocol
 
@@ -176,6 +177,16 @@ class LiveStream:
             raise self._error
         if self._closed:
             raise StreamError("this stream was closed; open another")
+
+
+async def end_live(live: LiveStream | None, teller: asyncio.Task[None] | None) -> None:
+    """Cancel the task that sends the results of a stream, and release the stream."""
+    if teller is not None:
+        teller.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await teller
+    if live is not None:
+        live.close()
 
 
 def merged(first: Update, second: Update) -> Update:

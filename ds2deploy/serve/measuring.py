@@ -1,65 +1,66 @@
-"""Session that measures the time spent in its network."""
+"""Sessions that do something around every run, such as measuring it."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session
 from ds2deploy.runtimes.tensors import Tensors
 
 
-class NetworkClock:
-    """Adds up seconds; read and changed by the thread that has the turn.
-
-    Attributes:
-        seconds: total so far.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-
-class MeasuredSession:
-    """Session that sums the seconds spent in its network; see `Session`.
+class WrappedSession:
+    """Session whose runs happen within a context; see `Session`.
 
     Args:
-        session: session to measure.
-        clock: clock that sums the seconds, shared with the streaming session; None makes one.
+        session: session that computes.
+        within: function that makes the context of a run.
     """
 
-    def __init__(self, session: Session, clock: NetworkClock | None = None) -> None:
-        self._session = session
-        self._clock = clock or NetworkClock()
+    def __init__(
+        self, session: Session, within: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> None:
+        self._session, self._within = session, within
         self.description, self.runtime = session.description, session.runtime
         self.profile, self.at_once = session.profile, session.at_once
 
-    @property
-    def network_s(self) -> float:
-        """Time spent in the network so far, in seconds."""
-        return self._clock.seconds
-
     def compute(self, tensors: Tensors) -> Tensors:
         """See `Session.compute`."""
-        started = time.perf_counter()
-        found = self._session.compute(tensors)
-        self._clock.seconds += time.perf_counter() - started
-        return found
+        with self._within():
+            return self._session.compute(tensors)
 
     def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """See `Session.run`."""
-        started = time.perf_counter()
-        found = self._session.run(sound, lengths)
-        self._clock.seconds += time.perf_counter() - started
-        return found
+        with self._within():
+            return self._session.run(sound, lengths)
 
     def streaming(self) -> Session | None:
         """See `Session.streaming`; returns this object if the session streams itself."""
         found = self._session.streaming()
         if found is self._session:
             return self
-        return None if found is None else MeasuredSession(found, self._clock)
+        return None if found is None else WrappedSession(found, self._within)
 
     def close(self) -> None:
         """See `Session.close`."""
         self._session.close()
+
+
+class MeasuredSession(WrappedSession):
+    """Session that sums the seconds spent in its network, in a streaming session of it, too.
+
+    Attributes:
+        network_s: time spent in the network so far, in seconds.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, self._measured)
+        self.network_s = 0.0
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.network_s += time.perf_counter() - started

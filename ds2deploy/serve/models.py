@@ -11,10 +11,7 @@ from collections.abc import Callable
 from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import HotWordDecoder, Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
-from ds2deploy.runtimes.errors import (
-    DeviceError,
-    Ds2Error,
-)
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.metrics import Metrics

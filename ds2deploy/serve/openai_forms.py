@@ -12,8 +12,6 @@ from ds2deploy.serve.limits import RefusedError
 
 FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 
-LANGUAGES = {"english": "english", "en": "english"}
-
 MEDIA_TYPES = {"text": "text/plain", "srt": "application/x-subrip", "vtt": "text/vtt"}
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ds2deploy.runtimes.errors import (
-    StreamError,
-)
+from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.serve.limits import Limits
 from ds2deploy.serve.measuring import MeasuredSession

@@ -9,7 +9,6 @@ settings cannot change.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.serve.hot_words import check_hot_words, naming
 from ds2deploy.serve.limits import RefusedError
-from ds2deploy.serve.live import LiveStream, whole_samples
+from ds2deploy.serve.live import LiveStream, end_live, whole_samples
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.sockets import Socket, serve_socket
@@ -100,12 +99,7 @@ async def _talk(socket: Socket, server: Server) -> None:
             live.finish()
             await (sender or _tell(socket, live))
     finally:
-        if sender is not None:
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await sender
-        if live is not None:
-            live.close()
+        await end_live(live, sender)
 
 
 async def _tell(socket: Socket, live: LiveStream) -> None:
@@ -114,15 +108,15 @@ async def _tell(socket: Socket, live: LiveStream) -> None:
     while True:
         found = await live.next()
         if isinstance(found, Transcript):
-            await socket.send(_json({"final": True, **_segment(found)}))
+            await socket.send_json({"final": True, **_segment(found)})
             return
         for segment in found.segments:
-            await socket.send(_json({"segment": _segment(segment)}))
+            await socket.send_json({"segment": _segment(segment)})
         if found.segments:
             shown = ("", "")
         if found.words or (found.stable, found.tail) != shown:
             shown = (found.stable, found.tail)
-            await socket.send(_json(_update(found)))
+            await socket.send_json(_update(found))
 
 
 def _open(socket: Socket, server: Server, settings: Settings) -> LiveStream:
@@ -186,11 +180,5 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 async def _send_error(socket: Socket, error: RefusedError) -> None:
-    body: dict[str, Any] = {"message": error.message, "code": error.code}
-    if error.retry_after_s is not None:
-        body["retry_after_ms"] = round(1000 * error.retry_after_s)
-    await socket.send(_json({"error": body}))
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    body = {"message": error.message, "code": error.code, **error.retry}
+    await socket.send_json({"error": body})

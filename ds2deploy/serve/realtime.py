@@ -8,7 +8,6 @@ segment. Words of an item are sent as soon as they are final, even before its co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from starlette.websockets import WebSocket
 from ds2deploy.runtimes.decoding.transcript import Transcript, Word
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.serve.limits import RefusedError, refusal
-from ds2deploy.serve.live import LiveStream
+from ds2deploy.serve.live import LiveStream, end_live
 from ds2deploy.serve.openai_forms import token_logprobs
 from ds2deploy.serve.realtime_events import (
     Append,
@@ -167,7 +166,7 @@ class RealtimeSession:
             event_id = found.event_id
             await self._dispatch(found.type, message)
         except (RefusedError, Ds2Error) as error:
-            refused = error if isinstance(error, RefusedError) else refusal(error)
+            refused = refusal(error)
             if refused.status == 429 or refused.status >= 500:
                 raise refused from None
             self._server.refuse(self._socket.model, refused.code)
@@ -183,13 +182,9 @@ class RealtimeSession:
     async def close(self) -> None:
         """Discard the remaining audio."""
         live, teller, self._live, self._teller = self._live, self._teller, None, None
-        if teller is not None:
-            teller.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await teller
         if live is not None:
             self._heard_s += live.audio_s
-            live.close()
+        await end_live(live, teller)
         self._committing = False
 
     async def _dispatch(self, kind: str, message: str | bytes) -> None:

@@ -259,15 +259,14 @@ def error_event(error: RefusedError, event_id: str | None = None) -> str:
         error: the error.
         event_id: the client's id of the event that caused it.
     """
-    body: dict[str, Any] = {
+    body = {
         "type": error.type,
         "code": error.code,
         "message": error.message,
         "param": error.param,
         "event_id": event_id,
+        **error.retry,
     }
-    if error.retry_after_s is not None:
-        body["retry_after_ms"] = round(1000 * error.retry_after_s)
     return event("error", error=body)
 
 

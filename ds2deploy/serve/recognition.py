@@ -57,7 +57,7 @@ class Recognition:
         try:
             found = await self._server.unless_cut_off(self._in_turn())
         except (Ds2Error, RefusedError) as error:
-            refused = refusal(error) if isinstance(error, Ds2Error) else error
+            refused = refusal(error)
             refused.model = self.model.name
             raise refused from None
         self._server.count(self.model.name, PROTOCOL, "ok")

@@ -37,7 +37,6 @@ class Server:
         limits: limits of the server.
         endpoint: rules that end a segment of a live stream, unless a client sets others.
         api_key: key that clients must send; None needs no key.
-        log_text: write recognised text to the log.
         tick_s: interval between ticks, in seconds; see `Model`.
 
     Attributes:
@@ -57,13 +56,12 @@ class Server:
         limits: Limits | None = None,
         endpoint: Endpoint | None = None,
         api_key: str | None = None,
-        log_text: bool = False,
         tick_s: float = 0.0,
     ) -> None:
         self._loads, self._tick_s = dict(models), tick_s
         self.limits = limits or Limits()
         self.endpoint = endpoint or Endpoint()
-        self.api_key, self.log_text = api_key, log_text
+        self.api_key = api_key
         self.metrics = Metrics()
         self.models: dict[str, Model] = {}
         self.failure: Ds2Error | None = None

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ds2deploy.runtimes.errors import Ds2Error
@@ -24,7 +25,6 @@ REASON_BYTES = 120
 """Maximum length of the reason in a close frame, in bytes; the protocol allows 123."""
 
 Message = str | bytes
-SendError = Callable[[RefusedError], Awaitable[None]]
 
 
 class Socket:
@@ -107,6 +107,10 @@ class Socket:
             except RuntimeError:  # the server's closing handshake, or its ping timeout, came first
                 raise WebSocketDisconnect(1006) from None
 
+    async def send_json(self, value: object) -> None:
+        """Send a value as JSON; see `send`."""
+        await self.send(msgspec.json.encode(value).decode())
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection; further calls do nothing."""
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):
@@ -141,7 +145,7 @@ async def serve_socket(
     except WebSocketDisconnect:
         outcome = "vanished"
     except (RefusedError, Ds2Error) as error:
-        refused = error if isinstance(error, RefusedError) else refusal(error)
+        refused = refusal(error)
         outcome, code, reason = refused.code, close_code(refused), refused.message
         server.refuse(socket.model, refused.code)
         with contextlib.suppress(Exception):

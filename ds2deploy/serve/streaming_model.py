@@ -11,10 +11,7 @@ from ds2deploy.runtimes.audio.arriving import ArrivingFile, RereadError
 from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import (
-    DeviceError,
-    Ds2Error,
-)
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.streaming.endpoint import Endpoint
 from ds2deploy.runtimes.streaming.pool import StreamPool, Tick

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ds2deploy.runtimes.errors import DeviceError, Ds2Error
-from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.tensors import Tensors
+from ds2deploy.serve.measuring import WrappedSession
 
 
 class Turn:
@@ -34,7 +33,7 @@ class Turn:
                 self._changed.notify_all()
 
 
-class TurnSession:
+class TurnSession(WrappedSession):
     """Session that waits for its turn in every run; see `Session`.
 
     Args:
@@ -46,24 +45,8 @@ class TurnSession:
     def __init__(
         self, session: Session, turn: Turn, on_failure: Callable[[Exception], None]
     ) -> None:
-        self._session, self._turn, self._on_failure = session, turn, on_failure
-        self.description, self.runtime = session.description, session.runtime
-        self.profile, self.at_once = session.profile, session.at_once
-
-    def compute(self, tensors: Tensors) -> Tensors:
-        """See `Session.compute`."""
-        with self._reported():
-            return self._session.compute(tensors)
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """See `Session.run`."""
-        with self._reported():
-            return self._session.run(sound, lengths)
-
-    def streaming(self) -> Session | None:
-        """See `Session.streaming`."""
-        found = self._session.streaming()
-        return None if found is None else TurnSession(found, self._turn, self._on_failure)
+        super().__init__(session, self._reported)
+        self._turn, self._on_failure = turn, on_failure
 
     def close(self) -> None:
         """Do nothing: the model closes its session."""

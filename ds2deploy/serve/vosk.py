@@ -153,17 +153,17 @@ async def _talk(socket: Socket, server: Server) -> None:
     try:
         async for message in socket.messages():
             if isinstance(message, bytes):
-                await socket.send(_json(await utterance.accept(message)))
+                await socket.send_json(await utterance.accept(message))
                 continue
             control = _control(message)
             if control.config is not None:
                 utterance.configure(control.config)
             if control.eof or control.reset:
-                await socket.send(_json(await utterance.finish()))
+                await socket.send_json(await utterance.finish())
             if control.eof:
                 return
         if utterance.live is not None:  # the server shuts down
-            await socket.send(_json(await utterance.finish()))
+            await socket.send_json(await utterance.finish())
     finally:
         utterance.close()
 
@@ -202,11 +202,4 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 async def _send_error(socket: Socket, error: RefusedError) -> None:
-    body: dict[str, Any] = {"error": error.message, "code": error.code}
-    if error.retry_after_s is not None:
-        body["retry_after_ms"] = round(1000 * error.retry_after_s)
-    await socket.send(_json(body))
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    await socket.send_json({"error": error.message, "code": error.code, **error.retry})

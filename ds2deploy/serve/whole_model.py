@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from ds2deploy.runtimes.audio.source import BinaryReader
 from ds2deploy.runtimes.decoding.decoder import Phrases
 from ds2deploy.runtimes.decoding.transcript import Transcript
-from ds2deploy.runtimes.errors import (
-    DeviceError,
-    Ds2Error,
-    StreamError,
-)
-from ds2deploy.runtimes.features import FloatArray
+from ds2deploy.runtimes.errors import DeviceError, Ds2Error, StreamError
 from ds2deploy.runtimes.recognizer import Recognizer
 from ds2deploy.runtimes.session import Session
+from ds2deploy.runtimes.whole_utterances import begin_reading
 from ds2deploy.serve.models import Model, OnUpdate
 from ds2deploy.serve.turn import TurnSession
 from ds2deploy.serve.uploads import limited
@@ -43,7 +39,7 @@ class WholeModel(Model):
         self._check_working()
         pieces = limited(file, name, self.sample_rate, self.limits.audio_s)
         limit = int(self.recognizer.longest_s * self.sample_rate)
-        begun, rest = await asyncio.to_thread(_begin, pieces, limit)
+        begun, rest = await asyncio.to_thread(begin_reading, pieces, limit)
         if rest is not None:
             async with self._long:
                 whole = itertools.chain(begun, rest)
@@ -88,17 +84,3 @@ class WholeModel(Model):
         """Let the model's thread open the engine again, unless it did meanwhile."""
         if session is self.recognizer.session:
             self._reported = error
-
-
-def _begin(
-    pieces: Iterator[FloatArray], limit: int
-) -> tuple[list[FloatArray], Iterator[FloatArray] | None]:
-    """Read until the limit is exceeded; the second result is None if it is not."""
-    read: list[FloatArray] = []
-    count = 0
-    for piece in pieces:
-        read.append(piece)
-        count += len(piece)
-        if count > limit:
-            return read, pieces
-    return read, None

@@ -20,7 +20,7 @@ from ds2deploy.runtimes.decoding.transcript import Transcript
 from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.serve.hot_words import MOST_HOT_WORDS
 from ds2deploy.serve.limits import RefusedError, draining_error, refusal
-from ds2deploy.serve.live import LiveStream, pcm16
+from ds2deploy.serve.live import LiveStream, end_live, pcm16
 from ds2deploy.serve.models import Model
 from ds2deploy.serve.server import Server
 from ds2deploy.serve.streaming_model import StreamingModel
@@ -152,10 +152,7 @@ class _Connection:
             live.finish()
             await teller
         finally:
-            teller.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await teller
-            live.close()
+            await end_live(live, teller)
 
     async def _tell(self, live: LiveStream) -> None:
         """Send words as soon as they are final, and the whole text at the end."""
@@ -235,8 +232,6 @@ def _hot_words(model: Model, request: asr.Transcribe) -> list[str] | None:
 
 
 def _refused(error: MalformedError | RefusedError | Ds2Error) -> RefusedError:
-    if isinstance(error, RefusedError):
-        return error
-    if isinstance(error, Ds2Error):
-        return refusal(error)
-    return RefusedError(400, str(error), "malformed")
+    if isinstance(error, MalformedError):
+        return RefusedError(400, str(error), "malformed")
+    return refusal(error)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from ds2deploy.export.parity.reference import (
@@ -24,6 +25,7 @@ from ds2deploy.export.parity.reference import (
     FRAMES,
     Exact,
     Reference,
+    behind_best,
     decode_all,
     distance,
     lengths_of,
@@ -72,10 +74,10 @@ def check_parity(
     for batch, frames in grid:
         progress(f"batch {batch} x {frames} frames")
         measured.append(comparison.measure(batch, frames))
-    known = [case.own for case in measured if case.own is not None]
-    own = max(known, default=None)
+    owns = (one.case.pytorch_difference for one in measured)
+    own = max((one for one in owns if one is not None), default=None)
     tolerance = tolerance_for(artifact.description.precision, own)
-    cases = [case.judged(tolerance) for case in measured]
+    cases = [one.judged(tolerance) for one in measured]
     words, blocks = None, artifact.description.blocks
     if reference.recordings:
         progress(f"words of {len(reference.recordings)} utterances")
@@ -98,31 +100,17 @@ def check_parity(
 class _Measured(NamedTuple):
     """One batch before it is judged.
 
-    `own` is PyTorch's distance from float64, `behind` the most by which the reference holds a label
-    that the artifact chose less likely than its own best; the rest is as in `CaseResult`.
+    `behind` is the most by which the reference holds a label that the artifact chose less likely
+    than its own best.
     """
 
-    batch: int
-    frames: int
-    lengths: tuple[int, ...]
-    own: float | None
-    difference: float = float("inf")
+    case: CaseResult
     behind: float = float("inf")
-    argmax_share: float = 0.0
-    same_text: bool = False
 
     def judged(self, tolerance: Tolerance) -> CaseResult:
         """Judge the result by a tolerance."""
-        return CaseResult(
-            batch=self.batch,
-            frames=self.frames,
-            lengths=self.lengths,
-            max_difference=self.difference,
-            pytorch_difference=self.own,
-            argmax_share=self.argmax_share,
-            same_text=self.same_text,
-            passed=self.difference <= tolerance.log_probs and self.behind <= tolerance.tie,
-        )
+        close = self.case.max_difference <= tolerance.log_probs and self.behind <= tolerance.tie
+        return msgspec.structs.replace(self.case, passed=close)
 
 
 class _Comparison:
@@ -136,28 +124,36 @@ class _Comparison:
         truths = [self._reference.log_probs(i, length) for i, length in enumerate(lengths)]
         owns = [self._reference.pytorch_difference(i, length) for i, length in enumerate(lengths)]
         own = max((own for own in owns if own is not None), default=None)
-        unlike = _Measured(batch, frames, lengths, own)
+        unlike = CaseResult(
+            batch=batch,
+            frames=frames,
+            lengths=lengths,
+            max_difference=float("inf"),
+            pytorch_difference=own,
+            argmax_share=0.0,
+            same_text=False,
+            passed=False,
+        )
         sound, counts = pad_sounds(
             [self._reference.utterance(i, length) for i, length in enumerate(lengths)]
         )
         try:
             log_probs, output_lengths = self._run(sound, counts)
         except NotFiniteError:
-            return unlike
+            return _Measured(unlike)
         if output_lengths.tolist() != [output_length(length) for length in lengths]:
-            return unlike
+            return _Measured(unlike)
         rows = [row[: len(truth)] for truth, row in zip(truths, log_probs, strict=True)]
         expected, actual = np.concatenate(truths), np.concatenate(rows)
         if np.isnan(actual).any():
-            return unlike
-        best, chosen = expected.max(axis=1), actual.argmax(axis=1)
-        taken = np.take_along_axis(expected, chosen[:, None], axis=1)[:, 0]
-        return unlike._replace(
-            difference=distance(expected, actual),
-            behind=float((best - taken).max()),
-            argmax_share=float((expected.argmax(axis=1) == chosen).mean()),
+            return _Measured(unlike)
+        case = msgspec.structs.replace(
+            unlike,
+            max_difference=distance(expected, actual),
+            argmax_share=float((expected.argmax(axis=1) == actual.argmax(axis=1)).mean()),
             same_text=all(map(self._same_text, truths, rows)),
         )
+        return _Measured(case, behind_best(expected, actual))
 
     def _run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
         """Streams begin one after the other, so that a batch holds them at different places."""

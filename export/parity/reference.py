@@ -20,11 +20,7 @@ from ds2deploy.export.parity.speech import speech_waveforms
 from ds2deploy.runtimes.alphabet import Alphabet
 from ds2deploy.runtimes.artifact import Input
 from ds2deploy.runtimes.decoding.greedy import greedy_text
-from ds2deploy.runtimes.features import (
-    FeatureExtractor,
-    FloatArray,
-    pad_sounds,
-)
+from ds2deploy.runtimes.features import FeatureExtractor, FloatArray, pad_sounds
 from ds2deploy.runtimes.pipeline import batches
 from ds2deploy.runtimes.session import Session
 
@@ -62,6 +58,12 @@ def distance(exact: Exact, found: FloatArray) -> float:
     """
     decisive = np.maximum(exact, found) > FLOOR
     return float(np.abs(exact[decisive] - found[decisive]).max(initial=0.0))
+
+
+def behind_best(exact: Exact, found: FloatArray) -> float:
+    """Most by which the labels that `found` has best are behind the best ones of `exact`."""
+    chosen = np.take_along_axis(exact, found.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return float((exact.max(axis=1) - chosen).max(initial=0.0))
 
 
 class Reference:

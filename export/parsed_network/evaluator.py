@@ -22,10 +22,7 @@ from ds2deploy.export.parsed_network.operations import operation
 from ds2deploy.export.parsed_network.reader import read_network
 from ds2deploy.export.parsed_network.rounding import rounder
 from ds2deploy.runtimes.artifact import ArtifactDescription
-from ds2deploy.runtimes.engine_description import Profile
-from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Session
-from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.streaming.state import BaseSession
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 from ds2deploy.runtimes.tensors import Tensors
 
@@ -73,7 +70,7 @@ class NetworkEvaluator:
         return {name: values[name] for name in self._network.outputs}
 
 
-class NetworkSession:
+class NetworkSession(BaseSession):
     """The parsed network of an ONNX artifact, as a session.
 
     Args:
@@ -90,23 +87,10 @@ class NetworkSession:
         self._evaluator = NetworkEvaluator(network)
         self.description = description
         self.runtime = f"network parsed by {network.title}, on the CPU"
-        self.profile: Profile | None = None
-        self.at_once: int | None = None
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once; see `Session.compute`."""
         return self._evaluator.run(dict(tensors))
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run`."""
-        return run_whole(self, sound, lengths)
-
-    def streaming(self) -> Session | None:
-        """Itself, where it takes blocks."""
-        return self if self.description.blocks is not None else None
-
-    def close(self) -> None:
-        """Nothing here needs to be freed by hand."""
 
 
 def check_network(

@@ -60,14 +60,7 @@ def export_engines(
             f"{artifact}: is ONNX already; add --trt or --rtx to build an engine of it, or give a "
             "checkpoint"
         )
-    if out.exists() and not out.is_dir():
-        raise MissingFileError(f"{out}: is a file; expected a folder for the engines")
-    if triton is not None:
-        check_repository(triton)
-        for options in engines:
-            check_engine(options.flavor, options.batch)
-    for options in engines:
-        check_builder(options)
+    check_destination(out, engines, triton)
     description = describe_artifact(artifact)
     refuse_what_no_parser_takes(description.model, description.precision, str(artifact))
     if not (description.parity or {}).get("passed"):
@@ -96,6 +89,26 @@ def export_engines(
                 engine = Path(built.path)
                 written.append(write_engine_model(engine, artifact, triton, files, progress))
     return written
+
+
+def check_destination(
+    out: Path, engines: Sequence[EngineOptions], triton: TritonOptions | None
+) -> None:
+    """Refuse what cannot be written, built or verified here, before anything is read.
+
+    Raises:
+        MissingFileError: the folder for the artifacts is a file.
+        ConfigError, RuntimeUnavailableError: see `check_repository`, `check_engine` and
+            `check_builder`.
+    """
+    if out.exists() and not out.is_dir():
+        raise MissingFileError(f"{out}: is a file; expected a folder for the artifacts")
+    if triton is not None:
+        check_repository(triton)
+        for options in engines:
+            check_engine(options.flavor, options.batch)
+    for options in engines:
+        check_builder(options)
 
 
 def _pytorch_difference(description: ArtifactDescription) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ds2deploy.export.parity.reference import distance
+from ds2deploy.export.parity.reference import behind_best, distance
 from ds2deploy.export.parity.report import Tolerance, tolerance_for
 from ds2deploy.export.parity.speech import synthesize
 from ds2deploy.export.triton.clients import make_batcher, run_clients
@@ -176,9 +176,7 @@ def _judged(
             continue
         exact = other.log_probs.astype(np.float64)
         difference = max(difference, distance(exact, found.log_probs))
-        chosen = found.log_probs.argmax(axis=1)[:, None]
-        taken = np.take_along_axis(exact, chosen, axis=1)[:, 0]
-        behind = max(behind, float((exact.max(axis=1) - taken).max(initial=0.0)))
+        behind = max(behind, behind_best(exact, found.log_probs))
     # Two labels may be too close for any runtime to order. In int8 nothing is batched, nor padded.
     text = same == len(served) or not tolerance.by_words
     return Simulation(

@@ -14,9 +14,6 @@ BEGINS, ENDS = 2, 4
 CODECS = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 """Beginnings of the first packet of a logical stream of audio."""
 
-LONGEST_PAGE = 27 + 255 + 255 * 255
-"""Size of the longest possible page, in bytes."""
-
 
 class OggAudio(NamedTuple):
     """One recording of those that stand one after the other (are chained) in a file.

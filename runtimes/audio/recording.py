@@ -12,12 +12,7 @@ from typing import BinaryIO
 import soundfile
 
 from ds2deploy.runtimes.audio.checks import check_stream_rate
-from ds2deploy.runtimes.audio.formats import (
-    FRAME_PAIR,
-    content_format,
-    conversion,
-    suffix_format,
-)
+from ds2deploy.runtimes.audio.formats import FRAME_PAIR, content_format, conversion, suffix_format
 from ds2deploy.runtimes.audio.levels import Levels
 from ds2deploy.runtimes.audio.sections import Section, find_mp3_sections, find_sections
 from ds2deploy.runtimes.audio.source import AudioFile, audio_name, open_audio_file

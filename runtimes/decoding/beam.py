@@ -15,12 +15,7 @@ from ds2deploy.runtimes.decoding.beam_search import Limits, Search
 from ds2deploy.runtimes.decoding.confidence import Path, label_confidence, posteriors
 from ds2deploy.runtimes.decoding.hot_words import HotWords, HotWordScorer
 from ds2deploy.runtimes.decoding.hypotheses import Floats, History
-from ds2deploy.runtimes.decoding.scorers import (
-    PhraseScorer,
-    Scorer,
-    WeightedScorer,
-    Weights,
-)
+from ds2deploy.runtimes.decoding.scorers import PhraseScorer, Scorer, WeightedScorer, Weights
 from ds2deploy.runtimes.decoding.transcript import (
     Alternative,
     Transcript,

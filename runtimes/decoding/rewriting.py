@@ -10,12 +10,7 @@ from typing import Any
 import msgspec
 
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.decoding.decoder import (
-    Decoder,
-    HotWordDecoder,
-    MakeDecoder,
-    with_hot_words,
-)
+from ds2deploy.runtimes.decoding.decoder import Decoder, HotWordDecoder, MakeDecoder, with_hot_words
 from ds2deploy.runtimes.decoding.greedy import GreedyDecoder
 from ds2deploy.runtimes.decoding.making import make_decoder
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update, Word

@@ -14,14 +14,12 @@ from ds2deploy.runtimes.artifact import (
     Precision,
     read_description,
 )
-from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.errors import (
     DeviceError,
     MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
 )
-from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.files import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
@@ -29,8 +27,8 @@ from ds2deploy.runtimes.onnx.metadata import AGAIN, no_description, read_onnx_de
 from ds2deploy.runtimes.onnx.obstacles import Provider, first_line
 from ds2deploy.runtimes.onnx.providers import TENSORRT_PROFILE, check, configure
 from ds2deploy.runtimes.onnx.weights import check_weights
-from ds2deploy.runtimes.session import Session, usable_cores
-from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.session import usable_cores
+from ds2deploy.runtimes.streaming.state import BaseSession
 from ds2deploy.runtimes.tensors import Tensors
 
 AT_ONCE = 4
@@ -54,7 +52,7 @@ the batches of a CPU. Runs that take their memory anew are slower in int8 (3 x B
 0.34 s of processor time in place of 0.24)."""
 
 
-class OnnxSession:
+class OnnxSession(BaseSession):
     """Runs an exported ONNX file.
 
     Args:
@@ -95,7 +93,7 @@ class OnnxSession:
         self._session = _open(path, chosen, int(index or 0), threads, described)
         self.description = description or _describe(self._session, path)
         self.runtime = f"onnxruntime {device if provider in (None, 'cuda') else provider}"
-        self.profile: Profile | None = TENSORRT_PROFILE if chosen == "tensorrt" else None
+        self.profile = TENSORRT_PROFILE if chosen == "tensorrt" else None
         self.at_once = at_once(self.description, threads) if chosen == "cpu" else None
         self._give_back = shrinking_run() if chosen == "cpu" else None
 
@@ -128,17 +126,6 @@ class OnnxSession:
         if self.description.input == "waveform":
             frames = self.description.features.frames(frames)
         return self._give_back if len(sound) * frames > EXCEPTIONAL_FRAMES else None
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run`."""
-        return run_whole(self, sound, lengths)
-
-    def streaming(self) -> Session | None:
-        """Itself, where it takes blocks."""
-        return self if self.description.blocks is not None else None
-
-    def close(self) -> None:
-        """Nothing here needs to be freed by hand."""
 
 
 def shrinking_run() -> Any:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ds2deploy.runtimes.artifact import ArtifactDescription
+from ds2deploy.runtimes.engine_description import Profile
 from ds2deploy.runtimes.features import FloatArray, IntArray
 from ds2deploy.runtimes.geometry import TIME_STRIDE, output_length
-from ds2deploy.runtimes.session import Session, check_finite
+from ds2deploy.runtimes.session import Closing, Session, check_finite
 from ds2deploy.runtimes.tensors import (
     LENGTHS,
     LOG_PROBS,
@@ -19,6 +20,7 @@ from ds2deploy.runtimes.tensors import (
     OUTPUT_LENGTHS,
     POSITION,
     STATE,
+    Tensors,
     first_state,
 )
 
@@ -136,6 +138,33 @@ def run_whole(
     for row, length in zip(log_probs, output_lengths, strict=True):
         check_finite(session, row[:length])
     return log_probs, output_lengths
+
+
+class BaseSession(Closing):
+    """Base class of sessions, whose other methods follow from `compute`; see `Session`.
+
+    A session sets `description` and `runtime`; and `profile`, `at_once` or `close` if needed.
+    """
+
+    description: ArtifactDescription
+    runtime: str
+    profile: Profile | None = None
+    at_once: int | None = None
+
+    def compute(self, tensors: Tensors) -> Tensors:
+        """Run the network once; see `Session.compute`."""
+        raise NotImplementedError
+
+    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
+        """Run the network on whole utterances; see `Session.run`."""
+        return run_whole(self, sound, lengths)
+
+    def streaming(self) -> Session | None:
+        """Return this session if it takes blocks, else None; see `Session.streaming`."""
+        return self if self.description.blocks is not None else None
+
+    def close(self) -> None:
+        """Do nothing: most runtimes free their memory themselves; see `Session.close`."""
 
 
 def run_in_blocks(

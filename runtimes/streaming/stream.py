@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 import numpy.typing as npt
 
-from ds2deploy.runtimes.decoding.decoder import (
-    Decoder,
-    HotWordDecoder,
-    Phrases,
-    with_hot_words,
-)
+from ds2deploy.runtimes.decoding.decoder import Decoder, HotWordDecoder, Phrases, with_hot_words
 from ds2deploy.runtimes.decoding.transcript import Transcript, Update
 from ds2deploy.runtimes.errors import StreamError
 from ds2deploy.runtimes.features import FeatureExtractor, FloatArray

@@ -11,12 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ds2deploy.runtimes.engine_description import (
-    EngineDescription,
-    Profile,
-    runs_on,
-    seconds_of_frames,
-)
+from ds2deploy.runtimes.engine_description import EngineDescription, runs_on, seconds_of_frames
 from ds2deploy.runtimes.errors import (
     DeviceError,
     FeaturesError,
@@ -24,9 +19,8 @@ from ds2deploy.runtimes.errors import (
     RuntimeUnavailableError,
     one_line,
 )
-from ds2deploy.runtimes.features import FloatArray, IntArray
-from ds2deploy.runtimes.session import Closing, Session, beyond_profile, check_tensors
-from ds2deploy.runtimes.streaming.state import run_whole
+from ds2deploy.runtimes.session import beyond_profile, check_tensors
+from ds2deploy.runtimes.streaming.state import BaseSession
 from ds2deploy.runtimes.tensorrt import cuda
 from ds2deploy.runtimes.tensorrt.contexts import ContextPool, ExecutionContext, GraphSwitch, Shape
 from ds2deploy.runtimes.tensorrt.engine_file import read_blob, read_engine_description
@@ -37,7 +31,7 @@ from ds2deploy.runtimes.tensorrt.runtime_cache import CACHE_SUFFIX, RuntimeCache
 from ds2deploy.runtimes.tensors import Tensors, input_tensors, output_tensors, samples_of
 
 
-class TensorRtSession(Closing):
+class TensorRtSession(BaseSession):
     """Runs an engine; from several threads, if you like.
 
     Args:
@@ -80,8 +74,7 @@ class TensorRtSession(Closing):
         self.description, engine = read_engine_description(self._path)
         library = _open_library(self._path, engine)
         self._device = _open_device(self._path, engine, device)
-        self.profile: Profile | None = engine.profile
-        self.at_once: int | None = None
+        self.profile = engine.profile
         self.runtime = f"{'tensorrt' if engine.flavor == 'tensorrt' else 'tensorrt-rtx'} {device}"
         self._graphs = GraphSwitch(self._path, cuda_graphs)
         self._log = make_log(library)
@@ -96,10 +89,6 @@ class TensorRtSession(Closing):
     def cuda_graphs(self) -> str:
         """State of CUDA graphs: `on`, `off`, or `off: ` and why."""
         return self._graphs.text
-
-    def run(self, sound: FloatArray, lengths: IntArray) -> tuple[FloatArray, IntArray]:
-        """Run the network on whole utterances; see `Session.run` and `compute`."""
-        return run_whole(self, sound, lengths)
 
     def compute(self, tensors: Tensors) -> Tensors:
         """Run the network once; see `Session.compute`.
@@ -120,10 +109,6 @@ class TensorRtSession(Closing):
         except RuntimeError as error:  # DeviceError is one; so is what TensorRT's binding raises
             logged = self._log.take()
             raise DeviceError(f"{self._path}: {one_line(error)}{logged}") from None
-
-    def streaming(self) -> Session | None:
-        """Itself, where it takes blocks."""
-        return self if self.description.blocks is not None else None
 
     def close(self) -> None:
         """Free everything, after the runs under way; again does nothing."""

@@ -162,6 +162,6 @@ def test_it_really_measures(check, tmp_path, capsys):
 def test_a_goal_and_the_machines_floor(
     measured: float | None, floor: float | None, status: str, shown: str, benchmark_module
 ):
-    goal = benchmark_module("report").Goal(name="speed", wanted=2.0, measured=measured, floor=floor)
+    goal = benchmark_module("report").Goal("speed", 2.0, measured, floor=floor)
     assert goal.status == status
     assert goal.row()[3] == shown

@@ -233,14 +233,14 @@ def gpu(benchmark_module, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = benchmark_module("gpu")
     standin.Machine(flavor="tensorrt", version="10.3.0").install(monkeypatch)
 
-    def build(job: Any) -> tuple[float, float, float, int]:
+    def build(job: Any, _: Any) -> tuple[float, float, float, int]:
         shapes = job.profile["features"]
         profile = {"batch": [s[0] for s in shapes], "frames": [s[-1] for s in shapes]}
         blob = standin.make_blob(Path(job.onnx).read_bytes(), profile)
         Path(job.engine).write_bytes(blob)
         return 0.5, 7.25, 300.0, 99
 
-    monkeypatch.setattr(module, "build_alone", build)
+    monkeypatch.setattr(module, "run_build", build)
     return module
 
 
@@ -276,7 +276,7 @@ def test_goals(benchmark_module):
     report = benchmark_module("report")
 
     def status(measured: float | None, floor: float | None = None, least: bool = True) -> str:
-        goal = report.Goal(name="a", wanted=2.0, measured=measured, floor=floor, least=least)
+        goal = report.Goal("a", 2.0, measured, least=least, floor=floor)
         return goal.status
 
     assert status(2.0) == "met"
@@ -294,7 +294,7 @@ def test_the_report_of_all(benchmark_module, tmp_path: Path, monkeypatch, capsys
 
     monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     assert report.main() == 2
-    goal = report.Goal(name="a | b", wanted=2.0, measured=2.5, floor=3.0)
+    goal = report.Goal("a | b", 2.0, 2.5, floor=3.0)
     plot = report.Plot(
         file="p.png", title="P", x_label="x", y_label="y", series={"s": [(1.0, 2.0)]}
     )

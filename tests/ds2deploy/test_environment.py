@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_packages_and_extras(monkeypatch: pytest.MonkeyPatch):
     lines = ["numpy>=1.26", "none-such>=1; extra == 'odd'", "ds2deploy[cpu]; extra == 'odd'"]
     monkeypatch.setattr(environment.metadata, "requires", lambda _: lines)
     found = describe_environment()
-    assert found.packages == {"none-such": None, "numpy": environment._version("numpy")}
+    assert found.packages == {"none-such": None, "numpy": metadata.version("numpy")}
     assert found.extras == {"odd": ["none-such"]}
 
 

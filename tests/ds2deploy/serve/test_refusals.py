@@ -146,7 +146,8 @@ def test_unusable_hot_words_of_a_stream_name_their_key(
 ) -> None:
     with beam.stream(path) as stream:
         stream.send(json.dumps(message))
-        stream.send(pcm(0.5))
+        if path == "/vosk":  # the other protocol refuses them before any audio
+            stream.send(pcm(0.5))
         found = json.loads(stream.recv())["error"]
         assert (found if path == "/vosk" else found["message"]).startswith(f"{param}: ")
         assert close_code(stream) == 1008
