@@ -109,7 +109,7 @@ def export_checkpoint(
             check_servable(described, triton.device)
     recordings = read_recordings(audio)
     profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
-    progress("gathering statistics" if export_format.statistics_from else "reading")
+    progress("computing statistics" if export_format.statistics_from else "preparing the reference")
     loaded = export_format.prepare(loaded)
     reference = make_reference(loaded, export_format.input, recordings, longest_frames(profiles))
     exported: list[Exported | EngineExport | TritonExport] = []
@@ -157,8 +157,8 @@ def _check_request(
         raise MissingFileError(f"{out}: is a file; expected a folder for the artifacts")
     if "bf16" in precisions and not engines:
         raise ConfigError(
-            "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
-            "be verified; it is for engines: add --trt or --rtx, or choose fp16"
+            "--precision bf16: only for engines, because ONNX Runtime cannot verify bf16 on a "
+            "CPU; add --trt or --rtx, or choose fp16"
         )
     if triton is not None:
         check_repository(triton)

@@ -53,10 +53,13 @@ def read_engine_description(path: Path) -> tuple[ArtifactDescription, EngineDesc
     except FileNotFoundError:
         raise MissingFileError(
             f"{beside}: no such file; an engine needs the description that was written with it: "
-            "copy both, or export the checkpoint again with --trt or --rtx"
+            "copy both files, or export the checkpoint again with --trt or --rtx"
         ) from None
     except UnicodeDecodeError:
-        raise ModelFileError(f"{beside}: its description is damaged; export it again") from None
+        raise ModelFileError(
+            f"{beside}: damaged (not UTF-8); copy it again, or export the checkpoint again with "
+            "--trt or --rtx"
+        ) from None
     description = read_description(document, str(beside))
     if description.engine is None:
         raise ModelFileError(
@@ -101,6 +104,6 @@ def read_blob(path: Path, engine: EngineDescription) -> bytes:
 
 def _another(path: Path, size: int, engine: EngineDescription) -> ModelFileError:
     return ModelFileError(
-        f"{path}: truncated, damaged, or not the engine that its description was written with "
-        f"({size} bytes, {engine.size} expected); copy both files, or build it: {engine.rebuild}"
+        f"{path}: truncated, damaged, or from another export than its description ({size} bytes, "
+        f"expected {engine.size}); copy both files again, or build it: {engine.rebuild}"
     )
