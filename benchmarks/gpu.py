@@ -97,7 +97,9 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
     library = import_tensorrt(flavor)
     capability = open_device().compute_capability
     if flavor == "rtx" and capability not in RTX_CAPABILITIES:
-        raise RuntimeUnavailableError(f"TensorRT-RTX does not support GPUs of {capability}")
+        raise RuntimeUnavailableError(
+            f"TensorRT-RTX does not support GPUs of compute capability {capability}"
+        )
     description = read_onnx_description(onnx)
     options = EngineOptions(
         flavor=flavor,
@@ -114,7 +116,7 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
         profile=job_profile(profile, description),
         targets=options.target_pairs(),
     )
-    progress(f"{library.title} builds {engine.name}")
+    progress(f"building {engine.name} with {library.title}")
     parse_s, build_s, peak_mb, layers = build_alone(job)
     facts = BuildFacts(
         parse_s=parse_s,
@@ -289,7 +291,11 @@ def tables(
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--precisions", default="fp32,fp16", help="some of fp32, fp16, bf16")
+    parser.add_argument(
+        "--precisions",
+        default="fp32,fp16",
+        help="precisions, separated by commas: fp32, fp16, bf16",
+    )
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
@@ -300,7 +306,7 @@ def main() -> int:
     if options.device != "cpu":
         works, reason, remedy = examine_device(options.device)
         if not works:
-            print(f"gpu.py: no GPU to measure on: {reason}; {remedy}", file=sys.stderr)
+            print(f"gpu.py: no usable GPU: {reason}; {remedy}", file=sys.stderr)
             return 2
     precisions = options.precisions.split(",")
     sizes = QUICK if options.quick else FULL
