@@ -99,10 +99,10 @@ def export_checkpoint(
     _check_request(out, precisions, engines, triton)
     loaded = load_checkpoint(checkpoint)
     blocks = export_format.blocks(loaded, str(checkpoint))
-    if "int8" in precisions:
-        check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
+    if "int8" in precisions:
+        check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     if triton is not None and keep_onnx:
         for precision in precisions:
             described = export_format.describe(loaded, precision, blocks)

@@ -60,13 +60,13 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         if checkpoint.recipe.model.bidirectional:
             raise ConfigError(
                 f"{name}: --streaming: a bidirectional model needs the whole utterance and cannot "
-                "stream; leave --streaming out, or train a unidirectional model, such as: "
+                "stream; omit --streaming, or train a unidirectional model, such as: "
                 "ds2deploy train digits-streaming"
             )
         if features.normalize != "utterance" and self.statistics_from is not None:
             raise ConfigError(
                 f"{name}: --statistics-from: its features are not normalised over whole utterances "
-                f'(normalize = "{features.normalize}"); leave the option out'
+                f'(normalize = "{features.normalize}"); omit the option'
             )
         if features.normalize == "utterance" and self.statistics_from is None:
             raise ConfigError(

@@ -51,7 +51,7 @@ def verify_artifact(
     path = Path(artifact)
     if path.suffix not in (".onnx", ENGINE_SUFFIX):
         raise ModelFileError(
-            f"{path}: not an artifact; expected an .onnx or .engine file, and then the checkpoint"
+            f"{path}: not an .onnx or .engine file; expected: ds2deploy verify ARTIFACT CHECKPOINT"
         )
     if network is not None and path.suffix == ENGINE_SUFFIX:
         raise ModelFileError(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from ds2deploy.runtimes.engine_description import EngineDescription
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError, newer_format
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
 from ds2deploy.runtimes.geometry import CONV1, CONV2, TIME_STRIDE
@@ -247,10 +247,7 @@ def read_description(document: str, path: str) -> ArtifactDescription:
     try:
         version = msgspec.json.decode(document, type=_Header).format_version
         if version > FORMAT_VERSION:
-            raise ModelFileError(
-                f"{path}: has artifact format {version}, but this ds2deploy reads formats up to "
-                f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
-            )
+            raise newer_format(path, "artifact", version, FORMAT_VERSION)
         description = msgspec.json.decode(document, type=ArtifactDescription)
     except ModelFileError:
         raise
@@ -260,8 +257,8 @@ def read_description(document: str, path: str) -> ArtifactDescription:
         ) from None
     if description.blocks is not None and version < STREAMS_SINCE:
         raise ModelFileError(
-            f"{path}: has streaming artifact format {version}, but this ds2deploy reads formats "
-            f"from {STREAMS_SINCE} on; export it again: ds2deploy export CHECKPOINT --out FOLDER "
-            "--streaming"
+            f"{path}: streaming artifact of format {version}; this version of ds2deploy reads "
+            f"formats from {STREAMS_SINCE} on; export it again: ds2deploy export CHECKPOINT "
+            "--out FOLDER --streaming"
         )
     return description

@@ -156,7 +156,7 @@ class Recognizer(Closing):
         if self.description.blocks is not None:
             if window_s is not None:
                 raise ConfigError(
-                    f"--window {window_s:g}: a streaming model does not use windows; leave it out"
+                    f"--window {window_s:g}: a streaming model does not use windows; omit it"
                 )
             return run_recordings(
                 self.session,
@@ -320,8 +320,8 @@ class Recognizer(Closing):
         name = self.description.source.name
         if self.description.model.bidirectional:
             raise StreamError(
-                f"{name}: a bidirectional model needs the whole utterance and cannot stream; leave "
-                "--stream out (in Python: use transcribe), or train a unidirectional model, "
+                f"{name}: a bidirectional model needs the whole utterance and cannot stream; omit "
+                "--stream (in Python: use transcribe), or train a unidirectional model, "
                 "such as: ds2deploy train digits-streaming"
             )
         if self.description.features.normalize == "utterance":

@@ -34,7 +34,7 @@ def explain_parser_errors(path: Path, parser: Any, library: TensorRt) -> str:
         return f"{where}: {_type_conflict(conflict.groups(), operator)}"
     if re.search(r"was not found in plugin registry|No importer registered", text):
         return (
-            f"{where}: the operator {operator} is not supported; leave --trt and --rtx out to "
+            f"{where}: the operator {operator} is not supported; omit --trt and --rtx to "
             "export only ONNX"
         )
     return f"{where}: {_cause(text)}; try --precision fp32, or another release of TensorRT"

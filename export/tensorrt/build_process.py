@@ -127,7 +127,7 @@ def build_failure(job: Job, last: Event, status: int, messages: str) -> str:
     if last.os_error:
         remedy = "free disk space, or make the folder writable"
     elif "workspace" in reason.lower():
-        remedy = "increase --workspace, or leave it out"
+        remedy = "increase --workspace, or omit it"
     elif "memory" in reason.lower():
         remedy = "choose a smaller --batch or --seconds"
     else:

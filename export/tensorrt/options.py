@@ -82,7 +82,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
                 "of the GPUs instead: --targets 8.6,8.9"
             )
         if self.timing_cache is not None:
-            raise ConfigError("--timing-cache: not available with --rtx; leave it out")
+            raise ConfigError("--timing-cache: not available with --rtx; omit it")
 
     def profile(self, features: FeatureConfig, blocks: Blocks | None) -> Profile:
         """Return the optimisation profile, in the frames of a model.
@@ -92,8 +92,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         """
         if blocks is not None and self.seconds is not None:
             raise ConfigError(
-                "--seconds, --profile-from: the blocks of a stream all have one length; leave the "
-                "option out (--batch is the number of simultaneous streams)"
+                "--seconds, --profile-from: the blocks of a stream all have one length; omit the "
+                "option (--batch is the number of simultaneous streams)"
             )
         return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 

@@ -84,7 +84,7 @@ def check_engine(flavor: Flavor, batch: Sequence[int]) -> None:
     """
     if flavor == "rtx":
         raise ConfigError(
-            "--triton: Triton cannot run TensorRT-RTX engines; leave --rtx out, or use --trt"
+            "--triton: Triton cannot run TensorRT-RTX engines; omit --rtx, or use --trt"
         )
     if batch[0] != 1:
         raise ConfigError(

@@ -93,7 +93,7 @@ class PcmStream:
             if told and self.format.sample_rate != sample_rate:
                 raise AudioError(
                     f"{name}: its header has a sample rate of {self.format.sample_rate} Hz, but "
-                    f"--rate is {sample_rate}; leave --rate out, it is for audio without a header"
+                    f"--rate is {sample_rate}; omit --rate, which is for audio without a header"
                 )
 
     def __iter__(self) -> Iterator[FloatArray]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeGuard, cast
 
 from ds2deploy.runtimes.audio.spliced import Span, Spliced
-from ds2deploy.runtimes.errors import AudioError, MissingFileError, one_line
+from ds2deploy.runtimes.errors import AudioError, MissingFileError, missing_file, one_line
 
 
 class BinaryReader(Protocol):
@@ -78,7 +78,7 @@ def open_audio_file(source: AudioFile) -> BinaryIO:
         if _is_opened(source) and source.seekable():
             return _in_place(name, source)
         return _copied(
-            source.read, name, ("nothing to read", "rewind it with seek(0), or record it again")
+            source.read, name, ("the file is empty", "record it again, or rewind it with seek(0)")
         )
     except AudioError:
         raise
@@ -178,15 +178,13 @@ def _empty(name: str, what: str, remedy: str) -> AudioError:
 
 def _unopened(path: Path, error: OSError | ValueError) -> AudioError | MissingFileError:
     """Say why a path cannot be opened."""
-    if isinstance(error, IsADirectoryError):
-        return MissingFileError(f"{path}: is a directory; expected an audio file")
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        if path.is_symlink():
+    if isinstance(error, (IsADirectoryError, FileNotFoundError, NotADirectoryError)):
+        if path.is_symlink() and not path.exists():
             target = path.readlink()
             return MissingFileError(
                 f"{path}: a link to {target}, which does not exist; correct the link"
             )
-        return MissingFileError(f"{path}: no such file; expected an audio file")
+        return missing_file(path, "an audio file")
     return unreadable(str(path), error)
 
 

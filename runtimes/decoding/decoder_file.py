@@ -127,9 +127,8 @@ def read_content(path: Path) -> DecoderFile:
         ) from None
     if found.format_version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: has decoder format {found.format_version}, but this ds2deploy reads format "
-            f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy, or make the file again: "
-            f"{TUNE}"
+            f"{path}: decoder format {found.format_version}; this version of ds2deploy reads "
+            f"format {FORMAT_VERSION}: pip install -U ds2deploy, or make the file again: {TUNE}"
         )
     return found
 

@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.errors import (
     DECODING_ERRORS,
-    MissingFileError,
     ModelFileError,
+    missing_file,
+    newer_format,
     system_reason,
 )
 
@@ -143,7 +144,7 @@ def read_file(path: Path) -> tuple[LanguageModelHeader, Arrays]:
         ModelFileError: not a language model, damaged, or of a newer format.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a language model (.lm)")
+        raise missing_file(path, "a language model (.lm)")
     try:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
@@ -173,10 +174,7 @@ def _read_header(content: mmap.mmap, path: Path) -> tuple[LanguageModelHeader, i
     document = content[PREAMBLE : PREAMBLE + length]
     version = msgspec.json.decode(document, type=_Version).format_version
     if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path}: has language model format {version}, but this ds2deploy reads formats up to "
-            f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
-        )
+        raise newer_format(path, "language model", version, FORMAT_VERSION)
     if zlib.crc32(memoryview(content)[PREAMBLE:]) != checksum:
         raise ValueError("wrong checksum")
     return msgspec.json.decode(document, type=LanguageModelHeader), PREAMBLE + length

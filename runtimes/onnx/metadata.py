@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import ModelFileError, missing_file
 
 METADATA_PROPS = 14
 """Number of the field of ModelProto that holds pairs of key (1) and value (2)."""
@@ -50,7 +50,7 @@ def check_size(path: Path) -> int:
         ModelFileError: the file is empty.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
+        raise missing_file(path, "an ONNX artifact")
     size = path.stat().st_size
     if size == 0:
         raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
@@ -59,7 +59,7 @@ def check_size(path: Path) -> int:
 
 def unreadable_model(path: Path, fault: str) -> ModelFileError:
     """Make the error for a file that a reader does not accept as an ONNX model."""
-    return ModelFileError(f"{path}: damaged, or not an ONNX model ({fault}); {AGAIN}")
+    return ModelFileError(f"{path}: damaged, or not an ONNX model ({fault.rstrip('.')}); {AGAIN}")
 
 
 def no_description(path: Path) -> ModelFileError:

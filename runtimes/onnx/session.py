@@ -88,7 +88,7 @@ class OnnxSession:
         kind, _, index = device.partition(":")
         if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
             raise RuntimeUnavailableError(
-                f"{path}: device {device!r}: expected cpu, cuda, or cuda:N for GPU number N"
+                f"{path}: device {device!r}: expected cpu, cuda or cuda:N"
             )
         chosen: Provider = provider or ("cuda" if kind == "cuda" else "cpu")
         described = description
@@ -196,7 +196,7 @@ def _open(
     if precision == "int8" and provider != "cpu":
         raise RuntimeUnavailableError(
             f"{path}: ONNX Runtime runs int8 LSTMs only on a CPU; use the fp16 or fp32 file with "
-            f"{provider}, or leave --runtime and --device out"
+            f"{provider}, or omit --runtime and --device"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -222,7 +222,7 @@ def _open(
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if provider != "cpu" and precision is not None:
-            on_cpu = "leave --runtime and --device out"
+            on_cpu = "omit --runtime and --device"
             other = on_cpu if provider == "cuda" else "use --runtime cuda"
             raise RuntimeUnavailableError(
                 f"{path}: --runtime {provider} cannot run this model ({first_line(error)}); {other}"

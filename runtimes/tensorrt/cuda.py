@@ -187,7 +187,7 @@ def open_device(device: str = "cuda") -> Device:
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
         reason = f"device {device!r} cannot run TensorRT engines"
-        raise NoDeviceError(reason, "use cuda, or cuda:N for GPU number N")
+        raise NoDeviceError(reason, "use cuda or cuda:N")
     runtime = _import_runtime()
     index = int(number or 0)
     try:

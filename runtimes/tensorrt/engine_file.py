@@ -8,7 +8,7 @@ import msgspec
 
 from ds2deploy.runtimes.artifact import ArtifactDescription, read_description
 from ds2deploy.runtimes.engine_description import EngineDescription
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, missing_file
 
 SUFFIX = ".engine"
 
@@ -46,7 +46,7 @@ def read_engine_description(path: Path) -> tuple[ArtifactDescription, EngineDesc
         ModelFileError: the description is damaged, edited, or not an engine's.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a TensorRT engine")
+        raise missing_file(path, "a TensorRT engine")
     beside = description_path(path)
     try:
         document = beside.read_text(encoding="utf-8")
