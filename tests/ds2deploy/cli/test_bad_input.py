@@ -148,7 +148,7 @@ def test_inspect_refuses_a_recording(
     path = put(tmp_path / name, content)
     line = refused("inspect", path)
     assert str(path) in line
-    assert "expected" in line if case == "text" else "copy" in line or "repair" in line
+    assert "convert it" in line if case == "text" else "copy" in line or "convert" in line
 
 
 @pytest.mark.parametrize(

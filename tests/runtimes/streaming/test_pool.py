@@ -160,7 +160,7 @@ def test_back_pressure_has_a_bound_and_says_so(pool: StreamPool, alone):
 
 def test_no_more_streams_than_it_was_made_for(pool: StreamPool):
     streams = [pool.open() for _ in range(8)]
-    with pytest.raises(BackPressureError, match="limit of 8 open streams .*: finish one first"):
+    with pytest.raises(BackPressureError, match=r"limit of 8 open streams .*: finish one first"):
         pool.open()
     streams.pop().finish()  # said nothing: done with the next tick
     ((stream, update),) = pool.tick()
