@@ -21,8 +21,8 @@ LINKED = @rm -rf build/typed && mkdir -p $(TYPED) && \
 # On Linux pip's usual torch brings CUDA libraries of several GB. Where pip is pointed at a CPU
 # build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), that one is preferred: "2.13.0+cpu" ranks higher.
 .venv/ready: pyproject.toml
-	@echo "Making .venv: a minute, or several where torch has to be fetched"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer; try: make PYTHON=python3.11")'
+	@echo "Making .venv: takes a minute, or several if torch must be downloaded"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "ds2deploy needs Python 3.10 or newer: make PYTHON=python3.11")'
 	$(PYTHON) .ci/watch.py $(PYTHON) -m venv .venv
 	$(BIN)/python .ci/watch.py $(BIN)/python -m pip install -qq --upgrade pip
 	$(INSTALL) --editable '.[all-cpu]'

@@ -16,12 +16,12 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 missing() { echo "test-aarch64: $1" >&2; exit 2; }
 for tool in apt-get dpkg-deb; do
-  command -v "$tool" > /dev/null || missing "no $tool; run it on Debian, or in a container of it"
+  command -v "$tool" > /dev/null || missing "$tool not found; run this on Debian, or in a Debian container"
 done
-[ -r "$keyring" ] || missing "no $keyring: apt-get install debian-archive-keyring"
+[ -r "$keyring" ] || missing "$keyring not found: apt-get install debian-archive-keyring"
 mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' |
   grep -v security | head -1)}
-[ -n "$mirror" ] || missing "no mirror of Debian in apt's lists: apt-get update, or set DEBIAN_MIRROR"
+[ -n "$mirror" ] || missing "apt's lists name no Debian mirror: apt-get update, or set DEBIAN_MIRROR"
 
 mkdir -p "$here"/{lists,cache,state,debs}/partial
 : > "$here/status"
@@ -35,10 +35,10 @@ private() {
     -o APT::Install-Recommends=0 "$@"
 }
 if [ ! -e "$here/unpacked" ]; then
-  private update -o APT::Update::Error-Mode=any || missing "no package lists of $suite from $mirror: set DEBIAN_MIRROR to one in reach, or SUITE to one that it has"
-  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "no qemu-user for $host in $suite at $mirror: set SUITE to another release of Debian"
+  private update -o APT::Update::Error-Mode=any || missing "cannot download the package lists of $suite from $mirror: set DEBIAN_MIRROR to a mirror that can be reached, or SUITE to a release that it has"
+  (cd "$here/debs" && private download "qemu-user:$host" > /dev/null) || missing "cannot download qemu-user for $host in $suite from $mirror: set SUITE to another release of Debian"
   private install --download-only -y python3 python3-pip libstdc++6 > /dev/null ||
-    missing "no Python for arm64 in $suite at $mirror: set SUITE to another release of Debian"
+    missing "cannot download Python for arm64 in $suite from $mirror: set SUITE to another release of Debian"
   mkdir -p "$here/qemu" "$here/root"
   for package in "$here"/debs/*.deb; do
     case $package in
@@ -52,7 +52,7 @@ fi
 
 shopt -s nullglob
 pythons=("$here"/root/usr/bin/python3.??)
-[ -n "${pythons[*]}" ] || missing "no Python in $here/root: rm -r $here, and run it again"
+[ -n "${pythons[*]}" ] || missing "no Python in $here/root: rm -r $here, and run this again"
 emulated() {
   "$here/qemu/usr/bin/qemu-aarch64" -cpu "$cpu" -L "$here/root" -E PYTHONPATH="$here/site" -E OMP_NUM_THREADS=1 "${pythons[0]}" "$@"
 }
@@ -64,7 +64,7 @@ platforms=(--platform manylinux2014_aarch64)
 for minor in {17..41}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done # trixie's glibc is 2.41
 .venv/bin/python -m pip download --quiet --only-binary :all: --python-version "${pythons[0]##*python}" \
   "${platforms[@]}" --dest "$here/wheels" "$(echo dist/*.whl)[cpu]" ||
-  missing "no wheels for aarch64 and ${pythons[0]##*/}: set PIP_INDEX_URL to a package index in reach that has them"
+  missing "cannot download the wheels for aarch64 and ${pythons[0]##*/}: set PIP_INDEX_URL to a package index that has them"
 .venv/bin/python .ci/committed_models.py "$here/committed"
 started=$SECONDS
 emulated -m pip install --quiet --no-compile --no-index --find-links "$here/wheels" --target "$here/site" "ds2deploy[cpu]"

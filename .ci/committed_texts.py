@@ -42,8 +42,8 @@ def main(folder: Path) -> int:
                 texts |= {f"{name} in blocks": text for name, text in texts.items()}
         same = sum(found[name] == text for name, text in texts.items())
         failed += len(texts) - same
-        ratio = f"{took_s:.2f} s, {took_s / here_s:.3g} times as long as where it was exported"
-        print(f"{model}: {same} of {len(texts)} texts the same, {ratio}", flush=True)
+        ratio = f"{took_s:.2f} s, {took_s / here_s:.3g} times the time of the exporting machine"
+        print(f"{model}: {same} of {len(texts)} texts are equal, {ratio}", flush=True)
         for name, text in texts.items():
             if found[name] != text:
                 print(f"  {name}: {found[name]!r} here, {text!r} expected")

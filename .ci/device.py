@@ -20,7 +20,7 @@ def main(demo: Path, expected_file: Path) -> None:
         expected_file: what the checkpoint made of its first test recording, on torch.
     """
     present = [name for name in ABSENT if importlib.util.find_spec(name) is not None]
-    assert not present, f"this environment must not have {present}"
+    assert not present, f"this environment must not contain {present}"
     assert Path(sys.prefix) in Path(ds2deploy.__file__).parents, ds2deploy.__file__
 
     model, audio = demo / "models" / "model.onnx", demo / "audio" / "test" / "00000.wav"

@@ -57,12 +57,12 @@ for name in ${PYTHONS:-python3.10 python3.10-oldest python3.11 python3.12 python
     tried=$((tried + 1))
     check "$name" "$interpreter" "$constraints"
   else
-    echo "| $name | not run: not on this machine | | |" >> "$here/table.md"
+    echo "| $name | not run: not found on this machine | | |" >> "$here/table.md"
   fi
 done
 cat "$here/table.md"
 if [ "$tried" -eq 0 ]; then
-  echo "test-pythons: none of these Pythons is here; put one on PATH, with its venv module, or under pyenv's versions" >&2
+  echo "test-pythons: no supported Python found; install one with its venv module, on PATH or with pyenv" >&2
   exit 2
 fi
 exit "$failed"

@@ -38,7 +38,7 @@ audio=$out/committed/audio/test/00000.wav model=$out/committed/models/digits.fp3
 .venv/bin/ds2deploy transcribe tests/models/digits.ckpt "$audio" > "$out/expected.txt"
 
 for name in ${PYTHONS:-python3.10 python3.13}; do
-  python=$(find_python "$name") || { echo "release-check: no $name here"; exit 2; }
+  python=$(find_python "$name") || { echo "release-check: $name not found; install it, or choose others: PYTHONS=python3.12 make release-check" >&2; exit 2; }
   for package in "$wheel" "$sdist"; do
     step "$name: $(basename "$package") in an empty environment"
     place=$out/$name-${package##*.}

@@ -41,7 +41,7 @@ def main(materials: Path) -> int:
     """Print vulnerabilities; 1 if there are any, 0 if there are none or no database answers."""
     known = audit([VULNERABLE])
     if known is None or not any(one.get("vulns") for one in known["dependencies"]):
-        print("NOT CHECKED: no database of vulnerabilities can be reached from here")
+        print("NOT CHECKED: no database of vulnerabilities can be reached; connect to a network")
         return 0
     components = json.loads(materials.read_text())["components"]
     pinned = [f"{one['name']}=={one['version']}" for one in components if one["name"] != OWN]

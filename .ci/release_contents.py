@@ -39,15 +39,15 @@ def main(wheel: Path, sdist: Path) -> int:
     version = wheel.name.split("-")[1]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.search(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)
-    problems = [f"{wheel.name}: without {name}" for name in sorted(expected_files() - packed)]
+    problems = [f"{wheel.name}: missing {name}" for name in sorted(expected_files() - packed)]
     problems += [f"{wheel.name}: unexpected {name}" for name in sorted(packed - expected_files())]
-    problems += [f"{wheel.name}: without {name}" for name in sorted(TYPED - packed)]
-    problems += [f"{sdist.name}: without {name}" for name in sorted(SDIST - names)]
+    problems += [f"{wheel.name}: missing {name}" for name in sorted(TYPED - packed)]
+    problems += [f"{sdist.name}: missing {name}" for name in sorted(SDIST - names)]
     if released is None or released[1] != version:
-        problems.append(f"CHANGELOG.md: its newest release is not {version}; add a section")
+        problems.append(f"CHANGELOG.md: its newest section is not {version}; add that section")
     print(
         "\n".join(problems)
-        or f"{len(packed)} files in the wheel, {len(names)} in the sdist: as the tree"
+        or f"{len(packed)} files in the wheel and {len(names)} in the sdist match the source tree"
     )
     return bool(problems)
 

@@ -21,12 +21,18 @@ def main(licences: Path, materials: Path) -> int:
     document = json.loads(materials.read_text())
     components = [document["metadata"]["component"], *document["components"]]
     listed = {_plain(one["name"]): one.get("version") for one in components}
-    problems = [f"{name}: no licence" for name, one in packages.items() if one in ("", "UNKNOWN")]
-    problems += [
-        f"{name}: not in {materials.name}" for name in packages if _plain(name) not in listed
+    problems = [
+        f"{name}: its licence is unknown"
+        for name, one in packages.items()
+        if one in ("", "UNKNOWN")
     ]
     problems += [
-        f"{name}: no version" for name, version in listed.items() if not version and name != OWN
+        f"{name}: missing in {materials.name}" for name in packages if _plain(name) not in listed
+    ]
+    problems += [
+        f"{name}: its version is unknown"
+        for name, version in listed.items()
+        if not version and name != OWN
     ]
     counts = {one: list(packages.values()).count(one) for one in sorted(set(packages.values()))}
     print(f"{licences}: {len(packages)} packages")

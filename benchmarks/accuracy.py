@@ -157,10 +157,10 @@ def measure(
     with ds2deploy.load(model, decoder=KeepingDecoder) as recognizer:
         alphabet = Alphabet(recognizer.description.labels)
         frame_s = recognizer.description.frame_s
-        progress("the network, on the validation data")
+        progress("recognising the validation data")
         noisy = hear(recognizer, valid, TUNED_AT_DB)
         noisiest = hear(recognizer, valid, min(snrs_db))
-        progress("the network, on the test data")
+        progress("recognising the test data")
         tests = {name: hear(recognizer, test, snr) for name, snr in conditions.items()}
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:
         tunings: dict[str, Tuning] = {}
@@ -280,12 +280,19 @@ def main() -> None:
     parser.add_argument("test", type=Path, help="manifest of the test data")
     parser.add_argument("--valid", type=Path, required=True, help="manifest of the validation data")
     text = parser.add_mutually_exclusive_group(required=True)
-    text.add_argument("--text", type=Path, help="sentences of the language models")
     text.add_argument(
-        "--digit-strings", type=int, metavar="COUNT", help="use this many random strings"
+        "--text", type=Path, help="text with one sentence per line, for the language models"
     )
-    parser.add_argument("--phrases", type=Path, help="closed list, one phrase per line")
-    parser.add_argument("--snr", default="20,15,10", help="signal-to-noise ratios (dB)")
+    text.add_argument(
+        "--digit-strings",
+        type=int,
+        metavar="COUNT",
+        help="make the language models from this many random digit strings",
+    )
+    parser.add_argument(
+        "--phrases", type=Path, help="text with the closed list, one phrase per line"
+    )
+    parser.add_argument("--snr", default="20,15,10", help="signal-to-noise ratios in dB")
     options = parser.parse_args()
     snrs_db = [int(value) for value in options.snr.split(",")]
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as folder:

@@ -98,7 +98,9 @@ def killed_run(command: list[str], out: Path, moments: list[tuple[int, bool]]) -
         deadline = time.monotonic() + PATIENCE_S
         while running.poll() is None and count_lines(out) < least:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{out}: {count_lines(out)} lines, waiting for {least}")
+                raise TimeoutError(
+                    f"{out}: has {count_lines(out)} lines, expected {least} within {PATIENCE_S:g} s"
+                )
             time.sleep(0.005)
         if running.poll() is not None:
             log.append(f"ended before line {least}")
@@ -133,7 +135,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-ray", action="store_true", help="leave Ray out")
+    parser.add_argument("--no-ray", action="store_true", help="do not test Ray")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         return run(wanted, Path(name))

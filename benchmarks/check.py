@@ -137,20 +137,23 @@ def table(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> str:
 def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
     """Measure, compare and print; return the exit status."""
     if not sets:
-        print("no ratios are committed: python benchmarks/check.py --calibrate 5", file=sys.stderr)
+        print(
+            "no committed ratios; measure them: python benchmarks/check.py --calibrate 5",
+            file=sys.stderr,
+        )
         return 2
     kind = kind_of(machine)
     known = kind in sets
     if not known:
         print(
-            f"No ratios are committed for this kind of machine ({kind}; there are: "
-            f"{'; '.join(sets)}): only ratios that do not depend on it are compared. To add it: "
-            "python benchmarks/check.py --calibrate 5\n"
+            f"No ratios are committed for this kind of machine ({kind}; committed: "
+            f"{'; '.join(sets)}). Only ratios that do not depend on the machine are compared. To "
+            "add this kind: python benchmarks/check.py --calibrate 5\n"
         )
     guards = (sets[kind] if known else next(iter(sets.values()))).ratios
     measured = comparable(measure_ratios(sizes, portable=not known), guards)
     if too_low(measured, guards):
-        progress(f"too low, measured once more: {', '.join(too_low(measured, guards))}")
+        progress(f"below the limit, measuring again: {', '.join(too_low(measured, guards))}")
         again = comparable(measure_ratios(sizes, portable=not known), guards)
         measured = {name: max(value, again[name]) for name, value in measured.items()}
     print(table(measured, guards))
@@ -163,7 +166,9 @@ def check(sets: Mapping[str, GuardSet], machine: Machine, sizes: Sizes) -> int:
 def comparable(measured: Mapping[str, float], guards: Mapping[str, Guard]) -> dict[str, float]:
     """Return the ratios that have committed values, and report the others."""
     for name in measured.keys() - guards.keys():
-        progress(f"{name}: not committed yet, calibrate again")
+        progress(
+            f"{name}: has no committed ratio; add it: python benchmarks/check.py --calibrate 5"
+        )
     return {name: value for name, value in measured.items() if name in guards}
 
 
@@ -171,8 +176,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Compare, or calibrate."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calibrate", type=int, metavar="RUNS", choices=RUNS)
-    parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of committed ratios")
-    parser.add_argument("--quick", action="store_true", help="use the small sizes of a test")
+    parser.add_argument("--ratios", type=Path, default=RATIOS, help="file of the committed ratios")
+    parser.add_argument("--quick", action="store_true", help="use small sizes, as the tests do")
     options = parser.parse_args(words)
     sizes, machine = QUICK if options.quick else FULL, describe_machine()
     if options.calibrate is None:
@@ -186,7 +191,10 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{options.ratios}: {kind_of(machine)}\n\n{table(runs[-1], guards)}")
     for name, guard in guards.items():
         if guard.margin > WIDE_MARGIN * guard.ratio:
-            print(f"{name}: a wide margin, calibrate again on a quiet machine", file=sys.stderr)
+            print(
+                f"{name}: the runs differ widely; calibrate again on an idle machine",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -60,8 +60,10 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("model", type=Path)
     parser.add_argument("manifests", type=Path, nargs="+")
-    parser.add_argument("--seed", type=int, default=7, help="seed of noise and rooms")
-    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of the stream")
+    parser.add_argument("--seed", type=int, default=7, help="random seed of noise and rooms")
+    parser.add_argument(
+        "--drift-minutes", type=float, default=10.0, help="duration of the stream in minutes"
+    )
     options = parser.parse_args()
     deliver(measure(options), options)
 

@@ -80,7 +80,7 @@ def measure(seconds: float, rounds: int, quick: bool = False) -> Result:
         ]
         for name, values in took.items()
     ]
-    progress(f"{rounds} rounds of {len(ways)} ways")
+    progress(f"measured {rounds} rounds of {len(ways)} implementations")
     there = LIBROSA in ways
     return Result(
         name="features",

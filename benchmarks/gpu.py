@@ -77,7 +77,9 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
     library = import_tensorrt(flavor)
     capability = open_device().compute_capability
     if flavor == "rtx" and capability not in RTX_CAPABILITIES:
-        raise RuntimeUnavailableError(f"TensorRT-RTX does not support GPUs of {capability}")
+        raise RuntimeUnavailableError(
+            f"TensorRT-RTX does not support GPUs of compute capability {capability}"
+        )
     description = read_onnx_description(onnx)
     options = EngineOptions(
         flavor=flavor,
@@ -87,7 +89,7 @@ def build_engine(onnx: Path, flavor: Flavor, sizes: Sizes) -> Engine:
     )
     engine = onnx.with_suffix(f".{flavor}.engine")
     profile = options.profile(description.features, None)
-    progress(f"{library.title} builds {engine.name}")
+    progress(f"building {engine.name} with {library.title}")
     job = make_job(onnx, engine, options, description, profile)
     parse_s, build_s, peak_mb, layers = run_build(job, lambda phase: None)
     facts = BuildFacts(
@@ -254,7 +256,11 @@ def tables(
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--precisions", default="fp32,fp16", help="some of fp32, fp16, bf16")
+    parser.add_argument(
+        "--precisions",
+        default="fp32,fp16",
+        help="precisions, separated by commas: fp32, fp16, bf16",
+    )
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     return parser.parse_args(words)
 
@@ -265,7 +271,7 @@ def main() -> int:
     if options.device != "cpu":
         works, reason, remedy = examine_device(options.device)
         if not works:
-            print(f"gpu.py: no GPU to measure on: {reason}; {remedy}", file=sys.stderr)
+            print(f"gpu.py: no usable GPU: {reason}; {remedy}", file=sys.stderr)
             return 2
     precisions = options.precisions.split(",")
     sizes = QUICK if options.quick else FULL

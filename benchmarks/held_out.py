@@ -181,7 +181,10 @@ def check_begun(last: Path, recipe: Recipe) -> None:
     document = read_document(last) if last.is_file() else None
     begun = recipe if document is None else read_recipe(document, last)
     if (begun.model, begun.augment) != (recipe.model, recipe.augment):
-        raise ConfigError(f"{last}: has another network or augmentation; choose another --runs")
+        raise ConfigError(
+            f"{last}: belongs to a training with another network or augmentation; choose another "
+            "--runs"
+        )
 
 
 def is_finished(folder: RunFolder, epochs: int) -> bool:
@@ -202,10 +205,14 @@ def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
         Ds2Error: the recordings cannot be used.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder; expected the Free Spoken Digit Dataset")
+        raise MissingFileError(
+            f"{folder}: no such folder; expected the recordings of the Free Spoken Digit Dataset"
+        )
     speakers = sorted({utterance.speaker for utterance in read_fsdd(folder)})
     if len(speakers) < 2:
-        raise ManifestError(f"{folder}: recordings of {len(speakers)} speakers; expected more")
+        raise ManifestError(
+            f"{folder}: has recordings of {len(speakers)} speakers; expected at least 2"
+        )
     cases = []
     for speaker in speakers:
         sets = runs / speaker / "data"
@@ -217,8 +224,8 @@ def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for score in pool.map(run_case, cases):
             progress(
-                f"without {score.speaker}, {score.augment} augmentation: "
-                f"WER {100 * score.errors.wer:.1f} %, {score.train_s:.0f} s"
+                f"{score.speaker} held out, {score.augment} augmentation: WER "
+                f"{100 * score.errors.wer:.1f} %, trained in {score.train_s:.0f} s"
             )
             scores.append(score)
     return report(scores, AUGMENT, sizes is not FULL)
@@ -293,9 +300,15 @@ def report(scores: Sequence[Score], augment: AugmentConfig, quick: bool) -> Resu
 def main() -> int:
     """Train and compare, and print or write."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("folder", type=Path, help="recordings, named as 7_jackson_32.wav")
-    parser.add_argument("--runs", type=Path, help="folder for trainings; default runs/held-out")
-    parser.add_argument("--jobs", type=int, default=2, help="simultaneous trainings, one core each")
+    parser.add_argument(
+        "folder", type=Path, help="folder of the recordings, with names such as 7_jackson_32.wav"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="folder for the trainings; default: runs/held-out"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="number of simultaneous trainings, one core each"
+    )
     options: argparse.Namespace = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     runs = options.runs or Path("runs/held-out-quick" if options.quick else "runs/held-out")

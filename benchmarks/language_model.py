@@ -80,7 +80,7 @@ def measure(words: int, rounds: int, quick: bool = False) -> Result:
     with tempfile.TemporaryDirectory(prefix="ds2deploy-") as name:
         text, path = Path(name, "text"), Path(name, "words.lm")
         text.write_text(zipf_text(words))
-        progress(f"a text of {words} words")
+        progress(f"making a language model from a text of {words} words")
         make_s, peak_mb = make(text, path)
         model = read_language_model(path)
         counts = model.header.counts

@@ -180,9 +180,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 def arguments(description: str) -> argparse.ArgumentParser:
     """Make a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--quick", action="store_true", help="use the small sizes of a test")
-    parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and plots")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--quick", action="store_true", help="use small sizes, as the tests do")
+    parser.add_argument("--out", type=Path, help="folder for NAME.json, NAME.md and the plots")
     return parser
 
 
@@ -254,11 +254,14 @@ def main() -> int:
     folder = parser.parse_args().folder
     results = read_results(folder)
     if not results:
-        print(f"{folder}: no results; run the benchmarks with --out {folder}", file=sys.stderr)
+        print(
+            f"{folder}: contains no results; run the benchmarks first: make bench RESULTS={folder}",
+            file=sys.stderr,
+        )
         return 2
     with whole_file(folder / "README.md") as temporary:
         temporary.write_text(summary(results), encoding="utf-8")
-    print(f"{folder / 'README.md'}: {len(results)} benchmarks")
+    print(f"wrote {folder / 'README.md'} with {len(results)} benchmarks")
     return 0
 
 

@@ -64,12 +64,21 @@ def main() -> None:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--streams", default=",".join(map(str, STREAMS)), help="numbers of streams, ascending"
+        "--streams",
+        default=",".join(map(str, STREAMS)),
+        help="numbers of simultaneous streams, ascending, separated by commas",
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each stream")
-    parser.add_argument("--minutes", type=float, default=30.0, help="start no case after this time")
     parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads of the server; 0 takes all cores"
+        "--seconds", type=float, default=20.0, help="duration of each stream in seconds"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=30.0,
+        help="start no further case after this many minutes",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of the server; 0 uses all cores"
     )
     options = parser.parse_args()
     counts = [int(count) for count in options.streams.split(",")]

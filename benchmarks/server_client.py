@@ -152,9 +152,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="audio in each stream (s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="duration of the audio of each stream in seconds",
+    )
     parser.add_argument("--for", dest="lasting_s", type=float, default=0.0, help="seconds")
-    parser.add_argument("--first", type=int, help="speakers that begin before the others")
+    parser.add_argument("--first", type=int, help="number of speakers that start before the others")
     options = parser.parse_args()
     found = talk(options.url, options.streams, options.seconds, options.lasting_s, options.first)
     print(json.dumps(asyncio.run(found)))

@@ -37,11 +37,30 @@ SETTLED_S = 120.0
 def main() -> None:
     """Measure, and print or write."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--soak-minutes", type=float, default=30.0, help="0 leaves it out")
-    parser.add_argument("--overload-seconds", type=float, default=40.0, help="0 leaves it out")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the server's engine")
-    parser.add_argument("--streams", type=int, help="streams to hold; default: the server measures")
-    parser.add_argument("--utterance-seconds", type=float, default=8.0, help="sent at a time")
+    parser.add_argument(
+        "--soak-minutes",
+        type=float,
+        default=30.0,
+        help="duration of the soak test in minutes; 0 skips it",
+    )
+    parser.add_argument(
+        "--overload-seconds",
+        type=float,
+        default=40.0,
+        help="duration of the overload test in seconds; 0 skips it",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the server's engine")
+    parser.add_argument(
+        "--streams",
+        type=int,
+        help="number of simultaneous streams; default: the server measures it",
+    )
+    parser.add_argument(
+        "--utterance-seconds",
+        type=float,
+        default=8.0,
+        help="duration of the audio that a speaker sends at a time, in seconds",
+    )
     options = parser.parse_args()
     if options.quick:
         options.utterance_seconds = 1.0
@@ -211,7 +230,10 @@ def recovery(url: str) -> float:
     if found["problems"]:
         return float("inf")
     started_s = time.monotonic() - began - seconds
-    progress(f"a new stream after overload: {started_s:.2f} s with the start of the client")
+    progress(
+        f"new stream after overload: {started_s:.2f} s until its transcript, with the start of the "
+        "client"
+    )
     return float(found["final_s"][0])
 
 

@@ -34,8 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--streams", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each stream")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 takes all cores")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="duration of each stream in seconds"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 0 uses all cores")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with ds2deploy.load(options.model, threads=options.threads) as recognizer:

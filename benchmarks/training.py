@@ -251,7 +251,7 @@ def growth(mib: Sequence[float], warm_up: int) -> float:
 def train_for_real(sizes: Sizes) -> TimedLoop:
     """Run the project's training for a number of steps of one epoch."""
     count = round(sizes.batch * (sizes.steps + 1) / (1 - VALID_SHARE))
-    progress(f"a real training of {sizes.steps} steps")
+    progress(f"training {sizes.steps} steps")
     return run_training(sizes, count, epochs=1, workers=1)
 
 
@@ -357,10 +357,10 @@ def measure(sizes: Sizes, quick: bool = False) -> Result:
     faster = ratio(took[PEERS], took[OURS])
     clock = train_for_real(sizes)
     share = 100 * clock.busy_share()
-    progress("a minute of audio through 5 x BiLSTM-1024")
+    progress("training on a minute of audio with 5 x BiLSTM-1024")
     large, of_large = elsewhere("--large-step", quick), LARGE_QUICK if quick else LARGE_STEP
     long = LONG_QUICK if quick else LONG
-    progress(f"a training of {long.steps} steps, whose memory is watched")
+    progress(f"training {long.steps} steps to measure memory")
     resident = elsewhere("--long-training", quick)
     return Result(
         name="training",
@@ -426,8 +426,12 @@ def step_row(name: str, batch: int, took: dict[str, list[float]]) -> list[str]:
 def main() -> int:
     """Measure, and print or write the result."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--large-step", action="store_true", help="the third part, as JSON")
-    parser.add_argument("--long-training", action="store_true", help="the fourth part, as JSON")
+    parser.add_argument(
+        "--large-step", action="store_true", help="run only the large step and print JSON"
+    )
+    parser.add_argument(
+        "--long-training", action="store_true", help="run only the long training and print JSON"
+    )
     options = parser.parse_args()
     if options.large_step:
         print(json.dumps(large_step(LARGE_QUICK if options.quick else LARGE_STEP)))

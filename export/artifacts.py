@@ -97,23 +97,23 @@ def export_checkpoint(
     out = Path(out)
     if "bf16" in precisions and not engines:
         raise ConfigError(
-            "--precision bf16: ONNX Runtime computes no bfloat16 on a CPU, so that nothing could "
-            "be verified; it is for engines: add --trt or --rtx, or choose fp16"
+            "--precision bf16: only for engines, because ONNX Runtime cannot verify bf16 on a "
+            "CPU; add --trt or --rtx, or choose fp16"
         )
     check_destination(out, engines, triton)
     loaded = load_checkpoint(checkpoint)
     blocks = export_format.blocks(loaded, str(checkpoint))
-    if "int8" in precisions:
-        check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     for precision in precisions if engines else ():
         refuse_what_no_parser_takes(loaded.recipe.model, precision, str(checkpoint))
+    if "int8" in precisions:
+        check_int8(loaded.recipe.model.rnn, audio, str(checkpoint))
     if triton is not None and keep_onnx:
         for precision in precisions:
             described = export_format.describe(loaded, precision, blocks)
             check_servable(described, triton.device)
     recordings = read_recordings(audio)
     profiles = [options.profile(loaded.recipe.features, blocks) for options in engines]
-    progress("gathering statistics" if export_format.statistics_from else "reading")
+    progress("computing statistics" if export_format.statistics_from else "preparing the reference")
     loaded = export_format.prepare(loaded)
     reference = make_reference(loaded, export_format.input, recordings, longest_frames(profiles))
     exported: list[Exported | EngineExport | TritonExport] = []

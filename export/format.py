@@ -34,9 +34,9 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.statistics_from is not None and not self.streaming:
-            raise ConfigError("--statistics-from: is for streams; add --streaming")
+            raise ConfigError("--statistics-from: only for streams; add --streaming")
         if self.block_ms is not None and not self.streaming:
-            raise ConfigError("--block-ms: is for streams; add --streaming")
+            raise ConfigError("--block-ms: only for streams; add --streaming")
 
     @property
     def input(self) -> Input:
@@ -59,20 +59,20 @@ class ExportFormat(msgspec.Struct, frozen=True, kw_only=True):
         features = checkpoint.recipe.features
         if checkpoint.recipe.model.bidirectional:
             raise ConfigError(
-                f"{name}: --streaming: a bidirectional model reads an utterance from its end as "
-                "well, and cannot stream; train a unidirectional one, as the recipe "
-                "digits-streaming does, or export this one without --streaming"
+                f"{name}: --streaming: a bidirectional model needs the whole utterance and cannot "
+                "stream; omit --streaming, or train a unidirectional model, such as: "
+                "ds2deploy train digits-streaming"
             )
         if features.normalize != "utterance" and self.statistics_from is not None:
             raise ConfigError(
-                f"{name}: --statistics-from: its features do not wait for the end of an utterance "
-                f'(normalize = "{features.normalize}"); leave the option out'
+                f"{name}: --statistics-from: its features are not normalised over whole utterances "
+                f'(normalize = "{features.normalize}"); omit the option'
             )
         if features.normalize == "utterance" and self.statistics_from is None:
             raise ConfigError(
-                f"{name}: --streaming: its features are normalised by the mean and deviation of "
-                "the whole utterance, which a stream does not have; --statistics-from MANIFEST "
-                "replaces them by those of the recordings there"
+                f"{name}: --streaming: its features are normalised over the whole utterance, which "
+                "a stream does not have; add --statistics-from MANIFEST to normalise by the mean "
+                "and deviation of those recordings"
             )
         block_ms = nearest_block_ms(features) if self.block_ms is None else self.block_ms
         return make_blocks(checkpoint.recipe.model, features, self.input, block_ms)

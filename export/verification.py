@@ -50,9 +50,13 @@ def verify_artifact(
     """
     path = Path(artifact)
     if path.suffix not in (".onnx", ENGINE_SUFFIX):
-        raise ModelFileError(f"{path}: not an artifact; give an .onnx file or an .engine first")
+        raise ModelFileError(
+            f"{path}: not an .onnx or .engine file; expected: ds2deploy verify ARTIFACT CHECKPOINT"
+        )
     if network is not None and path.suffix == ENGINE_SUFFIX:
-        raise ModelFileError(f"{path}: --network takes the ONNX file that an engine is built of")
+        raise ModelFileError(
+            f"{path}: --network needs an ONNX file; give the one that the engine was built from"
+        )
     is_engine = path.suffix == ENGINE_SUFFIX
     description = read_engine_description(path)[0] if is_engine else describe_artifact(path)
     if network is not None:
@@ -68,9 +72,9 @@ def verify_artifact(
     for name in ("labels", "features", "model"):
         if getattr(description, name) != getattr(loaded.recipe, name):
             raise ModelFileError(
-                f"{artifact}: differs from {checkpoint} in its {name}; it was exported from "
-                f"another checkpoint, {description.source.name} of sha256 "
-                f"{description.source.sha256[:12]}: give that"
+                f"{artifact}: was exported from another checkpoint than {checkpoint} (different "
+                f"{name}); give {description.source.name} with SHA-256 "
+                f"{description.source.sha256[:12]}..."
             )
     recordings = read_recordings(audio)
     if is_engine:

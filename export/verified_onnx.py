@@ -78,13 +78,13 @@ def check_int8(rnn: str, audio: str | Path | None, checkpoint: str) -> None:
     """Refuse what cannot be quantised, and what could not be judged."""
     if rnn != "lstm":
         raise ConfigError(
-            f"{checkpoint}: --precision int8: ONNX Runtime has a quantised LSTM, and no {rnn}; "
-            "choose fp32, or train an LSTM"
+            f"{checkpoint}: int8: ONNX Runtime quantises LSTMs only, not a {rnn.upper()}; choose "
+            "--precision fp32, or train an LSTM"
         )
     if audio is None:
         raise ConfigError(
-            f"{checkpoint}: --precision int8 is judged by the words of real speech: add "
-            "--audio MANIFEST, of recordings such as it will hear"
+            f"{checkpoint}: int8 is verified with real speech: add --audio MANIFEST, with "
+            "recordings like those that the model will transcribe"
         )
 
 
@@ -114,8 +114,8 @@ def write_onnx(
         )
     if not report.passed:
         raise ParityError(
-            f"{checkpoint.source.name}: the {precision} artifact does not compute what the "
-            f"checkpoint computes, nothing is written: {report.failure()}"
+            f"{checkpoint.source.name}: the results of the {precision} artifact differ from those "
+            f"of the checkpoint, nothing was written: {report.failure()}"
         )
     append_description(path, msgspec.structs.replace(description, parity=report.summary()), size)
     return Exported(
@@ -137,7 +137,7 @@ def _write_graph(checkpoint: Checkpoint, description: ArtifactDescription, path:
             lower(checkpoint.network, columns=description.precision != "int8"), description
         )
     except ParityError as error:
-        raise ParityError(f"{checkpoint.source.name}: {error}; nothing is written") from None
+        raise ParityError(f"{checkpoint.source.name}: {error}; nothing was written") from None
     onnx.save(model, path)
     by_name = not FOREIGN_BYTE.search(str(path))  # onnx wants names in UTF-8
     onnx.checker.check_model(str(path) if by_name else model, full_check=True)
@@ -167,14 +167,16 @@ def append_description(
         with path.open("r+b") as file:  # which never makes a file
             found = file.seek(0, os.SEEK_END)
             if size is not None and found != size:
-                raise ModelFileError(_disturbed(path, f"has {found} bytes, {size} were verified"))
+                raise ModelFileError(
+                    _disturbed(path, f"has {found} bytes instead of the {size} that were verified")
+                )
             file.write(addition.SerializeToString())
     except FileNotFoundError:
-        raise ModelFileError(_disturbed(path, "is gone")) from None
+        raise ModelFileError(_disturbed(path, "disappeared")) from None
 
 
 def _disturbed(path: Path, reason: str) -> str:
     return (
-        f"{path}: {reason}; another process writes into {path.parent}: export again, into a folder "
-        "of its own"
+        f"{path}: {reason}; another process writes into {path.parent}: export again into another "
+        "folder"
     )

@@ -27,9 +27,9 @@ class Alphabet:
     def __init__(self, labels: str = ENGLISH) -> None:
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if len(labels) < 2 or twice:
-            found = f"; {', '.join(map(repr, twice))} stands twice" if twice else ""
+            found = f"; {', '.join(map(repr, twice))} occurs more than once" if twice else ""
             raise ConfigError(
-                f"labels {labels!r}: expected the blank and then every character once{found}"
+                f"labels {labels!r}: expected the blank followed by each character once{found}"
             )
         self.labels = labels
         self._index = {character: i for i, character in enumerate(labels) if i != BLANK}
@@ -71,9 +71,9 @@ class Alphabet:
         """
         if unknown := self.unknown(text):
             raise AlphabetError(
-                f"{source}: no label for {', '.join(map(repr, unknown))} in {text!r}; "
-                f"correct the transcript, or train with labels that include them "
-                f"(these are {self.labels[1:]!r})"
+                f"{source}: no label for {', '.join(map(repr, unknown))} in {text!r}; correct the "
+                "transcript, or train with labels that include these characters (current labels: "
+                f"{self.labels[1:]!r})"
             )
         return [self._index[character] for character in self.normalize(text)]
 

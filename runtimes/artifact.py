@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from ds2deploy.runtimes.engine_description import EngineDescription
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, ModelFileError, newer_format
 from ds2deploy.runtimes.features import FeatureConfig
 from ds2deploy.runtimes.files import json_text
 from ds2deploy.runtimes.geometry import CONV1, CONV2, TIME_STRIDE
@@ -67,8 +67,8 @@ class ModelShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             values = getattr(self, name)
             if isinstance(values, tuple) and len(values) not in (self.layers, 0):
                 raise ConfigError(
-                    f"model.{name} has {len(values)} numbers, model.layers = {self.layers}: "
-                    "expected one for each layer"
+                    f"model.{name} has {len(values)} numbers, but model.layers = {self.layers}; "
+                    "expected one number for each layer"
                 )
         for name, values, least, most in (
             ("hidden", self.units, 1, MOST_UNITS),
@@ -210,7 +210,7 @@ class ArtifactDescription(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
     def __post_init__(self) -> None:
         if (self.kind == "streaming") != (self.blocks is not None):
-            raise ConfigError(f'kind = "{self.kind}" with blocks = {self.blocks}')
+            raise ConfigError(f'kind = "{self.kind}" contradicts blocks = {self.blocks}')
 
     @property
     def frame_s(self) -> float:
@@ -247,10 +247,7 @@ def read_description(document: str, path: str) -> ArtifactDescription:
     try:
         version = msgspec.json.decode(document, type=_Header).format_version
         if version > FORMAT_VERSION:
-            raise ModelFileError(
-                f"{path}: artifact format {version}, this ds2deploy reads up to "
-                f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
-            )
+            raise newer_format(path, "artifact", version, FORMAT_VERSION)
         description = msgspec.json.decode(document, type=ArtifactDescription)
     except ModelFileError:
         raise
@@ -260,7 +257,8 @@ def read_description(document: str, path: str) -> ArtifactDescription:
         ) from None
     if description.blocks is not None and version < STREAMS_SINCE:
         raise ModelFileError(
-            f"{path}: a streaming artifact of format {version}, this ds2deploy reads those from "
-            f"{STREAMS_SINCE} on; export it again: ds2deploy export CHECKPOINT --streaming"
+            f"{path}: streaming artifact of format {version}; this version of ds2deploy reads "
+            f"formats from {STREAMS_SINCE} on; export it again: ds2deploy export CHECKPOINT "
+            "--out FOLDER --streaming"
         )
     return description

@@ -37,7 +37,7 @@ def make_blocks(
     if frames < TIME_STRIDE or frames % TIME_STRIDE or not near:
         raise ConfigError(
             f"--block-ms {block_ms:g}: expected a multiple of {TIME_STRIDE * stride_ms:g} ms (two "
-            f"feature frames), up to 60000, such as {nearest_block_ms(features):g}"
+            f"feature frames) up to 60000 ms, such as {nearest_block_ms(features):g}"
         )
     delay = window_delay(features)
     behind = delay // TIME_STRIDE if kind == "waveform" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import msgspec
 
@@ -136,6 +137,17 @@ class BackPressureError(StreamError):
     """A pool is full: too much audio waits, or too many streams are open."""
 
 
+def missing_file(path: Path, expected: str) -> MissingFileError:
+    """Make the error of a path that is not a file.
+
+    Args:
+        path: path of a folder, or one that does not exist.
+        expected: description of the expected file, with the remedy where there is one.
+    """
+    found = "is a directory" if path.is_dir() else "no such file"
+    return MissingFileError(f"{path}: {found}; expected {expected}")
+
+
 def require(module: str, extra: str) -> None:
     """Raise an error if a package is missing.
 
@@ -150,3 +162,18 @@ def require(module: str, extra: str) -> None:
         raise RuntimeUnavailableError(
             f"this needs {module}, which is not installed: pip install 'ds2deploy[{extra}]'"
         )
+
+
+def newer_format(path: object, kind: str, version: int, newest: int) -> ModelFileError:
+    """Make the error for a file that a newer version of ds2deploy wrote.
+
+    Args:
+        path: path of the file.
+        kind: kind of the file, such as `artifact`.
+        version: version of its format.
+        newest: newest version that can be read.
+    """
+    return ModelFileError(
+        f"{path}: {kind} format {version}; this version of ds2deploy reads formats up to {newest}: "
+        "pip install -U ds2deploy"
+    )

@@ -73,27 +73,31 @@ class FeatureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         # First of all: they may be infinite or NaN, which `round` below does not take.
         if not 0 < self.sample_rate <= HIGHEST_RATE:
             raise ConfigError(
-                f"features: a sample rate of {self.sample_rate} Hz; expected 1 to {HIGHEST_RATE}"
+                f"features.sample_rate = {self.sample_rate}: expected 1 to {HIGHEST_RATE} Hz"
             )
         for name in ("window_ms", "stride_ms"):
             if not abs(getattr(self, name)) <= LONGEST_MS:
                 raise ConfigError(
-                    f"features.{name} = {getattr(self, name)}: expected at most {LONGEST_MS:g}"
+                    f"features.{name} = {getattr(self, name)}: expected at most {LONGEST_MS:g} ms"
                 )
         if self.stride < 1 or self.n_fft < 2:
             raise ConfigError(
-                f"features: a sample rate of {self.sample_rate} Hz with a window of "
-                f"{self.window_ms} ms and a stride of {self.stride_ms} ms leaves no samples"
+                f"features: a window of {self.window_ms} ms or a stride of {self.stride_ms} ms is "
+                f"too short at a sample rate of {self.sample_rate} Hz; increase features.window_ms "
+                "or features.stride_ms"
             )
         if not self.scale > 0:
-            raise ConfigError(f"features.scale = {self.scale}: expected above 0")
+            raise ConfigError(f"features.scale = {self.scale}: expected more than 0")
         if not 1 / LARGEST < self.scale < LARGEST:
             raise ConfigError(
                 f"features.scale = {self.scale}: expected {1 / LARGEST:g} to {LARGEST:g}"
             )
         for name, values in (("mean", self.mean), ("deviation", self.deviation)):
             if values is not None and len(values) != self.bins:
-                raise ConfigError(f"features.{name} has {len(values)} values for {self.bins} bins")
+                raise ConfigError(
+                    f"features.{name} has {len(values)} values; expected one for each of the "
+                    f"{self.bins} bins"
+                )
         if self.deviation is not None and not all(
             1 / LARGEST < d < LARGEST for d in self.deviation
         ):
@@ -137,8 +141,8 @@ class FeatureExtractor:
         if config.normalize == "global":
             if config.mean is None or config.deviation is None:
                 raise ConfigError(
-                    'features.normalize = "global" needs mean and deviation of every bin; '
-                    "`ds2deploy train` gathers them from the training data"
+                    'features.normalize = "global" needs the mean and deviation of every bin; '
+                    "`ds2deploy train` computes them from the training data"
                 )
             self._mean = np.asarray(config.mean, np.float32)[:, None]
             self._deviation = np.asarray(config.deviation, np.float32)[:, None]

@@ -11,7 +11,6 @@ from typing import Any
 from ds2deploy.runtimes.artifact import ArtifactDescription
 from ds2deploy.runtimes.errors import (
     DeviceError,
-    MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
 )
@@ -59,8 +58,6 @@ class OpenVinoSession(BaseSession):
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
         self.description = read_onnx_description(path)
         self.runtime = "openvino"
         check_weights(path)
@@ -82,7 +79,7 @@ class OpenVinoSession(BaseSession):
         except RuntimeError as error:
             name = self.description.inputs[0]
             raise DeviceError(
-                f"openvino failed at {name} {tensors[name].shape}: {_last_line(error)}"
+                f"openvino failed with {name} of shape {tensors[name].shape}: {_last_line(error)}"
             ) from error
         self._idle.put(request)
         return found
@@ -96,7 +93,7 @@ def _compile(path: Path, description: ArtifactDescription, threads: int) -> Any:
         raise RuntimeUnavailableError(f"{path}: OpenVINO is not installed: {REMEDY}") from None
     if description.precision == "bf16":
         raise RuntimeUnavailableError(
-            f"{path}: bf16 is for engines; give OpenVINO the fp32, fp16 or int8 file"
+            f"{path}: OpenVINO cannot run bf16; use the fp32, fp16 or int8 file"
         )
     settings: dict[str, Any] = dict(EXACT)
     if threads:
@@ -108,7 +105,7 @@ def _compile(path: Path, description: ArtifactDescription, threads: int) -> Any:
         return core.compile_model(core.read_model(name), "CPU", settings)
     except RuntimeError as error:
         raise ModelFileError(
-            f"{path}: not an ONNX model that OpenVINO reads, or damaged ({_last_line(error)}); "
+            f"{path}: damaged, or not an ONNX model that OpenVINO can run ({_last_line(error)}); "
             "export it again, or run it with --runtime onnxruntime"
         ) from None
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from ds2deploy.runtimes.errors import FILE_ERRORS, AudioError, Ds2Error, MissingFileError
+from ds2deploy.runtimes.audio.source import unreadable
+from ds2deploy.runtimes.errors import FILE_ERRORS, Ds2Error, MissingFileError
 from ds2deploy.runtimes.features import FloatArray
 from ds2deploy.runtimes.session import Closing
 
@@ -192,11 +193,7 @@ def readable(source: AudioInput) -> Iterator[FloatArray]:
     except MissingFileError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise AudioError(
-            f"{source.name or 'audio'}: cannot be read ({reason}); make it readable, or leave it "
-            "out"
-        ) from None
+        raise unreadable(source.name or "audio", error) from None
 
 
 def without_frames(error: Ds2Error) -> Ds2Error:

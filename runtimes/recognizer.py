@@ -150,8 +150,7 @@ class Recognizer(Closing):
         if self.description.blocks is not None:
             if window_s is not None:
                 raise ConfigError(
-                    f"--window {window_s:g}: windows are for models of whole utterances, a "
-                    "streaming one needs none; leave it out"
+                    f"--window {window_s:g}: a streaming model does not use windows; omit it"
                 )
             return run_recordings(
                 self.session,
@@ -305,7 +304,7 @@ class Recognizer(Closing):
     def _converted(self, audio: FloatArray, sample_rate: float | None) -> Iterator[FloatArray]:
         """Yield an array, converted when it is asked for."""
         if sample_rate is None:
-            raise AudioError("audio given as an array: say its sample_rate in Hz")
+            raise AudioError("an array of samples without a sample rate: pass sample_rate in Hz")
         yield convert_audio(audio, sample_rate, self._rate)
 
     def _streaming_session(self) -> Session:
@@ -315,17 +314,16 @@ class Recognizer(Closing):
         name = self.description.source.name
         if self.description.model.bidirectional:
             raise StreamError(
-                f"{name}: a bidirectional model hears the end of an utterance before it reads the "
-                "beginning, and cannot stream; train a unidirectional one: ds2deploy train "
-                "digits-streaming is an example (model.bidirectional = false, "
-                'features.normalize = "global"); this model gives the text of whole recordings: '
-                "leave out --stream (in Python: transcribe)"
+                f"{name}: a bidirectional model needs the whole utterance and cannot stream; omit "
+                "--stream (in Python: use transcribe), or train a unidirectional model, "
+                "such as: ds2deploy train digits-streaming"
             )
         if self.description.features.normalize == "utterance":
             raise StreamError(
-                f"{name}: its features are normalised over whole utterances, which a stream does "
-                "not have: export it with --streaming --statistics-from MANIFEST"
+                f"{name}: its features are normalised over the whole utterance, which a stream "
+                "does not have; export it with --streaming --statistics-from MANIFEST"
             )
         raise StreamError(
-            f"{name}: this artifact takes whole utterances; export the checkpoint with --streaming"
+            f"{name}: this artifact only processes whole utterances; export the checkpoint with "
+            "--streaming"
         )

@@ -120,8 +120,8 @@ def beyond_profile(duration_s: float, profile: Profile, features: FeatureConfig)
     enough = 10 * math.ceil(duration_s / 10)
     shown = math.ceil(duration_s * 10 - 1e-6) / 10
     return (
-        f"{shown:.1f} s of audio; this engine takes {low:g} to {high:g} s: split it, "
-        f"or rebuild with --seconds {low:g},{usual:g},{enough}"
+        f"{shown:.1f} s of audio; this engine accepts {low:g} to {high:g} s: split the recording, "
+        f"or rebuild the engine with --seconds {low:g},{usual:g},{enough}"
     )
 
 
@@ -138,7 +138,7 @@ def check_batch(
         raise FeaturesError(f"features {batch.shape}: expected (batch, 1, {bins}, time)")
     given = np.asarray(lengths)
     if not np.issubdtype(given.dtype, np.integer):
-        raise FeaturesError(f"lengths of type {given.dtype}: expected frames, whole numbers")
+        raise FeaturesError(f"lengths of type {given.dtype}: expected integers (frames)")
     valid = np.ascontiguousarray(given, np.int64)
     if valid.shape != (len(batch),):
         raise FeaturesError(f"lengths {valid.shape}: expected one per utterance, ({len(batch)},)")
@@ -163,11 +163,11 @@ def check_finite(session: Session, log_probs: FloatArray) -> None:
         return
     description = session.description
     precision = description.precision
-    half = "export fp32 instead" if precision in ("fp16", "bf16") else "export it again"
+    half = "export it with --precision fp32" if precision in ("fp16", "bf16") else "export it again"
     raise NotFiniteError(
-        f"{description.source.name}: its {precision} model on {session.runtime} gives "
-        "log-probabilities that are not numbers: a weight is none, or a sum is larger than "
-        f"{precision} can hold; {half}, or compare it with its checkpoint: ds2deploy verify"
+        f"{description.source.name}: its {precision} model on {session.runtime} computed "
+        f"log-probabilities that are NaN (a damaged weight, or an overflow of {precision}); "
+        f"{half}, or compare it with its checkpoint: ds2deploy verify"
     )
 
 
@@ -190,7 +190,9 @@ def check_tensors(description: ArtifactDescription, tensors: Tensors) -> Tensors
     }
     check_shapes(description, checked)
     if checked[LENGTHS].min() < 1:
-        raise FeaturesError(f"lengths from {checked[LENGTHS].min()}: expected 1 or more")
+        raise FeaturesError(
+            f"lengths: the smallest is {checked[LENGTHS].min()}; expected 1 or more frames"
+        )
     return checked
 
 

@@ -115,7 +115,7 @@ def check_state_names(inputs: Iterable[str], outputs: Iterable[str]) -> None:
     if [NEXT + name.removeprefix(STATE) for name in states] != following:
         raise ConfigError(
             f"states {', '.join(states)} do not pair with {', '.join(following)}: the output of "
-            f"{STATE}X must be {NEXT}X"
+            f"{STATE}X must be named {NEXT}X"
         )
 
 

@@ -81,8 +81,8 @@ def served_description(config: Mapping[str, Any], name: str) -> ArtifactDescript
     entry = config.get("parameters", {}).get(METADATA_KEY, {})
     if "string_value" not in entry:
         raise ModelFileError(
-            f"{name}: its configuration holds no description of ds2deploy; write the repository "
-            "with: ds2deploy export CHECKPOINT --out DIR --triton REPOSITORY"
+            f"{name}: its Triton configuration contains no description of ds2deploy; write the "
+            "repository with: ds2deploy export CHECKPOINT --out FOLDER --triton REPOSITORY"
         )
     return read_description(entry["string_value"], name)
 

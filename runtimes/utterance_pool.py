@@ -196,6 +196,6 @@ class UtterancePool(Closing):
             raise StreamError("the pool is closed; make another")
         if len(self._waiting) >= self._most:
             raise BackPressureError(
-                f"{self._most} utterances wait, as many as this pool takes: send it again later, "
-                "or make a larger pool"
+                f"the limit of {self._most} waiting utterances of this pool is reached: send it "
+                "again later, or make a larger pool"
             )

@@ -115,8 +115,8 @@ class WholeUtterances:
             return WindowShape(config, longest_s), most
         if profile is not None and window_s > profile.seconds(config)[2]:
             raise ConfigError(
-                f"--window {window_s:g}: this engine takes up to "
-                f"{profile.seconds(config)[2]:g} s; ask for less"
+                f"--window {window_s:g}: this engine accepts at most "
+                f"{profile.seconds(config)[2]:g} s; use a smaller window"
             )
         if not LEAST_WINDOW_S <= window_s <= MOST_WINDOW_S:
             raise ConfigError(

@@ -61,7 +61,9 @@ def _imports(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
         if isinstance(node, ast.ImportFrom):
             if node.level:
-                raise ValueError(f"{path}:{node.lineno}: relative import; write the full name")
+                raise ValueError(
+                    f"{path}:{node.lineno}: relative import; write the full name of the module"
+                )
             targets = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
@@ -119,7 +121,7 @@ def layer_of(module: str) -> int:
     for row, names in enumerate(LAYERS):
         if wing in names:
             return row
-    raise ValueError(f"{module}: in no layer; add it to LAYERS in docs/scripts/imports.py")
+    raise ValueError(f"{module}: belongs to no layer; add it to LAYERS in docs/scripts/imports.py")
 
 
 def upward_imports(modules: Graph) -> list[str]:
@@ -260,7 +262,7 @@ def main(out: str) -> None:
     """Write the picture, or exit with the circle of imports that prevents it."""
     boxes = box_graph(module_graph(module_files()))
     if circle := find_circle(boxes):
-        sys.exit(f"a circle of imports: {' -> '.join(circle)}")
+        sys.exit(f"modules import each other in a circle: {' -> '.join(circle)}")
     Path(out).write_text(draw(boxes), "utf-8")
 
 

@@ -89,8 +89,8 @@ class GraphBuilder:
             rounded = array.astype(self.dtype, copy=False)
         if not np.isfinite(rounded.astype(np.float32, copy=False)).all():
             raise ParityError(
-                f"weights {name!r} reach {np.abs(array).max():.3g}, more than "
-                f"{np.dtype(self.dtype).name} can hold; choose fp32"
+                f"weights {name!r} are as large as {np.abs(array).max():.3g}, beyond the range of "
+                f"{np.dtype(self.dtype).name}; choose --precision fp32"
             )
         return self.constant(name, rounded)
 

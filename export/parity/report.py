@@ -152,7 +152,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def failure(self) -> str:
         """Explain in one line what is over tolerance."""
-        changed = "the checkpoint is not the file that it was exported from, export it again; "
+        changed = "it was exported from another checkpoint file, export it again; "
         return ("" if self.same_checkpoint else changed) + self._disagreement()
 
     def _disagreement(self) -> str:
@@ -160,14 +160,17 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
         if failed:
             worst = max(failed, key=lambda case: case.max_difference)
             return (
-                f"{len(failed)} of {len(self.cases)} shapes over tolerance: log-probabilities "
-                f"differ by up to {worst.max_difference:.2g} at batch {worst.batch} x "
-                f"{worst.frames} frames, {self.tolerance.log_probs:.2g} is allowed"
-                f"{self._own()}; {100 * worst.argmax_share:.2f} % of the frames have the same "
-                "best label"
+                f"{len(failed)} of {len(self.cases)} shapes exceed the tolerance: "
+                f"log-probabilities differ by up to {worst.max_difference:.2g} at batch "
+                f"{worst.batch} x {worst.frames} frames (allowed: "
+                f"{self.tolerance.log_probs:.2g}{self._own()}); {100 * worst.argmax_share:.2f} % "
+                "of the frames have the same best label"
             )
         if self.tolerance.by_words and (self.words is None or not self.words.words):
-            return f"{self.speech}: the checkpoint recognises no words in it, to judge by"
+            return (
+                f"{self.speech}: the checkpoint recognises no words in it, which the check needs; "
+                "use other recordings"
+            )
         if self.words is not None and not self.words.passed:
             return (
                 f"{self.words.different} of {self.words.words} words differ "
@@ -178,4 +181,4 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True):
     def _own(self) -> str:
         """PyTorch's own distance, as an aside."""
         own = self.pytorch_difference
-        return "" if own is None else f" (PyTorch's float32 is {own:.2g} from float64)"
+        return "" if own is None else f"; PyTorch's float32 differs from float64 by {own:.2g}"

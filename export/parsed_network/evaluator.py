@@ -108,7 +108,7 @@ def check_network(
     Raises:
         ModelFileError: the parser refuses the file, or a layer is not known here.
     """
-    progress(f"{library.title} parses the network")
+    progress(f"parsing the network with {library.title}")
     session = NetworkSession(onnx, library, description)
     return check_parity(
         session, reference, lambda what: progress(f"comparing the parsed network, {what}")

@@ -53,9 +53,13 @@ class ParsedNetwork(NamedTuple):
     dtypes: dict[str, str]
 
 
+NOT_BUILT = "no engine was built; try another release of TensorRT"
+"""End of the message of a network that cannot be checked."""
+
+
 def unknown(layer: Layer, what: str) -> ModelFileError:
     """Make the error for a layer that cannot be computed."""
     return ModelFileError(
-        f"TensorRT's layer {layer.name!r} is a {layer.kind} whose {what} the check of the parsed "
-        f"network cannot compute ({layer.attributes.get(what, layer.kind)}); nothing is built"
+        f"TensorRT's layer {layer.name!r} ({layer.kind}): the check of the parsed network does not "
+        f"support {what} = {layer.attributes.get(what, layer.kind)}, {NOT_BUILT}"
     )

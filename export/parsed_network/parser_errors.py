@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ds2deploy.runtimes.onnx.metadata import unreadable_model
 from ds2deploy.runtimes.tensorrt.library import TensorRt
 
 # TensorRT's names of types, and the precision that brings each about.
@@ -21,21 +22,21 @@ def explain_parser_errors(path: Path, parser: Any, library: TensorRt) -> str:
         library: library of the parser.
     """
     if parser.num_errors == 0:
-        return f"{path}: {library.title} cannot parse it, and does not say why; export it again"
+        return f"{path}: {library.title} cannot parse it and gives no reason; export it again"
     error = parser.get_error(0)
     text = " ".join(error.desc().split())
     name, operator = _call(error, "node_name"), _call(error, "node_operator")
     if "ParseFromCodedStream" in text or "Failed to parse the ONNX model" in text:
-        return (
-            f"{path}: not an ONNX model that can be read, or damaged; export it again, or copy it "
-            "again and compare the sizes"
-        )
+        return str(unreadable_model(path, f"refused by {library.title}"))
     where = f"{path}: {library.title} cannot parse {part_of_model(name, operator)}"
     conflict = re.search(r"types?\b.*?\b(Float|Half|BFloat16|BF16) and (Float|Half|BFloat16)", text)
     if conflict:
         return f"{where}: {_type_conflict(conflict.groups(), operator)}"
     if re.search(r"was not found in plugin registry|No importer registered", text):
-        return f"{where}: it does not know the operator {operator}; export with --onnx alone"
+        return (
+            f"{where}: the operator {operator} is not supported; omit --trt and --rtx to "
+            "export only ONNX"
+        )
     return f"{where}: {_cause(text)}; try --precision fp32, or another release of TensorRT"
 
 
@@ -54,7 +55,7 @@ def _type_conflict(types: tuple[str, ...], operator: str) -> str:
     remedies = {"bf16": "--precision fp16 or fp32", "fp16": "--precision fp32"}
     also = "" if operator != "GRU" else ", or train an LSTM"
     return (
-        f"it does not take {operator} in {precision}, where its own constants are "
+        f"it does not accept {operator} in {precision}, because its own constants are "
         f"{' and '.join(sorted(set(types)))}: choose {remedies.get(precision, 'another')}{also}"
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ds2deploy.export.parsed_network.layers import Layer, ParsedNetwork
+from ds2deploy.export.parsed_network.layers import NOT_BUILT, Layer, ParsedNetwork
 from ds2deploy.export.parsed_network.parser_errors import explain_parser_errors
 from ds2deploy.runtimes.errors import ModelFileError
 from ds2deploy.runtimes.tensorrt.library import TensorRt
@@ -116,8 +116,8 @@ def _read_layer(
     kind = layer.type.name
     if kind not in LAYERS:
         raise ModelFileError(
-            f"{path}: {library.title} made a layer of kind {kind} ({layer.name!r}) of it, which "
-            "the check of the parsed network cannot compute; nothing is built from it"
+            f"{path}: {library.title} made the layer {layer.name!r} of kind {kind}, which the "
+            f"check of the parsed network does not support, {NOT_BUILT}"
         )
     class_name, names = LAYERS[kind]
     layer.__class__ = getattr(library.module, class_name)
@@ -173,8 +173,8 @@ def _weights_reader(path: Path) -> Callable[..., Weights]:
         found = stored.get(layer if role == "weights" else f"{layer} {role}")
         if found is None or found.size != weights.size:
             raise ModelFileError(
-                f"{path}: the bfloat16 {role} of layer {layer!r} cannot be found in it, so that "
-                "the parsed network cannot be checked; nothing is built from it"
+                f"{path}: the bfloat16 {role} of layer {layer!r} were not found in it, and the "
+                f"parsed network cannot be checked without them, {NOT_BUILT}"
             )
         return found
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ds2deploy.export.parsed_network.layers import Array, Layer
+from ds2deploy.export.parsed_network.layers import NOT_BUILT, Array, Layer
 from ds2deploy.runtimes.errors import ModelFileError
 
 # Kinds that hand on values as they are: what was rounded once stays so.
@@ -31,8 +31,8 @@ def rounder(layer: Layer, dtypes: dict[str, str]) -> Callable[[Array], Array]:
     kept = {"FLOAT": np.float32, "INT32": np.int64, "INT64": np.int64, "BOOL": np.bool_}
     if dtype not in kept:
         raise ModelFileError(
-            f"TensorRT gave its layer {layer.name!r} the type {dtype}, which the check of the "
-            "parsed network cannot compute; nothing is built"
+            f"TensorRT's layer {layer.name!r} has the type {dtype}, which the check of the parsed "
+            f"network does not support, {NOT_BUILT}"
         )
     return lambda x: np.asarray(x, kept[dtype])
 

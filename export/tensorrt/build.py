@@ -188,7 +188,7 @@ def _progress_monitor(trt: Any, progress: Callable[[str], None]) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             if time.monotonic() - self.reported > 0.1:
                 self.reported = time.monotonic()
-                progress(f"{phase_name}, {step + 1} of {self.steps.get(phase_name, step + 1)}")
+                progress(f"{phase_name}, step {step + 1} of {self.steps.get(phase_name, step + 1)}")
             return True
 
         def phase_finish(self, phase_name: str) -> None:

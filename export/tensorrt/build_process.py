@@ -33,22 +33,23 @@ def check_builder(options: EngineOptions) -> TensorRt:
     require("polygraphy", options.flavor)
     if options.timing_cache is not None and not Path(options.timing_cache).parent.is_dir():
         raise ConfigError(
-            f"--timing-cache {options.timing_cache}: no such folder; make it, or name another"
+            f"--timing-cache {options.timing_cache}: its folder does not exist; create it, or "
+            "choose another path"
         )
     level = options.hardware_compatibility.upper()
     if level != "NONE" and not hasattr(library.module.HardwareCompatibilityLevel, level):
         raise ConfigError(
             f"--hardware-compatibility {options.hardware_compatibility}: {library.title} does not "
-            "know it; none or ampere_plus"
+            "support it; choose none or ampere_plus"
         )
     if options.flavor == "tensorrt":
         try:
             open_device()
         except NoDeviceError as error:
             raise RuntimeUnavailableError(
-                f"--trt: TensorRT builds on the GPU that the engine is for, and here is none "
-                f"({error.reason}); export ONNX here, and on the device "
-                "`ds2deploy export model.onnx --trt --out DIR`; or take --rtx, which needs no GPU"
+                "--trt: TensorRT needs the GPU that the engine is for, and this machine has none "
+                f"({error.reason}); export ONNX here, and run on the device: ds2deploy export "
+                "model.onnx --trt --out FOLDER; or use --rtx, which needs no GPU"
             ) from None
     return library
 
@@ -121,13 +122,14 @@ def build_failure(job: Job, last: Event, status: int, messages: str) -> str:
         for line in messages.splitlines()
         if line.startswith(("[E]", "[!]")) and "Cuda Runtime" not in line
     ]
-    reason = complaints[0] if complaints else last.error or f"its process ended with {status}"
+    ended = f"the build process ended with exit code {status}"
+    reason = complaints[0] if complaints else last.error or ended
     if last.os_error:
-        remedy = "make room, or allow writing there"
+        remedy = "free disk space, or make the folder writable"
     elif "workspace" in reason.lower():
-        remedy = "give it more --workspace, or leave that out"
+        remedy = "increase --workspace, or omit it"
     elif "memory" in reason.lower():
-        remedy = "ask for less: a smaller --batch or --seconds"
+        remedy = "choose a smaller --batch or --seconds"
     else:
         remedy = "try another precision" + (", or fewer --targets" if job.targets else "")
     short = textwrap.shorten(reason, 300, placeholder=" ...")

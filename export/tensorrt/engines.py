@@ -57,18 +57,18 @@ def export_engines(
     artifact, out = Path(artifact), Path(out)
     if not engines:
         raise ConfigError(
-            f"{artifact}: is ONNX already; add --trt or --rtx to build an engine of it, or give a "
-            "checkpoint"
+            f"{artifact}: is already an ONNX file; add --trt or --rtx to build an engine from it, "
+            "or give a checkpoint"
         )
     check_destination(out, engines, triton)
     description = describe_artifact(artifact)
     refuse_what_no_parser_takes(description.model, description.precision, str(artifact))
     if not (description.parity or {}).get("passed"):
-        raise ModelFileError(f"{artifact}: holds no parity report that passed; export it again")
+        raise ModelFileError(f"{artifact}: contains no parity report that passed; export it again")
     if description.precision == "bf16":
         raise ConfigError(
-            f"{artifact}: ONNX Runtime computes no bfloat16 on a CPU, so that an engine of it can "
-            "be compared with its checkpoint only: export that"
+            f"{artifact}: an engine in bf16 can only be verified with its checkpoint; export the "
+            "checkpoint with --precision bf16 and --trt or --rtx"
         )
     profiles = [options.profile(description.features, description.blocks) for options in engines]
     reference = Reference(

@@ -59,30 +59,30 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"--optimization-level {self.optimization_level}: expected 0 to 5")
         if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise ConfigError(f"--workspace {self.workspace_mb}: expected at least 1 (MiB)")
+            raise ConfigError(f"--workspace {self.workspace_mb}: expected at least 1 MiB")
         if self.flavor == "rtx":
             self._check_rtx()
         elif self.targets:
             raise ConfigError(
-                "--targets: TensorRT builds for the GPU that it runs on; build there, take --rtx, "
-                "or --hardware-compatibility for newer GPUs"
+                "--targets: TensorRT builds only for the GPU of this machine; build on the target "
+                "machine, use --rtx, or use --hardware-compatibility for newer GPUs"
             )
 
     def _check_rtx(self) -> None:
         for target in self.targets:
             if target not in RTX_CAPABILITIES:
                 raise ConfigError(
-                    f"--targets {target}: TensorRT-RTX compiles for compute capability "
+                    f"--targets {target}: TensorRT-RTX supports the compute capabilities "
                     f"{', '.join(RTX_CAPABILITIES)}"
-                    + ("; for a Jetson, take --trt there" if target in ("8.7", "7.2") else "")
+                    + ("; for a Jetson, use --trt on it" if target in ("8.7", "7.2") else "")
                 )
         if self.hardware_compatibility != "none":
             raise ConfigError(
-                "--hardware-compatibility: TensorRT-RTX has no such thing; name the GPUs' compute "
-                "capabilities instead: --targets 8.6,8.9"
+                "--hardware-compatibility: not available with --rtx; give the compute capabilities "
+                "of the GPUs instead: --targets 8.6,8.9"
             )
         if self.timing_cache is not None:
-            raise ConfigError("--timing-cache: TensorRT-RTX times nothing while it builds")
+            raise ConfigError("--timing-cache: not available with --rtx; omit it")
 
     def profile(self, features: FeatureConfig, blocks: Blocks | None) -> Profile:
         """Return the optimisation profile, in the frames of a model.
@@ -92,8 +92,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
         """
         if blocks is not None and self.seconds is not None:
             raise ConfigError(
-                "--seconds, --profile-from: a stream has no length, and its blocks are all alike; "
-                "--batch is the number of streams that run at a time"
+                "--seconds, --profile-from: the blocks of a stream all have one length; omit the "
+                "option (--batch is the number of simultaneous streams)"
             )
         return engine_profile(features, self.batch, self.seconds or SECONDS, blocks)
 
@@ -141,7 +141,9 @@ def engine_options(
         ManifestError: `profile_from` is damaged.
     """
     if seconds is not None and profile_from is not None:
-        raise ConfigError("--seconds and --profile-from: both say how long audio is; give one")
+        raise ConfigError(
+            "--seconds, --profile-from: both set the duration of the audio; give only one"
+        )
     given = {
         "--batch": batch,
         "--seconds": seconds,
@@ -154,7 +156,7 @@ def engine_options(
     }
     unused = [name for name, value in given.items() if value is not None]
     if unused and not (trt or rtx):
-        raise ConfigError(f"{unused[0]}: is for engines; add --trt or --rtx")
+        raise ConfigError(f"{unused[0]}: only for engines; add --trt or --rtx")
     compatibility = hardware_compatibility or "none"
     if compatibility not in get_args(Compatibility):
         raise ConfigError(
@@ -212,12 +214,11 @@ def refuse_what_no_parser_takes(model: ModelShape, precision: Precision, checkpo
     """
     if precision == "int8":
         raise ConfigError(
-            f"{checkpoint}: int8 is for ONNX Runtime on a CPU, TensorRT has no LSTM that quantises "
-            "its input while it runs; for an engine choose --precision fp16"
+            f"{checkpoint}: TensorRT cannot run int8 LSTMs (int8 is for ONNX Runtime on a CPU); "
+            "choose --precision fp16 for an engine"
         )
     if model.rnn == "gru" and precision == "bf16":
         raise ConfigError(
-            f"{checkpoint}: TensorRT's parser takes no GRU in bf16 (it makes one of the GRU's "
-            "constants float32, and refuses to subtract): choose --precision fp16 or fp32, or "
-            "train an LSTM"
+            f"{checkpoint}: TensorRT cannot parse a GRU in bf16; choose --precision fp16 or fp32, "
+            "or train an LSTM"
         )

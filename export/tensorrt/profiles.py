@@ -80,6 +80,6 @@ def check_order(option: str, values: Sequence[float], example: str) -> None:
         )
     if not 0 < values[0] <= values[1] <= values[2] <= LARGEST[option]:
         raise ConfigError(
-            f"{option} {text}: expected the smallest first and the largest last, above 0 and up "
-            f"to {LARGEST[option]}, such as {example}"
+            f"{option} {text}: expected MIN <= OPT <= MAX, above 0 and at most {LARGEST[option]}, "
+            f"such as {example}"
         )

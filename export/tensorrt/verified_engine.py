@@ -126,11 +126,11 @@ def export_engine(
         network = check_network(onnx, description, library, reference, progress)
     if not network.passed:
         raise ParityError(
-            f"{onnx.name}: the network that {library.title} makes of it does not compute what "
-            f"{reference.name} computes, no engine is built: {network.failure()}"
+            f"{onnx.name}: the network that {library.title} parsed from it differs from "
+            f"{reference.name}, no engine was built: {network.failure()}"
         )
     checked = time.perf_counter()
-    progress(f"{library.title} builds the engine")
+    progress(f"building the engine with {library.title}")
     job = make_job(onnx, engine, options, description, profile)
     parse_s, build_s, peak_mb, layers = run_build(job, progress)
     facts = EngineDescription(
@@ -185,7 +185,7 @@ def _check_recordings(
     longest = max(sound.shape[-1] for sound in reference.recordings)
     longest = config.frames(longest) if description.input == "waveform" else longest
     if problem := beyond_profile(seconds_of_frames(longest, config), profile, config):
-        raise ConfigError(f"--audio {reference.speech}: its longest recording is {problem}")
+        raise ConfigError(f"--audio {reference.speech}: its longest recording has {problem}")
 
 
 def _capabilities(options: EngineOptions) -> tuple[str, ...]:
@@ -217,8 +217,8 @@ def _check_engine(
         )
     if not report.passed:
         raise ParityError(
-            f"{engine.name}: the engine does not compute what {reference.name} computes, "
-            f"nothing is written: {report.failure()}"
+            f"{engine.name}: the results of the engine differ from those of {reference.name}, "
+            f"nothing was written: {report.failure()}"
         )
     seconds = round(time.perf_counter() - started, 2)
     verified = f"engine verified on {report.runtime}; the parsed network on the CPU"

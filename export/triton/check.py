@@ -142,7 +142,7 @@ def _tensor_problems(
     twice = sorted({one for one in declared if declared.count(one) > 1})
     return [
         f"{what}: {label} {', '.join(f'{one.name} {one.type} {[*one.dims]}' for one in some)}"
-        for label, some in (("lacks", missing), ("has also", surplus), ("has twice", twice))
+        for label, some in (("missing", missing), ("unexpected", surplus), ("duplicate", twice))
         if some
     ]
 
@@ -154,13 +154,15 @@ def _state_problems(states: Sequence[Any]) -> list[str]:
     sorted_pairs = zip(sorted(configured), sorted(configured.values()), strict=True)
     for name, following in sorted_pairs:
         if configured[name] != following:
-            problems.append(f"state {name}: sorted names pair it with {following}")
+            problems.append(f"state {name}: Triton pairs it with {following}, by sorted names")
     for state in states:
         initial = state.initial_state
         if len(initial) != 1 or not initial[0].name or not initial[0].zero_data:
-            problems.append(f"state {state.input_name}: does not begin at zero")
+            problems.append(f"state {state.input_name}: its initial value is not zero")
         elif (initial[0].data_type, [*initial[0].dims]) != (state.data_type, [*state.dims]):
-            problems.append(f"state {state.input_name}: begins as another tensor")
+            problems.append(
+                f"state {state.input_name}: its initial value has another type or shape"
+            )
     return problems
 
 
@@ -178,14 +180,14 @@ def _batching_problems(config: Any, description: ArtifactDescription) -> list[st
     batcher = oldest if kind == "sequence_batching" else config.dynamic_batching
     if any(not 1 <= size <= config.max_batch_size for size in batcher.preferred_batch_size):
         problems.append(
-            f"preferred_batch_size {[*batcher.preferred_batch_size]}: above the maximum"
+            f"preferred_batch_size {[*batcher.preferred_batch_size]}: expected 1 to "
+            f"{config.max_batch_size}"
         )
     if config.sequence_batching.control_input:
         problems.append("control_input: the network has no such input")
-    if (config.backend, config.platform) != (
-        ("onnxruntime", "") if description.engine is None else ("", "tensorrt_plan")
-    ):
-        problems.append(f"backend {config.backend!r}, platform {config.platform!r}")
+    runtime = ("onnxruntime", "") if description.engine is None else ("", "tensorrt_plan")
+    if (found := (config.backend, config.platform)) != runtime:
+        problems.append(f"backend and platform {found}: expected {runtime}")
     return problems
 
 
@@ -193,10 +195,15 @@ def _warmup_problems(config: Any) -> list[str]:
     problems = []
     declared = {one.name: one for one in config.input}
     if config.model_warmup and config.sequence_batching.state:
-        problems.append("model_warmup: its requests have no states, and the model would not load")
+        problems.append(
+            "model_warmup: its requests have no states, so that the model would not load"
+        )
     for warmup in config.model_warmup:
         if set(warmup.inputs) != set(declared):
-            problems.append(f"warm-up {warmup.name}: inputs {', '.join(sorted(warmup.inputs))}")
+            problems.append(
+                f"warm-up {warmup.name}: inputs {', '.join(sorted(warmup.inputs))}; expected "
+                f"{', '.join(declared)}"
+            )
         for name in set(warmup.inputs) & set(declared):
             one, other = warmup.inputs[name], declared[name]
             dims = zip(one.dims, other.dims, strict=False)
@@ -204,11 +211,16 @@ def _warmup_problems(config: Any) -> list[str]:
                 size > 0 and limit in (-1, size) for size, limit in dims
             )
             if not fits or one.data_type != other.data_type:
-                problems.append(f"warm-up {warmup.name}: {name} {[*one.dims]}")
+                problems.append(
+                    f"warm-up {warmup.name}: {name} has another type or shape ({[*one.dims]})"
+                )
             if name == LENGTHS and not one.input_data_file:
-                problems.append(f"warm-up {warmup.name}: no file for {name}")
+                problems.append(f"warm-up {warmup.name}: no data file for {name}")
         if not 1 <= warmup.batch_size <= config.max_batch_size:
-            problems.append(f"warm-up {warmup.name}: batch of {warmup.batch_size}")
+            problems.append(
+                f"warm-up {warmup.name}: a batch of {warmup.batch_size}; expected 1 to "
+                f"{config.max_batch_size}"
+            )
     return problems
 
 
@@ -220,5 +232,5 @@ def _description_problems(config: Any, description: ArtifactDescription) -> list
     except Ds2Error as error:
         return [str(error)]
     if found != served(description):
-        return ["its description is another artifact's"]
+        return ["its description belongs to another artifact"]
     return []

@@ -84,12 +84,12 @@ def check_engine(flavor: Flavor, batch: Sequence[int]) -> None:
     """
     if flavor == "rtx":
         raise ConfigError(
-            "--triton: Triton runs no TensorRT-RTX engines; leave --rtx out, or take --trt"
+            "--triton: Triton cannot run TensorRT-RTX engines; omit --rtx, or use --trt"
         )
     if batch[0] != 1:
         raise ConfigError(
-            f"--triton: an engine for batches from {batch[0]}; Triton also sends single requests: "
-            f"build it with --batch 1,{batch[1]},{batch[2]}"
+            f"--triton: the engine's smallest batch is {batch[0]}, but Triton also sends single "
+            f"requests; use --batch 1,{batch[1]},{batch[2]}"
         )
 
 
@@ -107,15 +107,20 @@ def check_servable(description: ArtifactDescription, device: Device) -> None:
     if engine is not None:
         check_engine(engine.flavor, engine.profile.batch)
     if engine is None and device == "gpu" and description.precision == "int8":
-        raise ConfigError("--triton-device gpu: int8 runs on CPUs only; choose fp16, or cpu")
+        raise ConfigError(
+            "--triton-device gpu: int8 runs only on a CPU; choose --triton-device cpu or "
+            "--precision fp16"
+        )
     if engine is None and description.precision == "bf16":
-        raise ConfigError("--triton: ONNX Runtime runs no bf16; add --no-onnx, or choose fp16")
+        raise ConfigError(
+            "--triton: ONNX Runtime cannot run bf16; add --no-onnx, or choose --precision fp16"
+        )
     if description.blocks is not None:
         check_state_names(description.inputs, description.outputs)
         if description.input == "features" and window_delay(description.features):
             raise ConfigError(
-                "--triton: streams of these features begin before frame 0, since an analysis "
-                "window is longer than two strides; add --waveform"
+                "--triton: the analysis window of this model is longer than two strides, so that a "
+                "stream of features would begin before frame 0; add --waveform"
             )
 
 

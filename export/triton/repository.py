@@ -141,8 +141,8 @@ def write_model(
         simulation = simulate(config, onnx_run(onnx), direct, waveforms, own)
         if not simulation.passed:
             raise ParityError(
-                f"{name}: served by Triton, in simulation, it does not give the text that it gives "
-                f"directly, nothing is written: {simulation.failure()}"
+                f"{name}: its texts in the simulation of Triton differ from those of the artifact, "
+                f"nothing was written: {simulation.failure()}"
             )
     return TritonExport(
         path=str(folder),
@@ -184,9 +184,7 @@ def _cpu() -> int:
 def _verification(simulation: Simulation | None, engine: bool) -> str:
     checked = "configuration parsed by Triton's schema and compared with the artifact"
     if simulation is None:
-        return (
-            f"{checked}; not simulated: ONNX Runtime computes no bf16 on a CPU; not run on Triton"
-        )
+        return f"{checked}; not simulated: ONNX Runtime cannot run bf16 on a CPU; not run on Triton"
     file = "its ONNX file" if engine else "the file"
     return (
         f"{checked}; simulated on {file}: {simulation.requests} requests of {simulation.clients} "

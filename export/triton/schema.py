@@ -51,4 +51,4 @@ def parse_config(text: str) -> Any:
     try:
         return text_format.Parse(text, schema.ModelConfig())
     except text_format.ParseError as error:
-        raise ParityError(f"config.pbtxt: not in Triton's schema: {error}") from None
+        raise ParityError(f"config.pbtxt: does not match Triton's schema: {error}") from None

@@ -142,7 +142,9 @@ class SimulatedModel:
         if not all(limit in (-1, size) for size, limit in dims):
             raise RequestError(f"output {declared.name} {array.shape}: expected {declared.dims}")
         if array.dtype != self._dtype(declared):
-            raise RequestError(f"output {declared.name}: {array.dtype}")
+            raise RequestError(
+                f"output {declared.name} of type {array.dtype}; expected {self._dtype(declared)}"
+            )
         return array.copy()
 
     def _dtype(self, declared: Any) -> np.dtype[Any]:

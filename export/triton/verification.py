@@ -59,7 +59,7 @@ class Simulation(msgspec.Struct, frozen=True, kw_only=True):
         """Explain in one line what differs."""
         return (
             f"log-probabilities differ by up to {self.max_difference:.2g}, and "
-            f"{self.clients - self.same_text} of {self.clients} texts"
+            f"{self.clients - self.same_text} of {self.clients} texts differ"
         )
 
 
@@ -130,7 +130,9 @@ def simulate(
         clients = [client(waveform) for waveform in speech]
         served = run_clients(make_batcher(model), clients, stagger=int(streams))
     except Exception as error:  # of the simulated server, or of the engine that it runs
-        raise ParityError(f"simulated on Triton, a request fails: {one_line(error)}") from error
+        raise ParityError(
+            f"a request failed in the simulation of Triton: {one_line(error)}"
+        ) from error
     expected = [hear(direct, waveform) for waveform in speech]
     tolerance = tolerance_for(description.precision, pytorch_difference)
     return _judged(tolerance, model, served, expected)

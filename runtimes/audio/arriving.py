@@ -92,7 +92,9 @@ class ArrivingFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the reader to an offset from the beginning."""
         if whence != io.SEEK_SET:
-            raise io.UnsupportedOperation("the end of an arriving file is not known")
+            raise io.UnsupportedOperation(
+                "cannot seek from the end of a file that is still arriving"
+            )
         self._place = offset
         return offset
 
@@ -119,7 +121,9 @@ class ArrivingFile(io.RawIOBase):
         with self._changed:
             self._changed.wait_for(lambda: self.is_complete or self.is_aborted)
             if not self.is_complete:
-                raise AudioError(f"{NAME}: its end did not arrive; send it again")
+                raise AudioError(
+                    f"{NAME}: incomplete, the end of the file did not arrive; send it again"
+                )
         return _Whole(self)
 
     def close(self) -> None:

@@ -27,12 +27,13 @@ def check_duration(samples: int, sample_rate: float, source: str) -> None:
         AudioError: shorter than 10 ms.
     """
     if samples == 0:
-        raise AudioError(f"{source}: 0 samples; expected speech, record or copy it again")
+        raise AudioError(f"{source}: 0 samples; expected speech: record or copy it again")
     duration_ms = 1000 * samples / sample_rate
     if duration_ms < SHORTEST_MS:
         count = f"{samples} sample{'s' if samples > 1 else ''}"
         raise AudioError(
-            f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms"
+            f"{source}: {count} ({duration_ms:.2g} ms); expected at least {SHORTEST_MS:g} ms: "
+            "record or copy it again"
         )
 
 
@@ -43,7 +44,9 @@ def check_longest(duration_s: float, most_s: float, source: str) -> None:
         TooLongError: longer than `most_s` seconds.
     """
     if duration_s > most_s:
-        raise TooLongError(f"{source}: longer than {most_s:g} s of audio; split it")
+        raise TooLongError(
+            f"{source}: longer than the limit of {most_s:g} s; split it into shorter recordings"
+        )
 
 
 def check_rate(sample_rate: float, source: str = "audio") -> None:
@@ -69,7 +72,7 @@ def check_stream_rate(sample_rate: float, source: str = "audio") -> None:
     if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
         raise AudioError(
             f"{source}: a sample rate of {sample_rate:g} Hz; expected {LOWEST_RATE} to "
-            f"{HIGHEST_RATE}"
+            f"{HIGHEST_RATE} Hz"
         )
 
 
@@ -89,7 +92,10 @@ def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any
     try:
         array = np.asarray(samples)
     except ValueError:  # rows of different lengths
-        raise AudioError(f"{source}: no array; expected (samples, channels) float32") from None
+        raise AudioError(
+            f"{source}: not an array, or its rows have different lengths; expected float32 of "
+            "shape (samples, channels)"
+        ) from None
     if array.size == 0:
         return np.zeros(0, np.float32)
     if not np.issubdtype(array.dtype, np.floating):
@@ -98,9 +104,11 @@ def as_samples(samples: npt.ArrayLike, source: str = "audio") -> npt.NDArray[Any
             "(divide 16-bit integers by 32768)"
         )
     if array.ndim not in (1, 2):
-        raise AudioError(f"{source}: {array.ndim} dimensions; expected (samples, channels)")
+        raise AudioError(
+            f"{source}: an array with {array.ndim} dimensions; expected (samples, channels)"
+        )
     if array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_CHANNELS):
         raise AudioError(
-            f"{source}: shape {array.shape}; expected (samples, channels), transpose it"
+            f"{source}: shape {array.shape}; expected (samples, channels): transpose it"
         )
     return array

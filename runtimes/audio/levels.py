@@ -55,7 +55,8 @@ class Levels:
         loudest = _loudest(mono)  # NaN where there is one
         if not np.isfinite(loudest):
             raise AudioError(
-                f"{self._source}: holds samples that are not finite (NaN or infinity); repair it"
+                f"{self._source}: contains samples that are NaN or infinite; record or convert it "
+                "again"
             )
         self.count += len(mono)
         self._loudest = max(self._loudest, loudest)
@@ -73,9 +74,9 @@ class Levels:
                 "32768"
             )
         elif self._loudest < CANCELLED * self._channels:
-            message = "its channels cancel each other out (opposite phase); give one of them"
+            message = "its channels cancel each other out (opposite phase); keep only one of them"
         elif self._loudest == 0:
-            message = "digital silence, every sample is zero; was the microphone on?"
+            message = "digital silence, every sample is zero; check that the microphone was on"
         else:
             return
         warnings.warn(f"{self._source}: {message}", AudioWarning, stacklevel=1)

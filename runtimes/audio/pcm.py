@@ -19,6 +19,9 @@ from ds2deploy.runtimes.audio.wav import is_unknown
 from ds2deploy.runtimes.errors import AudioError
 from ds2deploy.runtimes.features import FloatArray
 
+CONVERSION = "ffmpeg -i FILE -f wav -"
+"""Command that converts a recording for a pipe."""
+
 READ_BYTES = 1 << 16
 """At most at a time; what is there is taken at once."""
 
@@ -81,16 +84,16 @@ class PcmStream:
         self._begun = _exactly(file, 12)
         if other := self._other_format():
             raise AudioError(
-                f"{name}: {other}; expected 16-bit samples or a WAV stream: give the file, or "
-                "decode it first: ffmpeg -i FILE -f wav -"
+                f"{name}: {other}; expected 16-bit samples or a WAV stream: pass the path of the "
+                f"file, or convert it first: {CONVERSION}"
             )
         if self._begun[:4] in (b"RIFF", b"RF64") and self._begun[8:] == b"WAVE":
             self._begun = b""
             self.format = self._read_header()
             if told and self.format.sample_rate != sample_rate:
                 raise AudioError(
-                    f"{name}: its header says {self.format.sample_rate} Hz, not {sample_rate}; "
-                    "leave --rate out, it is for audio without a header"
+                    f"{name}: its header has a sample rate of {self.format.sample_rate} Hz, but "
+                    f"--rate is {sample_rate}; omit --rate, which is for audio without a header"
                 )
 
     def __iter__(self) -> Iterator[FloatArray]:
@@ -116,7 +119,9 @@ class PcmStream:
                 break
             waiting += piece
         if not count:
-            raise AudioError(f"{self.name}: 0 samples; expected speech: is a recorder writing?")
+            raise AudioError(
+                f"{self.name}: 0 samples; expected speech: check that the recorder is running"
+            )
 
     def _other_format(self) -> str | None:
         """Name the format that begins here and would be read as noise, or None.
@@ -139,7 +144,9 @@ class PcmStream:
         while True:
             chunk = _exactly(self._file, 8)
             if len(chunk) < 8:
-                raise AudioError(f"{self.name}: a WAV stream that ends in its header")
+                raise AudioError(
+                    f"{self.name}: the WAV stream ends within its header; record or send it again"
+                )
             kind, size = chunk[:4], int.from_bytes(chunk[4:], "little")
             if kind == b"data":
                 size = whole or size
@@ -147,14 +154,19 @@ class PcmStream:
                 break
             passed += size
             if passed > LARGEST_HEADER:
-                raise AudioError(f"{self.name}: a WAV stream whose header is damaged")
+                raise AudioError(
+                    f"{self.name}: the header of the WAV stream is damaged; convert it again: "
+                    f"{CONVERSION}"
+                )
             content = self._chunk(size)
             if kind == b"fmt ":
                 found = self._parse_format(content)
             elif kind == b"ds64":  # RF64, EBU Tech 3306
                 whole = int.from_bytes(content[8:16], "little")
         if found is None:
-            raise AudioError(f"{self.name}: a WAV stream that does not say its format")
+            raise AudioError(
+                f'{self.name}: the WAV stream has no "fmt " chunk; convert it again: {CONVERSION}'
+            )
         check_stream_rate(found.sample_rate, self.name)
         return found
 
@@ -168,20 +180,26 @@ class PcmStream:
                 break
             rest -= len(piece)
         if rest > size % 2:
-            raise AudioError(f"{self.name}: a WAV stream that ends in its header")
+            raise AudioError(
+                f"{self.name}: the WAV stream ends within its header; record or send it again"
+            )
         return content
 
     def _parse_format(self, content: bytes) -> PcmFormat:
         if len(content) < 16:
-            raise AudioError(f"{self.name}: a WAV stream whose header is damaged")
+            raise AudioError(
+                f"{self.name}: the header of the WAV stream is damaged; convert it again: "
+                f"{CONVERSION}"
+            )
         tag, channels, rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
         if tag == EXTENSIBLE and len(content) >= 26:
             tag = int.from_bytes(content[24:26], "little")
         known = (tag == PCM and bits in (8, 16, 24, 32)) or (tag == FLOAT and bits == 32)
         if not known or not channels or not rate:
             raise AudioError(
-                f"{self.name}: a WAV stream of format {tag} with {bits} bits in {channels} "
-                f"channels at {rate} Hz; expected 8, 16, 24 or 32 bits of PCM, or float32"
+                f"{self.name}: a WAV stream with format code {tag}, {bits} bits, {channels} "
+                f"channels and {rate} Hz; expected PCM of 8, 16, 24 or 32 bits, or float32: "
+                f"convert it: {CONVERSION}"
             )
         return PcmFormat(rate, channels, bits, tag == FLOAT)
 

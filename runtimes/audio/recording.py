@@ -127,22 +127,22 @@ class Recording:
         promised = suffix_format(self.name)
         if promised is not None and promised.kind == "headerless":
             return NotAudioError(
-                f"{self.name}: no header that says what it holds; if it is 16-bit mono, say its "
-                f"rate: ds2deploy transcribe MODEL - --rate HZ < {self.name}"
+                f"{self.name}: raw samples without a header; if they are 16-bit mono, pass their "
+                f"sample rate: ds2deploy transcribe MODEL - --rate HZ < {self.name}"
             )
         self._file.seek(0)
         found = content_format(self._file.read(FRAME_PAIR))
         if found is not None and found.kind == "foreign":
             return NotAudioError(
-                f"{self.name}: {found.name}, which libsndfile does not read; convert it, such as: "
+                f"{self.name}: {found.name}, which libsndfile cannot read; convert it: "
                 f"{conversion(self.name)}"
             )
         if "resource fork" in detail:  # libsndfile's last guess
             detail = "Format not recognised"
         return NotAudioError(
-            f"{self.name}: not audio that can be read, or damaged "
-            f"({detail.strip().rstrip('.') or 'cannot be decoded'}); expected WAV, FLAC, Ogg, MP3 "
-            "or another format of libsndfile, convert it first"
+            f"{self.name}: damaged, or not audio in a supported format "
+            f"({detail.strip().rstrip('.') or 'cannot be decoded'}); convert it to WAV, FLAC, Ogg, "
+            "MP3 or another format of libsndfile"
         )
 
     def _sound(self, section: Section) -> Sound:

@@ -90,7 +90,7 @@ def find_mp3_sections(name: str, file: BinaryIO, span: Span | None = None) -> li
     walk = find_mp3_audio(file, span)
     if walk.lost:
         raise AudioError(
-            f"{name}: damaged, {walk.lost:,} bytes in it are no MP3; copy or record it again"
+            f"{name}: damaged, {walk.lost:,} bytes are not MP3 data; copy or record it again"
         )
     last = len(walk.recordings) - 1
     return [
@@ -132,7 +132,7 @@ def _ogg(name: str, file: BinaryIO) -> list[Section]:
     found = find_ogg_audio(file)
     if any(audio.streams > 1 for audio in found):
         raise AudioError(
-            f"{name}: holds several recordings side by side; give each as a file of its own"
+            f"{name}: contains several simultaneous audio streams; save each as a separate file"
         )
     if len(found) == 1:
         return [Section(truncated=not found[0].whole)]

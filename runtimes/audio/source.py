@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeGuard, cast
 
 from ds2deploy.runtimes.audio.spliced import Span, Spliced
-from ds2deploy.runtimes.errors import AudioError, MissingFileError
+from ds2deploy.runtimes.errors import AudioError, MissingFileError, missing_file, one_line
 
 
 class BinaryReader(Protocol):
@@ -69,19 +69,21 @@ def open_audio_file(source: AudioFile) -> BinaryIO:
         return _in_memory(name, source)
     if not hasattr(source, "read"):
         raise AudioError(
-            f"{name}: of type {type(source).__name__}; expected a path, the bytes of a file, or a "
-            "binary file object: open(path, 'rb')"
+            f"{name}: has the type {type(source).__name__}; expected a path, the bytes of a file, "
+            "or a binary file: open(path, 'rb')"
         )
     try:
         if isinstance(source, io.BytesIO):
             return _in_memory(name, source.read())
         if _is_opened(source) and source.seekable():
             return _in_place(name, source)
-        return _copied(source.read, name, ("the file is empty", "rewind or record it again"))
+        return _copied(
+            source.read, name, ("the file is empty", "record it again, or rewind it with seek(0)")
+        )
     except AudioError:
         raise
     except (OSError, ValueError) as error:  # ValueError: it is closed
-        raise _unreadable(name, error) from None
+        raise unreadable(name, error) from None
 
 
 def _open_path(path: Path) -> BinaryIO:
@@ -94,7 +96,7 @@ def _open_path(path: Path) -> BinaryIO:
     except BaseException as error:
         file.close()
         if isinstance(error, OSError):
-            raise _unreadable(str(path), error) from None
+            raise unreadable(str(path), error) from None
         raise
 
 
@@ -109,13 +111,15 @@ def _regular_or_copied(file: BinaryIO, path: Path) -> BinaryIO:
         raise AudioError(f"{path}: is a device; expected an audio file, or a pipe")
     with closing(file):
         return _copied(
-            file.read, str(path), ("nothing came through the pipe", "write or rewind it first")
+            file.read,
+            str(path),
+            ("no data came through the pipe", "check the command that writes to it"),
         )
 
 
 def _in_memory(name: str, content: bytes | bytearray | memoryview) -> BinaryIO:
     if not len(content):
-        raise _empty(name, "no bytes", "rewind or record it again")
+        raise _empty(name, "no bytes", "record it again")
     return io.BytesIO(bytes(content))
 
 
@@ -130,7 +134,7 @@ def _in_place(name: str, file: BinaryIO) -> BinaryIO:
     start = file.tell()
     size = file.seek(0, os.SEEK_END) - start
     if size <= 0:
-        raise _empty(name, "no bytes from its position on", "rewind it with seek(0)")
+        raise _empty(name, "nothing after the current position", "rewind it with seek(0)")
     return cast(BinaryIO, Spliced(file, [Span(start, size)]))
 
 
@@ -150,13 +154,14 @@ def _copied(read: Callable[[int], bytes], name: str, nothing: tuple[str, str]) -
         while (piece := read(PIECE)) != b"":
             if not isinstance(piece, (bytes, bytearray, memoryview)):
                 raise AudioError(
-                    f"{name}: its read() gives {type(piece).__name__}, not bytes; give a binary "
-                    "file: open(path, 'rb')"
+                    f"{name}: read() returned {type(piece).__name__}, expected bytes; open it in "
+                    "binary mode: open(path, 'rb')"
                 )
             count += len(piece)
             if count > MOST_PIPED:
                 raise AudioError(
-                    f"{name}: more than {MOST_PIPED >> 30} GiB through a pipe; give a file"
+                    f"{name}: more than {MOST_PIPED >> 30} GiB came through a pipe; save the audio "
+                    "and pass the path of the file"
                 )
             file.write(piece)
         if not count:
@@ -168,21 +173,22 @@ def _copied(read: Callable[[int], bytes], name: str, nothing: tuple[str, str]) -
 
 
 def _empty(name: str, what: str, remedy: str) -> AudioError:
-    return AudioError(f"{name}: {what} (0 bytes); expected audio, {remedy}")
+    return AudioError(f"{name}: {what} (0 bytes); expected audio: {remedy}")
 
 
 def _unopened(path: Path, error: OSError | ValueError) -> AudioError | MissingFileError:
     """Say why a path cannot be opened."""
-    if isinstance(error, IsADirectoryError):
-        return MissingFileError(f"{path}: is a directory; expected an audio file")
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        if path.is_symlink():
+    if isinstance(error, (IsADirectoryError, FileNotFoundError, NotADirectoryError)):
+        if path.is_symlink() and not path.exists():
             target = path.readlink()
-            return MissingFileError(f"{path}: a link to {target}, which is not there; correct it")
-        return MissingFileError(f"{path}: no such file; expected an audio file")
-    return _unreadable(str(path), error)
+            return MissingFileError(
+                f"{path}: a link to {target}, which does not exist; correct the link"
+            )
+        return missing_file(path, "an audio file")
+    return unreadable(str(path), error)
 
 
-def _unreadable(name: str, error: OSError | ValueError) -> AudioError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+def unreadable(name: str, error: OSError | ValueError) -> AudioError:
+    """Make the error of a recording for an error of a disk, of permissions or of a closed file."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
     return AudioError(f"{name}: cannot be read ({reason}); make it readable, or leave it out")

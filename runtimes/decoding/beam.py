@@ -113,7 +113,10 @@ class BeamDecoder:
         if not some:
             return
         if any(np.isnan(blocks[i]).any() for i in some):
-            raise NotFiniteError("the model computes log-probabilities that are not numbers")
+            raise NotFiniteError(
+                "the model computed log-probabilities that are NaN; compare it with its "
+                "checkpoint: ds2deploy verify"
+            )
         # Longest first: an utterance that ends leaves the others in their places.
         some.sort(key=lambda i: -len(blocks[i]))
         chosen = [states[i] for i in some]

@@ -81,16 +81,24 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             ("labels_per_frame", limits.labels >= 1, "1 or more"),
             ("least_log_prob", limits.log_prob <= 0, "0 or less"),
             ("threshold", limits.threshold > 0, "more than 0"),
-            ("lm_weight", 0 <= self.lm_weight < 100, "0 to 100"),
-            ("character_lm_weight", weight is None or 0 <= weight < 100, "0 to 100"),
-            ("word_score", -100 < self.word_score < 100, "-100 to 100"),
+            ("lm_weight", 0 <= self.lm_weight < 100, "at least 0, less than 100"),
+            (
+                "character_lm_weight",
+                weight is None or 0 <= weight < 100,
+                "at least 0, less than 100",
+            ),
+            ("word_score", -100 < self.word_score < 100, "more than -100, less than 100"),
             (
                 "unknown_letter",
                 self.unknown_letter is None or -100 < self.unknown_letter <= 0,
-                "-100 to 0, or none",
+                "more than -100, at most 0, or none",
             ),
             ("nbest", self.nbest >= 1, "1 or more"),
-            ("commit_s", self.commit_s is None or 0 < self.commit_s < 1e6, "more than 0"),
+            (
+                "commit_s",
+                self.commit_s is None or 0 < self.commit_s < 1e6,
+                "more than 0, less than 1000000",
+            ),
             ("confidence_scale", 0 < self.confidence_scale < 100, "more than 0, less than 100"),
         ):
             if not fine:
@@ -98,8 +106,8 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for phrase, nats in self.hot_words.items():
             if not 0 <= nats < 100:
                 raise ConfigError(
-                    f"hot words: {phrase[:40]!r} has the weight {nats:g}; expected 0 to 100 nats "
-                    "for every letter"
+                    f"hot words: the weight of {phrase[:40]!r} is {nats:g}; expected at least 0, "
+                    "less than 100 (nats per letter)"
                 )
 
     @property
@@ -169,8 +177,8 @@ class DecoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             model.check_labels(alphabet.labels)
             if (other := models.get(model.kind)) is not None:
                 raise ConfigError(
-                    f"{other.path} and {path}: two language models of {model.kind}; give one of "
-                    "words and one of characters, or one alone"
+                    f"{other.path}, {path}: both are language models of {model.kind}; give one of "
+                    "words and one of characters, or only one"
                 )
             models[model.kind] = model
         return models

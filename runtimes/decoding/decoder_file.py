@@ -24,6 +24,9 @@ from ds2deploy.runtimes.files import file_sha256, whole_file
 SUFFIX: Final = ".decoder"
 FORMAT_VERSION = 1
 
+TUNE = "ds2deploy tune MODEL MANIFEST --lm LM --out FILE.decoder"
+"""Command that writes such a file."""
+
 
 class DecoderFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Content of a `.decoder` file, as JSON.
@@ -62,9 +65,8 @@ class TunedConfig(DecoderConfig, frozen=True, kw_only=True):
         """
         if alphabet.labels[1:] != self.labels[1:]:
             raise ConfigError(
-                f"{self.file}: tuned for the labels {self.labels[1:]!r}, the model has "
-                f"{alphabet.labels[1:]!r}; tune for this model: ds2deploy tune MODEL MANIFEST "
-                "--lm LM --out FILE.decoder"
+                f"{self.file}: was tuned for the labels {self.labels[1:]!r}, but the model has "
+                f"{alphabet.labels[1:]!r}; tune it for this model: {TUNE}"
             )
         return super().__call__(alphabet, frame_s)
 
@@ -113,21 +115,20 @@ def read_content(path: Path) -> DecoderFile:
         content = path.read_bytes()
     except OSError as error:
         raise MissingFileError(
-            f"{path}: {system_reason(error)}; expected a file of ds2deploy tune"
+            f"{path}: {system_reason(error)}; expected a decoder file, made by: {TUNE}"
         ) from None
     try:
         found = msgspec.json.decode(content, type=DecoderFile)
         if len(as_tuple(found.settings.lm)) != len(as_tuple(found.lm_sha256)):
-            raise ConfigError("expected one hash for each language model")
+            raise ConfigError("expected one SHA-256 for each language model")
     except (*DECODING_ERRORS, ConfigError) as error:
         raise ModelFileError(
-            f"{path}: not a decoder file, or damaged ({one_line(error)}); "
-            "make it again with ds2deploy tune"
+            f"{path}: damaged, or not a decoder file ({one_line(error)}); make it again: {TUNE}"
         ) from None
     if found.format_version != FORMAT_VERSION:
         raise ModelFileError(
-            f"{path}: of format {found.format_version}, this version reads {FORMAT_VERSION}; "
-            "upgrade ds2deploy, or make it again with ds2deploy tune"
+            f"{path}: decoder format {found.format_version}; this version of ds2deploy reads "
+            f"format {FORMAT_VERSION}: pip install -U ds2deploy, or make the file again: {TUNE}"
         )
     return found
 
@@ -144,11 +145,13 @@ def read_decoder_file(path: str | Path) -> TunedConfig:
     models = [path.parent / model for model in found.settings.lm_paths]
     for model, digest in zip(models, as_tuple(found.lm_sha256), strict=True):
         if not model.is_file():
-            raise MissingFileError(f"{path}: its language model {model} is not there; copy it too")
+            raise MissingFileError(
+                f"{path}: its language model {model} does not exist; copy it there"
+            )
         if file_sha256(model) != digest:
             raise ModelFileError(
                 f"{path}: {model} is not the language model that it was tuned with; copy that one, "
-                "or tune again"
+                f"or tune again: {TUNE}"
             )
     lm = one_or_all([str(model) for model in models])
     return TunedConfig(

@@ -141,7 +141,8 @@ def _checked(phrase: str, alphabet: Alphabet) -> str:
         )
     if ":" in alphabet.unknown(phrase):
         raise AlphabetError(
-            f"hot words: {phrase[:40]!r}: no label for ':'; a weight after it is a number, 0 to 100"
+            f"hot words: {phrase[:40]!r}: no label for ':'; to set a weight, write PHRASE:WEIGHT "
+            "with a number from 0 to 100"
         )
     spelled(phrase, alphabet, "hot words")
     return written

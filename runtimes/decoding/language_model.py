@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.decoding.language_model_file import (
     END,
+    REMAKE,
     SPACE,
     START,
     UNKNOWN,
@@ -78,7 +79,9 @@ class LanguageModel:
         self._size = header.counts[0]
         self.unknown, start, self._end = self._word_ids([UNKNOWN, START, END])
         if self._size in (self.unknown, start, self._end):
-            raise ModelFileError(f"{path}: has no {UNKNOWN}, {START} or {END}; make it again")
+            raise ModelFileError(
+                f"{path}: has no {UNKNOWN}, {START} or {END}; {REMAKE} {path.name}"
+            )
         self.start = int(self._states(np.array([1 + start]))[0])
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
@@ -100,7 +103,9 @@ class LanguageModel:
         try:
             return [str(self._text[a:b], "utf-8") for a, b in pairwise(ends)]
         except UnicodeDecodeError:
-            raise ModelFileError(f"{self.path}: damaged vocabulary; make it again") from None
+            raise ModelFileError(
+                f"{self.path}: damaged vocabulary; {REMAKE} {self.path.name}"
+            ) from None
 
     def word_ids(self, words: Sequence[str]) -> IntArray:
         """Look up the ids of words; `unknown` for words outside the vocabulary.
@@ -145,9 +150,8 @@ class LanguageModel:
         """
         if labels[1:] != self.header.labels[1:]:
             raise ConfigError(
-                f"{self.path}: made for the labels {self.header.labels[1:]!r}, the model has "
-                f"{labels[1:]!r}; make it again: ds2deploy lm TEXT --out {self.path.name} "
-                "--labels MODEL"
+                f"{self.path}: was made for the labels {self.header.labels[1:]!r}, but the model "
+                f"has {labels[1:]!r}; {REMAKE} {self.path.name} --labels MODEL"
             )
 
     def dense(self) -> DenseModel:
@@ -160,13 +164,13 @@ class LanguageModel:
         """
         labels = self.header.labels
         if self.kind != "characters":
-            raise ConfigError(f"{self.path}: a model of words; only one of characters has tables")
+            raise ConfigError(f"{self.path}: a language model of words; expected one of characters")
         states = len(self._backoffs)
         if (size := states * len(labels) * 8) > MOST_DENSE_BYTES:
             raise ConfigError(
-                f"{self.path}: {states} states of {len(labels)} labels take {size / 1e6:.0f} MB, "
-                f"the most is {MOST_DENSE_BYTES / 1e6:.0f} MB; make it smaller: ds2deploy lm "
-                "with a lower --order, or --prune 0,0,1"
+                f"{self.path}: its table of {states} states and {len(labels)} labels takes "
+                f"{size / 1e6:.0f} MB, above the limit of {MOST_DENSE_BYTES / 1e6:.0f} MB; make a "
+                "smaller model: ds2deploy lm with a lower --order, or --prune 0,0,1"
             )
         ids = self.word_ids([SPACE if label == " " else label for label in labels])
         ids[0] = self._end  # its scores take the unused column

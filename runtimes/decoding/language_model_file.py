@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from ds2deploy.runtimes.errors import (
     DECODING_ERRORS,
-    MissingFileError,
     ModelFileError,
+    missing_file,
+    newer_format,
     system_reason,
 )
 
@@ -84,7 +85,7 @@ class LanguageModelHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         if not self.counts or min(self.counts) < 0 or self.counts[0] < 3:
             raise ValueError(f"counts = {self.counts}: expected 3 or more words")
         if sum(self.counts) >= 2**31 - 1:
-            raise ValueError(f"counts = {self.counts}: expected fewer than 2147483647 in all")
+            raise ValueError(f"counts = {self.counts}: expected a sum below 2147483647")
 
     @property
     def order(self) -> int:
@@ -143,17 +144,19 @@ def read_file(path: Path) -> tuple[LanguageModelHeader, Arrays]:
         ModelFileError: not a language model, damaged, or of a newer format.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a language model (.lm)")
+        raise missing_file(path, "a language model (.lm)")
     try:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 raise ModelFileError(
-                    f"{path}: not a language model of ds2deploy; make one of sentences: ds2deploy "
-                    f"lm TEXT --out NAME{SUFFIX}"
+                    f"{path}: not a language model of ds2deploy; make one from a file with one "
+                    f"sentence per line: ds2deploy lm TEXT --out NAME{SUFFIX}"
                 )
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({system_reason(error)})") from None
+        raise ModelFileError(
+            f"{path}: cannot be read ({system_reason(error)}); make it readable, or copy it again"
+        ) from None
     try:
         header, start = _read_header(content, path)
         arrays = _split(content, start, header.counts)
@@ -171,10 +174,7 @@ def _read_header(content: mmap.mmap, path: Path) -> tuple[LanguageModelHeader, i
     document = content[PREAMBLE : PREAMBLE + length]
     version = msgspec.json.decode(document, type=_Version).format_version
     if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path}: language model of format {version}, this ds2deploy reads up to "
-            f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
-        )
+        raise newer_format(path, "language model", version, FORMAT_VERSION)
     if zlib.crc32(memoryview(content)[PREAMBLE:]) != checksum:
         raise ValueError("wrong checksum")
     return msgspec.json.decode(document, type=LanguageModelHeader), PREAMBLE + length
@@ -198,7 +198,7 @@ def _check(header: LanguageModelHeader, arrays: Arrays) -> None:
     size = header.counts[0]
     keys, links = arrays.keys, arrays.links
     _require(keys[0] == -1 and bool((keys[1:] > keys[:-1]).all()), "entries out of order")
-    _require(links[0] == 0 and arrays.backoffs[0] == 0, "entry 0")
+    _require(links[0] == 0 and arrays.backoffs[0] == 0, "entry 0 is wrong")
     _require(keys[1] == 0 and keys[size] == size - 1, "unigrams")
     lower = 0
     for first, end in header.blocks:
@@ -207,7 +207,10 @@ def _check(header: LanguageModelHeader, arrays: Arrays) -> None:
             _require(lower <= parents[0] and parents[1] < max(first, 1), "entries out of range")
             to = links[first:end]
             _require(int((to ^ (to >> 31)).max()) < first, "back-off out of range")
-            _require(first < len(arrays.backoffs) or int(to.max()) < 0, "states of highest order")
+            _require(
+                first < len(arrays.backoffs) or int(to.max()) < 0,
+                "wrong states of the highest order",
+            )
         lower = first
     _require(-np.inf < arrays.scores.min() and arrays.scores.max() <= 0, "probabilities")
     _require(bool(np.isfinite([arrays.backoffs.min(), arrays.backoffs.max()]).all()), "back-offs")

@@ -24,7 +24,7 @@ def make_decoder(decoder: MakeDecoder | str | Path | None) -> MakeDecoder | None
     if given is not None and not callable(given):
         name = type(given).__name__
         raise ConfigError(
-            f"decoder: an instance of {name}; give what makes one for the labels and the seconds "
-            f"of a frame of a model, such as the class: load(..., decoder={name})"
+            f"decoder: an instance of {name}; expected a class or function that makes a decoder "
+            f"from the labels and the duration of a frame in seconds: load(..., decoder={name})"
         )
     return decoder

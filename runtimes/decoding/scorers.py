@@ -165,7 +165,7 @@ def spelled(entry: str, alphabet: Alphabet, what: str) -> list[int]:
     if unknown := alphabet.unknown(entry):
         raise AlphabetError(
             f"{what}: no label for {', '.join(map(repr, unknown))} in {entry!r}; write it with the "
-            f"labels of the model, {alphabet.labels[1:]!r}"
+            f"labels of the model: {alphabet.labels[1:]!r}"
         )
     return alphabet.encode(entry)
 

@@ -53,9 +53,8 @@ def build_trie(entries: Sequence[Sequence[int]], labels: int) -> Trie:
     nodes = 2 + int(new.sum())
     if nodes * labels * 4 > LARGEST_BYTES:
         raise ConfigError(
-            f"a lexicon of {len(entries)} words: its table would take "
-            f"{nodes * labels * 4 / 2**20:.0f} MiB, at most {LARGEST_BYTES >> 20} are taken; "
-            "give fewer words"
+            f"a lexicon of {len(entries)} words needs a table of {nodes * labels * 4 / 2**20:.0f} "
+            f"MiB, above the limit of {LARGEST_BYTES >> 20} MiB; use fewer words"
         )
     trie = Trie(
         np.zeros((nodes, labels), np.int32),

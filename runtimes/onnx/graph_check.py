@@ -43,10 +43,10 @@ def check_description(
     ):
         for name, tensor, there in zip_longest(names, tensors, found):
             if not _agrees(name, tensor, there):
-                shown = f"{there[0]} {there[1]}" if there else "no tensor []"
+                shown = f"{there[0]} {there[1]}" if there else f"no tensor {name}"
                 raise ModelFileError(
-                    f"{path}: its description ({bins} bins in, {labels} labels out) is not its "
-                    f"graph's ({shown}); export it again"
+                    f"{path}: its description ({bins} bins in, {labels} labels out) does not match "
+                    f"its graph ({shown}); export it again"
                 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ds2deploy.runtimes.artifact import METADATA_KEY, ArtifactDescription, read_description
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import ModelFileError, missing_file
 
 METADATA_PROPS = 14
 """Number of the field of ModelProto that holds pairs of key (1) and value (2)."""
@@ -31,28 +31,42 @@ def read_onnx_description(path: str | Path) -> ArtifactDescription:
         ModelFileError: not an ONNX file, damaged, or not exported by ds2deploy.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
-    size = path.stat().st_size
-    if size == 0:
-        raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
+    size = check_size(path)
     try:
         with path.open("rb") as file:
             document = _find(file, size)
     except (EOFError, UnicodeDecodeError) as error:
-        raise ModelFileError(
-            f"{path}: not an ONNX model that can be read, or damaged ({error}); {AGAIN}"
-        ) from None
+        raise unreadable_model(path, str(error)) from None
     if document is None:
         raise no_description(path)
     return read_description(document, str(path))
 
 
+def check_size(path: Path) -> int:
+    """Return the size of an ONNX file in bytes.
+
+    Raises:
+        MissingFileError: no such file.
+        ModelFileError: the file is empty.
+    """
+    if not path.is_file():
+        raise missing_file(path, "an ONNX artifact")
+    size = path.stat().st_size
+    if size == 0:
+        raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
+    return size
+
+
+def unreadable_model(path: Path, fault: str) -> ModelFileError:
+    """Make the error for a file that a reader does not accept as an ONNX model."""
+    return ModelFileError(f"{path}: damaged, or not an ONNX model ({fault.rstrip('.')}); {AGAIN}")
+
+
 def no_description(path: Path) -> ModelFileError:
     """Make the error for a model that somebody else exported."""
     return ModelFileError(
-        f"{path}: an ONNX model, but not one of ds2deploy's (it holds no description); "
-        "export a checkpoint with `ds2deploy export`"
+        f"{path}: an ONNX model without a description of ds2deploy; export a checkpoint: "
+        "ds2deploy export CHECKPOINT --out FOLDER"
     )
 
 
@@ -74,11 +88,11 @@ def fields(file: BinaryIO, end: int) -> Iterator[tuple[int, int, int]]:
     while at < end:
         number, kind = divmod(_varint(file), 8)
         if kind not in (VARINT, BYTES, FIXED64, FIXED32):
-            raise EOFError("bytes of another format")
+            raise EOFError("unknown field type")
         value = {FIXED64: 8, FIXED32: 4}.get(kind) or _varint(file)
         at = file.tell() + (0 if kind == VARINT else value)
         if at > end:
-            raise EOFError(f"{end} bytes, more were expected")
+            raise EOFError(f"it ends after {end} bytes, more were expected")
         yield number, kind, value
         file.seek(at)
 
@@ -96,7 +110,7 @@ def _value(file: BinaryIO, end: int) -> str | None:
     texts = {1: "", 2: ""}
     for number, kind, length in fields(file, end):
         if kind != BYTES:
-            raise EOFError("bytes of another format")
+            raise EOFError("unknown field type")
         texts[number] = file.read(length).decode("utf-8")
     return texts[2] if texts[1] == METADATA_KEY else None
 
@@ -107,8 +121,8 @@ def _varint(file: BinaryIO) -> int:
     for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
-            raise EOFError("it ends in the middle of a field")
+            raise EOFError("it ends within a field")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise EOFError("bytes of another format")
+    raise EOFError("a number that is too long")

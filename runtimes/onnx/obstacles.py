@@ -25,7 +25,7 @@ REMEDIES: dict[Provider, str] = {
     "rtx": "pip install 'ds2deploy[cpu,rtx]'",
 }
 
-DRIVER = "install the driver of your GPU"
+DRIVER = "install the NVIDIA driver"
 
 LIBRARIES: dict[Provider, tuple[str, str]] = {
     "cuda": ("libcuda.so.1", "no NVIDIA driver"),
@@ -99,26 +99,28 @@ def _rtx_obstacle(onnxruntime: Any, title: str, index: int) -> Obstacle | None:
     try:
         count = len(register_rtx(onnxruntime))
     except ImportError as error:
-        reason = f"{title}, its plugin is not installed ({first_line(error)})"
+        reason = f"{title}: its TensorRT-RTX plugin is not installed ({first_line(error)})"
         return Obstacle(reason, REMEDIES["rtx"])
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if not loads(LIBRARIES["cuda"][0]):
-            return Obstacle(f"{title}, its plugin finds {LIBRARIES['cuda'][1]}", DRIVER)
-        reason = f"{title}, its plugin does not load ({first_line(error)})"
+            return Obstacle(
+                f"{title}: its TensorRT-RTX plugin finds {LIBRARIES['cuda'][1]}", DRIVER
+            )
+        reason = f"{title}: its TensorRT-RTX plugin cannot be loaded ({first_line(error)})"
         return Obstacle(reason, REMEDIES["rtx"])
     if index < count:
         return None
     from ds2deploy.runtimes.tensorrt.cuda import NoDeviceError, open_device
     from ds2deploy.runtimes.tensorrt.rtx_devices import on_another_gpu
 
-    reason = f"{title}, its plugin sees {count} GPUs, not cuda:{index}"
+    reason = f"{title}: its TensorRT-RTX plugin does not find cuda:{index} (GPUs found: {count})"
     try:
         device = open_device(f"cuda:{index}")
     except NoDeviceError as error:
         return Obstacle(f"{reason}: {error.reason}", error.remedy)
     if another := on_another_gpu(device):
-        return Obstacle(f"{reason}: {another}", "take --runtime cuda or --runtime tensorrt")
-    return Obstacle(reason, "install a newer driver of your GPU")
+        return Obstacle(f"{reason}: {another}", "use --runtime cuda or --runtime tensorrt")
+    return Obstacle(reason, "install a newer NVIDIA driver")
 
 
 def register_rtx(onnxruntime: Any) -> list[Any]:

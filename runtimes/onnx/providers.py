@@ -115,12 +115,12 @@ def check(session: Any, provider: Provider, path: Path) -> None:
     """
     has = session.get_providers()
     if PROVIDERS[provider] not in has[: 1 if provider != "cpu" else None]:
-        reason = f"{PROVIDERS[provider]} did not start, {has[0]} would run instead"
+        reason = f"{PROVIDERS[provider]} did not start; ONNX Runtime would run on {has[0]} instead"
         raise _unavailable(path, provider, Obstacle(reason, REMEDIES[provider]))
 
 
 def _unavailable(path: Path, provider: Provider, found: Obstacle) -> RuntimeUnavailableError:
     return RuntimeUnavailableError(
-        f"{path}: --runtime {provider}: {found.reason}; {found.remedy}; "
-        "`ds2deploy doctor` says more"
+        f"{path}: --runtime {provider}: {found.reason}; {found.remedy}; for details: ds2deploy "
+        "doctor"
     )

@@ -16,14 +16,18 @@ from ds2deploy.runtimes.artifact import (
 )
 from ds2deploy.runtimes.errors import (
     DeviceError,
-    MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
 )
 from ds2deploy.runtimes.files import FOREIGN_BYTE
 from ds2deploy.runtimes.onnx.graph_check import check_description
 from ds2deploy.runtimes.onnx.library import import_onnxruntime
-from ds2deploy.runtimes.onnx.metadata import AGAIN, no_description, read_onnx_description
+from ds2deploy.runtimes.onnx.metadata import (
+    check_size,
+    no_description,
+    read_onnx_description,
+    unreadable_model,
+)
 from ds2deploy.runtimes.onnx.obstacles import Provider, first_line
 from ds2deploy.runtimes.onnx.providers import TENSORRT_PROFILE, check, configure
 from ds2deploy.runtimes.onnx.weights import check_weights
@@ -78,13 +82,12 @@ class OnnxSession(BaseSession):
         provider: Provider | None = None,
     ) -> None:
         path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(f"{path}: no such file; expected an ONNX artifact")
-        if path.stat().st_size == 0:
-            raise ModelFileError(f"{path}: empty file (0 bytes); {AGAIN}")
+        check_size(path)
         kind, _, index = device.partition(":")
         if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
-            raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+            raise RuntimeUnavailableError(
+                f"{path}: device {device!r}: expected cpu, cuda or cuda:N"
+            )
         chosen: Provider = provider or ("cuda" if kind == "cuda" else "cpu")
         described = description
         if chosen != "cpu" and described is None:
@@ -115,7 +118,8 @@ class OnnxSession(BaseSession):
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             name = self.description.inputs[0]
             raise DeviceError(
-                f"{self.runtime} failed at {name} {tensors[name].shape}: {first_line(error)}"
+                f"{self.runtime} failed with {name} of shape {tensors[name].shape}: "
+                f"{first_line(error)}"
             ) from error
         return dict(zip(outputs, results, strict=True))
 
@@ -173,13 +177,13 @@ def _open(
     precision = _precision(path) if description is None else description.precision
     if precision == "bf16" and provider in ("cpu", "cuda"):
         raise RuntimeUnavailableError(
-            f"{path}: ONNX Runtime computes no bf16 on {provider}; build an engine of its "
-            "checkpoint (--trt or --rtx), or export fp16"
+            f"{path}: ONNX Runtime cannot run bf16 on {provider}; export the checkpoint as an "
+            "engine (--trt or --rtx), or with --precision fp16"
         )
     if precision == "int8" and provider != "cpu":
         raise RuntimeUnavailableError(
-            f"{path}: ONNX Runtime computes int8 LSTMs on a CPU only; give the fp16 or the fp32 "
-            f"file for {provider}, or leave --runtime and --device out"
+            f"{path}: ONNX Runtime runs int8 LSTMs only on a CPU; use the fp16 or fp32 file with "
+            f"{provider}, or omit --runtime and --device"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -205,14 +209,12 @@ def _open(
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         if provider != "cpu" and precision is not None:
-            other = "the CPU" if provider == "cuda" else "--runtime cuda"
+            on_cpu = "omit --runtime and --device"
+            other = on_cpu if provider == "cuda" else "use --runtime cuda"
             raise RuntimeUnavailableError(
-                f"{path}: --runtime {provider} does not take this model ({first_line(error)}); "
-                f"try {other}"
+                f"{path}: --runtime {provider} cannot run this model ({first_line(error)}); {other}"
             ) from None
-        raise ModelFileError(
-            f"{path}: not an ONNX model that can be read, or damaged ({first_line(error)}); {AGAIN}"
-        ) from None
+        raise unreadable_model(path, first_line(error)) from None
     check(session, provider, path)
     return session
 

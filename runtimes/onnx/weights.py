@@ -52,7 +52,8 @@ def check_weights(path: Path) -> None:
             return
     if name is not None:
         raise ModelFileError(
-            f"{path}: weights {name!r} hold NaN or infinity; the file is damaged: export it again"
+            f"{path}: weights {name!r} contain NaN or infinity; the file is damaged: export it "
+            "again"
         )
 
 

@@ -39,8 +39,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for name in ("silence_s", "leading_silence_s", "longest_s"):
             if not 0 < getattr(self, name) < LONGEST_S:
                 raise ConfigError(
-                    f"endpoint: {name} = {getattr(self, name):g}; expected seconds, more than 0 "
-                    f"and less than {LONGEST_S}"
+                    f"endpoint: {name} = {getattr(self, name):g}; expected more than 0 and less "
+                    f"than {LONGEST_S} seconds"
                 )
 
 

@@ -73,9 +73,10 @@ class PooledStream:
             coming_s = len(samples) / audio.sample_rate
             if audio.waiting_s + coming_s > self._pool.backlog_s:
                 raise BackPressureError(
-                    f"stream {self.name}: {audio.waiting_s:.2f} s of audio wait and "
-                    f"{coming_s:.2f} s come, at most {self._pool.backlog_s:g} s may wait: send it "
-                    "again after the next ticks, in smaller pieces, or serve fewer streams"
+                    f"stream {self.name}: {audio.waiting_s:.2f} s of audio are waiting and "
+                    f"{coming_s:.2f} s more were sent, above the limit of {self._pool.backlog_s:g} "
+                    "s: send it again after the next ticks or in smaller pieces, or serve fewer "
+                    "streams"
                 )
             audio.push(samples)
             ready = audio.full
@@ -180,8 +181,8 @@ class StreamPool(Closing):
         self.block_s = session.description.blocks.frames * config.stride / config.sample_rate
         if streams < 1 or batch < 1 or not backlog_s >= 2 * self.block_s:
             raise StreamError(
-                f"a pool of {streams} streams in batches of {batch} with a backlog of "
-                f"{backlog_s:g} s; expected at least 1, 1 and two blocks, {2 * self.block_s:g} s"
+                f"pool: streams = {streams}, batch = {batch}, backlog_s = {backlog_s:g}; expected "
+                f"at least 1, 1 and {2 * self.block_s:g} (two blocks)"
             )
         self.streams, self.backlog_s = streams, backlog_s
         self._session, self._extract, self._decoder = session, extract, decoder
@@ -234,7 +235,7 @@ class StreamPool(Closing):
             self._sweep()
             if len(self._living) >= self.streams:
                 raise BackPressureError(
-                    f"{self.streams} streams are open, as many as this pool takes: finish one "
+                    f"the limit of {self.streams} open streams of this pool is reached: finish one "
                     "first, or make a larger pool"
                 )
             number = self._opened

@@ -221,7 +221,10 @@ class Stream(Closing):
         """
         channel = self._open()
         if channel.audio.total is not None:
-            raise StreamError("this stream was finished; call finish() again for its transcript")
+            raise StreamError(
+                "this stream was finished and accepts no more audio; call finish() again for its "
+                "transcript"
+            )
         channel.audio.push(samples)
         while channel.ready:
             run_channels(self._session, [channel])

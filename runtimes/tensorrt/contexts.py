@@ -105,18 +105,20 @@ class ExecutionContext:
         expected = {tensor.name: tensor.shape(**sizes) for tensor in self._outputs}
         for name, dims in given.items():
             if not self._context.set_input_shape(name, dims):
-                raise DeviceError(f"the engine refuses {name} {dims}")
+                raise DeviceError(f"the engine rejects the shape {dims} of its input {name}")
         if unknown := self._context.infer_shapes():
-            raise DeviceError(f"the engine wants more than {', '.join(given)}: {unknown}")
+            raise DeviceError(f"the engine needs more inputs than {', '.join(given)}: {unknown}")
         self._shapes = given | {
             name: tuple(self._context.get_tensor_shape(name)) for name in expected
         }
         if self._shapes != given | expected:
-            raise DeviceError(f"the engine answers {self._shapes}, expected {expected}")
+            raise DeviceError(
+                f"the engine computes the shapes {self._shapes}; expected {given | expected}"
+            )
         for name, buffer in self._buffers.items():
             buffer.reserve(self._size(name))
             if not self._context.set_tensor_address(name, buffer.address):
-                raise DeviceError(f"the engine refuses the address of {name}")
+                raise DeviceError(f"the engine rejects the address of {name}")
         self.shape = shape
 
     def _stage(self, tensors: Tensors) -> None:
@@ -146,7 +148,7 @@ class ExecutionContext:
         for name in (tensor.name for tensor in self._inputs):
             self._buffers[name].upload(self._size(name), self._stream)
         if not self._context.execute_async_v3(int(self._stream.handle)):
-            raise DeviceError("the engine does not execute")
+            raise DeviceError("the engine could not be executed")
         for name in (tensor.name for tensor in self._outputs):
             self._buffers[name].download(self._size(name), self._stream)
 
@@ -157,7 +159,7 @@ class ExecutionContext:
             # TensorRT-RTX can say beforehand.
             capturable = getattr(self._context, "is_stream_capturable", None)
             if capturable is not None and not capturable(int(self._stream.handle)):
-                raise DeviceError("the library says that this engine cannot be captured")
+                raise DeviceError("TensorRT reports that this engine does not support CUDA graphs")
             self._graph = cuda.Graph(self._device, self._stream, self._queue)
         except RuntimeError as error:
             self.spent = True

@@ -55,7 +55,8 @@ class Device:
         try:
             return self.call(function, *arguments)
         except DeviceError as error:
-            LOG.warning("while freeing: %s", str(error))  # a kept record would keep the frames
+            # As text: a record that is kept would keep the error's frames.
+            LOG.warning("cannot free a resource of the GPU: %s", str(error))
 
     def activate(self) -> None:
         """Make it the device of the calling thread; every thread has to."""
@@ -185,8 +186,8 @@ def open_device(device: str = "cuda") -> Device:
     """
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
-        reason = f"device {device!r} does not run TensorRT engines"
-        raise NoDeviceError(reason, "use cuda, or cuda:1 and so on")
+        reason = f"device {device!r} cannot run TensorRT engines"
+        raise NoDeviceError(reason, "use cuda or cuda:N")
     runtime = _import_runtime()
     index = int(number or 0)
     try:
@@ -198,7 +199,9 @@ def open_device(device: str = "cuda") -> Device:
         why = "" if remedy.startswith(NO_DRIVER) else f" ({error})"
         raise NoDeviceError(f"CUDA finds no GPU{why}", remedy) from None
     there = ", ".join(f"cuda:{i}" for i in range(count)) or "none"
-    raise NoDeviceError(f"no device {device}, CUDA sees {there}", _driver_remedy(runtime))
+    raise NoDeviceError(
+        f"device {device} does not exist, CUDA finds {there}", _driver_remedy(runtime)
+    )
 
 
 def examine_device(device: str = "cuda") -> tuple[bool, str, str]:
@@ -216,7 +219,7 @@ def _import_runtime() -> Any:
     except ModuleNotFoundError as error:
         reason = f"cuda-bindings is not installed (no module {error.name})"
     except Exception as error:  # a library that does not load: of several unrelated classes
-        reason = f"cuda-bindings does not import ({one_line(error)})"
+        reason = f"cuda-bindings cannot be imported ({one_line(error)})"
     raise NoDeviceError(reason, "pip install cuda-bindings")
 
 
@@ -233,10 +236,10 @@ def _driver_remedy(runtime: Any) -> str:
         return f"{NO_DRIVER}; install one, or run the ONNX file on the CPU"
     if driver < bindings:
         return (
-            f"the driver is of CUDA {driver}, cuda-bindings of {bindings}; "
-            f"pip install 'cuda-bindings=={driver}.*', or install a newer driver"
+            f"the driver supports CUDA {driver}, but cuda-bindings needs CUDA {bindings}; pip "
+            f"install 'cuda-bindings=={driver}.*', or install a newer driver"
         )
-    return "see what nvidia-smi says, and what CUDA_VISIBLE_DEVICES hides"
+    return "check the output of nvidia-smi and the environment variable CUDA_VISIBLE_DEVICES"
 
 
 def _call(runtime: Any, function: str, *arguments: Any, wanted: int | None = None) -> Any:
@@ -250,5 +253,5 @@ def _call(runtime: Any, function: str, *arguments: Any, wanted: int | None = Non
     runtime.cudaGetLastError()
     texts = (runtime.cudaGetErrorName(error)[1], runtime.cudaGetErrorString(error)[1])
     name, text = (t.decode() if isinstance(t, bytes) else str(error) for t in texts)
-    size = "" if wanted is None else f" ({wanted} bytes wanted)"
+    size = "" if wanted is None else f" ({wanted} bytes requested)"
     raise DeviceError(f"{function}: {name}: {text}{size}")

@@ -8,7 +8,7 @@ import msgspec
 
 from ds2deploy.runtimes.artifact import ArtifactDescription, read_description
 from ds2deploy.runtimes.engine_description import EngineDescription
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, missing_file
 
 SUFFIX = ".engine"
 
@@ -46,17 +46,20 @@ def read_engine_description(path: Path) -> tuple[ArtifactDescription, EngineDesc
         ModelFileError: the description is damaged, edited, or not an engine's.
     """
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; expected a TensorRT engine")
+        raise missing_file(path, "a TensorRT engine")
     beside = description_path(path)
     try:
         document = beside.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingFileError(
             f"{beside}: no such file; an engine needs the description that was written with it: "
-            "copy both, or export the checkpoint again with --trt or --rtx"
+            "copy both files, or export the checkpoint again with --trt or --rtx"
         ) from None
     except UnicodeDecodeError:
-        raise ModelFileError(f"{beside}: its description is damaged; export it again") from None
+        raise ModelFileError(
+            f"{beside}: damaged (not UTF-8); copy it again, or export the checkpoint again with "
+            "--trt or --rtx"
+        ) from None
     description = read_description(document, str(beside))
     if description.engine is None:
         raise ModelFileError(
@@ -101,6 +104,6 @@ def read_blob(path: Path, engine: EngineDescription) -> bytes:
 
 def _another(path: Path, size: int, engine: EngineDescription) -> ModelFileError:
     return ModelFileError(
-        f"{path}: truncated, damaged, or not the engine that its description was written with "
-        f"({size} bytes, {engine.size} expected); copy both files, or build it: {engine.rebuild}"
+        f"{path}: truncated, damaged, or from another export than its description ({size} bytes, "
+        f"expected {engine.size}); copy both files again, or build it: {engine.rebuild}"
     )

@@ -71,7 +71,7 @@ def import_tensorrt(flavor: Flavor) -> TensorRt:
             break
         return _new_enough(TensorRt(flavor, version, module))
     raise RuntimeUnavailableError(
-        f"{NAMES[flavor]} does not import ({reason}): {install_command(flavor)}"
+        f"{NAMES[flavor]} cannot be imported ({reason}): {install_command(flavor)}"
     )
 
 
@@ -87,7 +87,7 @@ def any_tensorrt() -> TensorRt:
         except RuntimeUnavailableError:
             continue
     raise RuntimeUnavailableError(
-        "neither TensorRT nor TensorRT-RTX imports here, and either can parse the network: "
+        "parsing the network needs TensorRT or TensorRT-RTX, and neither can be imported: "
         f"{install_command('rtx')}"
     )
 
@@ -98,8 +98,8 @@ def install_command(flavor: Flavor) -> str:
 
     if flavor == "tensorrt" and platform.machine() == "aarch64":
         return (
-            "on a Jetson it comes with JetPack: apt install python3-libnvinfer, "
-            "and a venv with --system-site-packages"
+            "on a Jetson: apt install python3-libnvinfer, and make the environment with python3 -m "
+            "venv --system-site-packages"
         )
     return f"pip install 'ds2deploy[{flavor}]'"
 
@@ -109,7 +109,7 @@ def _new_enough(library: TensorRt) -> TensorRt:
     if found < OLDEST[library.flavor]:
         oldest = ".".join(map(str, OLDEST[library.flavor]))
         raise RuntimeUnavailableError(
-            f"{library.title} is too old, {oldest} is the first that works: "
+            f"{library.title} is too old; expected {oldest} or newer: "
             f"{install_command(library.flavor)}"
         )
     return library

@@ -15,8 +15,8 @@ def on_another_gpu(device: Device) -> str:
     if device.compute_capability in RTX_CAPABILITIES:
         return ""
     return (
-        f"TensorRT-RTX does not know {device.name}, compute capability "
-        f"{device.compute_capability} (it knows {', '.join(RTX_CAPABILITIES)})"
+        f"TensorRT-RTX does not support {device.name}, compute capability "
+        f"{device.compute_capability} (supported: {', '.join(RTX_CAPABILITIES)})"
     )
 
 

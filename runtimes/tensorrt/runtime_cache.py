@@ -24,15 +24,17 @@ class RuntimeCache:
 
     def __init__(self, config: Any, path: Path) -> None:
         if config is None:
-            raise DeviceError("no runtime configuration could be made")
+            raise DeviceError("TensorRT-RTX could not create a runtime configuration")
         self._path = path
         self.config = config
         self._cache = self._load() or config.create_runtime_cache()
         if self._cache is None:
-            raise DeviceError("no runtime cache could be made")
+            raise DeviceError("TensorRT-RTX could not create a runtime cache")
         self._stored = self._content()
         if not config.set_runtime_cache(self._cache):
-            LOG.warning("%s: TensorRT-RTX takes no cache; every start will compile", path)
+            LOG.warning(
+                "%s: TensorRT-RTX cannot use a cache; every start compiles the engine again", path
+            )
 
     def save(self) -> None:
         """Write it beside the engine where it has changed; a folder that takes no file is no
@@ -46,7 +48,9 @@ class RuntimeCache:
                 temporary.write_bytes(content)
         except (OSError, RuntimeError) as error:
             LOG.warning(
-                "%s: not written (%s); the next start compiles again", self._path, one_line(error)
+                "%s: cannot be written (%s); the next start compiles the engine again",
+                self._path,
+                one_line(error),
             )
 
     def _load(self) -> Any:
@@ -57,10 +61,10 @@ class RuntimeCache:
         try:
             if cache is not None and cache.deserialize(self._path.read_bytes()):
                 return cache
-            reason = "not a cache of this library and GPU"
+            reason = "not a cache of this library version and GPU"
         except (OSError, RuntimeError) as error:
             reason = one_line(error)
-        LOG.warning("%s: ignored (%s); TensorRT-RTX compiles again", self._path, reason)
+        LOG.warning("%s: ignored (%s); TensorRT-RTX compiles the engine again", self._path, reason)
         return None
 
     def _content(self) -> bytes:

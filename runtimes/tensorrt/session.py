@@ -141,8 +141,8 @@ class TensorRtSession(BaseSession):
             self._engine = self._runtime.deserialize_cuda_engine(blob)
             if self._engine is None:
                 raise ModelFileError(
-                    f"{self._path}: {library.title} does not load it{self._log.take()}; "
-                    f"build it again: {description.rebuild}"
+                    f"{self._path}: {library.title} cannot load it{self._log.take()}; build it "
+                    f"again: {description.rebuild}"
                 )
             self._check_tensors(trt, description.rebuild)
             if library.flavor == "rtx" and self._keep_cache:
@@ -150,7 +150,7 @@ class TensorRtSession(BaseSession):
                 self._cache = RuntimeCache(self._engine.create_runtime_config(), beside)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise DeviceError(
-                f"{self._path}: {library.title} fails ({one_line(error)}{self._log.take()})"
+                f"{self._path}: {library.title} failed ({one_line(error)}{self._log.take()})"
             ) from None
 
     def _check_tensors(self, trt: Any, rebuild: str) -> None:
@@ -174,8 +174,8 @@ class TensorRtSession(BaseSession):
                 for name, (mode, kind) in found.items()
             )
             raise ModelFileError(
-                f"{self._path}: its tensors are {listed}, not {', '.join(expected)} "
-                f"of its description: {rebuild}"
+                f"{self._path}: its tensors ({listed}) do not match its description "
+                f"({', '.join(expected)}); build it again: {rebuild}"
             )
 
     def _make_execution(self) -> ExecutionContext:
@@ -188,8 +188,8 @@ class TensorRtSession(BaseSession):
         context = self._engine.create_execution_context(*configuration)
         if context is None:
             raise DeviceError(
-                "TensorRT makes no execution context, most often for want of device memory: "
-                "use fewer contexts"
+                "TensorRT could not create an execution context, usually because GPU memory is "
+                "full: use fewer contexts"
             )
         return context
 
@@ -206,8 +206,8 @@ class TensorRtSession(BaseSession):
         if utterances > largest:
             what = "streams" if streaming else "utterances"
             raise FeaturesError(
-                f"{utterances} {what}; this engine takes {smallest} to {largest} at a time: "
-                f"split them, or rebuild with --batch {smallest},{optimum},{utterances}"
+                f"{utterances} {what}; this engine accepts {smallest} to {largest} at a time: "
+                f"split them, or rebuild the engine with --batch {smallest},{optimum},{utterances}"
             )
         if streaming:
             return min(largest, max(smallest, 1 << (utterances - 1).bit_length())), size
@@ -228,12 +228,12 @@ def _open_library(path: Path, engine: EngineDescription) -> TensorRt:
         library = import_tensorrt(engine.flavor)
     except RuntimeUnavailableError as error:
         raise RuntimeUnavailableError(
-            f"{built} and needs it here: {error}; or build another: {engine.rebuild}"
+            f"{built}, which cannot be used here: {error}; or build it again: {engine.rebuild}"
         ) from None
     if library.version != engine.version:
         raise RuntimeUnavailableError(
-            f"{built}, here is {library.version}, and engines do not move between versions: "
-            f"{engine.rebuild}"
+            f"{built}, but this machine has {library.version}, and an engine needs the version "
+            f"that built it; build it again: {engine.rebuild}"
         )
     return library
 
@@ -252,6 +252,6 @@ def _open_device(path: Path, engine: EngineDescription, name: str) -> cuda.Devic
     if not runs_on(engine, has):
         raise RuntimeUnavailableError(
             f"{path} was built for compute capability {', '.join(engine.compute_capabilities)}, "
-            f"this GPU is {has}: {engine.rebuild}"
+            f"this GPU is {has}; build it again: {engine.rebuild}"
         )
     return device

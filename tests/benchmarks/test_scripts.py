@@ -222,7 +222,7 @@ def test_gpu_without_one():
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("gpu.py: no GPU to measure on: ")
+    assert line.startswith("gpu.py: no usable GPU: ")
 
 
 @pytest.fixture

@@ -124,9 +124,9 @@ def test_memory_comes_back(engine: Path):
 
 def test_limits_and_the_interface(engine: Path):
     recognizer = ds2deploy.load(engine)
-    with pytest.raises(FeaturesError, match="rebuild with --batch 1,2,5"):
+    with pytest.raises(FeaturesError, match="rebuild the engine with --batch 1,2,5"):
         recognizer.log_probs(*batch(60, 60, 60, 60, 60))
-    with pytest.raises(FeaturesError, match=r"this engine takes 0\.5 to 10 s: split it, or"):
+    with pytest.raises(FeaturesError, match=r"this engine accepts 0\.5 to 10 s: split"):
         recognizer.log_probs(*batch(1101))
     sound = np.zeros(25 * 16_000, np.float32)
     assert recognizer.transcribe(sound, 16_000).duration == 25  # in windows

@@ -234,7 +234,7 @@ def test_paths_and_arrays_may_be_mixed(recognizer, recording):
 
 def test_an_array_needs_its_sample_rate(recognizer, recording):
     for audio in (sing("BAD"), [recording, sing("BAD")]):
-        with pytest.raises(AudioError, match="given as an array: say its sample_rate in Hz"):
+        with pytest.raises(AudioError, match="pass sample_rate in Hz"):
             recognizer.transcribe(audio)
 
 

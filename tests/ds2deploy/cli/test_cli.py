@@ -123,7 +123,7 @@ def test_verify_against_another_checkpoint_fails(
     save_checkpoint(other, loaded.network, loaded.recipe, {})
     result = run("verify", digits_onnx, other, code=1)
     assert "its results differ from" in result.stderr
-    assert "is not the file that it was exported from, export it again" in result.stderr
+    assert "another checkpoint file, export it again" in result.stderr
     assert "OVER TOLERANCE" in result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith("ds2deploy: ")
@@ -146,8 +146,8 @@ def test_verify_refuses_a_checkpoint_of_another_model(
         other = msgspec.structs.replace(recipe, **{name: value})
         save_checkpoint(tmp_path / "other.ckpt", build_network(other), other, {})
         result = run("verify", digits_onnx, tmp_path / "other.ckpt", code=2)
-        assert f"other.ckpt in its {name}; it was exported from" in result.stderr
-        assert "digits.ckpt of sha256" in result.stderr
+        assert f"other.ckpt (different {name}); " in result.stderr
+        assert "give digits.ckpt with SHA-256 " in result.stderr
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "srt", "vtt"])
@@ -223,7 +223,7 @@ def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
     findings = {finding.name: finding for finding in doctor.examine()}
     for provider in ("cuda", "tensorrt"):
         finding = findings[f"run .onnx on onnxruntime {provider}"]
-        assert (finding.works, finding.remedy) == (False, "install the driver of your GPU")
+        assert (finding.works, finding.remedy) == (False, "install the NVIDIA driver")
         assert finding.detail.endswith("no NVIDIA driver")
 
 
@@ -232,7 +232,7 @@ def test_a_driver_is_told_apart_from_a_package(monkeypatch: pytest.MonkeyPatch):
     [
         ("cuda", "ONNX Runtime {version} has no CUDAExecutionProvider; pip uninstall -y onnx"),
         ("tensorrt", "ONNX Runtime {version} has no TensorrtExecutionProvider; pip uninstall"),
-        ("rtx", "ONNX Runtime {version}, its plugin "),
+        ("rtx", "ONNX Runtime {version}: its TensorRT-RTX plugin "),
     ],
 )
 def test_a_provider_that_is_not_there_is_an_error(
@@ -265,7 +265,7 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
         lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     with (
-        pytest.raises(RuntimeUnavailableError, match="CPUExecutionProvider would run instead"),
+        pytest.raises(RuntimeUnavailableError, match="would run on CPUExecutionProvider instead"),
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
     ):
         ds2deploy.load(digits_onnx, runtime="cuda")

@@ -199,7 +199,7 @@ def test_an_object_for_each_segment_with_its_place(streaming_onnx: Path, tmp_pat
 def test_a_model_of_whole_utterances_says_how_to_get_text(digits_onnx: Path, recording: Path):
     result = transcribe(digits_onnx, recording, "--stream", code=2)
     [line] = result.stderr.splitlines()
-    assert "leave out --stream" in line
+    assert "omit --stream" in line
 
 
 def test_partial_results_are_there_before_the_end(streaming_onnx: Path, text: str):

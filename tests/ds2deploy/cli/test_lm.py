@@ -112,7 +112,7 @@ BAD = [
     (("text.txt", "--prune", "0,2,1"), "--prune"),
     (("text.txt", "--prune", "0,x"), "--prune"),
     (("text.txt", "--prune", "0,0,0,0,1"), "--prune"),
-    (("text.txt", "--labels", "_AA "), "stands twice"),
+    (("text.txt", "--labels", "_AA "), "occurs more than once"),
     (("text.txt", "--labels", "_A"), "--characters"),
     (("text.txt", "--labels", "_кот "), "--labels"),
     (("empty.txt",), "empty.txt"),

@@ -75,7 +75,7 @@ def test_transcribe_leaves_out_what_is_broken(small_onnx: Path, good: list[Path]
     assert result.exit_code == 1
     assert [line.split("\t")[0] for line in result.stdout.splitlines()] == list(map(str, good))
     unreadable, lost, total = result.stderr.splitlines()
-    assert unreadable.startswith(f"ds2deploy: {broken}: not audio that can be read")
+    assert unreadable.startswith(f"ds2deploy: {broken}: damaged, or not audio ")
     assert lost == f"ds2deploy: {missing}: no such file; expected an audio file"
     assert "6 of 8 recordings" in total
 

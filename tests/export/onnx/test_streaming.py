@@ -488,7 +488,7 @@ def test_damage_is_noticed_and_nothing_is_written(
 
     monkeypatch.setattr(verified_onnx, "build_graph", build)
     monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
-    with pytest.raises(ParityError, match="does not compute what the checkpoint computes"):
+    with pytest.raises(ParityError, match="fp32 artifact differ"):
         export_onnx(
             streaming_checkpoint, tmp_path / "out", export_format=ExportFormat(streaming=True)
         )
@@ -505,7 +505,7 @@ def run(*arguments: Any) -> Any:
 def test_a_bidirectional_model_cannot_stream(digits_checkpoint: Path, tmp_path: Path):
     result = run("export", digits_checkpoint, "--out", tmp_path / "out", "--streaming")
     assert result.exit_code == 2
-    assert "a bidirectional model reads an utterance from its end" in result.stderr
+    assert "a bidirectional model needs the whole utterance" in result.stderr
     assert "digits-streaming" in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -514,7 +514,7 @@ def test_options_of_streams_alone(digits_checkpoint: Path, tone_manifests: Path,
     for option, value in (("--block-ms", "40"), ("--statistics-from", tone_manifests / "x")):
         result = run("export", digits_checkpoint, "--out", tmp_path / "out", option, value)
         assert result.exit_code == 2
-        assert f"{option}: is for streams; add --streaming" in result.stderr
+        assert f"{option}: only for streams; add --streaming" in result.stderr
 
 
 @pytest.fixture
@@ -535,7 +535,7 @@ def test_statistics_replace_normalisation_per_utterance(
     out, manifest = tmp_path / "out", tone_manifests / "train.jsonl.gz"
     refused = run("export", per_utterance, "--out", out, "--streaming")
     assert refused.exit_code == 2
-    assert "normalised by the mean and deviation of the whole utterance" in refused.stderr
+    assert "normalised over the whole utterance" in refused.stderr
     assert "--statistics-from MANIFEST" in refused.stderr
     assert not out.exists()
     result = run("export", per_utterance, "--out", out, "--streaming", "--block-ms", "60",
@@ -568,7 +568,7 @@ def test_statistics_are_not_asked_of_a_model_that_has_its_own(
     result = run("export", streaming_checkpoint, "--out", tmp_path / "out", "--streaming",
                  "--statistics-from", manifest)  # fmt: skip
     assert result.exit_code == 2
-    assert "its features do not wait for the end of an utterance" in result.stderr
+    assert "its features are not normalised over whole utterances" in result.stderr
 
 
 def test_an_export_format_on_the_command_line():

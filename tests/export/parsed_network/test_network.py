@@ -209,10 +209,10 @@ def test_damage_leaves_no_engine(
         app, ["export", str(digits_checkpoint), "--rtx", "--out", str(out)], prog_name="ds2deploy"
     )
     assert result.exit_code == 1, result.output
-    assert f"the network that TensorRT-RTX {rtx.version} makes of it does not compute what" in (
+    assert f"the network that TensorRT-RTX {rtx.version} parsed from it differs from" in (
         result.stderr
     )
-    assert "no engine is built: " in result.stderr
+    assert "no engine was built: " in result.stderr
     assert not out.exists()
 
 
@@ -262,11 +262,9 @@ def graph_of(lively_network, describe) -> Callable[[ModelShape, Precision], onnx
 def test_a_gru_in_bf16_says_what_to_choose(graph_of, rtx: TensorRt, tmp_path: Path):
     shape = ModelShape(rnn="gru", hidden=8, layers=2)
     message = parse_error(graph_of(shape, "bf16"), rtx, tmp_path)
-    assert message == (
-        f"TensorRT-RTX {rtx.version} cannot parse recurrent layer 1 (GRU): it does not take GRU in "
-        "bf16, where its own constants are BFloat16 and Float: choose --precision fp16 or fp32, "
-        "or train an LSTM"
-    )
+    assert message.startswith(f"TensorRT-RTX {rtx.version} cannot parse recurrent layer 1 (GRU): ")
+    assert "BFloat16 and Float" in message
+    assert message.endswith("choose --precision fp16 or fp32, or train an LSTM")
 
 
 def test_sequence_lens_in_fp16(graph_of, rtx: TensorRt, tmp_path: Path):
@@ -275,23 +273,23 @@ def test_sequence_lens_in_fp16(graph_of, rtx: TensorRt, tmp_path: Path):
     lstm.input[4] = "lengths32"
     cast = onnx.helper.make_node("Cast", ["output_lengths"], ["lengths32"], "cast", to=6)
     model.graph.node.insert(list(model.graph.node).index(lstm), cast)
-    assert "does not take LSTM in fp16, where its own constants are Float and Half: choose " in (
-        parse_error(model, rtx, tmp_path)
-    )
+    message = parse_error(model, rtx, tmp_path)
+    assert "LSTM in fp16" in message
+    assert "Float and Half: choose --precision fp32" in message
 
 
 def test_an_operator_that_the_parser_lacks(graph_of, rtx: TensorRt, tmp_path: Path):
     model = graph_of(ModelShape(hidden=8, layers=1), "fp32")
     model.graph.node.append(onnx.helper.make_node("NonZero", ["log_probs"], ["where"], "where"))
     model.graph.output.append(onnx.helper.make_tensor_value_info("where", 7, None))
-    assert "cannot parse where (NonZero): it does not know the operator NonZero" in (
+    assert "cannot parse where (NonZero): the operator NonZero is not supported" in (
         parse_error(model, rtx, tmp_path)
     )
 
 
 def test_a_file_that_is_not_onnx(rtx: TensorRt, tmp_path: Path):
     (tmp_path / "x.onnx").write_bytes(b"not onnx at all" * 9)
-    with pytest.raises(ModelFileError, match="not an ONNX model that can be read, or damaged"):
+    with pytest.raises(ModelFileError, match=r"x\.onnx: damaged, or not an ONNX model"):
         read_network(tmp_path / "x.onnx", rtx)
 
 
@@ -301,7 +299,7 @@ def test_a_layer_that_is_not_known_is_named(
     from ds2deploy.export.parsed_network import reader as network_reader
 
     monkeypatch.delitem(network_reader.LAYERS, "SOFTMAX")
-    with pytest.raises(ModelFileError, match=r"a layer of kind SOFTMAX \('log_probs'\)"):
+    with pytest.raises(ModelFileError, match="layer 'log_probs' of kind SOFTMAX"):
         read_network(digits_onnx, rtx)
 
 

@@ -271,7 +271,7 @@ def test_a_builder_that_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     crash.write_text("#!/bin/sh\nread job\nkill -SEGV $$\n")
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
-    with pytest.raises(ModelFileError, match=r"\(its process ended with -11\)"):
+    with pytest.raises(ModelFileError, match=r"exit code -11\)"):
         build_process.run_build(a_job(tmp_path), lambda phase: None)
 
 
@@ -280,15 +280,15 @@ def test_a_builder_that_has_too_little_memory(tmp_path: Path):
         a_job(tmp_path), Event(error="x"), 1, "[I] so\n[E] Cuda Runtime (x)\n[E] out of memory\n"
     )
     assert message == (
-        "x.onnx: building the engine failed ([E] out of memory); ask for less: a smaller --batch "
-        "or --seconds"
+        "x.onnx: building the engine failed ([E] out of memory); choose a smaller --batch or "
+        "--seconds"
     )
 
 
 def test_a_disk_that_is_full(tmp_path: Path):
     event = Event(error="[Errno 28] No space left on device: 'e'", os_error=True)
     assert build_process.build_failure(a_job(tmp_path), event, 1, "").endswith(
-        "([Errno 28] No space left on device: 'e'); make room, or allow writing there"
+        "([Errno 28] No space left on device: 'e'); free disk space, or make the folder writable"
     )
 
 
@@ -297,7 +297,7 @@ def test_too_small_a_workspace_is_told_apart(small_onnx: Path, tmp_path: Path):
     message = build_process.build_failure(
         a_job(tmp_path), Event(), 1, "[E] no tactics available within workspace limit\n"
     )
-    assert message.endswith("; give it more --workspace, or leave that out")
+    assert message.endswith("; increase --workspace, or omit it")
 
 
 @pytest.mark.usefixtures("rtx")
@@ -310,7 +310,7 @@ def test_a_folder_for_the_engine_that_cannot_be_written_to(small_onnx: Path, tmp
         engine=str(tmp_path / "no such folder" / "e"),
         profile=job_profile(profile, described),
     )
-    with pytest.raises(ModelFileError, match="make room, or allow writing there"):
+    with pytest.raises(ModelFileError, match="free disk space, or make the folder writable"):
         build_process.run_build(job, lambda phase: None)
 
 
@@ -321,7 +321,7 @@ def test_a_timing_cache_in_a_folder_that_is_not_there(
     monkeypatch.setattr(build_process, "import_tensorrt", lambda flavor: stand_in)
     cache = tmp_path / "none" / "cache"
     line = refused("export", small_onnx, "--trt", "--timing-cache", cache, "--out", tmp_path / "o")
-    assert line == f"--timing-cache {cache}: no such folder; make it, or name another"
+    assert line.startswith(f"--timing-cache {cache}: its folder does not exist; create it")
 
 
 def test_the_builder_ends_with_the_process_that_started_it(tmp_path: Path):
@@ -378,36 +378,36 @@ def test_a_build_that_fails_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--seconds 1,2,3", "--seconds: is for engines; add --trt or --rtx"),
-        ("--batch 1,2,3", "--batch: is for engines; add --trt or --rtx"),
-        ("--profile-from m", "--profile-from: is for engines; add --trt or --rtx"),
-        ("--hardware-compatibility none", "--hardware-compatibility: is for engines; add --trt"),
+        ("--seconds 1,2,3", "--seconds: only for engines; add --trt or --rtx"),
+        ("--batch 1,2,3", "--batch: only for engines; add --trt or --rtx"),
+        ("--profile-from m", "--profile-from: only for engines; add --trt or --rtx"),
+        ("--hardware-compatibility none", "--hardware-compatibility: only for engines; add --trt"),
         ("--no-onnx", "--no-onnx: nothing would be written; add --trt or --rtx"),
-        ("--rtx --batch 1,2,100000", "above 0 and up to 4096"),
-        ("--rtx --seconds 1,2,1e300", "above 0 and up to 3600"),
-        ("--targets 8.6", "--targets: is for engines; add --trt or --rtx"),
-        ("--rtx --batch 4,1,2", "--batch 4,1,2: expected the smallest first and the largest last"),
-        ("--rtx --batch 0,1,2", "--batch 0,1,2: expected the smallest first and the largest last"),
+        ("--rtx --batch 1,2,100000", "above 0 and at most 4096"),
+        ("--rtx --seconds 1,2,1e300", "above 0 and at most 3600"),
+        ("--targets 8.6", "--targets: only for engines; add --trt or --rtx"),
+        ("--rtx --batch 4,1,2", "--batch 4,1,2: expected MIN <= OPT <= MAX"),
+        ("--rtx --batch 0,1,2", "--batch 0,1,2: expected MIN <= OPT <= MAX"),
         ("--rtx --batch 1,2", "--batch 1,2: expected three numbers, MIN,OPT,MAX"),
         ("--rtx --batch a,b,c", "--batch a,b,c: expected three numbers"),
         ("--rtx --seconds 5", "--seconds 5: expected three numbers"),
-        ("--rtx --seconds 1,nan,2", "--seconds 1,nan,2: expected the smallest first"),
-        ("--rtx --seconds 1,2,inf", "--seconds 1,2,inf: expected the smallest first"),
+        ("--rtx --seconds 1,nan,2", "--seconds 1,nan,2: expected MIN <= OPT <= MAX"),
+        ("--rtx --seconds 1,2,inf", "--seconds 1,2,inf: expected MIN <= OPT <= MAX"),
         ("--rtx --targets 8", "--targets 8: expected compute capabilities, such as 8.6,8.9"),
-        ("--rtx --targets 9.0", "--targets 9.0: TensorRT-RTX compiles for compute capability 7.5"),
-        ("--rtx --targets 8.7", "for a Jetson, take --trt there"),
-        ("--rtx --timing-cache c", "--timing-cache: TensorRT-RTX times nothing while it builds"),
+        ("--rtx --targets 9.0", "--targets 9.0: TensorRT-RTX supports the compute capabilities 7"),
+        ("--rtx --targets 8.7", "for a Jetson, use --trt on it"),
+        ("--rtx --timing-cache c", "--timing-cache: not available with --rtx; omit it"),
         (
             "--rtx --hardware-compatibility ampere_plus",
-            "name the GPUs' compute capabilities instead: --targets 8.6,8.9",
+            "compute capabilities of the GPUs instead: --targets 8.6,8.9",
         ),
         ("--rtx --hardware-compatibility x", "expected none, ampere_plus, same_compute_capability"),
-        ("--trt --targets 8.6", "--targets: TensorRT builds for the GPU that it runs on"),
+        ("--trt --targets 8.6", "--targets: TensorRT builds only for the GPU of this machine"),
         ("--rtx --optimization-level 6", "--optimization-level 6: expected 0 to 5"),
-        ("--rtx --workspace 0", "--workspace 0: expected at least 1 (MiB)"),
+        ("--rtx --workspace 0", "--workspace 0: expected at least 1 MiB"),
         ("--rtx --precision fp8", "--precision 'fp8': expected one or more of fp32, fp16, bf16"),
-        ("--precision bf16", "it is for engines: add --trt or --rtx, or choose fp16"),
-        ("--rtx --seconds 1,2,3 --profile-from m", "--seconds and --profile-from: both say how"),
+        ("--precision bf16", "only for engines, because ONNX Runtime cannot verify bf16"),
+        ("--rtx --seconds 1,2,3 --profile-from m", "--seconds, --profile-from: both set the"),
     ],
 )
 def test_options_that_are_refused(
@@ -425,8 +425,8 @@ def test_a_gru_in_bf16_is_refused_beforehand(tmp_path: Path):
     save_checkpoint(path, DeepSpeech2(shape), Recipe(model=shape), {})
     line = refused("export", path, "--rtx", "--precision", "bf16", "--out", tmp_path / "out")
     assert line == (
-        f"{path}: TensorRT's parser takes no GRU in bf16 (it makes one of the GRU's constants "
-        "float32, and refuses to subtract): choose --precision fp16 or fp32, or train an LSTM"
+        f"{path}: TensorRT cannot parse a GRU in bf16; choose --precision fp16 or fp32, or train "
+        "an LSTM"
     )
     assert not (tmp_path / "out").exists()
 
@@ -435,7 +435,7 @@ def test_tensorrt_that_is_not_installed(small_checkpoint: Path, tmp_path: Path):
     if "tensorrt" in sys.modules:
         pytest.skip("TensorRT is installed")
     line = refused("export", small_checkpoint, "--trt", "--out", tmp_path / "out")
-    assert line.startswith("TensorRT does not import (no module tensorrt): ")
+    assert line.startswith("TensorRT cannot be imported (no module tensorrt): ")
     assert line.endswith(("pip install 'ds2deploy[tensorrt]'", "--system-site-packages"))
 
 
@@ -447,10 +447,8 @@ def test_tensorrt_without_a_gpu(
     stand_in = rtx._replace(flavor="tensorrt", version="10.3.0")
     monkeypatch.setattr(build_process, "import_tensorrt", lambda flavor: stand_in)
     line = refused("export", small_checkpoint, "--trt", "--out", tmp_path / "out")
-    assert line.startswith("--trt: TensorRT builds on the GPU that the engine is for, and here is")
-    assert (
-        "`ds2deploy export model.onnx --trt --out DIR`; or take --rtx, which needs no GPU" in line
-    )
+    assert line.startswith("--trt: TensorRT needs the GPU that the engine is for")
+    assert "ds2deploy export model.onnx --trt --out FOLDER; or use --rtx" in line
 
 
 def test_options_of_one_flavor_go_to_it_alone():
@@ -506,13 +504,13 @@ def test_an_onnx_file_that_was_not_verified(parity: Any, small_onnx: Path, tmp_p
     description = msgspec.structs.replace(read_onnx_description(small_onnx), parity=parity)
     append_description(small_onnx, description)
     line = refused("export", small_onnx, "--rtx", "--out", tmp_path / "out")
-    assert line == f"{small_onnx}: holds no parity report that passed; export it again"
+    assert line == f"{small_onnx}: contains no parity report that passed; export it again"
 
 
 @pytest.mark.usefixtures("rtx")
 def test_an_onnx_file_needs_a_flavor_and_keeps_its_precision(small_onnx: Path, tmp_path: Path):
     assert refused("export", small_onnx, "--out", tmp_path / "out").endswith(
-        "is ONNX already; add --trt or --rtx to build an engine of it, or give a checkpoint"
+        "add --trt or --rtx to build an engine from it, or give a checkpoint"
     )
     line = refused("export", small_onnx, "--rtx", "--precision", "fp16", "--out", tmp_path / "out")
     assert "an engine inherits precision" in line
@@ -632,10 +630,10 @@ def test_bf16_is_refused_by_onnxruntime_with_the_way_out(
     assert result.exit_code == 0, result.stderr
     path = tmp_path / "model.bf16.onnx"
     assert refused("transcribe", path, "a.wav") == (
-        f"{path}: ONNX Runtime computes no bf16 on cpu; build an engine of its checkpoint (--trt "
-        "or --rtx), or export fp16"
+        f"{path}: ONNX Runtime cannot run bf16 on cpu; export the checkpoint as an engine (--trt "
+        "or --rtx), or with --precision fp16"
     )
-    assert "an engine of it can be compared with its checkpoint only" in refused(
+    assert "export the checkpoint with --precision bf16 and --trt or --rtx" in refused(
         "export", path, "--rtx", "--out", tmp_path / "out"
     )
     assert run("inspect", path).exit_code == 0

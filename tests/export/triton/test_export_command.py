@@ -108,7 +108,7 @@ def test_another_text_fails_the_export_and_leaves_nothing(
     assert result.exit_code == 1
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("ds2deploy:"))
     assert "model.onnx" in line
-    assert "nothing is written" in line
+    assert "nothing was written" in line
     assert [*tmp_path.iterdir()] == []
 
 

@@ -112,7 +112,7 @@ def test_the_old_name_of_the_position_is_paired_with_another_state(
         node.input[:] = [name.replace("state.position", "position") for name in node.input]
     onnx.save(model, tmp_path / "old.onnx")
     config = parse_config(served.text.replace('"state.position"', '"position"'))
-    with pytest.raises(ParityError, match="a request fails"):
+    with pytest.raises(ParityError, match="a request failed"):
         simulate(config, onnx_run(tmp_path / "old.onnx"), OnnxSession(served.path))
 
 

@@ -277,7 +277,7 @@ def test_an_object_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch)
         def read(self, size: int, /) -> bytes:
             return bytes(size)
 
-    with pytest.raises(AudioError, match=r"^audio: more than .*; give a file"):
+    with pytest.raises(AudioError, match=r"^audio: more than .*; save the audio"):
         load_audio(Endless(), RATE)
 
 

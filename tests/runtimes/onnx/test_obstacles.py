@@ -94,8 +94,8 @@ def test_nothing_is_in_the_way_where_everything_is_there(onnxruntime: Any, there
 @pytest.mark.parametrize(
     ("provider", "missing", "reason", "remedy"),
     [
-        ("cuda", "libcuda.so.1", "no NVIDIA driver", "install the driver"),
-        ("tensorrt", "libcuda.so.1", "no NVIDIA driver", "install the driver"),
+        ("cuda", "libcuda.so.1", "no NVIDIA driver", "install the NVIDIA driver"),
+        ("tensorrt", "libcuda.so.1", "no NVIDIA driver", "install the NVIDIA driver"),
         ("tensorrt", "libnvinfer.so.10", "no libnvinfer.so.10", "'tensorrt>=10,<11'"),
     ],
 )
@@ -170,10 +170,10 @@ def test_tensorrt_runs_the_whole_graph_or_none(onnxruntime: Any, there: set[str]
     [
         (
             "9.0",
-            "TensorRT-RTX does not know Stand-in GPU, compute capability 9.0",
+            "TensorRT-RTX does not support Stand-in GPU, compute capability 9.0",
             "--runtime cuda",
         ),
-        ("8.9", "its plugin sees 0 GPUs", "a newer driver"),
+        ("8.9", "does not find cuda:0 (GPUs found: 0)", "a newer NVIDIA driver"),
     ],
 )
 def test_a_gpu_that_the_rtx_plugin_does_not_see(

@@ -259,33 +259,34 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know(capability, small_onnx, tmp_path,
     with pytest.raises(RuntimeUnavailableError) as caught:
         TensorRtSession(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: TensorRT-RTX does not know ")
-    assert f"compute capability {capability} (it knows 7.5, 8.0, " in message
+    assert message.startswith(f"{path}: TensorRT-RTX does not support ")
+    assert f"compute capability {capability} (supported: 7.5, 8.0, " in message
     assert message.endswith("ds2deploy export best.ckpt --out d --trt")
 
 
 def test_an_engine_of_the_other_library(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine, flavor="rtx", version="1.7.1")
     message = refused(path, RuntimeUnavailableError)
-    assert message.startswith(f"{path} was built by TensorRT-RTX 1.7.1 and needs it here: ")
-    assert "TensorRT-RTX does not import" in message
+    assert message.startswith(
+        f"{path} was built by TensorRT-RTX 1.7.1, which cannot be used here: "
+    )
+    assert "TensorRT-RTX cannot be imported" in message
     assert "pip install 'ds2deploy[rtx]'" in message
-    assert message.endswith(f"; or build another: {REBUILD}")
+    assert message.endswith(f"; or build it again: {REBUILD}")
 
 
 def test_an_engine_of_another_version(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine, version="10.4.0")
-    assert refused(path, RuntimeUnavailableError) == (
-        f"{path} was built by TensorRT 10.4.0, here is 10.3.0, "
-        f"and engines do not move between versions: {REBUILD}"
-    )
+    message = refused(path, RuntimeUnavailableError)
+    assert message.startswith(f"{path} was built by TensorRT 10.4.0, but this machine has 10.3.0, ")
+    assert message.endswith(f"; build it again: {REBUILD}")
 
 
 def test_an_engine_of_another_gpu(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine)
     machine.capability = "8.7"
     assert refused(path, RuntimeUnavailableError) == (
-        f"{path} was built for compute capability 8.9, this GPU is 8.7: {REBUILD}"
+        f"{path} was built for compute capability 8.9, this GPU is 8.7; build it again: {REBUILD}"
     )
 
 
@@ -316,13 +317,16 @@ def test_an_engine_runs_on_the_gpus_that_it_was_built_for(
         TensorRtSession(path).close()
         return
     message = refused(path, RuntimeUnavailableError)
-    assert f"compute capability {', '.join(built)}, this GPU is {has}: {REBUILD}" in message
+    assert (
+        f"compute capability {', '.join(built)}, this GPU is {has}; build it again: {REBUILD}"
+        in message
+    )
 
 
 def test_an_engine_that_the_library_does_not_load(small_onnx, tmp_path, machine):
     path = write_engine(small_onnx, tmp_path, machine, blob=b"another kind of engine")
     assert refused(path, ModelFileError) == (
-        f"{path}: TensorRT 10.3.0 does not load it "
+        f"{path}: TensorRT 10.3.0 cannot load it "
         f"(Serialization assertion magicTag failed); build it again: {REBUILD}"
     )
     assert clean(machine)
@@ -374,7 +378,7 @@ def test_the_description_of_another_engine(engine, small_onnx, tmp_path, machine
     other = write_engine(small_onnx, tmp_path / "other", machine, NARROW)
     engine.write_bytes(other.read_bytes())
     message = refused(engine, ModelFileError)
-    assert "not the engine that its description was written with" in message
+    assert "from another export than its description" in message
     assert message.endswith(REBUILD)
 
 
@@ -382,8 +386,8 @@ def test_a_truncated_engine(engine):
     blob = engine.read_bytes()
     engine.write_bytes(blob[:1000])
     message = refused(engine, ModelFileError)
-    assert "truncated, damaged, or not the engine that its description was written with" in message
-    assert f"(1000 bytes, {len(blob)} expected)" in message
+    assert "truncated, damaged, or from another export" in message
+    assert f"(1000 bytes, expected {len(blob)})" in message
 
 
 def test_cheap_checks_come_first(small_onnx, tmp_path, machine):
@@ -438,7 +442,7 @@ def test_cuda_bindings_that_are_not_there_or_do_not_load(engine, monkeypatch):
     works, detail, _ = cuda.examine_device()
     assert not works
     assert detail == (
-        "cuda-bindings does not import (libcudart.so.12: cannot open shared object file)"
+        "cuda-bindings cannot be imported (libcudart.so.12: cannot open shared object file)"
     )
 
 
@@ -460,14 +464,14 @@ def test_batches_that_the_profile_does_not_take(small_onnx, tmp_path, machine):
         with pytest.raises(FeaturesError) as caught:
             session.run(*make_batch([30] * 17))
         assert str(caught.value) == (
-            "17 utterances; this engine takes 1 to 16 at a time: "
-            "split them, or rebuild with --batch 1,4,17"
+            "17 utterances; this engine accepts 1 to 16 at a time: "
+            "split them, or rebuild the engine with --batch 1,4,17"
         )
         with pytest.raises(FeaturesError) as caught:
             session.run(*make_batch([30, 501]))
         # 2 ms from frame to frame: 500 of them.
-        assert "1.0 s of audio; this engine takes 0.038 to 0.798 s" in str(caught.value)
-        assert "rebuild with --seconds" in str(caught.value)
+        assert "1.0 s of audio; this engine accepts 0.038 to 0.798 s" in str(caught.value)
+        assert "rebuild the engine with --seconds" in str(caught.value)
         assert "cudaStreamCreateWithFlags" not in machine.calls
         session.run(*make_batch([400] * 16))
 
@@ -555,7 +559,7 @@ def test_memory_that_runs_out_says_how_much_was_wanted(engine, reference, machin
             session.run(*make_batch([400] * 8))
         assert str(caught.value) == (
             f"{engine}: cudaMalloc: cudaErrorMemoryAllocation: out of memory "
-            f"({8 * 17 * 400 * 4} bytes wanted)"
+            f"({8 * 17 * 400 * 4} bytes requested)"
         )
         assert machine.last_error == ERRORS.cudaSuccess  # nobody takes it for an error of theirs
         assert machine.left() == {"engine": 1, "runtime": 1}  # that context is gone
@@ -976,7 +980,7 @@ def test_rtx_says_beforehand_that_it_cannot_capture(
         for _ in range(4):
             session.run(*make_batch([30]))
         assert session.cuda_graphs == (
-            "off: capture failed: the library says that this engine cannot be captured"
+            "off: capture failed: TensorRT reports that this engine does not support CUDA graphs"
         )
     assert "cudaStreamBeginCapture" not in rtx_machine.calls
     assert clean(rtx_machine)
@@ -1086,7 +1090,8 @@ def test_a_damaged_cache_is_ignored_and_replaced(content, rtx_engine, rtx_machin
     assert run_rtx(rtx_engine, rtx_machine) == 1
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
-        f"{cache}: ignored (not a cache of this library and GPU); TensorRT-RTX compiles again"
+        f"{cache}: ignored (not a cache of this library version and GPU); TensorRT-RTX compiles "
+        "the engine again"
     ]
     assert run_rtx(rtx_engine, rtx_machine) == 0
 
@@ -1099,7 +1104,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(rtx_engine, rtx_machine, cap
     assert run_rtx(rtx_engine, rtx_machine) == 1
     (message,) = [record.getMessage() for record in caplog.records]
     cache = rtx_engine.with_name("model.engine.cache")
-    assert message.startswith(f"{cache}: not written ([Errno 13] Permission denied")
+    assert message.startswith(f"{cache}: cannot be written ([Errno 13] Permission denied")
     assert not cache.exists()
 
 
@@ -1108,7 +1113,7 @@ def test_a_cache_that_cannot_be_replaced_leaves_nothing_behind(rtx_engine, rtx_m
     cache.mkdir()
     assert run_rtx(rtx_engine, rtx_machine) == 1
     (message,) = [record.getMessage() for record in caplog.records]
-    assert f"{cache}: not written" in message
+    assert f"{cache}: cannot be written" in message
     assert sorted(p.name for p in cache.parent.iterdir()) == [
         "model.engine",
         "model.engine.cache",
@@ -1333,7 +1338,10 @@ def test_a_pool_of_streams_on_an_engine(streaming_engine, streaming_onnx, machin
     [
         (lambda t: t | {"state.rnn": t["state.rnn"][:, :1]}, r"state\.rnn \(2, 1, 160\): expected"),
         (lambda t: t | {"waveform": t["waveform"][:, :99]}, r"waveform \(2, 99\): expected"),
-        (lambda t: t | {"lengths": np.array([0, 1])}, "lengths from 0: expected 1 or more"),
+        (
+            lambda t: t | {"lengths": np.array([0, 1])},
+            "lengths: the smallest is 0; expected 1 or more",
+        ),
     ],
     ids=["state", "block", "length"],
 )
@@ -1352,7 +1360,9 @@ def test_tensors_that_a_streaming_engine_refuses(streaming_engine, change, messa
         with pytest.raises(FeaturesError, match=message):
             session.compute(change(tensors))
         many = {name: np.concatenate([array] * 7) for name, array in tensors.items()}
-        with pytest.raises(FeaturesError, match="14 streams; this engine takes 2 to 12 at a time"):
+        with pytest.raises(
+            FeaturesError, match="14 streams; this engine accepts 2 to 12 at a time"
+        ):
             session.compute(many)
 
 
