@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import msgspec
 
@@ -134,6 +135,17 @@ class OutputError(Ds2Error, OSError):
 
 class BackPressureError(StreamError):
     """A pool is full: too much audio waits, or too many streams are open."""
+
+
+def missing_file(path: Path, expected: str) -> MissingFileError:
+    """Make the error of a path that is not a file.
+
+    Args:
+        path: path of a folder, or one that does not exist.
+        expected: what the file should be, and the remedy where there is one.
+    """
+    found = "is a directory" if path.is_dir() else "no such file"
+    return MissingFileError(f"{path}: {found}; expected {expected}")
 
 
 def require(module: str, extra: str) -> None:

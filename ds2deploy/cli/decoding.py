@@ -69,7 +69,7 @@ def choose_decoder(
         return None
     import msgspec
 
-    from ds2deploy.runtimes.decoding.config import DecoderConfig, one_or_all
+    from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple, one_or_all
     from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     settings = DecoderConfig() if decoder is None else read_decoder_file(decoder)
@@ -77,8 +77,8 @@ def choose_decoder(
     if lm:
         if settings.lm is not None:
             raise ConfigError(
-                f"--lm {lm[0]}: {decoder} was tuned for another language model, {settings.lm}; "
-                "omit --lm, or tune again: ds2deploy tune MODEL MANIFEST --lm"
+                f"--lm {lm[0]}: {decoder} was tuned with {', '.join(as_tuple(settings.lm))}; omit "
+                f"--lm, or tune again: ds2deploy tune MODEL MANIFEST --lm {lm[0]}"
             )
         changes["lm"] = one_or_all([str(path) for path in lm])
     if beam is not None:

@@ -77,7 +77,7 @@ def compress(
         MissingFileError, ModelFileError: the checkpoint cannot be read.
     """
     if (energy is None) == (speed is None):
-        raise ConfigError("expected one budget: --energy 0.9, or --speed 2")
+        raise ConfigError("--energy and --speed: give one of them, such as --speed 2")
     if out.exists():
         raise ConfigError(f"--out {out}: exists; choose another name")
     checkpoint = load_checkpoint(path)

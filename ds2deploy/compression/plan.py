@@ -125,8 +125,8 @@ def plan_speed(model: Model, found: Importance, speed: float, method: Method) ->
                     best = price, candidate, saved
         if best is None:
             raise ConfigError(
-                f"--speed {speed:g}: --method {method} reaches {before / operations:.2f} at most; "
-                "ask for less" + ("" if method == "both" else ", or --method both")
+                f"--speed {speed:g}: --method {method} reaches at most {before / operations:.2f}; "
+                "lower --speed" + ("" if method == "both" else ", or use --method both")
             )
         _, sizes, saved = best
         operations -= saved

@@ -119,7 +119,7 @@ def prepare(
         ConfigError: there is no such layout, or speakers cannot be separated.
     """
     if out.exists() and not out.is_dir():
-        raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
+        raise MissingFileError(f"{out}: is a file; expected a folder")
     utterances = _listed(source, options.layout)
     labels_found = alphabet is None
     if alphabet is None:
@@ -172,7 +172,7 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
     """List the utterances of a source, rejected ones included."""
     utterances = list(_read(source, layout))
     if not utterances and source.is_file():
-        raise ManifestError(f"{source}: lists no utterances; expected at least one")
+        raise ManifestError(f"{source}: contains no utterances; add some, or give another file")
     if not utterances:
         content = "utterance"
         if layout == "folder":
@@ -204,8 +204,8 @@ def _read(source: Path, layout: str) -> Iterator[Utterance]:
         return read_deepspeech_pytorch(source)
     if source.is_file():
         raise ManifestError(
-            f"{source}: expected a folder, a table of files and transcripts (.csv, .tsv), or "
-            "deepspeech.pytorch's manifest (.json, .csv)"
+            f"{source}: not a list of recordings; expected a folder, a table of recordings and "
+            "transcripts (.csv, .tsv), or a manifest of deepspeech.pytorch (.json, .csv)"
         )
     origin = f" ({known.origin})" if known.origin else ""
     raise MissingFileError(f"{source}: no such file or directory; expected {known.content}{origin}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import ModelFileError, missing_file
 
 INERT_NAMES = (
     *("deepspeech_pytorch.", "omegaconf.", "hydra.", "lightning.", "lightning_fabric."),
@@ -73,8 +73,7 @@ def read_foreign_checkpoint(path: Path) -> dict[Any, Any]:
             contain a dict.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {found}; expected a checkpoint")
+        raise missing_file(path, "a checkpoint")
     try:
         _check_archive(path)
         document = _load(path)

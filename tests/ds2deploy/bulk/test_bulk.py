@@ -340,7 +340,7 @@ def test_a_recording_that_kills_workers_is_named(
     by_name = {Path(entry["audio"]).name: entry for entry in found}
     assert len(found) == 10
     assert sorted(by_name) == [path.name for path in paths]
-    assert "workers died on it" in by_name["07.wav"]["error"]
+    assert "07.wav: the workers that read it died" in by_name["07.wav"]["error"]
     assert all("text" in entry for name, entry in by_name.items() if name != "07.wav")
 
 

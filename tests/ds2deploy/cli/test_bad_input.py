@@ -582,14 +582,14 @@ GOOD_LINE = b'{"id": "x", "start": 0, "duration": 1, "channel": 0, "type": "Mono
 MANIFESTS: dict[str, tuple[str, bytes | object, str]] = {
     "missing": ("m.jsonl.gz", MISSING, "no such file; expected a manifest"),
     "a folder": ("m.jsonl.gz", FOLDER, "is a directory; expected a manifest"),
-    "an empty jsonl": ("m.jsonl", b"", "lists no utterances"),
-    "an empty jsonl.gz": ("m.jsonl.gz", gzip.compress(b""), "lists no utterances"),
-    "0 bytes of jsonl.gz": ("m.jsonl.gz", b"", "lists no utterances"),
+    "an empty jsonl": ("m.jsonl", b"", "contains no utterances"),
+    "an empty jsonl.gz": ("m.jsonl.gz", gzip.compress(b""), "contains no utterances"),
+    "0 bytes of jsonl.gz": ("m.jsonl.gz", b"", "contains no utterances"),
     "an empty JSON": ("m.json", b"", "expected JSON with root_path and samples"),
     "an empty list of samples": (
-        "m.json", b'{"root_path": ".", "samples": []}', "lists no utterances",
+        "m.json", b'{"root_path": ".", "samples": []}', "contains no utterances",
     ),
-    "an empty CSV": ("m.csv", b"", "lists no utterances"),
+    "an empty CSV": ("m.csv", b"", "contains no utterances"),
     "not gzip": ("m.jsonl.gz", b"hello\n" * 9, "ds2deploy prepare"),
     "truncated gzip": ("m.jsonl.gz", half(gzip.compress(os.urandom(500))), "ds2deploy prepare"),
     "an unfinished line": ("m.jsonl", GOOD_LINE[:40], "ds2deploy prepare"),
@@ -801,12 +801,15 @@ RECIPES: dict[str, tuple[bytes | object, str]] = {
     "an unknown section": (b"[optimiser]\nname = 'sgd'\n", "unknown key `optimiser`"),
     "a wrong type": (
         b"[training]\nepochs = 'many'\n",
-        "training.epochs: Expected `int`, got `str`",
+        "training.epochs: expected a whole number, got text",
     ),
-    "a value for a section": (b"training = 3\n", "training: Expected `object`, got `int`"),
+    "a value for a section": (
+        b"training = 3\n",
+        "training: expected a section, got a whole",
+    ),
     "an unknown choice": (
         b"[model]\nrnn = 'transformer'\n",
-        "model.rnn: Invalid enum value 'transformer'; expected lstm, gru, rnn",
+        "model.rnn: invalid enum value 'transformer'; expected lstm, gru, rnn",
     ),
     "a number out of range": (b"[training]\nepochs = 0\n", "training.epochs = 0: expected above 0"),
     "an infinite window": (b"[features]\nwindow_ms = inf\n", "features.window_ms = inf: expected"),
@@ -837,13 +840,19 @@ def test_train_refuses_a_recipe(case: str, refused: Callable[..., str], tmp_path
         ("=3", "expected section.key=value"),
         ("labels.x=3", "labels is a key, not a section"),
         ("training.epoch=3", "training: unknown key `epoch`"),
-        ("training.epochs=many", "training.epochs: Expected `int`, got `str`, such as 20"),
-        ("augment.speed=1.1", "augment.speed: Expected `array`, got `float`, such as [1.0,1.0]"),
-        ('training.export=["bf16"]', "Invalid enum value 'bf16'; expected fp32, fp16, int8"),
-        ("training.epochs=", "training.epochs: Expected `int`, got `str`"),
+        (
+            "training.epochs=many",
+            "expected a whole number, got text; example: 20",
+        ),
+        (
+            "augment.speed=1.1",
+            "expected a list, got a number; example: [1.0,1.0]",
+        ),
+        ('training.export=["bf16"]', "invalid enum value 'bf16'; expected fp32, fp16, int8"),
+        ("training.epochs=", "training.epochs=: expected a whole number, got text"),
         ("training.epochs=-1", "training.epochs = -1: expected above 0"),
         ("data.join=[3, 1]", "data.join = [3, 1]: expected the smaller value first"),
-        ("training=3", "training: Expected `object`, got `int`"),
+        ("training=3", "training: expected a section, got a whole"),
     ],
 )
 def test_train_refuses_an_override(
@@ -1000,7 +1009,7 @@ def test_export_refuses_an_option(
         (("--labels", "_AA"), "expected the blank and then every character once"),
         (("--split-by", "word"), "'utterance', 'speaker'"),
         (("--set", "model.hidden=8"), "--recipe"),
-        (("--join", "2"), "--join 2: expected two whole numbers, such as 2,6"),
+        (("--join", "2"), "--join 2: expected MIN,MAX, whole numbers"),
         (("--join", "6,2"), "--join 6,2: expected MIN,MAX"),
     ],
 )

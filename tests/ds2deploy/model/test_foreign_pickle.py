@@ -319,7 +319,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"none\.ckpt: no such file"):
         read_foreign_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(MissingFileError, match="is a folder"):
+    with pytest.raises(MissingFileError, match="is a directory"):
         read_foreign_checkpoint(tmp_path)
 
 
