@@ -116,7 +116,7 @@ def _check_device(path: Path, kind: FileKind, backend: Backend, device: str) -> 
         RuntimeUnavailableError: names a device or a runtime to choose instead.
     """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeUnavailableError(f"{path}: --device {device}: expected cpu, cuda or cuda:N")
+        raise RuntimeUnavailableError(f"{path}: --device {device!r}: expected cpu, cuda or cuda:N")
     wanted = device.partition(":")[0]
     if wanted in backend.devices:
         return

@@ -19,7 +19,6 @@ from ds2deploy.data.text_normalization import Change, find_labels
 from ds2deploy.data.transcript_table import TABLE_SUFFIXES
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ManifestError, MissingFileError
 from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.version import __version__
@@ -174,9 +173,7 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
     if not utterances and source.is_file():
         raise ManifestError(f"{source}: contains no utterances; add some, or give another file")
     if not utterances:
-        content = "utterance"
-        if layout == "folder":
-            content = f"audio ({', '.join(sorted(READ_SUFFIXES))})"
+        content = "recordings" if layout == "folder" else "utterances"
         raise ManifestError(
             f"{source}: contains no {content}; --layout {layout} expects "
             f"{find_layout(layout).expected}"

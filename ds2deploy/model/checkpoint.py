@@ -126,4 +126,5 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
     except ModelFileError:
         raise
     except (KeyError, TypeError, *DECODING_ERRORS) as error:
-        raise ModelFileError(f"{path}: damaged recipe ({error}); restore the original") from None
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ModelFileError(f"{path}: damaged recipe ({reason}); restore the original") from None

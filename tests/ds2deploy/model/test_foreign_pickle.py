@@ -260,10 +260,10 @@ SMALL = tensor_archive()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a complete zip archive"),
-        (b"garbage" * 100, "not a complete zip archive"),
+        (b"", "truncated, or not written by torch.save"),
+        (b"garbage" * 100, "truncated, or not written by torch.save"),
         (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"rest", "current torch"),
-        (SMALL[:-40], "not a complete zip archive"),
+        (SMALL[:-40], "truncated, or not written by torch.save"),
         (SMALL.replace(b"FloatStorage", b"FloatStorag3"), "damaged.*data.pkl"),
         (SMALL.replace(np.arange(6, dtype="<f4").tobytes(), bytes(24)), "damaged.*data/0"),
         (archive(b"").replace(b"data.pkl", b"meta.pkl"), "damaged"),
