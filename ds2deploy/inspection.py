@@ -246,7 +246,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise unusable[0].error
     durations = [float(cut.duration) for cut in cuts]
     characters = sorted(set("".join(transcript(cut) for cut in cuts)))
-    left_out = {"left out": f"{len(unusable)} that cannot be used"} if unusable else {}
+    left_out = {"left out": f"{len(unusable)} unusable utterances"} if unusable else {}
     return {
         "file": str(path),
         "is": f"manifest of {len(durations)} utterances",

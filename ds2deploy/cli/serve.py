@@ -86,7 +86,7 @@ def serve(
     from ds2deploy.serve.server import Server
 
     if (tls_key is None) != (tls_cert is None):
-        raise ConfigError("--tls-cert and --tls-key: give both, or neither")
+        raise ConfigError("--tls-cert and --tls-key: give both or neither")
     chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon, None)
     name = known_runtime(runtime)
     loads = {
