@@ -129,8 +129,8 @@ def make_plan(
         cases += [Case(path, names[path], name, kinds[path]) for name in chosen]
     if unused := [name for name in asked if name not in {case.runtime for case in cases}]:
         raise ConfigError(
-            f"--runtime {option_name(unused[0])}: cannot run {', '.join(map(str, paths))}; choose "
-            f"{_options(TAKES['onnx'])} for an .onnx file, {_options(ON_TORCH)} for a checkpoint"
+            f"--runtime {option_name(unused[0])}: cannot run {', '.join(map(str, paths))}; use "
+            f"{_options(TAKES['onnx'])} for .onnx files, and {_options(ON_TORCH)} for checkpoints"
         )
     return Plan(
         cases=tuple(cases),

@@ -90,6 +90,8 @@ def bulk(
             source, out, job, engine, workers, address, retry_errors, price,
             lambda so_far: tell(_progress(so_far)),
         )  # fmt: skip
+    if not report.inputs:
+        complain(f"{source}: contains no recordings")
     if json:
         print_json({**_facts(report), "out": str(out)})
     else:

@@ -132,5 +132,5 @@ def _lines(path: Path, name: str) -> list[str]:
     text = read_text(path, "one entry per line")
     found = [line.strip() for line in text_lines(text) if line.strip()]
     if not found:
-        raise ConfigError(f"{name} {path}: is empty; write one entry per line")
+        raise ConfigError(f"{name} {path}: empty; write one entry per line")
     return found

@@ -100,6 +100,6 @@ def _usage(error: Any) -> int:
     if option.startswith("-") and not option.startswith("--"):
         message += " (write a file name that begins with a dash as ./-name)"
     name = command.partition(" ")[2]
-    end = "" if message.endswith("?") else ";"  # typer suggests a command or an option
-    complain(f"{name}{': ' if name else ''}{message}{end} see {command} --help")
+    see = " See" if message.endswith("?") else "; see"  # typer suggests a command or an option
+    complain(f"{name}{': ' if name else ''}{message}{see} {command} --help")
     return BAD_INPUT

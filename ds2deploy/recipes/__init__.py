@@ -170,7 +170,7 @@ def _plain(message: str) -> str:
         lambda found: " or ".join(
             TYPES.get(name, name) for name in found[1].split(" | ") if name != "null"
         ),
-        message[:1].lower() + message[1:],
+        (message[:1].lower() + message[1:]).replace("enum value", "value"),
     )
 
 

@@ -179,7 +179,7 @@ def test_manifests_of_several_kinds(recordings: Path, tmp_path: Path):
         Input("a.wav", 0.1, 0.2), Input("a.wav"), Input("b.wav"), Input("c.wav", 1.0, 2.0),
     ]  # fmt: skip
     (tmp_path / "bad.jsonl").write_text('{"audio": "a.wav"}\n{"text": "no audio"}\n')
-    with pytest.raises(ManifestError, match=r"bad\.jsonl:2: .*expected a cut or a recording"):
+    with pytest.raises(ManifestError, match=r"bad\.jsonl: line 2: .*expected a cut or recording"):
         list(read_inputs(tmp_path / "bad.jsonl"))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ManifestError, match="copy it again"):
