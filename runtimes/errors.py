@@ -142,7 +142,7 @@ def missing_file(path: Path, expected: str) -> MissingFileError:
 
     Args:
         path: path of a folder, or one that does not exist.
-        expected: what the file should be, and the remedy where there is one.
+        expected: description of the expected file, with the remedy where there is one.
     """
     found = "is a directory" if path.is_dir() else "no such file"
     return MissingFileError(f"{path}: {found}; expected {expected}")

@@ -47,8 +47,8 @@ class LanguageModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         given = ",".join(map(str, self.prune))
         if self.prune and (self.prune[0] != 0 or list(self.prune) != sorted(self.prune)):
             raise ConfigError(
-                f"--prune {given}: expected 0 first, and no number smaller than the one before it, "
-                "such as 0,0,1"
+                f"--prune {given}: expected 0 first, and then equal or larger numbers, such as "
+                "0,0,1"
             )
         if len(self.prune) > self.longest:
             raise ConfigError(

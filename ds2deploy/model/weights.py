@@ -93,7 +93,7 @@ def _check_kernel(found: torch.Size, expected: torch.Size, name: str, path: Path
         sizes = " x ".join(map(str, found[2:])), " x ".join(map(str, expected[2:]))
         raise ModelFileError(
             f"{path}: trained with another convolution kernel: {name!r} has {sizes[0]} bins x "
-            f"frames, runtimes/geometry.py has {sizes[1]}; restore the kernel that it was trained "
+            f"frames, runtimes/geometry.py has {sizes[1]}; use the kernel that it was trained "
             "with, or train again"
         )
 
