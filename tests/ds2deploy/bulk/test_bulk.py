@@ -396,7 +396,7 @@ def test_the_command(digits_onnx: Path, recordings: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        (lambda call: [*call[:1], "nowhere.onnx", *call[2:]], "expected an artifact"),
+        (lambda call: [*call[:1], "nowhere.onnx", *call[2:]], "expected a model"),
         (lambda call: [*call[:2], "nowhere", *call[3:]], "expected a folder"),
         (lambda call: [*call, "--address", "auto"], "--engine ray"),
         (lambda call: [*call, "--workers", "0"], "--workers"),
@@ -426,3 +426,11 @@ def test_silence_is_a_transcript(digits_onnx: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="silence"):
         found = list(Worker(job_of(digits_onnx)).run([Input(str(tmp_path / "a.wav"))]))
     assert not found[0].error
+
+
+def test_a_folder_without_recordings_is_reported(digits_onnx: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    call = ["bulk", str(digits_onnx), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0
+    assert f"{tmp_path / 'in'}: contains no recordings" in done.stderr
