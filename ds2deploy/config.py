@@ -125,8 +125,8 @@ class AugmentConfig(_Section, frozen=True):
             )
         if self.noise_folder and self.noise_music_share:
             raise ConfigError(
-                "augment.noise_music_share: only for synthetic noise; omit augment.noise_folder, "
-                "or add recordings of music to that folder"
+                f"augment.noise_music_share = {self.noise_music_share}: only for synthetic noise; "
+                "omit augment.noise_folder, or add recordings of music to that folder"
             )
         if self.room_rt60_s is not None:
             _interval("augment.room_rt60_s", self.room_rt60_s, least=0.05)
@@ -223,11 +223,10 @@ class TrainingConfig(_Section, frozen=True):
         )  # fmt: skip
         if not 0 < self.warm_up < 1:
             raise ConfigError(f"training.warm_up = {self.warm_up}: expected between 0 and 1")
-        if self.devices < 0 or self.threads < 0 or self.seed < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                "training: devices, threads, seed or weight_decay is negative; expected 0 or more"
-            )
-        for name in ("teacher_weight", "trace_norm", "cell_penalty"):
+        for name in (
+            "devices", "threads", "seed", "weight_decay", "teacher_weight", "trace_norm",
+            "cell_penalty",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"training.{name} = {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:
@@ -257,8 +256,8 @@ class Recipe(_Section, frozen=True):
         Alphabet(self.labels)
         if "int8" in self.training.export and self.model.rnn != "lstm":
             raise ConfigError(
-                f'training.export: int8 requires model.rnn = "lstm"; the recipe has '
-                f"{self.model.rnn}"
+                f'training.export: int8 requires model.rnn = "lstm", not "{self.model.rnn}"; omit '
+                "int8, or change model.rnn"
             )
 
     def changed(self, section: str, **values: object) -> Recipe:

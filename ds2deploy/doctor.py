@@ -85,10 +85,10 @@ def _engines(flavor: Flavor) -> list[Finding]:
         remedy = f"build engines with --trt for this GPU: {install_command('tensorrt')}"
         runs = Finding(run, False, f"{library.title}: {another}", remedy)
     if not _has("polygraphy"):
-        missing = f"{library.title}, no polygraphy"
+        missing = f"{library.title}, polygraphy is missing"
         return [Finding(build, False, missing, f"pip install 'ds2deploy[{flavor}]'"), runs]
     if flavor == "tensorrt" and not works:
-        return [Finding(build, False, f"{library.title}, needs the GPU: {detail}", remedy), runs]
+        return [Finding(build, False, f"{library.title}, needs a GPU: {detail}", remedy), runs]
     return [Finding(build, True, f"{library.title}{'' if works else ', without a GPU'}"), runs]
 
 

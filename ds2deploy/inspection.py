@@ -14,7 +14,13 @@ from ds2deploy.runtimes.decoding.decoder_file import SUFFIX as DECODER_SUFFIX
 from ds2deploy.runtimes.decoding.decoder_file import read_content
 from ds2deploy.runtimes.decoding.language_model_file import SUFFIX as LANGUAGE_MODEL_SUFFIX
 from ds2deploy.runtimes.decoding.language_model_file import read_file
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError, NotAudioError, require
+from ds2deploy.runtimes.errors import (
+    MissingFileError,
+    ModelFileError,
+    NotAudioError,
+    missing_file,
+    require,
+)
 from ds2deploy.runtimes.tensorrt.engine_file import SUFFIX as ENGINE_SUFFIX
 from ds2deploy.runtimes.tensorrt.engine_file import read_engine
 from ds2deploy.runtimes.tensorrt.library import NAMES
@@ -31,10 +37,10 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     if _is_pipe(path):
         return _recording(path)  # it can only be read once
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {kind}; expected a model, a manifest or a recording")
+        raise missing_file(path, "a model, a manifest or a recording")
     if path.name.endswith(f"{ENGINE_SUFFIX}.json"):
-        raise ModelFileError(f"{path}: describes an engine; inspect {path.with_suffix('').name}")
+        engine = path.with_suffix("")
+        raise ModelFileError(f"{path}: the description of an engine; inspect {engine}")
     if path.name.lower().endswith((".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv")):
         return _manifest(path)
     if path.suffix.lower() == ".onnx":
@@ -58,7 +64,7 @@ def _is_pipe(path: Path) -> bool:
         return path.is_fifo()
     except OSError:  # its folder may not be entered
         raise MissingFileError(
-            f"{path}: cannot be reached; check its folder's permissions"
+            f"{path}: cannot be reached; check the permissions of its folder"
         ) from None
 
 
@@ -240,7 +246,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise unusable[0].error
     durations = [float(cut.duration) for cut in cuts]
     characters = sorted(set("".join(transcript(cut) for cut in cuts)))
-    left_out = {"left out": f"{len(unusable)} that cannot be used"} if unusable else {}
+    left_out = {"left out": f"{len(unusable)} unusable utterances"} if unusable else {}
     return {
         "file": str(path),
         "is": f"manifest of {len(durations)} utterances",

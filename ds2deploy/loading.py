@@ -11,9 +11,9 @@ from ds2deploy.runtimes.decoding.decoder import MakeDecoder
 from ds2deploy.runtimes.decoding.making import make_decoder
 from ds2deploy.runtimes.errors import (
     ConfigError,
-    MissingFileError,
     ModelFileError,
     RuntimeUnavailableError,
+    missing_file,
     require,
 )
 from ds2deploy.runtimes.recognizer import Recognizer
@@ -53,7 +53,7 @@ def load(
     """
     make = make_decoder(decoder)
     if threads < 0:
-        raise ConfigError(f"threads {threads}: expected 0 or more")
+        raise ConfigError(f"threads = {threads}: expected 0 or more")
     path = Path(path)
     kind, backend, device = choose_backend(path, device, runtime)
     session = backend.open(path, kind, device, min(threads, usable_cores()))
@@ -98,12 +98,15 @@ def _choose(path: Path, kind: FileKind, runtime: str | None) -> Backend:
     if found := [backend for backend in takes if backend.name == runtime]:
         return found[0]
     if runtime == TORCH.name:
-        remedy = "give the checkpoint for torch"
+        remedy = "give the checkpoint"
     elif kind == "checkpoint":
-        remedy = "export it first"
+        remedy = f"export it first: ds2deploy export {path}"
     else:
-        remedy = f"give the ONNX file, or a file that was exported for {runtime}"
-    raise RuntimeUnavailableError(f"{path}: runs on {takes[0].name}, not on {runtime}; {remedy}")
+        remedy = "give the ONNX file"
+    names = ", ".join(backend.name for backend in takes)
+    raise RuntimeUnavailableError(
+        f"{path}: --runtime {runtime}: this file only runs on {names}; {remedy}, or omit --runtime"
+    )
 
 
 def _check_device(path: Path, kind: FileKind, backend: Backend, device: str) -> None:
@@ -113,19 +116,19 @@ def _check_device(path: Path, kind: FileKind, backend: Backend, device: str) -> 
         RuntimeUnavailableError: names a device or a runtime to choose instead.
     """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise RuntimeUnavailableError(f"{path}: device {device!r} is not one of cpu, cuda")
+        raise RuntimeUnavailableError(f"{path}: --device {device!r}: expected cpu, cuda or cuda:N")
     wanted = device.partition(":")[0]
     if wanted in backend.devices:
         return
     if wanted == "cpu":
         raise RuntimeUnavailableError(
-            f"{path}: {backend.name} runs on a GPU only: --device cuda, or the ONNX file on "
-            "onnxruntime"
+            f"{path}: --device cpu: {backend.name} needs a GPU; use --device cuda, or the ONNX "
+            "file with --runtime onnxruntime"
         )
     others = [other.name for other in backends_for(kind) if wanted in other.devices]
-    or_other = f", or --runtime {others[0]} for {device}" if others else ""
+    or_other = f", or use --runtime {others[0]}" if others else ""
     raise RuntimeUnavailableError(
-        f"{path}: {backend.name} runs on a CPU only: leave --device out{or_other}"
+        f"{path}: --device {device}: {backend.name} only runs on the CPU; omit --device{or_other}"
     )
 
 
@@ -137,8 +140,7 @@ def file_kind(path: Path) -> FileKind:
         ModelFileError: the file is not a model of a known kind.
     """
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {kind}; expected a model (.onnx, .engine or .ckpt)")
+        raise missing_file(path, "a model (.onnx, .engine or .ckpt)")
     if path.suffix.lower() == ".onnx":
         return "onnx"
     if path.suffix == ENGINE_SUFFIX:
@@ -147,7 +149,8 @@ def file_kind(path: Path) -> FileKind:
         if file.read(4) == ZIP_MAGIC or path.suffix.lower() in (".ckpt", ".pth", ".pt"):
             return "checkpoint"
     raise ModelFileError(
-        f"{path}: not a model; expected an .onnx artifact, an .engine or a .ckpt checkpoint"
+        f"{path}: not a model; expected an artifact (.onnx), an engine (.engine) or a checkpoint "
+        "(.ckpt)"
     )
 
 
@@ -205,7 +208,7 @@ def open_checkpoint(
     except ImportError:
         raise RuntimeUnavailableError(
             f"{path}: a checkpoint needs PyTorch: pip install 'ds2deploy[train]', "
-            "or export it to ONNX on a machine with PyTorch, and use the ONNX file here"
+            "or export it on a machine with PyTorch and use the ONNX file here"
         ) from None
     from ds2deploy.model.load import load_checkpoint
     from ds2deploy.model.network import pack_sequences

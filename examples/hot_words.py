@@ -27,6 +27,8 @@ def main(model: str, path: str, phrases: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     try:
         main(sys.argv[1], sys.argv[2], sys.argv[3])
     except ds2deploy.Ds2Error as error:

@@ -14,12 +14,12 @@ import sys
 
 import soundfile
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidStatus, InvalidURI
 
 REMEDIES = {
     401: "set DS2DEPLOY_API_KEY to the server's key",
-    403: "check the address",
-    404: "check the address",
+    403: "use the server's own host in the address",
+    404: "check the path of the address, such as /stream",
 }
 """Remedies of a refused connection, by its HTTP status."""
 
@@ -67,6 +67,12 @@ def main() -> None:
         status = error.response.status_code
         remedy = REMEDIES.get(status, "try again later")
         sys.exit(f"{chosen.url}: the server refused with HTTP status {status}; {remedy}")
+    except InvalidURI as error:
+        sys.exit(f"{error}; expected an address such as ws://127.0.0.1:8000/stream")
+    except soundfile.LibsndfileError as error:
+        sys.exit(f"{chosen.path}: cannot be read ({error.error_string}); give a WAV or FLAC file")
+    except OSError as error:
+        sys.exit(f"{chosen.url}: {error}; start the server: ds2deploy serve MODEL")
 
 
 if __name__ == "__main__":

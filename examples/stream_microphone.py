@@ -77,5 +77,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ds2deploy.Ds2Error as error:
+    except (ds2deploy.Ds2Error, soundfile.LibsndfileError) as error:
         sys.exit(str(error))

@@ -19,6 +19,8 @@ def main(model: str, paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     try:
         main(sys.argv[1], sys.argv[2:])
     except ds2deploy.Ds2Error as error:  # one line that names the file and the remedy

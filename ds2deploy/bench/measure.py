@@ -149,7 +149,7 @@ def _start(
                 continue
             skipped.append(Skipped(model=case.model, runtime=case.runtime, reason=answer.reason))
     if not starts:
-        raise RuntimeUnavailableError(f"nothing to measure: {skipped[0].reason}")
+        raise RuntimeUnavailableError(f"nothing could be measured: {skipped[0].reason}")
     return starts, skipped
 
 
@@ -167,8 +167,8 @@ def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], N
 def _one_rate(starts: Mapping[Case, Start]) -> int:
     rates = {start.sample_rate: case for case, start in starts.items()}
     if len(rates) > 1:
-        told = ", ".join(f"{case.path} {rate} Hz" for rate, case in rates.items())
-        raise ConfigError(f"{told}: the sample rates differ; compare models of the same rate")
+        rated = ", ".join(f"{case.path} ({rate} Hz)" for rate, case in rates.items())
+        raise ConfigError(f"{rated}: different sample rates; compare models of the same rate")
     return next(iter(rates))
 
 
@@ -208,7 +208,7 @@ def _beyond(session: Session, batch: int, seconds: float) -> str | None:
     if batch > profile.batch[2]:
         return (
             f"a batch of {batch}; this engine takes {profile.batch[0]} to {profile.batch[2]}: "
-            f"rebuild it with --batch {profile.batch[0]},{profile.batch[1]},{batch}"
+            f"export it again with --batch {profile.batch[0]},{profile.batch[1]},{batch}"
         )
     return beyond_profile(seconds, profile, description.features)
 

@@ -120,7 +120,7 @@ def make_plan(
     paths = list(dict.fromkeys([*models, *([] if reference is None else [reference])]))
     kinds = {path: file_kind(path) for path in paths}
     if reference is not None and kinds[reference] != "checkpoint":
-        raise ConfigError(f"--reference {reference}: expected a checkpoint, the torch reference")
+        raise ConfigError(f"--reference {reference}: not a checkpoint; give a .ckpt file")
     checkpoint = reference or next((path for path in paths if kinds[path] == "checkpoint"), None)
     names = _short_names(paths)
     cases = []
@@ -129,8 +129,8 @@ def make_plan(
         cases += [Case(path, names[path], name, kinds[path]) for name in chosen]
     if unused := [name for name in asked if name not in {case.runtime for case in cases}]:
         raise ConfigError(
-            f"--runtime {option_name(unused[0])}: none of {', '.join(map(str, paths))} runs on it; "
-            f"an .onnx takes {_options(TAKES['onnx'])}, a checkpoint {_options(ON_TORCH)}"
+            f"--runtime {option_name(unused[0])}: cannot run {', '.join(map(str, paths))}; use "
+            f"{_options(TAKES['onnx'])} for .onnx files, and {_options(ON_TORCH)} for checkpoints"
         )
     return Plan(
         cases=tuple(cases),
@@ -208,7 +208,7 @@ def _runtimes(items: Sequence[str]) -> list[str]:
     known = {option_name(name): name for name in NAMES}
     asked = [part.strip() for item in items for part in item.split(",")]
     if unknown := [name for name in asked if option_name(name) not in known]:
-        raise ConfigError(f"--runtime {unknown[0]}: expected some of {', '.join(known)}")
+        raise ConfigError(f"--runtime {unknown[0]}: expected one of {', '.join(known)}")
     return list(dict.fromkeys(known[option_name(name)] for name in asked))
 
 
@@ -223,7 +223,7 @@ def _numbers(
     if not numbers or not all(math.isfinite(n) and least <= n <= most for n in numbers):
         what = "whole numbers" if kind is int else "seconds"
         raise ConfigError(
-            f"{option} {text}: expected {what} from {least:g} to {most:g}, such as 1,8"
+            f"{option} {text}: expected {what} from {least:g} to {most:g}, such as 1,10"
         )
     return tuple(numbers)
 

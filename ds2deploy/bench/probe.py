@@ -127,13 +127,13 @@ def run_probe(case: Case, threads: int, audio: Path, audio_rate: int) -> Answer:
             timeout=LONGEST_S,
         )
     except subprocess.TimeoutExpired:
-        return Answer(reason=f"its process did not end within {LONGEST_S:g} s")
+        return Answer(reason=f"starting it took longer than {LONGEST_S:g} s; try it alone")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode == 0 and lines:  # libraries may print other lines
         return msgspec.json.decode(lines[-1], type=Answer)
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    said = done.stderr.strip().splitlines()
-    return Answer(reason=f"its process ended with {how}: {said[-1] if said else 'no message'}")
+    printed = done.stderr.strip().splitlines()
+    return Answer(reason=f"its process ended with {how}: {(printed or ['no message'])[-1]}")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def print_report(result: Benchmark, advice: Iterable[str], plots: Iterable[Path]
     if not console.is_terminal:
         console.width = WIDTH
     console.print(f"{result.machine}", markup=False)
-    threads = f"{result.threads} threads" if result.threads else "threads as each runtime chooses"
+    threads = f"{result.threads} threads" if result.threads else "each runtime's own threads"
     console.print(f"{threads}; medians of {result.rounds} interleaved rounds; times in ms\n")
     console.print(_starts_table(result.starts))
     console.print(_measurements_table(result))
@@ -50,7 +50,7 @@ def advise(result: Benchmark) -> list[str]:
     batches = sorted({row.batch for row in result.measurements})
     lines: list[str] = []
     if len({row.name for row in result.measurements}) == 1:
-        return [f"{result.measurements[0].name}: nothing to compare it with"]
+        return [f"only {result.measurements[0].name} was measured: no comparison"]
     for batch in dict.fromkeys((batches[0], batches[-1])):
         lines += _fastest_lines(result, batch)
     return [*lines, *_slower_lines(result)]
@@ -81,7 +81,7 @@ def write_plots(result: Benchmark, folder: Path) -> list[Path]:
     by_batch = line_figure(
         f"Throughput, utterances of {longest:g} s",
         "utterances in a batch",
-        "audio recognised in a second (s)",
+        "seconds of audio per second",
         _series(
             result, lambda row: row.audio_s == longest, lambda row: (row.batch, row.throughput)
         ),
@@ -128,7 +128,7 @@ def _starts_table(starts: Iterable[Start]) -> Table:
 def _measurements_table(result: Benchmark) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        title=f"from samples to text, greedily; times as fast as {escape(result.reference)}",
+        title=f"samples to text, greedy decoding; speed relative to {escape(result.reference)}",
         title_justify="left",
     )
     for name in ("batch", "audio s"):
@@ -137,7 +137,7 @@ def _measurements_table(result: Benchmark) -> Table:
         table.add_column(name)
     for name in ("p50", "p95", "p99", "RTF", "features", "network", "decoding", "beam"):
         table.add_column(name, justify="right")
-    table.add_column("times as fast", no_wrap=True)
+    table.add_column("relative speed", no_wrap=True)
     before: Shape | None = None
     for row in result.measurements:
         shape = (row.batch, row.audio_s)
@@ -185,7 +185,7 @@ def _fastest_lines(result: Benchmark, batch: int) -> Iterator[str]:
             for row in rows
             if row.audio_s == best.audio_s and row is not best and _compared(row, best).low <= 1
         )
-        beside = f"; {', '.join(equals)}: as fast, within the noise" if equals else ""
+        beside = f"; equally fast, within the noise: {', '.join(equals)}" if equals else ""
         yield f"batch {batch}: use {name}: {_how_fast(bests, result.reference)}{beside}"
 
 
@@ -196,9 +196,9 @@ def _how_fast(bests: list[Row], reference: str) -> str:
     if bests[0].name == reference or not faster:
         return f"the fastest at {', '.join(where for _, where in compared)}"
     alone = [where for times, where in compared if times is None]
-    beyond = f"; at {', '.join(alone)} without comparison" if alone else ""
+    beyond = f"; no comparison at {', '.join(alone)}" if alone else ""
     first, *others = faster
-    first = first.replace(" at ", f" as fast as {reference} at ")
+    first = first.replace(" at ", f" the speed of {reference} at ")
     return f"the fastest, {', '.join([first, *others])}{beyond}"
 
 
@@ -209,9 +209,9 @@ def _slower_lines(result: Benchmark) -> Iterator[str]:
     def note(row: Row, rival: Row, names: tuple[str, str]) -> None:
         compared = _compared(rival, row)
         if compared.high < 1:
-            told = f"{names[0]} is slower than {names[1]} here"
-            where = f"batch {row.batch}, {row.audio_s:g} s ({compared} as fast)"
-            slower.setdefault(told, []).append(where)
+            pair = f"{names[0]} is slower than {names[1]}"
+            where = f"batch {row.batch}, {row.audio_s:g} s ({compared} its speed)"
+            slower.setdefault(pair, []).append(where)
 
     for shape in dict.fromkeys((row.batch, row.audio_s) for row in result.measurements):
         rows = [row for row in result.measurements if (row.batch, row.audio_s) == shape]
@@ -224,8 +224,8 @@ def _slower_lines(result: Benchmark) -> Iterator[str]:
         if onnx and engine:
             note(onnx, engine, (f"ONNX Runtime ({onnx.name})", f"TensorRT ({engine.name})"))
             note(engine, onnx, (f"TensorRT ({engine.name})", f"ONNX Runtime ({onnx.name})"))
-    for told, shapes in slower.items():
-        yield f"{told}: {'; '.join(shapes)}"
+    for pair, shapes in slower.items():
+        yield f"{pair}: {'; '.join(shapes)}"
 
 
 def _best(rows: Iterable[Row]) -> Row | None:

@@ -82,7 +82,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.strip()
     except (OSError, EOFError) as error:
-        reason = system_reason(error) if isinstance(error, OSError) else "cut off"
+        reason = system_reason(error) if isinstance(error, OSError) else "truncated"
         raise ManifestError(f"{path}: cannot be read ({reason}); copy it again") from None
 
 
@@ -103,7 +103,7 @@ def _of_manifest(line: str, source: Path, number: int) -> Input:
         return Input(str(audio), start_s, float(entry["duration"]) if is_part else None)
     except (*DECODING_ERRORS, LookupError, TypeError, AttributeError) as error:
         raise ManifestError(
-            f"{source}:{number}: no recording ({type(error).__name__}); expected a cut or a "
+            f"{source}: line {number}: not a recording ({type(error).__name__}); expected a cut or "
             "recording of lhotse, or an object with audio and, for a part, start and duration"
         ) from None
 
@@ -136,8 +136,8 @@ class Opened:
             samples, rate = load_part(file, self._item.start_s, duration_s)
             if not np.size(samples):
                 raise AudioError(
-                    f"{self._item.audio}: ends before {self._item.start_s:g} s; correct the "
-                    "manifest"
+                    f"{self._item.audio}: ends before {self._item.start_s:g} s, where its part "
+                    "starts; correct the manifest"
                 )
             yield convert_audio(samples, rate, self._rate, self._item.audio)
 
@@ -154,7 +154,7 @@ def _local(audio: str) -> Iterator[tuple[Any, str]]:
     if "://" not in audio:
         path = Path(audio)
         if not path.is_file():
-            raise MissingFileError(f"{audio}: no such file; correct the manifest or copy the file")
+            raise MissingFileError(f"{audio}: no such file; copy it, or correct the list")
         with path.open("rb") as file:
             _copy(file, digest, None)
         yield path, digest.hexdigest()
@@ -167,10 +167,10 @@ def _local(audio: str) -> Iterator[tuple[Any, str]]:
             with fsspec.open(audio, "rb") as remote:
                 _copy(remote, digest, local)
         except FileNotFoundError:
-            raise MissingFileError(f"{audio}: no such file; correct the manifest") from None
+            raise MissingFileError(f"{audio}: no such file; copy it, or correct the list") from None
         except Exception as error:  # each file system of fsspec raises its own classes
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise AudioError(f"{audio}: cannot be read ({reason}); run again to retry") from None
+            raise AudioError(f"{audio}: cannot be read ({reason}); retry: --retry-errors") from None
         local.seek(0)
         yield local, digest.hexdigest()
 

@@ -137,8 +137,8 @@ class _Pool:
             self._early_deaths += 1
             if self._early_deaths >= LEAST_LIVES:
                 raise DeviceError(
-                    f"{self._job.model}: workers die at their start (exit code "
-                    f"{process.process.exitcode}), perhaps for lack of memory; use fewer --workers"
+                    f"{self._job.model}: workers die while they start (exit code "
+                    f"{process.process.exitcode}), perhaps for lack of memory; lower --workers"
                 )
         first, *rest = process.chunks
         self._again.extend(rest)
@@ -150,10 +150,7 @@ class _Pool:
                 self._again.append(Chunk([first.inputs[i]], frozenset({0}), first.deaths - 1))
         else:
             code = process.process.exitcode
-            error = DeviceError(
-                f"{first.inputs[0].audio}: {ATTEMPTS} workers died on it (exit code {code}); "
-                "try it alone: ds2deploy transcribe"
-            )
+            error = died_on(first.inputs[0], self._job, f"exit code {code}")
             yield failed(first.inputs[0], 0, error, self._job.header)
         self._processes.remove(process)
         fresh = _Process(self._job)
@@ -165,6 +162,20 @@ class _Pool:
         chunk = self._again.popleft() if self._again else next(self._coming, None)
         if chunk is not None:
             process.give(chunk)
+
+
+def died_on(item: Input, job: Job, reason: str) -> DeviceError:
+    """Make the error of an input on which workers died.
+
+    Args:
+        item: the input.
+        job: model and decoder.
+        reason: exit code or exception of the last worker.
+    """
+    return DeviceError(
+        f"{item.audio}: the workers that read it died ({reason}); try it alone: ds2deploy "
+        f"transcribe {job.model} {item.audio}"
+    )
 
 
 def _work(job: Job, connection: Connection) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import ray
 
-from ds2deploy.bulk.local import ATTEMPTS, Chunk
+from ds2deploy.bulk.local import ATTEMPTS, Chunk, died_on
 from ds2deploy.bulk.worker import Done, Job, Worker, failed
 from ds2deploy.loading import choose_backend
-from ds2deploy.runtimes.errors import DeviceError
 
 AHEAD = 2
 """Number of chunks queued for each actor, so that it never waits for the next one."""
@@ -90,11 +89,8 @@ class _Actors:
                 Chunk([chunk.inputs[i]], frozenset({0}), chunk.deaths - 1) for i in chunk.wanted
             ]
         else:
-            reason = DeviceError(
-                f"{chunk.inputs[0].audio}: workers died on it ({type(error).__name__}); try it "
-                "alone: ds2deploy transcribe"
-            )
-            yield failed(chunk.inputs[0], 0, reason, self._job.header)
+            death = died_on(chunk.inputs[0], self._job, type(error).__name__)
+            yield failed(chunk.inputs[0], 0, death, self._job.header)
 
     def _feed(self, actor: Any) -> None:
         chunk = self._again.pop() if self._again else next(self._coming, None)

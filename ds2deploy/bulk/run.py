@@ -129,7 +129,7 @@ def _run(
 ) -> Iterator[Any]:
     if engine == "local":
         if address is not None:
-            raise ConfigError("--address: requires Ray; add --engine ray")
+            raise ConfigError(f"--address {address}: requires Ray; add --engine ray")
         return run_local(job, chunks, workers)
     require("ray", "bulk")
     from ds2deploy.bulk.ray_engine import run_ray

@@ -20,7 +20,7 @@ from ds2deploy.cli.options import (
 )
 from ds2deploy.heartbeat import status
 from ds2deploy.output import print_json
-from ds2deploy.runtimes.errors import ConfigError
+from ds2deploy.runtimes.errors import missing_file
 
 if TYPE_CHECKING:
     from ds2deploy.bulk.run import Report
@@ -80,7 +80,7 @@ def bulk(
         "DecoderConfig | None", choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon, None)
     )
     if not model.is_file():
-        raise ConfigError(f"{model}: no such file; expected an artifact or a checkpoint")
+        raise missing_file(model, "a model (.onnx, .engine or .ckpt)")
     job = Job(
         model=str(model.resolve()), header=make_header(model, chosen), device=device,
         runtime=known_runtime(runtime), threads=threads, decoder=chosen,
@@ -90,6 +90,8 @@ def bulk(
             source, out, job, engine, workers, address, retry_errors, price,
             lambda so_far: tell(_progress(so_far)),
         )  # fmt: skip
+    if not report.inputs:
+        complain(f"{source}: contains no recordings")
     if json:
         print_json({**_facts(report), "out": str(out)})
     else:
@@ -101,7 +103,7 @@ def _progress(report: Report) -> str:
     done = report.transcripts + report.failed + report.skipped
     return (
         f"{done} of {report.inputs} inputs so far, {report.audio_s / 3600:.2f} h of audio, "
-        f"{report.factor:.3g}x, {report.failed} errors"
+        f"{report.factor:.3g}x real time, {report.failed} failed"
     )
 
 
@@ -110,12 +112,12 @@ def _summary(report: Report, out: Path) -> str:
     cost = ""
     if report.cost is not None and report.audio_s:
         each = 3600 * report.cost / report.audio_s
-        cost = f"; cost {report.cost:g}, {each:.3g} for an hour of audio"
+        cost = f"; cost {report.cost:g}, {each:.3g} per hour of audio"
     return (
         f"{out}: {report.inputs} inputs, {report.skipped} done before, {report.transcripts} "
-        f"recognised, {report.failed} errors{f' ({errors})' if errors else ''}; "
+        f"transcribed, {report.failed} failed{f' ({errors})' if errors else ''}; "
         f"{report.audio_s / 3600:.2f} h of audio in {report.took_s:.0f} s, "
-        f"{report.factor:.3g}x{cost}"
+        f"{report.factor:.3g}x real time{cost}"
     )
 
 

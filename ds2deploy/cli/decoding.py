@@ -69,7 +69,7 @@ def choose_decoder(
         return None
     import msgspec
 
-    from ds2deploy.runtimes.decoding.config import DecoderConfig, one_or_all
+    from ds2deploy.runtimes.decoding.config import DecoderConfig, as_tuple, one_or_all
     from ds2deploy.runtimes.decoding.decoder_file import read_decoder_file
 
     settings = DecoderConfig() if decoder is None else read_decoder_file(decoder)
@@ -77,8 +77,8 @@ def choose_decoder(
     if lm:
         if settings.lm is not None:
             raise ConfigError(
-                f"--lm {lm[0]}: {decoder} was tuned for another language model, {settings.lm}; "
-                "omit --lm, or tune again: ds2deploy tune MODEL MANIFEST --lm"
+                f"--lm {lm[0]}: {decoder} was tuned with {', '.join(as_tuple(settings.lm))}; omit "
+                f"--lm, or tune again: ds2deploy tune MODEL MANIFEST --lm {lm[0]}"
             )
         changes["lm"] = one_or_all([str(path) for path in lm])
     if beam is not None:
@@ -132,5 +132,5 @@ def _lines(path: Path, name: str) -> list[str]:
     text = read_text(path, "one entry per line")
     found = [line.strip() for line in text_lines(text) if line.strip()]
     if not found:
-        raise ConfigError(f"{name} {path}: is empty; write one entry per line")
+        raise ConfigError(f"{name} {path}: empty; write one entry per line")
     return found

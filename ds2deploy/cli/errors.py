@@ -18,6 +18,16 @@ BAD_INPUT = 2
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]
 """Base class of usage errors: click's, or the copy of it that newer typer versions contain."""
 
+PLAINER = {
+    "Value error, ": "",
+    "Input should be": "expected",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+}
+"""Phrases of typer's and pydantic's messages, and plainer ones."""
+
 
 class ErrorsInOneLine(TyperGroup):
     """Command group that turns errors a user can act on into one line and an exit code."""
@@ -90,10 +100,14 @@ def _usage(error: Any) -> int:
         error.show()
         return int(error.exit_code)
     command = error.ctx.command_path if error.ctx is not None else "ds2deploy"
-    message = in_one_line(error.format_message()).rstrip(".").replace("Value error, ", "")
+    message = in_one_line(error.format_message()).rstrip(".")
+    message = message[:1].lower() + message[1:]
+    for phrase, plainer in PLAINER.items():
+        message = message.replace(phrase, plainer)
     option = getattr(error, "option_name", "")
     if option.startswith("-") and not option.startswith("--"):
         message += " (write a file name that begins with a dash as ./-name)"
     name = command.partition(" ")[2]
-    complain(f"{name}{': ' if name else ''}{message}; see {command} --help")
+    see = " See" if message.endswith("?") else "; see"  # typer suggests a command or an option
+    complain(f"{name}{': ' if name else ''}{message}{see} {command} --help")
     return BAD_INPUT

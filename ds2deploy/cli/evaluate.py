@@ -141,7 +141,8 @@ def _print_errors(result: Evaluation, wanted: bool) -> None:
     for item in result.hypotheses if wanted else ():
         if item.reference != item.hypothesis:
             typer.echo(
-                f"{escape_control(item.audio)}\n  said  {item.reference}\n  heard {item.hypothesis}"
+                f"{escape_control(item.audio)}\n  reference  {item.reference}\n"
+                f"  hypothesis {item.hypothesis}"
             )
 
 

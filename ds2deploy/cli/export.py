@@ -114,7 +114,7 @@ def export(
     if not onnx and not engines:
         raise ConfigError("--no-onnx: nothing would be written; add --trt or --rtx")
     if source.suffix == ".engine":
-        raise ConfigError(f"{source}: is an engine already; give the checkpoint or the ONNX file")
+        raise ConfigError(f"{source}: already an engine; give the checkpoint or the ONNX file")
     exported: list[Any]
     with status(f"exporting {source}") as step:
         if source.suffix.lower() == ".onnx":
@@ -165,7 +165,7 @@ def _repository(folder: Path | None, device: str | None) -> Any:
     if folder is None:
         if device is not None:
             raise ConfigError(
-                "--triton-device: requires a model repository; add --triton REPOSITORY"
+                f"--triton-device {device}: requires a model repository; add --triton REPOSITORY"
             )
         return None
     return TritonOptions(repository=str(folder), device="gpu" if device == "gpu" else "cpu")
@@ -175,8 +175,8 @@ def _refuse_for_onnx(source: Path, given: dict[str, bool]) -> None:
     """Raise a ConfigError that names the options that cannot be used with an ONNX file."""
     if named := [option for option, is_given in given.items() if is_given]:
         raise ConfigError(
-            f"{source}: {', '.join(named)}: only for checkpoints; an engine inherits precision and "
-            "inputs from its ONNX file; omit these options, or give the checkpoint"
+            f"{source}: {', '.join(named)}: only for checkpoints, because an engine has the "
+            "precision and inputs of its ONNX file; omit the option, or give the checkpoint"
         )
 
 

@@ -31,7 +31,7 @@ def verdict(report: ParityReport) -> str:
     difference += f", {words.different} of {words.words} words differ"
     if words.words >= FEW_WORDS:
         return difference
-    return f"{difference} (too few to rely on: train further, or give --audio more speech)"
+    return f"{difference} (too few words to judge; train further, or give --audio more speech)"
 
 
 def latency_line(parts: dict[str, float]) -> str:

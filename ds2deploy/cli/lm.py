@@ -85,12 +85,11 @@ def _print_report(report: LanguageModelReport) -> None:
         text = report.text
         typer.echo(f"{text.sentences} sentences, {text.words} words")
         for change in text.characters:
-            became = {None: "no label", "": "dropped", " ": "a space"}.get(change.became)
-            typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
+            typer.echo(str(change))
     if report.unspellable:
         typer.echo(f"{report.unspellable} words contain characters without a label")
     if report.fallback:
         orders = ", ".join(map(str, report.fallback))
-        typer.echo(f"too little text to estimate discounts at order {orders}: fixed ones are used")
+        typer.echo(f"fixed discounts at order {orders}: there is too little text to estimate them")
     grams = ", ".join(f"{count} {n}-grams" for n, count in enumerate(header.counts, 1))
     typer.echo(f"{report.file}  {report.size / 1e6:.1f} MB, {header.kind}, {grams}")

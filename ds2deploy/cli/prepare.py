@@ -97,7 +97,7 @@ def prepare(
     from ds2deploy.runtimes.alphabet import Alphabet
 
     if set_ and recipe is None:
-        raise ConfigError(f"--set {set_[0]}: requires a recipe; name it with --recipe")
+        raise ConfigError(f"--set {set_[0]}: requires a recipe; add --recipe RECIPE")
     wanted = Recipe() if recipe is None else load_recipe(recipe, set_ or [])
     options = PrepareOptions(
         layout=layout,
@@ -155,8 +155,7 @@ def _print_report(report: Report, with_labels: bool) -> None:
         speakers = speakers if made.speakers else ""
         typer.echo(f"{made.manifest}  {made.utterances} utterances, {made.hours} h{speakers}")
     for change in report.characters:
-        became = {None: "no label", "": "dropped", " ": "a space"}.get(change.became)
-        typer.echo(f"{change.character!r}  {change.times} times: {became or change.became}")
+        typer.echo(str(change))
     if report.left_out:
         unreadable = f", {report.unreadable} of them cannot be read" if report.unreadable else ""
         typer.echo(f"{len(report.left_out)} of {report.listed} utterances left out{unreadable}")
@@ -168,7 +167,9 @@ def _min_max(text: str) -> tuple[int, int]:
     try:
         low, high = (int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--join {text}: expected two whole numbers, such as 2,6") from None
+        low, high = 0, 0
     if not 1 <= low <= high:
-        raise ConfigError(f"--join {text}: expected MIN,MAX with 1 <= MIN <= MAX")
+        raise ConfigError(
+            f"--join {text}: expected MIN,MAX, whole numbers with 1 <= MIN <= MAX, such as 2,6"
+        )
     return low, high

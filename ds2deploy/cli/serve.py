@@ -86,7 +86,7 @@ def serve(
     from ds2deploy.serve.server import Server
 
     if (tls_key is None) != (tls_cert is None):
-        raise ConfigError("--tls-cert and --tls-key: give both, or neither")
+        raise ConfigError("--tls-cert and --tls-key: give both or neither")
     chosen = choose_decoder(decoder, lm, beam, hotwords, phrases, lexicon, None)
     name = known_runtime(runtime)
     loads = {
@@ -117,10 +117,10 @@ def _key(option: str | None) -> str | None:
     if key is None and (key := os.environ.get(KEY_VARIABLE)) is None:
         return None
     if not key:
-        raise ConfigError(f"{source}: is empty; set a key, or leave it unset to serve without one")
+        raise ConfigError(f"{source}: empty; set a key, or leave it unset to serve without one")
     if not all("!" <= character <= "~" for character in key):
         raise ConfigError(
-            f"{source}: has characters that an HTTP header cannot carry; expected ASCII letters, "
+            f"{source}: contains characters that an HTTP header cannot carry; use ASCII letters, "
             "digits and signs, without spaces"
         )
     return key
@@ -144,7 +144,9 @@ def _named(models: list[str]) -> dict[str, Path]:
         name, equals, path = value.partition("=")
         if not equals or Path(value).exists():
             name, path = Path(value).stem, value
-        if not name or name in found:
-            raise ConfigError(f"{value}: two models named {name!r}; give them names: NAME=FILE")
+        if not name or not path:
+            raise ConfigError(f"{value}: expected FILE, or NAME=FILE")
+        if name in found:
+            raise ConfigError(f"{value}: another model has the name {name!r}; use NAME=FILE")
         found[name] = Path(path)
     return found

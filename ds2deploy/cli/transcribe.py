@@ -123,8 +123,8 @@ def _check(
         raise ConfigError(f"--nbest {nbest}: requires JSON output; add --json")
     if kind in ("srt", "vtt") and len(audio) > 1:
         raise ConfigError(
-            f"--format {kind}: subtitles need a single recording, {len(audio)} are given; run the "
-            "command once per recording, or use --format json"
+            f"--format {kind}: expected one recording, not {len(audio)}; run the command once per "
+            "recording, or use --format json"
         )
     if kind in ("srt", "vtt") and stream:
         raise ConfigError(f"--format {kind}: subtitles cannot be streamed; omit --stream")
@@ -136,14 +136,15 @@ def _check(
             "such as 1.2"
         )
     if stream and window is not None:
-        raise ConfigError(f"--window {window:g}: a stream has no windows; omit it")
+        raise ConfigError(f"--window {window:g}: not for streams; omit --window or --stream")
     if STDIN in audio and len(audio) > 1:
         raise ConfigError(
-            f"{STDIN}: standard input cannot be combined with other recordings; give it alone"
+            f"{STDIN}: standard input cannot be combined with recordings; give {STDIN} alone"
         )
     if rate is not None and STDIN not in audio:
         raise ConfigError(
-            f"--rate {rate}: only for raw audio on standard input; omit it, or give {STDIN}"
+            f"--rate {rate}: only for raw audio on standard input; omit --rate, or give {STDIN} as "
+            "AUDIO"
         )
 
 

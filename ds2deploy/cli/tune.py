@@ -94,7 +94,7 @@ def tune(
     if not result.better:
         complain(
             f"{out}: not written, because the settings are not significantly better than greedy "
-            "decoding; try another language model, or more validation data to narrow the interval"
+            "decoding; try another language model, or more validation data"
         )
         raise typer.Exit(BAD_RESULT)
 
@@ -111,7 +111,7 @@ def _print_result(result: Tuning, out: Path) -> None:
     if result.all_equal:
         typer.echo(
             f"all {len(result.tried)} settings have the same WER, {100 * result.tried[0].wer:.2f} "
-            "%, on the utterances that choose the weights; those in the middle are used"
+            "%, on the utterances used to choose the weights; the middle settings are used"
         )
     second = best.character_lm_weight
     beside = "" if second is None else f"character_lm_weight {second:g}, "
@@ -119,12 +119,12 @@ def _print_result(result: Tuning, out: Path) -> None:
         f"lm_weight {best.lm_weight:g}, {beside}word_score {best.word_score:g}, "
         f"confidence_scale {best.confidence_scale:g}"
     )
-    for weight, kind in ((best.lm_weight, "words"), (second, "characters")):
+    for weight, kind in ((best.lm_weight, "word"), (second, "character")):
         if weight == 0 and not result.all_equal:
-            typer.echo(f"the language model of {kind} does not help next to the other: omit it")
+            typer.echo(f"the {kind} language model does not lower the WER: omit it")
     typer.echo(
         f"WER {100 * result.wer:.2f} %, greedy {100 * result.greedy_wer:.2f} %: "
-        f"{100 * result.gain:.2f} points saved, 95 % interval {100 * low:.2f} to {100 * high:.2f} "
+        f"gain {100 * result.gain:.2f} points, 95 % interval {100 * low:.2f} to {100 * high:.2f} "
         f"({result.utterances} utterances that were not used to choose the weights)"
     )
     if result.better:

@@ -8,7 +8,7 @@ import msgspec
 
 from ds2deploy.compression.importance import importance
 from ds2deploy.compression.low_rank import factor_inputs
-from ds2deploy.compression.plan import Method, Model, Sizes, plan_energy, plan_speed
+from ds2deploy.compression.plan import Method, Model, Sizes, check_budget, plan_energy, plan_speed
 from ds2deploy.compression.units import remove_units
 from ds2deploy.model.checkpoint import Checkpoint, save_checkpoint
 from ds2deploy.model.load import load_checkpoint
@@ -76,8 +76,7 @@ def compress(
         ConfigError: neither or both budgets, one that cannot be reached, or `out` exists.
         MissingFileError, ModelFileError: the checkpoint cannot be read.
     """
-    if (energy is None) == (speed is None):
-        raise ConfigError("expected one budget: --energy 0.9, or --speed 2")
+    check_budget(energy, speed)
     if out.exists():
         raise ConfigError(f"--out {out}: exists; choose another name")
     checkpoint = load_checkpoint(path)

@@ -63,6 +63,24 @@ def sizes_of(shape: ModelShape) -> Sizes:
     return Sizes(shape.maps, shape.units, shape.input_ranks)
 
 
+def check_budget(energy: float | None, speed: float | None) -> None:
+    """Check the budget of a compression before the importance of all parts is computed.
+
+    Args:
+        energy: share of every layer's energy to keep, above 0 and at most 1; or
+        speed: multiply-adds before, divided by those after; above 1.
+
+    Raises:
+        ConfigError: both or neither are given, or one is out of its range.
+    """
+    if (energy is None) == (speed is None):
+        raise ConfigError("--energy and --speed: give one of them, such as --speed 2")
+    if energy is not None and not 0 < energy <= 1:
+        raise ConfigError(f"--energy {energy:g}: expected above 0 and at most 1")
+    if speed is not None and not 1 < speed < math.inf:
+        raise ConfigError(f"--speed {speed:g}: expected above 1")
+
+
 def plan_energy(model: Model, found: Importance, energy: float, method: Method) -> Sizes:
     """Keep a share of the energy of every layer.
 
@@ -71,12 +89,7 @@ def plan_energy(model: Model, found: Importance, energy: float, method: Method) 
         found: importance of its parts.
         energy: share to keep, above 0 and at most 1.
         method: kinds of parts that may be removed.
-
-    Raises:
-        ConfigError: a share out of this range.
     """
-    if not 0 < energy <= 1:
-        raise ConfigError(f"--energy {energy:g}: expected above 0 and at most 1")
     kept, sizes = _kept(found), sizes_of(model.shape)
 
     def enough(table: Tensor, whole: int, step: int) -> int:
@@ -111,8 +124,6 @@ def plan_speed(model: Model, found: Importance, speed: float, method: Method) ->
     Raises:
         ConfigError: this cannot be reached; names what can.
     """
-    if not 1 < speed < math.inf:
-        raise ConfigError(f"--speed {speed:g}: expected above 1")
     kept, sizes = _kept(found), sizes_of(model.shape)
     before = operations = model.operations(sizes)
     while operations * speed > before:
@@ -125,8 +136,8 @@ def plan_speed(model: Model, found: Importance, speed: float, method: Method) ->
                     best = price, candidate, saved
         if best is None:
             raise ConfigError(
-                f"--speed {speed:g}: --method {method} reaches {before / operations:.2f} at most; "
-                "ask for less" + ("" if method == "both" else ", or --method both")
+                f"--speed {speed:g}: --method {method} reaches at most {before / operations:.2f}; "
+                "lower --speed" + ("" if method == "both" else ", or use --method both")
             )
         _, sizes, saved = best
         operations -= saved

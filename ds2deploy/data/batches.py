@@ -182,9 +182,9 @@ class Batches:
         """
         if fingerprint != self.fingerprint:
             raise ConfigError(
-                f"last.ckpt was written in the middle of epoch {self.epoch + 1}, which had other "
-                "batches: resume with the original manifest, [data] section, seed and number of "
-                "processes, or start another training with its weights (training.start)"
+                f"last.ckpt was written in the middle of epoch {self.epoch + 1} of a training with "
+                "other batches: resume with the original manifest, [data] section, seed and number "
+                "of processes, or start a new training from its weights: --set training.start=FILE"
             )
         self._done = done
 

@@ -42,9 +42,9 @@ def check_room(labels: Sequence[int], frames: int, name: str) -> None:
     needed, there = frames_needed(labels), output_length(frames)
     if needed > there:
         raise AudioError(
-            f"{name}: a transcript of {len(labels)} characters takes {needed} output frames, but "
-            f"the recording has {there}: CTC cannot align them; check for a truncated recording or "
-            "a wrong transcript, and correct or remove it"
+            f"{name}: too short for its transcript: {len(labels)} characters need {needed} output "
+            f"frames, and the recording has {there}; correct the transcript, copy the recording "
+            "again, or remove it"
         )
 
 
@@ -71,8 +71,7 @@ def check_manifest_room(cuts: CutSet, recipe: Recipe, manifest: str, most: float
         return
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     raise ManifestError(
-        f"{manifest}: {len(found)} of {len(cuts)} transcripts have more characters than CTC can "
-        f"align with their recordings (at most {most:.0%} are allowed): {', '.join(found[:NAMED])}"
-        f"{more}; correct or remove them, or make the manifest with `ds2deploy prepare "
-        "--leave-out`"
+        f"{manifest}: {len(found)} of {len(cuts)} recordings are too short for their transcripts "
+        f"({most:.0%} may be): {', '.join(found[:NAMED])}{more}; correct them, or make the "
+        "manifest without them: ds2deploy prepare --leave-out"
     )

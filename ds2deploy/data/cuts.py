@@ -12,6 +12,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from ds2deploy.data.lhotse_audio import runtime_audio
+from ds2deploy.data.listing import missing_recording
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.audio.checks import SHORTEST_MS
 from ds2deploy.runtimes.audio.loading import load_audio, load_part, measure_audio
@@ -43,10 +44,10 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
     try:
         facts = measure_audio(path)
     except MissingFileError:
-        raise MissingFileError(f"{path}: no such file, although {source} lists it") from None
+        raise missing_recording(path, source) from None
     except NotAudioError:
         raise AudioError(
-            f"{path}: not readable audio, although {source} lists it; repair or remove it"
+            f"{path}: not readable audio; repair it, or remove it from {source}"
         ) from None
     whole_s = facts.duration_s
     start_s = utterance.start_s
@@ -58,9 +59,8 @@ def make_cut(utterance: Utterance, source: Path) -> Cut:
         )
     if start_s < 0 or start_s + duration_s > whole_s + LATE_END_S:
         raise AudioError(
-            f"{path}: {source} has an utterance from {start_s:g} to {start_s + duration_s:g} s, "
-            f"but the recording ends at {whole_s:.2f} s; correct the entry, or copy the recording "
-            "again"
+            f"{path}: ends at {whole_s:.2f} s, but {source} has an utterance from {start_s:g} to "
+            f"{start_s + duration_s:g} s; correct the entry, or copy the recording again"
         )
     path = path.resolve()
     name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
@@ -150,7 +150,9 @@ def read_audio(cut: Cut, sample_rate: int) -> FloatArray:
             samples = cut.load_audio()
     except Exception as error:  # lhotse wraps the backends' errors in many classes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise AudioError(f"{audio_path(cut)}: cannot be read ({reason})") from None
+        raise AudioError(
+            f"{audio_path(cut)}: cannot be read ({reason}); copy it again, or remove its entry"
+        ) from None
     return convert_audio(
         samples.T.astype(np.float32), cut.sampling_rate, sample_rate, audio_path(cut)
     )

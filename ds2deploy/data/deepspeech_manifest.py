@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ds2deploy.data.listing import missing_recording, unreadable
 from ds2deploy.data.transcript_table import path_rule, table_pairs
 from ds2deploy.data.utterance import Utterance, with_transcript
-from ds2deploy.runtimes.errors import (
-    AudioError,
-    Ds2Error,
-    ManifestError,
-    MissingFileError,
-    system_reason,
-)
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError
 from ds2deploy.text_files import read_text
 
 
@@ -34,15 +29,11 @@ def read_deepspeech_pytorch(manifest: Path) -> Iterator[Utterance]:
         try:
             there = audio.is_file()
         except OSError as error:  # no permission for the folder, or the name is too long
-            locked = AudioError(
-                f"{audio}: cannot be read ({system_reason(error)}), but {manifest} lists it; make "
-                "it readable"
-            )
-            yield Utterance(audio, "", error=locked, unreadable=True)
+            yield Utterance(audio, "", error=unreadable(audio, error), unreadable=True)
             continue
         if not there:
             hint = "" if audio.suffix else form  # it may be an unknown header
-            missing = MissingFileError(f"{audio}: no such file, although {manifest} lists it{hint}")
+            missing = missing_recording(audio, manifest, hint)
             yield Utterance(audio, "", error=missing, unreadable=True)
         elif isinstance(text, str):
             yield Utterance(audio, text)

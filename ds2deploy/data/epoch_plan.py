@@ -129,6 +129,5 @@ def large_enough(batches: Iterable[list[Cut]], least: int) -> list[list[Cut]]:
 def _check_count(cuts: CutSet, processes: int, name: str) -> None:
     if len(cuts) < processes:
         raise ConfigError(
-            f"{name}: {len(cuts)} utterances for {processes} processes; set training.devices to "
-            "fewer"
+            f"{name}: {len(cuts)} utterances for {processes} processes; lower training.devices"
         )

@@ -46,7 +46,10 @@ class RuntimeAudioBackend(AudioBackend):  # type: ignore[misc]
         """
         samples, rate = load_part(str(path_or_fd), offset, duration)
         if not len(samples):
-            raise AudioError(f"{path_or_fd}: ends before {offset:g} s; correct the manifest")
+            raise AudioError(
+                f"{path_or_fd}: ends before {offset:g} s, where its part starts; correct the "
+                "manifest"
+            )
         wanted = force_opus_sampling_rate or rate
         if wanted != rate:
             samples = soxr.resample(samples, rate, wanted)

@@ -55,11 +55,30 @@ def list_files(folder: Path) -> Listing:
             reason = system_reason(error)
             errors.append(
                 MissingFileError(
-                    f"{place}: a folder that cannot be listed ({reason}); make it readable, or "
+                    f"{place}: this folder cannot be listed ({reason}); make it readable, or "
                     "remove it"
                 )
             )
     return Listing(sorted(files), errors)
+
+
+def missing_recording(path: Path | str, source: Path | str, hint: str = "") -> MissingFileError:
+    """Make the error of a recording that does not exist.
+
+    Args:
+        path: path of the recording.
+        source: manifest or folder that lists it.
+        hint: text at the end of the message.
+    """
+    return MissingFileError(
+        f"{path}: no such file; copy it, or remove its entry from {source}{hint}"
+    )
+
+
+def unreadable(path: Path, error: OSError) -> AudioError:
+    """Make the error of a recording that the system does not let this process read."""
+    reason = system_reason(error)
+    return AudioError(f"{path}: cannot be read ({reason}); make it readable, or remove it")
 
 
 def sound_error(path: Path) -> Ds2Error | None:
@@ -76,8 +95,7 @@ def sound_error(path: Path) -> Ds2Error | None:
     except OSError as error:
         if error.errno == errno.ENOENT:
             return MissingFileError(f"{path}: a link to a missing file; correct or remove it")
-        reason = system_reason(error)
-        return AudioError(f"{path}: cannot be read ({reason}); make it readable, or remove it")
+        return unreadable(path, error)
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "not a file")
         return AudioError(f"{path}: {kind}, not a recording; remove it")

@@ -17,7 +17,7 @@ from ds2deploy.data.deepspeech_manifest import read_deepspeech_pytorch
 from ds2deploy.data.manifest_checks import Unusable, check_values, find_unusable
 from ds2deploy.data.transcript_table import TABLE_SUFFIXES
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import FILE_ERRORS, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import FILE_ERRORS, ManifestError, missing_file
 from ds2deploy.runtimes.files import manifest_line, whole_file
 from ds2deploy.text_files import UTF_16
 
@@ -52,10 +52,7 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "no such file"
-        raise MissingFileError(
-            f"{path}: {kind}; expected a manifest; make one with `ds2deploy prepare`"
-        )
+        raise missing_file(path, "a manifest; make one: ds2deploy prepare SOURCE OUT")
     name = path.name.lower()
     usable: list[Cut] = []
     unusable: list[Unusable] = []
@@ -69,11 +66,11 @@ def read_usable(path: str | Path) -> tuple[CutSet, list[Unusable]]:
                 unusable.append(Unusable(str(utterance.audio), error))
     else:
         raise ManifestError(
-            f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), .json of "
-            "deepspeech.pytorch, or .csv or .tsv"
+            f"{path}: not a manifest; expected .jsonl or .jsonl.gz (lhotse cuts), .json "
+            "(deepspeech.pytorch), .csv or .tsv"
         )
     if not usable and not unusable:
-        raise ManifestError(f"{path}: lists no utterances; expected at least one")
+        raise ManifestError(f"{path}: contains no utterances; add some, or give another file")
     found = [find_unusable(cut, path) for cut in usable]
     unusable += [item for item in found if item is not None]
     good = (cut for cut, item in zip(usable, found, strict=True) if item is None)
@@ -115,8 +112,8 @@ def _read_cuts(path: Path) -> CutSet:
     except Exception as error:  # lhotse raises any class for a damaged line
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise ManifestError(
-            f"{path}: not a lhotse cut manifest, or damaged ({reason}); "
-            "make it again with `ds2deploy prepare`"
+            f"{path}: not a manifest of lhotse cuts, or damaged ({reason}); "
+            "make it again: ds2deploy prepare"
         ) from None
     return cuts
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from lhotse.cut import Cut, PaddingCut
 
 from ds2deploy.data.cuts import audio_path, recordings, transcript
-from ds2deploy.data.listing import is_file
+from ds2deploy.data.listing import is_file, missing_recording
 from ds2deploy.runtimes.audio.checks import LOWEST_RATE
-from ds2deploy.runtimes.errors import Ds2Error, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import Ds2Error, ManifestError
 from ds2deploy.runtimes.features import HIGHEST_RATE
 
 LONGEST_S = 7 * 86_400.0
@@ -36,16 +36,16 @@ def find_unusable(cut: Cut, manifest: Path) -> Unusable | None:
     """Reject an utterance without a recording, file or transcript; None if it has all three."""
     sources = [source for recording in recordings(cut) for source in recording.sources]
     if not sources:
-        error = ManifestError(f"{manifest}: utterance {cut.id!r} has no recording")
+        error = ManifestError(f"{manifest}: utterance {cut.id!r} has no recording; remove it")
         return Unusable(str(manifest), error)
     for source in sources:
         if not is_file(Path(source.source)):
-            missing = MissingFileError(
-                f"{source.source}: no such file, although {manifest} lists it"
-            )
+            missing = missing_recording(source.source, manifest)
             return Unusable(str(source.source), missing)
     if not transcript(cut).strip():
-        error = ManifestError(f"{manifest}: {audio_path(cut)} has no transcript")
+        error = ManifestError(
+            f"{manifest}: {audio_path(cut)} has no transcript; add it, or remove the utterance"
+        )
         return Unusable(audio_path(cut), error)
     return None
 

@@ -19,7 +19,6 @@ from ds2deploy.data.text_normalization import Change, find_labels
 from ds2deploy.data.transcript_table import TABLE_SUFFIXES
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.audio.formats import READ_SUFFIXES
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ManifestError, MissingFileError
 from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.version import __version__
@@ -119,7 +118,7 @@ def prepare(
         ConfigError: there is no such layout, or speakers cannot be separated.
     """
     if out.exists() and not out.is_dir():
-        raise MissingFileError(f"{out}: is a file; expected a folder for the manifests")
+        raise MissingFileError(f"{out}: is a file; expected a folder")
     utterances = _listed(source, options.layout)
     labels_found = alphabet is None
     if alphabet is None:
@@ -172,11 +171,9 @@ def _listed(source: Path, layout: str) -> list[Utterance]:
     """List the utterances of a source, rejected ones included."""
     utterances = list(_read(source, layout))
     if not utterances and source.is_file():
-        raise ManifestError(f"{source}: lists no utterances; expected at least one")
+        raise ManifestError(f"{source}: contains no utterances; add some, or give another file")
     if not utterances:
-        content = "utterance"
-        if layout == "folder":
-            content = f"audio ({', '.join(sorted(READ_SUFFIXES))})"
+        content = "recordings" if layout == "folder" else "utterances"
         raise ManifestError(
             f"{source}: contains no {content}; --layout {layout} expects "
             f"{find_layout(layout).expected}"
@@ -204,8 +201,8 @@ def _read(source: Path, layout: str) -> Iterator[Utterance]:
         return read_deepspeech_pytorch(source)
     if source.is_file():
         raise ManifestError(
-            f"{source}: expected a folder, a table of files and transcripts (.csv, .tsv), or "
-            "deepspeech.pytorch's manifest (.json, .csv)"
+            f"{source}: not a list of recordings; expected a folder, a table of recordings and "
+            "transcripts (.csv, .tsv), or a manifest of deepspeech.pytorch (.json, .csv)"
         )
     origin = f" ({known.origin})" if known.origin else ""
     raise MissingFileError(f"{source}: no such file or directory; expected {known.content}{origin}")

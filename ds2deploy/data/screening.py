@@ -11,16 +11,11 @@ from lhotse.cut import Cut
 
 from ds2deploy.data.ctc_room import check_room
 from ds2deploy.data.cuts import audio_path, make_cut, read_audio, transcript
+from ds2deploy.data.listing import unreadable
 from ds2deploy.data.text_normalization import TextNormalizer, find_labels
 from ds2deploy.data.utterance import Utterance
 from ds2deploy.runtimes.alphabet import Alphabet
-from ds2deploy.runtimes.errors import (
-    AlphabetError,
-    AudioError,
-    Ds2Error,
-    ManifestError,
-    system_reason,
-)
+from ds2deploy.runtimes.errors import AlphabetError, AudioError, Ds2Error, ManifestError
 from ds2deploy.runtimes.features import FeatureConfig
 
 SILENCE = 1e-4
@@ -111,10 +106,7 @@ class Screener:
         except Ds2Error:
             raise
         except OSError as error:
-            reason = system_reason(error)
-            raise AudioError(
-                f"{utterance.audio}: cannot be read ({reason}); make it readable, or remove it"
-            ) from None
+            raise unreadable(utterance.audio, error) from None
 
     def _check(self, cut: Cut, utterance: Utterance) -> Cut:
         place = (utterance.audio.resolve(), utterance.start_s)
@@ -138,19 +130,19 @@ class Screener:
         if not text:
             raise ManifestError(
                 f"{utterance.audio}: no character of its transcript {_shown(utterance.text)} has a "
-                "label; correct it"
+                "label; correct the transcript"
             )
         return text
 
     def _check_length(self, cut: Cut) -> None:
         seconds, wanted = float(cut.duration), self._screening
         if seconds < wanted.shortest_s:
-            limit = f"shorter than the minimum of {wanted.shortest_s:g} s"
+            limit = f"shorter than --shortest {wanted.shortest_s:g} s"
         elif wanted.longest_s is not None and seconds > wanted.longest_s:
-            limit = f"longer than the maximum of {wanted.longest_s:g} s"
+            limit = f"longer than --longest {wanted.longest_s:g} s"
         else:
             return
-        raise AudioError(f"{audio_path(cut)}: {seconds:.2f} s, {limit}")
+        raise AudioError(f"{audio_path(cut)}: {seconds:.2f} s, {limit}; remove it")
 
     def _check_transcript(self, cut: Cut) -> None:
         """Check that all characters have labels, and that CTC can align them."""
@@ -169,7 +161,7 @@ class Screener:
         letters = all(find_labels(character)[1:] for character in unknown)
         if letters and self._labels_found:
             return (
-                ", because its letters are too rare to get labels, or list all labels: "
+                ", or give all labels, because these letters are too rare for --labels auto: "
                 "--labels CHARACTERS"
             )
         options = ["--labels auto, which adds labels for them"] if letters else []
@@ -187,12 +179,12 @@ class Screener:
         seconds = len(samples) / self._features.sample_rate
         if seconds < 0.99 * cut.duration - 0.05:
             raise AudioError(
-                f"{audio_path(cut)}: ends after {seconds:.2f} of {cut.duration:.2f} s; copy it "
-                "again"
+                f"{audio_path(cut)}: truncated, ends after {seconds:.2f} of {cut.duration:.2f} s; "
+                "copy it again"
             )
         if float(np.abs(samples).max(initial=0.0)) < SILENCE:
             raise AudioError(
-                f"{audio_path(cut)}: silence, although {self._source} has a transcript for it"
+                f"{audio_path(cut)}: silence; record it again, or remove it from {self._source}"
             )
 
 

@@ -34,6 +34,10 @@ class Change(msgspec.Struct, frozen=True):
     became: str | None
     times: int
 
+    def __str__(self) -> str:
+        became = {None: "no label", "": "dropped", " ": "a space"}.get(self.became, self.became)
+        return f"{self.character!r}  {self.times} times: {became}"
+
 
 class TextNormalizer:
     """Normaliser of transcripts, which counts its replacements.

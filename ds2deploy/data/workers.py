@@ -56,7 +56,7 @@ def load(dataset: Dataset[Item], plan: Sequence[Any], workers: int) -> Iterator[
     except OSError as error:
         reason = error.strerror or str(error)
         raise WorkerError(
-            f"data.workers = {workers}: a process that loads data cannot be started ({reason}; "
+            f"data.workers = {workers}: cannot start a process that loads data ({reason}; "
             f"{_size()}): {REMEDY}"
         ) from None
     for item in items:
@@ -171,6 +171,6 @@ def _death(error: RuntimeError, workers: int) -> str:
     if "Bus error" in text:
         return f"{how}: shared memory is full ({_size()}): {REMEDY}"
     return (
-        f"{how}. If it was killed, it ran out of memory: lower data.workers or data.batch_size; "
-        f"otherwise {REMEDY}, which shows its error"
+        f"{how}; if it was killed for lack of memory, lower data.workers or data.batch_size; "
+        "otherwise set data.workers=0 to see its error"
     )

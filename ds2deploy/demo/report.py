@@ -74,8 +74,8 @@ def print_clips(console: Console, evaluation: Evaluation) -> None:
     """Print what was spoken and what was recognised, of the first clips."""
     for item in evaluation.hypotheses[:4]:
         mark = "[green]=[/green]" if item.reference == item.hypothesis else "[red]≠[/red]"
-        console.print(f"  {Path(item.audio).name}  said  {item.reference}")
-        console.print(f"  {' ' * len(Path(item.audio).name)}  heard {item.hypothesis} {mark}")
+        console.print(f"  {Path(item.audio).name}  reference  {item.reference}")
+        console.print(f"  {' ' * len(Path(item.audio).name)}  hypothesis {item.hypothesis} {mark}")
 
 
 def print_table(console: Console, result: DemoResult, clip: Path) -> None:
@@ -105,8 +105,8 @@ def print_table(console: Console, result: DemoResult, clip: Path) -> None:
     console.print(
         f"errors       word error rate on {result.words} words by {result.test_voices} voices that "
         "are not in the training set\n"
-        "differs by   largest difference of log-probabilities from the network in float64, other "
-        "words\n"
+        "differs by   largest difference of log-probabilities from the network in float64; words "
+        "that differ\n"
         "speed        seconds of audio recognised per second, one clip at a time\n\n"
         f"The demo took {result.seconds:.0f} s. Now try:\n"
         f"  ds2deploy transcribe {result.rows[1].model} {shown}",

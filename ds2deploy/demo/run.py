@@ -103,7 +103,7 @@ def _claim(out: Path) -> None:
     """Remove the files of an earlier demo from a folder; refuse a folder with other files."""
     mine = [out / name for name in ("audio", "run", "models")]
     if not (out / MARKER).exists() and any(path.exists() for path in mine):
-        raise ConfigError(f"{out}: contains files of other work; choose another folder with --out")
+        raise ConfigError(f"{out}: contains other files; choose another folder with --out")
     for path in mine:
         shutil.rmtree(path, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)

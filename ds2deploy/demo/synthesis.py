@@ -86,7 +86,9 @@ def digit_strings(
         RuntimeUnavailableError: as from `Synthesizer`.
     """
     if not voices or not 1 <= lengths[0] <= lengths[1]:
-        raise ConfigError(f"digit strings of {lengths} digits in {len(voices)} voices: none exist")
+        raise ConfigError(
+            f"digit strings of {lengths} digits by {len(voices)} voices: expected 1 or more of both"
+        )
     random = np.random.default_rng(seed)
     sizes = random.integers(*lengths, endpoint=True, size=count)
     digits = np.split(_deal(len(DIGITS), int(sizes.sum()), random), np.cumsum(sizes))

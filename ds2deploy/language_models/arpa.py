@@ -194,7 +194,7 @@ class ArpaReader:
                 lacking = (at == len(keys[j])) | (keys[j][at - (at == len(keys[j]))] != wanted)
                 if lacking.any():
                     raise self._damage(
-                        f"its first {j + 1} words are not an n-gram", int(lacking.argmax())
+                        f"the n-gram of its first {j + 1} words is missing", int(lacking.argmax())
                     )
             found.append(at * size + ids[:, -1])
             numbers.append(values)
@@ -226,7 +226,7 @@ class ArpaReader:
                     self.unspellable.append(text)
             if (other := spelled.setdefault(word, text)) != text:
                 raise AlphabetError(
-                    f"{self._name}: {other!r} and {text!r} are one word in the labels "
+                    f"{self._name}: {other!r} and {text!r} are the same word with the labels "
                     f"{labels[1:]!r}; make the model from its text: ds2deploy lm TEXT"
                 )
         if 2 * len(self.unspellable) > len(names) - 3:
@@ -241,8 +241,8 @@ class ArpaReader:
     def _damage(self, reason: str, row: int = -1) -> ModelFileError:
         """Make the error of a damaged file; `row` counts lines after the current one."""
         return ModelFileError(
-            f"{self._name}, line {self._line + row + 1}: damaged ARPA file: {reason}; get the file "
-            "again, or make a model from text"
+            f"{self._name}: line {self._line + row + 1}: damaged ARPA file: {reason}; copy it "
+            "again, or make a model from text: ds2deploy lm TEXT"
         )
 
 

@@ -47,11 +47,13 @@ class LanguageModelOptions(msgspec.Struct, frozen=True, kw_only=True):
         given = ",".join(map(str, self.prune))
         if self.prune and (self.prune[0] != 0 or list(self.prune) != sorted(self.prune)):
             raise ConfigError(
-                f"--prune {given}: expected numbers that begin with 0 and do not decrease, such as "
+                f"--prune {given}: expected 0 first, and then equal or larger numbers, such as "
                 "0,0,1"
             )
         if len(self.prune) > self.longest:
-            raise ConfigError(f"--prune {given}: more numbers than orders ({self.longest})")
+            raise ConfigError(
+                f"--prune {given}: expected at most {self.longest} numbers, one for each order"
+            )
 
     @property
     def longest(self) -> int:
@@ -107,7 +109,7 @@ def make_language_model(
     """
     if options.kind == "words" and " " not in alphabet.labels:
         raise ConfigError(
-            f"labels {alphabet.labels!r}: without a space there are no words; add --characters"
+            f"labels {alphabet.labels!r}: a word model needs a space among them; add --characters"
         )
     reader = TextReader(alphabet)
     sources: list[TextSource] = []

@@ -52,7 +52,7 @@ class SourceFile:
         without_mark = begins.removeprefix(codecs.BOM_UTF8)
         self.is_arpa = any(line.strip() == ARPA_BEGINS for line in without_mark.splitlines())
         if b"\0" in begins and not begins.startswith(UTF_16):
-            raise TextError(f"{self.name}: neither text nor an ARPA file; expected UTF-8 text")
+            raise TextError(f"{self.name}: binary data; expected UTF-8 text or an ARPA file")
 
     def describe(self) -> TextSource:
         """Return name and SHA-256 of the whole file, after reading the rest of it."""
@@ -80,7 +80,8 @@ def open_source(path: Path) -> Iterator[SourceFile]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise TextError(f"{path}: damaged gzip file ({error}); copy it again") from None
     except OSError as error:
-        raise TextError(f"{path}: cannot be read ({system_reason(error)})") from None
+        reason = system_reason(error)
+        raise TextError(f"{path}: cannot be read ({reason}); make it readable") from None
 
 
 class _Hashed(io.RawIOBase):

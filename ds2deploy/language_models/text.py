@@ -110,7 +110,7 @@ class TextReader:
         if not kept.any():
             names = ", ".join(name for _, name in self._files)
             raise TextError(
-                f"{names}: the labels {self._alphabet.labels[1:]!r} can spell no line"
+                f"{names}: no line can be spelled with the labels {self._alphabet.labels[1:]!r}"
                 f"{f' ({examples[0]})' if examples else ''}; give other text, or --labels MODEL"
             )
         used = np.unique(ids[kept & (ids != BREAK)]).tolist()
@@ -160,7 +160,7 @@ class TextReader:
         ends = np.flatnonzero(ids == BREAK)
         tokens = ids[ends[line - 1] + 1 if line else 0 : ends[line]].tolist()
         fault = next((faults[token] for token in tokens if token in faults), "no label for ' '")
-        return f"{name}, line {self._places[line]}: {fault}"
+        return f"{name}: line {self._places[line]}: {fault}"
 
 
 def characters(corpus: Corpus, alphabet: Alphabet) -> Corpus:

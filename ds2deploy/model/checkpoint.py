@@ -12,7 +12,7 @@ import torch
 from ds2deploy.config import Recipe
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.artifact import ArtifactDescription, WeightsSource
-from ds2deploy.runtimes.errors import DECODING_ERRORS, MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError, missing_file
 from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.runtimes.files import whole_file
 from ds2deploy.version import __version__
@@ -79,19 +79,16 @@ def read_document(path: Path) -> dict[str, Any] | None:
         ModelFileError: the file is damaged.
     """
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {kind}; expected a checkpoint")
+        raise missing_file(path, "a checkpoint")
     if path.stat().st_size == 0:
-        raise ModelFileError(f"{path}: empty file (0 bytes); expected a checkpoint, copy it again")
+        raise ModelFileError(f"{path}: empty file (0 bytes); copy the checkpoint again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many classes for damaged files and those of other projects
         if _has_lost_its_end(path):
-            raise ModelFileError(
-                f"{path}: a truncated checkpoint, its end is missing; copy it again"
-            ) from None
+            raise ModelFileError(f"{path}: truncated checkpoint; copy it again") from None
         return None
     return document if isinstance(document, dict) and KEY in document else None
 
@@ -120,8 +117,8 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
         version = int(document["format_version"])
         if version > FORMAT_VERSION:
             raise ModelFileError(
-                f"{path}: checkpoint format {version}, this ds2deploy reads up to "
-                f"{FORMAT_VERSION}; upgrade it: pip install -U ds2deploy"
+                f"{path}: checkpoint format {version}; this version of ds2deploy reads formats up "
+                f"to {FORMAT_VERSION}: pip install -U ds2deploy"
             )
         recipe = msgspec.convert(document["recipe"], Recipe)
         FeatureExtractor(recipe.features)  # a checkpoint must contain the feature statistics
@@ -129,6 +126,5 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
     except ModelFileError:
         raise
     except (KeyError, TypeError, *DECODING_ERRORS) as error:
-        raise ModelFileError(
-            f"{path}: its recipe is damaged ({error}); restore the original"
-        ) from None
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ModelFileError(f"{path}: damaged recipe ({reason}); restore the original") from None

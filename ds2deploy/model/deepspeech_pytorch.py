@@ -43,9 +43,8 @@ def import_checkpoint(path: Path) -> Checkpoint:
     weights = document.get("state_dict")
     if not isinstance(weights, dict) or "hyper_parameters" not in document:
         raise ModelFileError(
-            f"{path}: a torch file, but neither a checkpoint of ds2deploy nor one of "
-            "deepspeech.pytorch 3 (it has no state_dict with hyper_parameters); "
-            "give one of these"
+            f"{path}: a PyTorch file without state_dict and hyper_parameters; expected a "
+            "checkpoint of ds2deploy or deepspeech.pytorch 3"
         )
     weights = plain_items(weights)
     weights = unwrapped(weights, lambda name: parameter_name(name) is not None, path)
@@ -82,19 +81,19 @@ def _why_refused(labels: Any) -> str:
         return "its labels are not text; restore the original"
     if long := [label for label in labels if len(label) != 1]:
         return (
-            f"labels of several characters, or of none: {', '.join(map(repr, long[:5]))}; "
-            "ds2deploy takes models whose labels are one character each"
+            f"unsupported labels {', '.join(map(repr, long[:5]))}: each label must be one "
+            "character; use another model"
         )
     if twice := sorted({label for label in labels if list(labels).count(label) > 1}):
         return (
-            f"duplicate labels: {', '.join(map(repr, twice[:5]))}; ds2deploy takes models "
-            "whose labels are all different"
+            f"duplicate labels {', '.join(map(repr, twice[:5]))}: each label must occur once; use "
+            "another model"
         )
     # deepspeech.pytorch's blank is the label "_" (model.py: CTCLoss(blank=labels.index("_"))).
     if "_" in labels and labels[0] != "_":
         return (
-            f"the blank '_' is label {list(labels).index('_')}; ds2deploy takes models whose blank "
-            "is label 0"
+            f"the blank '_' is label {list(labels).index('_')}, and must be label 0; use another "
+            "model"
         )
     return ""
 
@@ -127,7 +126,8 @@ def _rename(weights: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
         ours = parameter_name(name) if isinstance(name, str) else None
         if ours is None or not isinstance(weight, torch.Tensor):
             raise ModelFileError(
-                f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model"
+                f"{path}: {name!r} is not a parameter of deepspeech.pytorch's model; restore the "
+                "original"
             )
         renamed[ours] = checked_weight(weight, name, path)
     return renamed

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ds2deploy.runtimes.errors import MissingFileError, ModelFileError
+from ds2deploy.runtimes.errors import ModelFileError, missing_file
 
 INERT_NAMES = (
     *("deepspeech_pytorch.", "omegaconf.", "hydra.", "lightning.", "lightning_fabric."),
@@ -73,8 +73,7 @@ def read_foreign_checkpoint(path: Path) -> dict[Any, Any]:
             contain a dict.
     """
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "no such file"
-        raise MissingFileError(f"{path}: {found}; expected a checkpoint")
+        raise missing_file(path, "a checkpoint")
     try:
         _check_archive(path)
         document = _load(path)
@@ -96,13 +95,13 @@ def _check_archive(path: Path) -> None:
     """Check an archive for problems that torch ignores: wrong checksums and compressed members."""
     if not zipfile.is_zipfile(path):
         raise _RefusedError(
-            "not a complete zip archive of torch.save; copy it again, or re-save a checkpoint "
-            "from before torch 1.6 with a current torch: torch.save(torch.load(old), new)"
+            "truncated, or not written by torch.save; copy it again, or convert a checkpoint from "
+            "before torch 1.6 with a current torch: torch.save(torch.load(old), new)"
         )
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise _RefusedError("a compressed archive; expected one as torch.save writes it")
+            raise _RefusedError("a compressed archive; write the file with torch.save")
         if len({member.filename for member in members}) < len(members):
             raise _RefusedError("an archive with duplicate members; restore the original")
         if damaged := archive.testzip():
@@ -115,8 +114,8 @@ def _load(path: Path) -> Any:
         names = get_unsafe_globals_in_checkpoint(path)
         if others := sorted(name for name in names if not name.startswith(INERT_NAMES)):
             raise _RefusedError(
-                f"names {others[0]!r}, which deepspeech.pytorch's settings never contain; nothing "
-                "was run; restore the original"
+                f"not loaded, because it refers to {others[0]!r}, which no checkpoint of "
+                "deepspeech.pytorch contains; restore the original"
             )
         with safe_globals([(_stand_in(name), name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -47,9 +47,9 @@ class TorchSession(BaseSession):
         index = int(device.partition(":")[2] or 0)
         if device.startswith("cuda") and index >= torch.cuda.device_count():
             raise RuntimeUnavailableError(
-                f"{description.source.name}: torch {torch.__version__} finds "
-                f"{torch.cuda.device_count()} CUDA devices, {device} is not among them; "
-                "use the CPU, or install a driver and a CUDA build of torch"
+                f"{description.source.name}: --device {device}: torch {torch.__version__} finds "
+                f"{torch.cuda.device_count()} CUDA devices; use --device cpu, or install a driver "
+                "and a CUDA build of torch"
             )
         self._device = torch.device(device)
         self._device_name, self._in_blocks = device, in_blocks

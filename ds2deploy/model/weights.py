@@ -50,26 +50,25 @@ def load_network(recipe: Recipe, weights: Any, path: Path) -> DeepSpeech2:
 def _fitting_weights(network: DeepSpeech2, weights: Any, path: Path) -> dict[str, Any]:
     """Return the weights by the network's names, with every parameter in the right shape."""
     if not isinstance(weights, dict):
-        raise ModelFileError(f"{path}: has no weights; restore the original")
+        raise ModelFileError(f"{path}: contains no weights; restore the original")
     expected = network.state_dict()
     fitting = unwrapped(weights, expected.__contains__, path)
     for name, parameter in expected.items():
         if not isinstance(fitting.get(name), torch.Tensor):
             raise ModelFileError(
-                f"{path}: has no weights {name!r}; it does not fit its own recipe, "
-                "restore the original"
+                f"{path}: weights {name!r} of its recipe are missing; restore the original"
             )
         fitting[name] = checked_weight(fitting[name], name, path)
         if fitting[name].shape != parameter.shape:
             _check_kernel(fitting[name].shape, parameter.shape, name, path)
             raise ModelFileError(
-                f"{path}: weights {name!r} are {tuple(fitting[name].shape)}, its recipe "
+                f"{path}: weights {name!r} have shape {tuple(fitting[name].shape)}, but its recipe "
                 f"({network.labels} labels, {network.shape.layers} x {network.shape.rnn} of "
-                f"{network.shape.hidden}) expects {tuple(parameter.shape)}; restore the original"
+                f"{network.shape.hidden}) needs {tuple(parameter.shape)}; restore the original"
             )
     if surplus := sorted(map(str, fitting.keys() - expected.keys())):
         raise ModelFileError(
-            f"{path}: has weights that its network lacks: {surplus[0]!r}; restore the original"
+            f"{path}: weights {surplus[0]!r} are not in its recipe; restore the original"
         )
     return fitting
 
@@ -93,8 +92,8 @@ def _check_kernel(found: torch.Size, expected: torch.Size, name: str, path: Path
     ):
         sizes = " x ".join(map(str, found[2:])), " x ".join(map(str, expected[2:]))
         raise ModelFileError(
-            f"{path}: trained with another kernel: {name!r} is {sizes[0]} bins x frames, and "
-            f"{sizes[1]} in runtimes/geometry.py; load it with the geometry that it was trained "
+            f"{path}: trained with another convolution kernel: {name!r} has {sizes[0]} bins x "
+            f"frames, runtimes/geometry.py has {sizes[1]}; use the kernel that it was trained "
             "with, or train again"
         )
 
@@ -124,7 +123,7 @@ def checked_weight(weight: torch.Tensor, name: str, path: Path) -> torch.Tensor:
         if weight.numel() > 1 + sum((count - 1) * step for count, step in pairs):
             kind = "overlap themselves"
     if kind:
-        raise ModelFileError(f"{path}: weights {name!r} {kind}; damaged, restore the original")
+        raise ModelFileError(f"{path}: weights {name!r} {kind}; restore the original")
     return weight
 
 
@@ -150,7 +149,7 @@ def unwrapped(weights: dict[Any, Any], known: Callable[[str], bool], path: Path)
         inner = ".".join(parts)
         inner = inner if known(inner) else str(name)
         if inner in found:
-            raise ModelFileError(f"{path}: has two weights {inner!r}; restore the original")
+            raise ModelFileError(f"{path}: contains weights {inner!r} twice; restore the original")
         found[inner] = weight
     return found
 
@@ -169,6 +168,6 @@ def _check_numbers(network: DeepSpeech2, path: Path) -> None:
         if bad:
             raise ModelFileError(
                 f"{path}: weights {name!r}: {bad} of {weight.numel()} are NaN, infinite or a "
-                "variance below 0; its training diverged, or the file is damaged: use an earlier "
-                "checkpoint, or restore the original"
+                "negative variance, because the training diverged or the file is damaged; use an "
+                "earlier checkpoint, or restore the original"
             )

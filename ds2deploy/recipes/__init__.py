@@ -12,8 +12,18 @@ import msgspec
 
 from ds2deploy.config import Recipe
 from ds2deploy.recipes.stages import STAGES, named_stage, split_stages
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, missing_file
 from ds2deploy.text_files import decode_text
+
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a section",
+}
+"""Types in msgspec's messages, in words."""
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,9 +52,9 @@ def load_stages(name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, ...]:
     try:
         document = msgspec.toml.decode(decode_text(content))
     except UnicodeDecodeError:
-        raise ConfigError(f"{source}: not a text file; expected a recipe in TOML") from None
+        raise ConfigError(f"{source}: not UTF-8 text; expected a recipe in TOML") from None
     except DECODING_ERRORS as error:
-        raise ConfigError(f"{source}: not TOML ({error})") from None
+        raise ConfigError(f"{source}: invalid TOML ({error}); correct it") from None
     documents = split_stages(document, source)
     changes = [_Change.read(override, len(documents)) for override in overrides]
     stages = []
@@ -77,10 +87,7 @@ def _read(name: str) -> tuple[str, bytes]:
         return name, path.read_bytes()
     if name in recipe_names():
         return name, (resources.files(__name__) / f"{name}.toml").read_bytes()
-    kind = "is a directory" if path.is_dir() else "no such file"
-    raise MissingFileError(
-        f"{name}: {kind}; expected a recipe in TOML, or one of {', '.join(recipe_names())}"
-    )
+    raise missing_file(path, f"a recipe in TOML, or one of {', '.join(recipe_names())}")
 
 
 class _Change(NamedTuple):
@@ -124,7 +131,7 @@ def _value(text: str) -> Any:
     try:
         return msgspec.toml.decode(f"value = {text}")["value"]
     except RecursionError:
-        raise ConfigError(f"--set: {text[:20]}... is nested too deeply; expected a value") from None
+        raise ConfigError(f"--set: {text[:20]}... is nested too deeply; simplify it") from None
     except DECODING_ERRORS:
         return text
 
@@ -132,8 +139,8 @@ def _value(text: str) -> Any:
 def _explain(error: Exception, source: str, changes: Sequence[_Change]) -> str:
     """Turn msgspec's error into one line: source, path of the key, and its allowed values.
 
-    Examples: `my.toml: training.epochs: Expected ...` and
-    `--set training.epochs=x: Expected ...`.
+    Examples: `my.toml: training.epochs: expected a whole number, got text` and
+    `--set training.epochs=x: expected a whole number, got text`.
     """
     message, _, key_path = str(error).partition(" - at `$")
     key_path = key_path.rstrip("`").lstrip(".")
@@ -146,14 +153,25 @@ def _explain(error: Exception, source: str, changes: Sequence[_Change]) -> str:
         message += f"; known keys are {', '.join(known)}"
         path = f"{path}.{key}".lstrip(".")
     elif path:
-        message += _expected_values(path)
+        message = _plain(message) + _expected_values(path)
     if key_path and not message.startswith(f"{key_path}."):
         message = f"{key_path}: {message}"
     for change in changes:
         name = change.name
         if (path and f"{name}.".startswith(f"{path}.")) or message.startswith(f"{name} "):
-            source = f"--set {change.override}"
+            source, message = f"--set {change.override}", message.removeprefix(f"{name}: ")
     return f"{source}: {message}"
+
+
+def _plain(message: str) -> str:
+    """Replace msgspec's names of types by words, such as `int` by a whole number."""
+    return re.sub(
+        "`([^`]+)`",
+        lambda found: " or ".join(
+            TYPES.get(name, name) for name in found[1].split(" | ") if name != "null"
+        ),
+        (message[:1].lower() + message[1:]).replace("enum value", "value"),
+    )
 
 
 def _expected_values(path: str) -> str:
@@ -165,5 +183,7 @@ def _expected_values(path: str) -> str:
     words = [word for part in parts for word in get_args(part) if isinstance(word, str)]
     if words:
         return f"; expected {', '.join(words)}"
-    default = msgspec.json.encode(getattr(section, key, None)).decode()
-    return "" if isinstance(getattr(section, key, None), msgspec.Struct) else f", such as {default}"
+    default = getattr(section, key, None)
+    if isinstance(default, msgspec.Struct):
+        return ""
+    return f"; example: {msgspec.json.encode(default).decode()}"

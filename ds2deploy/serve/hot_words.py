@@ -30,7 +30,7 @@ def check_hot_words(hot_words: Sequence[str], param: str, model: Model | None = 
             served without a beam search.
     """
     if len(hot_words) > MOST_HOT_WORDS:
-        raise _unusable(f"{len(hot_words)} phrases, at most {MOST_HOT_WORDS}; send fewer", param)
+        raise _unusable(f"{len(hot_words)} phrases; send at most {MOST_HOT_WORDS}", param)
     if model is None or not hot_words:
         return
     if not model.takes_hot_words:

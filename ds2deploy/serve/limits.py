@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for name in self.__struct_fields__:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} {value:g}: expected above 0")
+                raise ConfigError(f"{name} = {value:g}: expected above 0")
 
 
 class RefusedError(Exception):

@@ -56,7 +56,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.busy = self._counter("busy_seconds", "Seconds in which batches were computed")
-        self.network = self._counter("network_seconds", "Seconds of those in the network alone")
+        self.network = self._counter("network_seconds", "Part of busy_seconds in the network")
         self.audio = self._counter("audio_seconds", "Seconds of audio that were recognised")
         self.streams = self._gauge("live_streams", "Live streams")
         self.most_streams = self._gauge("live_streams_limit", "Maximum number of live streams")

@@ -102,7 +102,11 @@ class Gate:
         most = self._server.limits.connections
         if self._open > most and scope["path"] not in OPEN_PATHS:
             raise RefusedError(
-                503, f"{most} requests and WebSockets are open: try again", "overloaded", None, 2
+                503,
+                f"{most} requests and WebSockets are open, the maximum: try again",
+                "overloaded",
+                None,
+                2,
             )
         if scope["type"] == "http" and self._server.draining.is_set() and not _stays_open(scope):
             raise draining_error()

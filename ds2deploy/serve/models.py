@@ -93,7 +93,7 @@ class Model:
             return f"{self.name}: the engine failed: {self.failure}"
         began = self._tick_began
         if began is not None and (took_s := time.monotonic() - began) > self.limits.stuck_s:
-            return f"{self.name}: a batch has not ended for {took_s:.0f} s"
+            return f"{self.name}: a batch has been running for {took_s:.0f} s"
         return None
 
     async def told(self) -> None:

@@ -231,7 +231,7 @@ class RealtimeSession:
     async def _commit(self) -> None:
         if self._live is None or not self._live.audio_s:
             raise RefusedError(
-                400, "the buffer has no audio; append some first", f"{BUFFER}_commit_empty"
+                400, "the buffer is empty; append audio first", f"{BUFFER}_commit_empty"
             )
         self._committing = True
         await self.finish()

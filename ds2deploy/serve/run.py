@@ -77,10 +77,10 @@ def run_server(
     app = make_app(make_server, wyoming)
     server: Server = app.state.server
     if wyoming is not None and server.api_key is not None and address.host not in LOOPBACK:
-        log.warning("Wyoming has no keys: anybody who can reach its port can use it")
+        log.warning("Wyoming has no API keys: anyone who can reach its port can use it")
     if address.host not in LOOPBACK and server.api_key is None:
         log.warning(
-            "open to the network without a key: anybody who can reach this address can use it; "
+            "open to the network without an API key: anyone who can reach this address can use it; "
             "set --api-key, or listen on 127.0.0.1",
             extra={"host": address.host},
         )

@@ -96,7 +96,9 @@ class Server:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), self.limits.drain_s)
             return
-        log.warning("the time to drain is over", extra={"unfinished": len(self._work)})
+        log.warning(
+            "drain time is over: ending the work in progress", extra={"unfinished": len(self._work)}
+        )
         self.cut_off.set()
         await asyncio.sleep(LAST_ANSWERS_S)
 
@@ -180,7 +182,8 @@ class Server:
         """
         if self._waiting_uploads >= self.limits.waiting:
             raise RefusedError(
-                429, f"{self.limits.waiting} uploads wait: try again", "overloaded", None,
+                429, f"{self.limits.waiting} uploads wait, the maximum: try again", "overloaded",
+                None,
                 self._retries.after_s(),
             )  # fmt: skip
         self._waiting_uploads += 1

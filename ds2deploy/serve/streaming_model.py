@@ -69,7 +69,7 @@ class StreamingModel(Model):
         if sum(not one.upload for one in self._live.values()) >= self.most_streams:
             raise RefusedError(
                 429,
-                f"{self.most_streams} streams are open, as many as {self.name} takes: try again",
+                f"{self.most_streams} streams are open, the maximum of {self.name}: try again",
                 "overloaded", None, self._retries.after_s(),
             )  # fmt: skip
         return self._opened(sample_rate, name, hot_words, endpoint, upload=False)

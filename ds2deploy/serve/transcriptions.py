@@ -165,7 +165,7 @@ def _check(response_format: str, granularities: tuple[str, ...]) -> None:
 def _keywords(form: Any, model: Model) -> tuple[str, ...]:
     if "hot_words" in form:
         raise RefusedError(
-            400, "hot_words: expected keywords[], once for each phrase", "invalid_value",
+            400, "hot_words: send keywords[] instead, once for each phrase", "invalid_value",
             "hot_words",
         )  # fmt: skip
     keywords = list_field(form, "keywords")

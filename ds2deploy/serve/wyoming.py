@@ -180,7 +180,7 @@ class _Connection:
             content += pcm
             if len(content) > most:
                 raise RefusedError(
-                    413, f"more than {most / audio.rate / 2:.0f} s of audio: stop earlier",
+                    413, f"more than {most / audio.rate / 2:.0f} s of audio: send less at a time",
                     "audio_too_long",
                 )  # fmt: skip
         async with self._server.upload():

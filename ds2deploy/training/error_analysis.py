@@ -202,7 +202,8 @@ def compare(
     ]
     if not pairs:
         raise ConfigError(
-            f"--against {against}: has no utterance of this manifest; compare on the same manifest"
+            f"--against {against}: contains no utterance of this manifest; evaluate both models "
+            "on the same one"
         )
     errors, words = word_errors([one for one, _ in pairs])
     other_errors, _ = word_errors([other for _, other in pairs])
@@ -244,7 +245,8 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         return msgspec.json.decode(content, type=_Saved).hypotheses
     except DECODING_ERRORS as error:
         raise ConfigError(
-            f"--against {path}: not the output of ds2deploy evaluate --json ({one_line(error)})"
+            f"--against {path}: not the output of ds2deploy evaluate --json ({one_line(error)}); "
+            "make it again"
         ) from None
 
 

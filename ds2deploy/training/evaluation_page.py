@@ -81,7 +81,7 @@ def comparison_line(found: Comparison) -> str:
     low, high = found.interval
     return (
         f"{verdicts[found.verdict]} {found.against}: WER {_percent(found.wer)} against "
-        f"{_percent(found.against_wer)}, {100 * found.saved:.2f} points saved, 95 % interval "
+        f"{_percent(found.against_wer)}, gain {100 * found.saved:.2f} points, 95 % interval "
         f"{100 * low:.2f} to {100 * high:.2f} ({found.utterances} utterances)"
     )
 

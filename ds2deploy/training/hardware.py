@@ -81,7 +81,7 @@ def check_hardware(recipe: Recipe) -> None:
         if training.devices > torch.cuda.device_count():
             raise RuntimeUnavailableError(
                 f"training.devices = {training.devices}: this machine has "
-                f"{torch.cuda.device_count()} CUDA devices; 0 takes all of them"
+                f"{torch.cuda.device_count()} CUDA devices; set it to 0 to use all of them"
             )
         return
     for name, value, reason in (
@@ -93,7 +93,7 @@ def check_hardware(recipe: Recipe) -> None:
             raise RuntimeUnavailableError(f'training.{name} = "{value}": {reason}')
     if training.precision == "bf16-mixed" and is_main_process() and not has_bfloat16_lstm():
         print(
-            'training.precision = "bf16-mixed": this processor has no fast bfloat16; 32-true is '
+            'training.precision = "bf16-mixed": this processor has no fast bfloat16; "32-true" is '
             "several times faster",
             file=sys.stderr,
         )

@@ -121,7 +121,7 @@ class LastCheckpoint:
 
     def _kept(self) -> str:
         there = self._path.is_file()
-        return f"last.ckpt is of step {self._step}" if there else "there is no last.ckpt yet"
+        return f"last.ckpt contains step {self._step}" if there else "there is no last.ckpt yet"
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
         if self._stop:  # a second signal ends the process at once

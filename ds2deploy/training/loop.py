@@ -275,7 +275,7 @@ class TrainingLoop:
 
     def _diverged(self, what: str) -> TrainingError:
         return TrainingError(
-            f"{self.recipe.training.run}: {what} at step {self.point.step + 1}; last.ckpt "
-            "is from an earlier step: resume it with --resume and a lower training.learning_rate, "
-            "or start again with a lower training.learning_rate"
+            f"{self.recipe.training.run}: {what} at step {self.point.step + 1}; resume from an "
+            "earlier step with a lower learning rate: --resume --set training.learning_rate="
+            f"{self.recipe.training.learning_rate / 3:.2g}"
         )

@@ -147,7 +147,7 @@ class TensorBoardLog:
         for name, value in values.items():
             self._writer.add_scalar(f"valid/{name}", value, step)
         pairs = "\n\n".join(
-            f"said {_code(item.reference)}\n\nheard {_code(item.hypothesis)}\n\n---"
+            f"reference {_code(item.reference)}\n\nhypothesis {_code(item.hypothesis)}\n\n---"
             for item in hypotheses[:PAIRS]
         )
         self._writer.add_text("valid/heard", pairs, step)

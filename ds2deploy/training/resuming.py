@@ -13,7 +13,7 @@ from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.model.weights import load_network
 from ds2deploy.runtimes.errors import DECODING_ERRORS, ConfigError, MissingFileError
 from ds2deploy.training.report import REPORT
-from ds2deploy.training.run_folder import LAST, STAGE, ResumePoint, RunFolder
+from ds2deploy.training.run_folder import LAST, OWN_RECIPE, STAGE, ResumePoint, RunFolder
 
 
 class InitialState(NamedTuple):
@@ -52,9 +52,7 @@ def begin(folder: RunFolder, recipe: Recipe, resume: bool) -> InitialState:
         return InitialState()
     if not last.is_file():
         if not folder.holds_training():
-            raise MissingFileError(
-                f"{last}: no such file; nothing to resume, start without --resume"
-            )
+            raise MissingFileError(f"{last}: no such file, nothing to resume; omit --resume")
         folder.rewind(0)  # the training ended before its first checkpoint
         return InitialState()
     document, point = _read_last(folder)
@@ -116,15 +114,15 @@ def _read_last(folder: RunFolder) -> tuple[dict[str, Any], ResumePoint]:
     needed = {"position", "optimizer_states", "lr_schedulers", "precision"}
     if document is None or needed - document.keys():
         raise ConfigError(
-            f"{last}: not the last checkpoint of a training by this version of ds2deploy; it "
-            f"cannot be resumed, but its weights can be used: --set training.start={last}"
+            f"{last}: cannot be resumed: not the last checkpoint of a training, or written by "
+            "another version of ds2deploy; start a new training from its weights: --set "
+            f"training.start={last} --set training.run=FOLDER"
         )
     theirs, ours = document.get(STAGE), None if folder.stage is None else str(folder.stage)
     if theirs != ours:
         raise ConfigError(
-            f"{last}: belongs to {theirs or 'a training of one stage'}, the recipe has "
-            f"{ours or 'one stage'} there; resume it with its own recipe, or choose another "
-            "folder with --set training.run=FOLDER"
+            f"{last}: belongs to {theirs or 'a training of one stage'}, but the recipe has "
+            f"{ours or 'one stage'}; {OWN_RECIPE}"
         )
     return document, _point(document, last)
 
@@ -134,8 +132,8 @@ def _point(document: dict[str, Any], last: Path) -> ResumePoint:
         return msgspec.convert(document["position"], ResumePoint)
     except DECODING_ERRORS as error:
         raise ConfigError(
-            f"{last}: has no valid position of its training ({error}); start again with --set "
-            "training.start, or restore the original"
+            f"{last}: damaged position of the training ({error}); restore the original, or start "
+            f"a new training from its weights: --set training.start={last}"
         ) from None
 
 
@@ -159,8 +157,8 @@ def _no_step_left(folder: RunFolder, recipe: Recipe, point: ResumePoint) -> str:
     name, done = ("max_steps", point.step) if enough else ("epochs", point.epoch)
     key = f"training.{name}" if folder.stage is None else folder.stage.key(f"training.{name}")
     return (
-        f"{folder.path / LAST}: trained for {done} {name.removeprefix('max_')}, as many as the "
-        f"recipe asks for; continue with --set {key}={2 * done}"
+        f"{folder.path / LAST}: already trained for {done} {name.removeprefix('max_')}, as the "
+        f"recipe asks; train longer: --resume --set {key}={2 * done}"
     )
 
 
@@ -168,29 +166,32 @@ def _matching_network(recipe: Recipe, document: dict[str, Any], last: Path) -> D
     """Build the network of a checkpoint; its model and features must equal the recipe's."""
     begun = read_recipe(document, last)
     for name in ("labels", "model", "features"):
-        differing = _differences(getattr(begun, name), getattr(recipe, name))
-        if differing:
-            raise ConfigError(
-                f"{last}: its training has different {name}: {differing}; resume it with its "
-                "own recipe, or choose another folder with --set training.run=FOLDER"
-            )
+        if differing := differences(name, getattr(begun, name), getattr(recipe, name)):
+            raise ConfigError(f"{last}: trained with another recipe: {differing}; {OWN_RECIPE}")
     return load_network(recipe, document.get("state_dict"), last)
 
 
-def _differences(begun: object, wanted: object) -> str:
-    """Describe differences in words, such as `hidden 512, the recipe has 1024`."""
+def differences(name: str, begun: object, wanted: object) -> str:
+    """List the keys that differ, such as `model.hidden = 512, the recipe has 1024`.
+
+    Args:
+        name: name of the key or section.
+        begun: value in a checkpoint.
+        wanted: value in the recipe.
+
+    Returns:
+        Differences, separated by semicolons; empty if the values are equal.
+    """
     if not isinstance(begun, msgspec.Struct):
-        return "" if begun == wanted else f"{begun!r}, the recipe has {wanted!r}"
-    pairs = (
-        (name, getattr(begun, name), getattr(wanted, name)) for name in begun.__struct_fields__
+        same = begun == wanted
+        return "" if same else f"{name} = {_short(begun)}, the recipe has {_short(wanted)}"
+    found = (
+        differences(f"{name}.{key}", getattr(begun, key), getattr(wanted, key))
+        for key in begun.__struct_fields__
     )
-    return ", ".join(
-        f"{name} {_short(left)}, the recipe has {_short(right)}"
-        for name, left, right in pairs
-        if left != right
-    )
+    return "; ".join(filter(None, found))
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = repr(value)
     return text if len(text) < 60 else f"{text[:50]}..."

@@ -17,6 +17,11 @@ from ds2deploy.runtimes.files import json_text, whole_file
 from ds2deploy.training.hardware import is_main_process
 from ds2deploy.training.scoring import Hypothesis
 
+OWN_RECIPE = (
+    "resume it with its own recipe, or choose another folder with --set training.run=FOLDER"
+)
+"""Remedy for a training that the recipe does not fit."""
+
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 METRICS = "metrics.jsonl"
@@ -171,7 +176,7 @@ class RunFolder:
                 msgspec.json.decode(line, type=known)
             return [msgspec.json.decode(line, type=kind) for line in lines]
         except DECODING_ERRORS as error:
-            raise ConfigError(f"{path}: contains a damaged line ({error}); remove it") from None
+            raise ConfigError(f"{path}: damaged line ({error}); remove the line") from None
 
     def rewind(self, step: int) -> None:
         """Drop the lines after a step, which a resumed training writes again."""

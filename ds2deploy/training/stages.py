@@ -11,7 +11,7 @@ from ds2deploy.output import print_error
 from ds2deploy.runtimes.errors import ConfigError, MissingFileError
 from ds2deploy.training.hardware import is_main_process
 from ds2deploy.training.resuming import check_empty, is_finished, position
-from ds2deploy.training.run_folder import BEST, LAST, RunFolder, Stage
+from ds2deploy.training.run_folder import BEST, LAST, OWN_RECIPE, RunFolder, Stage
 from ds2deploy.training.train import check_machine, train
 
 
@@ -101,7 +101,7 @@ def _check(item: StagedTraining) -> None:
     ):
         if path and not Path(path).exists():
             raise MissingFileError(
-                f"{path}: no such file; {item.stage} reads it as {key}: prepare it, or change the "
+                f"{path}: no such file; {item.stage} needs it as {key}: prepare it, or change the "
                 "key"
             )
 
@@ -118,9 +118,8 @@ def _finished(placed: Sequence[StagedTraining], begun: Sequence[bool]) -> list[b
         trained = point is not None and point.finishes(item.recipe)
         if not trained and any(begun[index + 1 :]):
             raise ConfigError(
-                f"{item.folder.path / LAST}: {item.stage} is not trained as far as the recipe "
-                "asks, but a later one has begun; resume the training with its own recipe, or "
-                "choose another folder with --set training.run=FOLDER"
+                f"{item.folder.path / LAST}: {item.stage} is unfinished according to the recipe, "
+                f"but a later stage has begun; {OWN_RECIPE}"
             )
         finished.append(point is not None and is_finished(item.folder, item.recipe, point))
     return finished

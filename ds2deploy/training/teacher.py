@@ -15,6 +15,7 @@ from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.network import DeepSpeech2, RecurrentLayer
 from ds2deploy.runtimes.errors import ConfigError
 from ds2deploy.runtimes.features import FeatureConfig
+from ds2deploy.training.run_folder import OWN_RECIPE
 
 TEACHER = "teacher_sha256"
 """Key of the hash of the teacher's file in `last.ckpt`."""
@@ -53,8 +54,8 @@ def load_teacher(recipe: Recipe) -> Teacher | None:
     checkpoint = load_checkpoint(path)
     if checkpoint.recipe.labels != recipe.labels:
         raise ConfigError(
-            f"training.teacher = {path}: its labels are {checkpoint.recipe.labels!r}, the "
-            f"recipe's {recipe.labels!r}; make them the same, or choose another teacher"
+            f"training.teacher = {path}: its labels are {checkpoint.recipe.labels!r}, but the "
+            f"recipe has {recipe.labels!r}; make them equal, or choose another teacher"
         )
     network = checkpoint.network.eval().requires_grad_(False)
     return Teacher(network, checkpoint.recipe.features, checkpoint.source.sha256)
@@ -72,8 +73,8 @@ def check_features(teacher: Teacher, recipe: Recipe) -> None:
     ]
     if names:
         raise ConfigError(
-            f"training.teacher = {Path(recipe.training.teacher)}: its features differ in "
-            f"{', '.join(names)}; give the recipe the teacher's, or choose another teacher"
+            f"training.teacher = {Path(recipe.training.teacher)}: its features differ from the "
+            f"recipe's in {', '.join(names)}; make them equal, or choose another teacher"
         )
 
 
@@ -92,8 +93,7 @@ def check_same_teacher(teacher: Teacher | None, recipe: Recipe, begun: object) -
         now = recipe.training.teacher or "none"
         raise ConfigError(
             f"training.teacher = {now}: the training began "
-            f"{'without a teacher' if begun is None else 'with another teacher'}; resume it with "
-            "its own, or choose another folder with --set training.run=FOLDER"
+            f"{'without a teacher' if begun is None else 'with another teacher'}; {OWN_RECIPE}"
         )
 
 

@@ -31,7 +31,7 @@ from ds2deploy.training.memory import bound_primitive_cache, keep_freed_memory
 from ds2deploy.training.progress import TrainingProgress
 from ds2deploy.training.recorder import BROKEN_SHARE
 from ds2deploy.training.report import write_report
-from ds2deploy.training.resuming import begin, begun_recipe
+from ds2deploy.training.resuming import begin, begun_recipe, differences
 from ds2deploy.training.run_folder import RunFolder, Stage
 from ds2deploy.training.teacher import TEACHER, check_features, check_same_teacher, load_teacher
 
@@ -129,12 +129,12 @@ def _load_start(recipe: Recipe) -> Checkpoint | None:
     for name, theirs, ours in (
         ("labels", start.recipe.labels, recipe.labels),
         ("model", given, recipe.model),
-        ("bins", start.recipe.features.bins, recipe.features.bins),
+        ("features.bins", start.recipe.features.bins, recipe.features.bins),
     ):
-        if theirs != ours:
+        if differing := differences(name, theirs, ours):
             raise ConfigError(
-                f"training.start = {path}: its {name} is {theirs}, the recipe's {ours}; make them "
-                "the same, or omit training.start"
+                f"training.start = {path}: trained with another recipe: {differing}; change the "
+                "recipe, or omit training.start"
             )
     return start
 
@@ -147,7 +147,7 @@ def _with_compressed_shape(recipe: Recipe, begun: Recipe, quiet: bool = False) -
     changed = recipe.changed("model", **sizes)
     if changed.model != recipe.model and not quiet and is_main_process():
         taken = ", ".join(f"model.{name} = {value}" for name, value in sizes.items())
-        print_error(f"training.start = {recipe.training.start}: its sizes are taken, {taken}")
+        print_error(f"training.start = {recipe.training.start}: its sizes are used: {taken}")
     return changed
 
 

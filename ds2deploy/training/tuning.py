@@ -102,7 +102,10 @@ def tune(
         MissingFileError, ModelFileError, AlphabetError, ConfigError: see `DecoderConfig`.
     """
     if len(utterances) < FEWEST:
-        raise ManifestError(f"{len(utterances)} utterances for tuning; expected at least {FEWEST}")
+        raise ManifestError(
+            f"{len(utterances)} usable utterances; tuning needs at least {FEWEST}: add some to the "
+            "manifest"
+        )
     chooses, measures = utterances[::2], utterances[1::2]
     decoder = settings(alphabet, frame_s)
     grid = _grid(settings)

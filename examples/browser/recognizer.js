@@ -15,7 +15,7 @@ export class Recognizer {
   static async open(bytes) {
     const facts = readDescription(new Uint8Array(bytes));
     if (facts.kind !== "streaming" || facts.input !== "waveform") {
-      throw new Error("This file is not a streaming waveform artifact: export --streaming --waveform.");
+      throw new Error("This file is not a streaming waveform artifact: ds2deploy export --streaming --waveform.");
     }
     return new Recognizer(await ort.InferenceSession.create(bytes), facts);
   }
@@ -124,5 +124,5 @@ function readDescription(bytes) {
     } while (bytes[start++] & 0x80);
     return JSON.parse(new TextDecoder().decode(bytes.subarray(start, start + size)));
   }
-  throw new Error("This file is not an artifact of ds2deploy.");
+  throw new Error("This file is not an artifact of ds2deploy: choose an .onnx file from ds2deploy export.");
 }

@@ -75,6 +75,25 @@ def test_transcribe_file_names_a_missing_recording(run: Run, streaming_onnx: Pat
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    "name", ["hot_words.py", "many_streams.py", "transcribe_file.py", "onnx_alone.py"]
+)
+def test_an_example_without_arguments_prints_its_call(run: Run, name: str) -> None:
+    error = run(name, code=1)
+    assert f"python examples/{name} model" in error
+    assert "Traceback" not in error
+
+
+def test_stream_client_names_a_missing_recording_and_a_missing_server(
+    run: Run, recordings: list[Path]
+) -> None:
+    url = "ws://127.0.0.1:9/stream"  # the port of discard, where nothing listens
+    for path, words in (("none.wav", "none.wav: "), (recordings[0], "ds2deploy serve MODEL")):
+        error = run("stream_client.py", url, path, code=1)
+        assert words in error
+        assert "Traceback" not in error
+
+
 def test_stream_microphone_with_a_file(
     run: Run, streaming_onnx: Path, recordings: list[Path], texts: list[str]
 ) -> None:

@@ -49,7 +49,10 @@ def _utterance(place: str, folder: Path, line: str, path: str, split: str) -> Ut
     text, _, name = line.rpartition("(")
     name = name.rstrip(") ")
     if name != Path(path).name:
-        error = ManifestError(f"{place}: transcript of {name!r}, but the list has {path!r}")
+        error = ManifestError(
+            f"{place}: the transcript of {name!r}, where the .fileids file has {path!r}; unpack "
+            "the corpus again"
+        )
         return Utterance(audio, "", error=error)
     text = " ".join(word for word in text.split() if word not in ("<s>", "</s>"))
     return listed_utterance(place, audio, text, Path(path).parent.name, split)

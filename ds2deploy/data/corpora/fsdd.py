@@ -25,7 +25,7 @@ def read_fsdd(folder: Path) -> Iterator[Utterance]:
             continue
         match = re.fullmatch(r"([0-9])_([a-z]+)_([0-9]+)", path.stem)
         if match is None:
-            error = ManifestError(f"{path}: expected a name such as 7_jackson_32.wav")
+            error = ManifestError(f"{path}: expected a name such as 7_jackson_32.wav; rename it")
             yield Utterance(path, "", error=error)
             continue
         digit, speaker, index = match.groups()

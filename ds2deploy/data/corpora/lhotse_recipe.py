@@ -37,14 +37,17 @@ def read_with_lhotse(name: str, folder: Path) -> Iterator[Utterance]:
     recipe = getattr(recipes, f"prepare_{name}", None)
     if recipe is None:
         known = sorted(n.removeprefix("prepare_") for n in dir(recipes) if n.startswith("prepare_"))
-        raise ConfigError(f"--layout lhotse:{name}: lhotse has {', '.join(known)}")
+        raise ConfigError(f"--layout lhotse:{name}: no such recipe; lhotse has {', '.join(known)}")
     with _logged_warnings() as warnings, tempfile.TemporaryDirectory(prefix="ds2deploy-") as out:
         takes_out = "output_dir" in inspect.signature(recipe).parameters
         try:
             found = list(_sets(recipe(folder, **({"output_dir": out} if takes_out else {}))))
         except Exception as error:  # recipes raise any class
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise ManifestError(f"{folder}: lhotse's recipe {name} failed: {reason}") from None
+            raise ManifestError(
+                f"{folder}: lhotse's recipe {name} failed ({reason}); check that the folder "
+                "contains this corpus"
+            ) from None
         for part, recordings, supervisions in found:
             for cut in CutSet.from_manifests(recordings, supervisions).trim_to_supervisions():
                 spoken = cut.supervisions[0]

@@ -99,7 +99,7 @@ def find_layout(name: str) -> Layout:
         content = f"a corpus for lhotse's recipe {name.removeprefix(LHOTSE)}"
         return Layout(content, content)
     if name not in LAYOUTS:
-        raise ConfigError(f"--layout {name}: expected one of {', '.join(LAYOUTS)}, {LHOTSE}NAME")
+        raise ConfigError(f"--layout {name}: expected one of {', '.join(LAYOUTS)} or {LHOTSE}NAME")
     return LAYOUTS[name]
 
 

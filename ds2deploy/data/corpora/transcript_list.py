@@ -63,7 +63,9 @@ def listed_utterance(
 ) -> Utterance:
     """Make the utterance of a line, with an error if the transcript is empty."""
     text = text.strip()
-    error = None if text else ManifestError(f"{place}: no transcript of {audio}")
+    error = None
+    if not text:
+        error = ManifestError(f"{place}: no transcript of {audio}; add it, or remove the line")
     return Utterance(audio, text, speaker, split, start_s, duration_s, error)
 
 

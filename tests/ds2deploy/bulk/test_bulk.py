@@ -179,7 +179,7 @@ def test_manifests_of_several_kinds(recordings: Path, tmp_path: Path):
         Input("a.wav", 0.1, 0.2), Input("a.wav"), Input("b.wav"), Input("c.wav", 1.0, 2.0),
     ]  # fmt: skip
     (tmp_path / "bad.jsonl").write_text('{"audio": "a.wav"}\n{"text": "no audio"}\n')
-    with pytest.raises(ManifestError, match=r"bad\.jsonl:2: .*expected a cut or a recording"):
+    with pytest.raises(ManifestError, match=r"bad\.jsonl: line 2: .*expected a cut or recording"):
         list(read_inputs(tmp_path / "bad.jsonl"))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ManifestError, match="copy it again"):
@@ -340,7 +340,7 @@ def test_a_recording_that_kills_workers_is_named(
     by_name = {Path(entry["audio"]).name: entry for entry in found}
     assert len(found) == 10
     assert sorted(by_name) == [path.name for path in paths]
-    assert "workers died on it" in by_name["07.wav"]["error"]
+    assert "07.wav: the workers that read it died" in by_name["07.wav"]["error"]
     assert all("text" in entry for name, entry in by_name.items() if name != "07.wav")
 
 
@@ -396,7 +396,7 @@ def test_the_command(digits_onnx: Path, recordings: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
-        (lambda call: [*call[:1], "nowhere.onnx", *call[2:]], "expected an artifact"),
+        (lambda call: [*call[:1], "nowhere.onnx", *call[2:]], "expected a model"),
         (lambda call: [*call[:2], "nowhere", *call[3:]], "expected a folder"),
         (lambda call: [*call, "--address", "auto"], "--engine ray"),
         (lambda call: [*call, "--workers", "0"], "--workers"),
@@ -426,3 +426,11 @@ def test_silence_is_a_transcript(digits_onnx: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="silence"):
         found = list(Worker(job_of(digits_onnx)).run([Input(str(tmp_path / "a.wav"))]))
     assert not found[0].error
+
+
+def test_a_folder_without_recordings_is_reported(digits_onnx: Path, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    call = ["bulk", str(digits_onnx), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0
+    assert f"{tmp_path / 'in'}: contains no recordings" in done.stderr

@@ -274,11 +274,23 @@ def test_a_session_that_fell_back_is_refused(digits_onnx: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("model.onnx", ["--runtime", "torch"], "runs on onnxruntime, not on torch; give the chec"),
-        ("digits.ckpt", ["--runtime", "rtx"], "runs on torch, not on rtx; export it first"),
+        (
+            "model.onnx",
+            ["--runtime", "torch"],
+            "this file only runs on onnxruntime",
+        ),
+        ("digits.ckpt", ["--runtime", "rtx"], "only runs on torch; export it first: ds2deploy"),
         ("model.onnx", ["--runtime", "gpu"], "--runtime gpu: expected one of onnxruntime, cuda"),
-        ("model.onnx", ["--runtime", "cuda", "--device", "cpu"], "cuda runs on a GPU only: --dev"),
-        ("model.onnx", ["--runtime", "openvino", "--device", "cuda"], "runs on a CPU only: leave"),
+        (
+            "model.onnx",
+            ["--runtime", "cuda", "--device", "cpu"],
+            "cuda needs a GPU; use --dev",
+        ),
+        (
+            "model.onnx",
+            ["--runtime", "openvino", "--device", "cuda"],
+            "only runs on the CPU; omit",
+        ),
     ],
 )
 def test_a_runtime_that_does_not_fit(

@@ -292,7 +292,7 @@ def test_a_line_that_is_full_goes_on_in_the_next(monkeypatch: pytest.MonkeyPatch
     [
         (["-"], b"", "standard input: 0 samples; expected speech"),
         (["-", "--stream"], b"", "standard input: 0 samples; expected speech"),
-        (["-", "a.wav"], b"", "standard input cannot be combined with other recordings"),
+        (["-", "a.wav"], b"", "standard input cannot be combined with recordings"),
         (["a.wav", "--rate", "8000"], None, "--rate 8000: only for raw audio on standard input"),
         (["a.wav", "--stream", "--format", "srt"], None, "omit --stream"),
         (["no.wav", "--stream"], None, "no.wav: no such file"),

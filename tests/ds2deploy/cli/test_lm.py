@@ -42,7 +42,7 @@ def test_a_report_for_a_person(text: Path, tmp_path: Path):
     assert lines[-1].startswith(f"{tmp_path / 'x.lm'}  0.0 MB, words, 10 1-grams, ")
     assert result.stderr.splitlines() == [
         "ds2deploy: 1 line left out because of characters without a label; first: "
-        f"{text}, line 4: no label for '6'"
+        f"{text}: line 4: no label for '6'"
     ]
 
 

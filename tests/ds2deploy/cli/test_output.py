@@ -162,9 +162,10 @@ def test_control_characters_are_escaped():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (("transcribe",), "transcribe: Missing argument"),
+        (("transcribe",), "transcribe: missing argument"),
         (("transcribe", "m.onnx", "a.wav", "--threads", "x"), "--threads"),
         (("transcribe", "m.onnx", "a.wav", "--threads", "-1"), "--threads"),
+        (("transcribe", "m.onnx", "a.wav", "--beam", "0"), "'--beam': expected at least 1;"),
         (("transcribe", "m.onnx", "--nonsense"), "--nonsense"),
         (("transcribe", "m.onnx", "-dash.wav"), "./-name"),
         (("nonsense",), "nonsense"),

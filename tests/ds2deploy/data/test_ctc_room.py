@@ -64,7 +64,7 @@ def test_frames_needed_are_those_with_which_the_loss_is_finite(labels: list[int]
 
 def test_check_room_names_the_recording():
     check_room([1, 1, 2], frames=7, name="a.wav")  # 4 output frames
-    with pytest.raises(AudioError, match=r"^a\.wav: .* takes 4 output frames, .* has 3: "):
+    with pytest.raises(AudioError, match=r"^a\.wav: .* need 4 output frames, .* has 3; "):
         check_room([1, 1, 2], frames=6, name="a.wav")
 
 
@@ -151,5 +151,5 @@ def test_joined_utterances_without_room_for_the_space_between(tone_recipe: Recip
     joined = full[0].mix(full[1], offset_other_by=0.2, allow_padding=True)
     batch = SpeechDataset(tone_recipe, augment=True)[ProcessBatch(CutSet.from_cuts([joined]), 1.0)]
     assert len(batch.broken) == 1
-    assert "takes 23 output frames" in batch.broken[0]
+    assert "need 23 output frames" in batch.broken[0]
     assert batch.scale == 0

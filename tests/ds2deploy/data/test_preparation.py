@@ -60,7 +60,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         folder / "train.json", json.dumps({"root_path": str(folder), "samples": samples})
     )
     return manifest, {
-        "missing": "no such file, although",
+        "missing": "no such file; copy it, or remove its entry",
         "empty": "empty file",
         "text file": "not readable audio",
         "cut off": "or damaged",
@@ -69,9 +69,9 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         "latin transcript": "not UTF-8 text",
         "digits": "no label for '6' in 'ROUTE 66'",
         "click": "too short (5 ms)",
-        "endless": "40.00 s, longer than the maximum of 35 s",
-        "too fast": "CTC cannot align them",
-        "silence": "silence, although",
+        "endless": "40.00 s, longer than --longest 35 s",
+        "too fast": "too short for its transcript",
+        "silence": "silence; record it again",
         "not a number": "finite",
         "good": "; remove one entry",
         "folder": "no such file",
@@ -104,7 +104,7 @@ def test_every_damaged_entry_has_its_line(tmp_path: Path):
 def test_without_leave_out_the_first_ends_it(tmp_path: Path):
     manifest, errors = damaged_manifest(tmp_path / "corpus")
     with pytest.raises(
-        Ds2Error, match=r"missing.wav: no such file, although .* \(and \d+ more of 17 utterances"
+        Ds2Error, match=r"missing.wav: no such file; .* \(and \d+ more of 17 utterances"
     ):
         prepare(manifest, tmp_path / "out", Alphabet(), PrepareOptions())
     assert not (tmp_path / "out").exists()

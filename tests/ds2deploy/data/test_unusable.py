@@ -60,7 +60,7 @@ def test_inspect_counts_what_cannot_be_used(mixed: Path):
     details = json.loads(result.stdout)["details"]
     assert (details["utterances"], len(details["left_out"])) == (3, 2)
     assert len(result.stderr.splitlines()) == 2
-    assert "2 that cannot be used" in run("inspect", mixed, code=1).stdout
+    assert "2 unusable utterances" in run("inspect", mixed, code=1).stdout
 
 
 def test_inspect_of_several_files_goes_on(mixed: Path, small_onnx: Path):

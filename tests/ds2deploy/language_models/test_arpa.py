@@ -166,7 +166,7 @@ def test_damage_names_the_line_and_writes_nothing(tmp_path: Path, old, new, line
         read(tmp_path, TINY.replace(old, new))
     message = str(caught.value)
     assert message.startswith(str(tmp_path / "x.arpa"))
-    assert f", line {line}:" in message
+    assert f": line {line}:" in message
     assert "\n" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["x.arpa"]
 

@@ -52,8 +52,8 @@ def test_lines_that_cannot_be_spelled_are_left_out_and_named():
     assert "ROUTE" not in corpus.words  # only words of lines that are used
     assert report.left_out == 2
     assert report.examples == [
-        "0.txt, line 2: no label for '6'",
-        "1.txt, line 2: no label for '\u4e2d'",
+        "0.txt: line 2: no label for '6'",
+        "1.txt: line 2: no label for '\u4e2d'",
     ]
     assert Change("6", None, 2) in report.characters
 
@@ -94,7 +94,7 @@ def test_latin_1_is_an_error_with_the_remedy():
 
 
 def test_binary_files_are_refused():
-    with pytest.raises(TextError, match="neither text nor"):
+    with pytest.raises(TextError, match="binary data"):
         read(b"\x7fELF\0\0")
 
 

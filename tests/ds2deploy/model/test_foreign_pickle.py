@@ -260,10 +260,10 @@ SMALL = tensor_archive()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a complete zip archive"),
-        (b"garbage" * 100, "not a complete zip archive"),
+        (b"", "truncated, or not written by torch.save"),
+        (b"garbage" * 100, "truncated, or not written by torch.save"),
         (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"rest", "current torch"),
-        (SMALL[:-40], "not a complete zip archive"),
+        (SMALL[:-40], "truncated, or not written by torch.save"),
         (SMALL.replace(b"FloatStorage", b"FloatStorag3"), "damaged.*data.pkl"),
         (SMALL.replace(np.arange(6, dtype="<f4").tobytes(), bytes(24)), "damaged.*data/0"),
         (archive(b"").replace(b"data.pkl", b"meta.pkl"), "damaged"),
@@ -319,7 +319,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"none\.ckpt: no such file"):
         read_foreign_checkpoint(tmp_path / "none.ckpt")
-    with pytest.raises(MissingFileError, match="is a folder"):
+    with pytest.raises(MissingFileError, match="is a directory"):
         read_foreign_checkpoint(tmp_path)
 
 

@@ -266,7 +266,7 @@ def test_told_to_end_it_keeps_its_last_step(
     step = losses(run)[-1][0]
     line = errors.splitlines()[-1]
     assert line.startswith(f"ds2deploy: {run}: ")
-    assert f"last.ckpt is of step {step}" in line
+    assert f"last.ckpt contains step {step}" in line
     assert line.endswith("--resume")
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == step
     # A training that was never told anything ends the same.
@@ -361,7 +361,7 @@ def test_a_disk_that_is_full(
     step = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert line.startswith(f"ds2deploy: {run / 'last.ckpt'}: {os.strerror(errno.EFBIG)}; ")
     assert "--resume" in line
-    assert line.endswith(f"last.ckpt is of step {step}")
+    assert line.endswith(f"last.ckpt contains step {step}")
     assert (run / "last.ckpt").read_bytes() == before
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 

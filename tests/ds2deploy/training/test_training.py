@@ -198,7 +198,7 @@ def test_resuming_a_finished_training_is_refused(tone_recipe: Recipe, tmp_path: 
 
 
 def test_a_training_that_diverges_says_so(tone_recipe: Recipe):
-    with pytest.raises(TrainingError, match=r"run: .*lower training\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"run: .*training\.learning_rate"):
         train(tone_recipe.changed("training", epochs=1, learning_rate=1e30, schedule="constant"))
 
 

@@ -127,7 +127,7 @@ def test_the_best_by_chance_is_not_chosen(second: tuple[float | None, ...]):
 
 def test_too_few_utterances(noisy: list[Utterance], tmp_path: Path):
     settings = DecoderConfig(lm=model_of(tmp_path, digits(30)))
-    with pytest.raises(ManifestError, match="expected at least"):
+    with pytest.raises(ManifestError, match="tuning needs at least"):
         tune(noisy[:10], ALPHABET, FRAME_S, settings)
 
 

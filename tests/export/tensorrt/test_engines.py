@@ -513,7 +513,7 @@ def test_an_onnx_file_needs_a_flavor_and_keeps_its_precision(small_onnx: Path, t
         "add --trt or --rtx to build an engine from it, or give a checkpoint"
     )
     line = refused("export", small_onnx, "--rtx", "--precision", "fp16", "--out", tmp_path / "out")
-    assert "an engine inherits precision" in line
+    assert "an engine has the precision" in line
 
 
 # Profiles -------------------------------------------------------------------------------------
