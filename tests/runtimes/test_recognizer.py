@@ -315,8 +315,8 @@ def test_an_engine_too_short_for_windows_is_named_with_the_way_out(tmp_path: Pat
     short, long = sing("A"), np.zeros(round(31.2 * RATE), np.float32)
     soundfile.write(tmp_path / "long.wav", long, RATE)
     message = (
-        "31.2 s of audio; this engine takes 0.5 to 3 s: split it, or rebuild with "
-        "--seconds 0.5,2,40"
+        "31.2 s of audio; this engine accepts 0.5 to 3 s: split the recording, or rebuild "
+        "the engine with --seconds 0.5,2,40"
     )
     with pytest.raises(AudioError) as raised:
         Recognizer(session).transcribe([short, tmp_path / "long.wav"], RATE)
