@@ -79,7 +79,7 @@ class OpenVinoSession(BaseSession):
         except RuntimeError as error:
             name = self.description.inputs[0]
             raise DeviceError(
-                f"openvino failed with {name} of shape {tensors[name].shape}: {_last_line(error)}"
+                f"openvino failed at {name} {tensors[name].shape}: {_last_line(error)}"
             ) from error
         self._idle.put(request)
         return found

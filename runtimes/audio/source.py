@@ -119,7 +119,7 @@ def _regular_or_copied(file: BinaryIO, path: Path) -> BinaryIO:
 
 def _in_memory(name: str, content: bytes | bytearray | memoryview) -> BinaryIO:
     if not len(content):
-        raise _empty(name, "no bytes", "record it again")
+        raise _empty(name, "no bytes", "rewind or record it again")
     return io.BytesIO(bytes(content))
 
 

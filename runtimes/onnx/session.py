@@ -118,8 +118,7 @@ class OnnxSession(BaseSession):
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             name = self.description.inputs[0]
             raise DeviceError(
-                f"{self.runtime} failed with {name} of shape {tensors[name].shape}: "
-                f"{first_line(error)}"
+                f"{self.runtime} failed at {name} {tensors[name].shape}: {first_line(error)}"
             ) from error
         return dict(zip(outputs, results, strict=True))
 

@@ -105,5 +105,5 @@ def test_a_space_needs_a_label_too():
 
 @pytest.mark.parametrize("labels", ["", "_", "_AA", "AAB", "_ABC_"])
 def test_labels_that_are_too_few_or_stand_twice_are_refused(labels):
-    with pytest.raises(ConfigError, match="expected the blank and then every character once"):
+    with pytest.raises(ConfigError, match="expected the blank followed by each character once"):
         Alphabet(labels)

@@ -174,13 +174,13 @@ def test_blocks_leave_no_seam(block, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sample_rate": 0}, "sample rate of 0 Hz"),
-        ({"sample_rate": -16_000}, "sample rate of -16000 Hz"),
+        ({"sample_rate": 0}, "features.sample_rate = 0"),
+        ({"sample_rate": -16_000}, "features.sample_rate = -16000"),
         ({"stride_ms": 0.0}, "stride of 0.0 ms"),
         ({"stride_ms": 0.01}, "stride of 0.01 ms"),
         ({"window_ms": 0.0}, "window of 0.0 ms"),
         ({"window_ms": -20.0}, "window of -20.0 ms"),
-        ({"sample_rate": 10**18}, "sample rate of"),
+        ({"sample_rate": 10**18}, "features.sample_rate = 1000000"),
         ({"window_ms": 1e9}, "features.window_ms"),
         ({"window_ms": float("inf")}, "features.window_ms"),
         ({"stride_ms": -1e308}, "features.stride_ms"),
@@ -190,8 +190,14 @@ def test_blocks_leave_no_seam(block, monkeypatch):
         ({"mean": (1e308,) * 161}, "features.mean"),
         ({"deviation": (1e308,) * 161}, "features.deviation"),
         ({"deviation": (1e-320,) * 161}, "features.deviation"),
-        ({"mean": (0.0,) * 160}, "features.mean has 160 values for 161 bins"),
-        ({"deviation": (1.0,) * 162}, "features.deviation has 162 values for 161 bins"),
+        (
+            {"mean": (0.0,) * 160},
+            "features.mean has 160 values; expected one for each of the 161 bins",
+        ),
+        (
+            {"deviation": (1.0,) * 162},
+            "features.deviation has 162 values; expected one for each of the 161 bins",
+        ),
         ({"deviation": (1.0,) * 160 + (0.0,)}, "features.deviation: expected a positive"),
         ({"deviation": (1.0,) * 160 + (float("nan"),)}, "features.deviation: expected a positive"),
     ],
@@ -204,7 +210,7 @@ def test_a_configuration_that_cannot_be_is_refused(fields, message):
 
 @pytest.mark.parametrize("statistics", [{}, {"mean": (0.0,) * 161}, {"deviation": (1.0,) * 161}])
 def test_global_normalisation_without_statistics_is_refused(statistics):
-    with pytest.raises(ConfigError, match="needs mean and deviation of every bin"):
+    with pytest.raises(ConfigError, match="needs the mean and deviation of every bin"):
         FeatureExtractor(FeatureConfig(normalize="global", **statistics))
 
 

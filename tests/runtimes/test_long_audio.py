@@ -146,7 +146,7 @@ def test_recordings_within_an_engines_maximum_are_not_split():
         assert Recognizer(session).transcribe(tune(9, 4)[:samples], RATE).text
         assert session.shapes == [(1, 1, 161, frames)]
     session.profile = Profile(batch=(1, 1, 1), frames=(1, 200, 301))
-    with pytest.raises(AudioError, match=r"3\.1 s of audio; this engine takes"):
+    with pytest.raises(AudioError, match=r"3\.1 s of audio; this engine accepts"):
         Recognizer(session).transcribe(tune(4, 4)[: 301 * 160], RATE)
 
 
@@ -169,7 +169,7 @@ def test_windows_that_are_none(window_s: float):
 def test_windows_longer_than_an_engine_takes():
     session = LocalSession()
     session.profile = Profile(batch=(1, 1, 1), frames=(1, 500, 601))
-    with pytest.raises(ConfigError, match="this engine takes up to 6 s; ask for less"):
+    with pytest.raises(ConfigError, match="this engine accepts at most 6 s; use a smaller window"):
         Recognizer(session).transcribe(tune(5, 0), RATE, 8)
 
 

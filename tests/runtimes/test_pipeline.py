@@ -252,7 +252,7 @@ def test_an_engine_too_short_for_one_of_many(sounds):
     session.profile = Profile(batch=(1, 4, 8), frames=(1, 100, 301))
     found = list(Recognizer(session).transcribe_many([*sounds, noise(4, 0)], RATE))
     (bad,) = (item for item in found if isinstance(item.result, Ds2Error) and item.index == 40)
-    assert "4.0 s of audio; this engine takes" in str(bad.result)
+    assert "4.0 s of audio; this engine accepts" in str(bad.result)
 
 
 def test_a_device_that_fails_is_no_ones_file(sounds):

@@ -298,8 +298,8 @@ def test_log_probs_converts_types_and_layouts(recognizer):
         ((2, 1, 161, 40), [40, 0], "lengths 0 to 40: expected 1 to 40 frames"),
         ((2, 1, 161, 40), [40, -1], "lengths -1 to 40: expected 1 to 40 frames"),
         ((2, 1, 161, 40), [41, 40], "lengths 40 to 41: expected 1 to 40 frames"),
-        ((2, 1, 161, 40), [1.0, 0.5], "lengths of type float64: expected frames, whole numbers"),
-        ((2, 1, 161, 40), [True, True], "lengths of type bool: expected frames, whole numbers"),
+        ((2, 1, 161, 40), [1.0, 0.5], "lengths of type float64: expected integers"),
+        ((2, 1, 161, 40), [True, True], "lengths of type bool: expected integers"),
     ],
 )
 def test_log_probs_refuses_what_no_model_can_take(recognizer, session, shape, lengths, message):
@@ -315,8 +315,8 @@ def test_an_engine_too_short_for_windows_is_named_with_the_way_out(tmp_path: Pat
     short, long = sing("A"), np.zeros(round(31.2 * RATE), np.float32)
     soundfile.write(tmp_path / "long.wav", long, RATE)
     message = (
-        "31.2 s of audio; this engine takes 0.5 to 3 s: split it, or rebuild with "
-        "--seconds 0.5,2,40"
+        "31.2 s of audio; this engine accepts 0.5 to 3 s: split the recording, or rebuild "
+        "the engine with --seconds 0.5,2,40"
     )
     with pytest.raises(AudioError) as raised:
         Recognizer(session).transcribe([short, tmp_path / "long.wav"], RATE)

@@ -294,7 +294,7 @@ def test_cases_outside_an_engines_profile_are_skipped(describe: Callable[..., An
         reasons[batch, seconds] = [item.reason for item in skipped]
     assert reasons[4, 2.0] == []
     assert "takes 1 to 4" in reasons[5, 2.0][0]
-    assert "2.5 s of audio; this engine takes" in reasons[4, 2.5][0]
+    assert "2.5 s of audio; this engine accepts" in reasons[4, 2.5][0]
 
 
 def test_a_device_that_fails_is_skipped(describe: Callable[..., Any]):

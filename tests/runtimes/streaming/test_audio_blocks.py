@@ -130,8 +130,8 @@ def test_channels_are_mixed(audio_of):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.array([0.0, np.nan], np.float32), "not finite"),
-        (np.array([np.inf], np.float32), "not finite"),
+        (np.array([0.0, np.nan], np.float32), "NaN or infinite"),
+        (np.array([np.inf], np.float32), "NaN or infinite"),
         (np.zeros(160, np.int16), "samples of type int16; expected float32"),
         (np.zeros((2, 160), np.float32), "transpose it"),
         (np.zeros((2, 2, 2), np.float32), "3 dimensions"),

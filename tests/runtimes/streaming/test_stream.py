@@ -255,8 +255,8 @@ def heard(recognizer: Recognizer, samples: np.ndarray) -> Any:
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (np.array([0.1, np.nan], np.float32), "not finite"),
-        (np.full(160, np.inf, np.float32), "not finite"),
+        (np.array([0.1, np.nan], np.float32), "NaN or infinite"),
+        (np.full(160, np.inf, np.float32), "NaN or infinite"),
         (np.zeros(160, np.int16), "type int16; expected float32"),
         (np.zeros((2, 160), np.float32), "transpose"),
     ],
