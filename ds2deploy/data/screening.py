@@ -161,7 +161,7 @@ class Screener:
         letters = all(find_labels(character)[1:] for character in unknown)
         if letters and self._labels_found:
             return (
-                ", or give all labels, because these letters are too rare for --labels auto: "
+                ", or give all labels, because these letters are too rare to get their own: "
                 "--labels CHARACTERS"
             )
         options = ["--labels auto, which adds labels for them"] if letters else []

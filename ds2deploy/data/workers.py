@@ -172,5 +172,5 @@ def _death(error: RuntimeError, workers: int) -> str:
         return f"{how}: shared memory is full ({_size()}): {REMEDY}"
     return (
         f"{how}; if it was killed for lack of memory, lower data.workers or data.batch_size; "
-        "otherwise set data.workers=0 to see its error"
+        f"otherwise {REMEDY} to see its error"
     )

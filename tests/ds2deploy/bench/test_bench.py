@@ -420,4 +420,4 @@ def test_small_and_large_batches_are_advised_apart():
     )
     assert lines[0].startswith("batch 1: use m.onnx on onnxruntime")
     assert lines[1].startswith("batch 8: use m.ckpt on torch packed")
-    assert "is slower than m.ckpt on torch packed here: batch 8" in lines[2]
+    assert "is slower than m.ckpt on torch packed: batch 8" in lines[2]
