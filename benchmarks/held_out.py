@@ -211,7 +211,8 @@ def measure(folder: Path, runs: Path, jobs: int, sizes: Sizes) -> Result:
     speakers = sorted({utterance.speaker for utterance in read_fsdd(folder)})
     if len(speakers) < 2:
         raise ManifestError(
-            f"{folder}: has recordings of {len(speakers)} speakers; expected at least 2"
+            f"{folder}: recordings of {len(speakers)} speaker; expected at least 2 speakers: "
+            "add the recordings of another one"
         )
     cases = []
     for speaker in speakers:

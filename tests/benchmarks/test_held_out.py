@@ -94,17 +94,17 @@ def test_trained_and_not_trained_again(held_out: ModuleType, recordings: Path, t
     for path in checkpoints:
         assert held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs)
         assert not held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs + 1)
-    with pytest.raises(ConfigError, match=r"last\.ckpt: has another network or augmentation"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .* another network or augmentation; choose"):
         held_out.check_begun(checkpoints[0], Recipe())
 
 
 def test_a_missing_folder_and_a_single_speaker_are_refused(
     held_out: ModuleType, recordings: Path, tmp_path: Path
 ):
-    with pytest.raises(MissingFileError, match=r"nothing: no such folder; expected the Free"):
+    with pytest.raises(MissingFileError, match=r"nothing: no such folder; .* Free Spoken"):
         held_out.measure(tmp_path / "nothing", tmp_path / "runs", 1, held_out.QUICK)
     for path in recordings.iterdir():
         if "_anna_" not in path.name:
             path.unlink()
-    with pytest.raises(ManifestError, match="of 1 speakers; expected more"):
+    with pytest.raises(ManifestError, match="recordings: .*1 speaker; expected at least 2"):
         held_out.measure(recordings, tmp_path / "runs", 1, held_out.QUICK)

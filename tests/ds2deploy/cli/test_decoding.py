@@ -120,7 +120,7 @@ def test_a_lexicon_and_a_closed_list_bound_the_text(
     [
         (["--lexicon", "{}/none"], "No such file"),
         (["--lexicon", "{}/odd"], "no label for"),
-        (["--lexicon", "{}/empty"], "is empty"),
+        (["--lexicon", "{}/empty"], "/empty: empty; write one entry"),
         (["--phrases", "{}/odd"], "no label for"),
         (["--hotwords", "{}/odd"], "no label for"),
         (["--hotwords", "nofile.txt"], "nofile.txt: no such file"),
@@ -210,7 +210,7 @@ def test_tune_says_that_all_settings_are_equal(
         assert not any("omit it" in line for line in lines)
     else:
         assert "character_lm_weight 0" in lines[0]
-        assert "model of characters" in lines[1]
+        assert "character language model" in lines[1]
         assert "omit it" in lines[1]
 
 

@@ -346,7 +346,7 @@ def test_an_export_whose_file_another_process_touches_is_refused(
 
 def test_a_description_is_never_appended_to_nothing(small_onnx: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    with pytest.raises(ModelFileError, match=re.escape(f"{path}: is gone")):
+    with pytest.raises(ModelFileError, match=re.escape(f"{path}: disappeared")):
         verified_onnx.append_description(path, OnnxSession(small_onnx).description)
     assert not path.exists()
 

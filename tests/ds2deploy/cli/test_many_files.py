@@ -194,7 +194,7 @@ def test_a_bar_on_a_terminal(both: bool, small_onnx: Path, good: list[Path], bro
     assert "7/7 files" in shown
     assert re.search(r"7 s of audio, \S+x", shown)
     lines = re.split(r"[\r\n]+", shown)
-    assert sum(line.startswith(f"ds2deploy: {broken}: not audio") for line in lines) == 1
+    assert sum(line.startswith(f"ds2deploy: {broken}: damaged") for line in lines) == 1
     texts = lines if both else out.splitlines()
     for path in good:
         assert sum(line.startswith(str(path)) for line in texts) == 1

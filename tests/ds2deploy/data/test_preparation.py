@@ -63,7 +63,7 @@ def damaged_manifest(folder: Path) -> tuple[Path, dict[str, str]]:
         "missing": "no such file; copy it, or remove its entry",
         "empty": "empty file",
         "text file": "not readable audio",
-        "cut off": "or damaged",
+        "cut off": ": damaged",
         "no transcript": "no such file; expected the transcript of",
         "blank transcript": "empty; expected the transcript of",
         "latin transcript": "not UTF-8 text",

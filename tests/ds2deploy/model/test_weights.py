@@ -219,7 +219,7 @@ def test_weights_that_fp16_cannot_hold_are_named(small_checkpoint: Path, tmp_pat
         document["state_dict"][NAME][3] = 1e6
 
     checkpoint = edit(small_checkpoint, tmp_path / "large.ckpt", change)
-    with pytest.raises(ParityError, match=r"large\.ckpt: weights 'rnn1/R' reach 1e\+06"):
+    with pytest.raises(ParityError, match=r"large\.ckpt: .*'rnn1/R'.* 1e\+06.*fp32"):
         export_onnx(checkpoint, tmp_path / "deploy", ["fp16"])
     assert not (tmp_path / "deploy").exists()
 

@@ -234,7 +234,9 @@ def test_samples_that_are_not_finite_are_refused(one_place: Served) -> None:
     found = one_place.transcribe(buffer.getvalue(), "nan.wav")
     assert found.status_code == 400
     assert found.json()["error"]["code"] == "invalid_audio"
-    assert "not finite" in found.json()["error"]["message"]
+    message = found.json()["error"]["message"]
+    assert message.startswith("nan.wav: ")
+    assert "NaN or infinite" in message
 
 
 def test_error_names_the_upload(one_place: Served) -> None:

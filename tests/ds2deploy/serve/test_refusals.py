@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,9 @@ def test_refused_websockets_log_no_error(
         lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         assert {line["level"] for line in lines} == {"info"}
         requests = [line for line in lines if "status" in line]
-        assert [line["status"] for line in requests] == [401, 404]
-        assert [line["outcome"] for line in requests] == ["invalid_api_key", "not_found"]
+        refused = {(line["status"], line["outcome"]) for line in requests}
+        assert len(requests) == 2
+        assert refused == {(401, "invalid_api_key"), (404, "not_found")}
         assert {line["client"] for line in requests} == {"127.0.0.1"}
 
 
@@ -248,8 +250,12 @@ def test_the_log_says_why_a_connection_ended(streaming_onnx: Path, tmp_path: Pat
         assert server.wait() == 0
         lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
         found = [(line.get("model"), line.get("outcome")) for line in lines if "status" in line]
-        assert found[1:4] == [(name, "ok"), (None, "invalid_message"), (name, "invalid_audio")]
-        assert found[4:] == [(None, "invalid_value"), (None, "invalid_request")]
+        expected = [
+            (None, None), (name, "ok"), (None, "invalid_message"),
+            (name, "invalid_audio"), (None, "invalid_value"), (None, "invalid_request"),
+        ]  # fmt: skip
+        # A line is written after its response: the next request's may come before it.
+        assert Counter(found) == Counter(expected)
 
 
 @pytest.mark.parametrize("path", ["/audio/transcriptions", "/models"])

@@ -51,7 +51,7 @@ def test_tensorboard_has_what_metrics_have(run: Path):
         assert curve == [(step, pytest.approx(value, rel=1e-5)) for step, value in expected]
     assert len(events.Images("valid/spectrogram")) == 2
     (text, _) = events.Tensors("valid/heard/text_summary")
-    assert b"said `" in text.tensor_proto.string_val[0]
+    assert b"reference `" in text.tensor_proto.string_val[0]
 
 
 def test_the_best_hypotheses_are_kept(run: Path, tone_recipe: Recipe):

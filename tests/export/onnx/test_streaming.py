@@ -353,7 +353,8 @@ def test_an_engine_of_the_trained_model(
     assert "1 to 64 streams" in inspected.stdout
     result = CliRunner().invoke(app, [*arguments, "--seconds", "1,2,3"])
     assert result.exit_code == 2
-    assert "a stream has no length" in result.stderr
+    assert "--seconds" in result.stderr
+    assert "omit the option" in result.stderr
 
 
 @pytest.mark.thorough

@@ -193,4 +193,4 @@ def test_verify_reads_the_file_that_it_is_given(
     onnx.save(model, changed)
     report = verify_artifact(changed, digits_checkpoint)
     assert not report.passed
-    assert "shapes over tolerance" in report.failure()
+    assert "shapes exceed the tolerance" in report.failure()
