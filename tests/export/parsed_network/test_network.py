@@ -326,7 +326,7 @@ def test_a_variant_that_is_not_known_is_named(kind: str, attributes: dict[str, o
 def test_a_type_that_is_not_known_is_named():
     layer = Layer("UNARY", "odd one", ("x",), ("z",), {"op": "EXP"})
     network = ParsedNetwork("TensorRT", ("x",), ("z",), (layer,), {"z": "FP8"})
-    with pytest.raises(ModelFileError, match="'odd one' .* FP8"):
+    with pytest.raises(ModelFileError, match=r"'odd one' .* FP8"):
         NetworkEvaluator(network)
 
 
