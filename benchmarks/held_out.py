@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import msgspec
 from lhotse import CutSet
-from report import Goal, Result, Table, arguments, deliver, progress
+from report import Goal, Result, Table, arguments, deliver_or_refuse, progress
 
 import ds2deploy
 from ds2deploy.config import AugmentConfig, Recipe
@@ -36,7 +36,7 @@ from ds2deploy.data.manifest import read_manifest, write_manifest
 from ds2deploy.data.preparation import JOIN_PAUSE_S
 from ds2deploy.model.checkpoint import read_document, read_recipe
 from ds2deploy.recipes import load_recipe
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error, ManifestError, MissingFileError
+from ds2deploy.runtimes.errors import ConfigError, ManifestError, MissingFileError
 from ds2deploy.training.evaluation import evaluate
 from ds2deploy.training.run_folder import LAST, RunFolder
 from ds2deploy.training.scoring import ErrorCounts
@@ -313,13 +313,7 @@ def main() -> int:
     options: argparse.Namespace = parser.parse_args()
     sizes = QUICK if options.quick else FULL
     runs = options.runs or Path("runs/held-out-quick" if options.quick else "runs/held-out")
-    try:
-        result = measure(options.folder, runs, options.jobs, sizes)
-    except Ds2Error as error:
-        print(f"held_out.py: {error}", file=sys.stderr)
-        return 2
-    deliver(result, options)
-    return 0
+    return deliver_or_refuse(lambda: measure(options.folder, runs, options.jobs, sizes), options)
 
 
 if __name__ == "__main__":

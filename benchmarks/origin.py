@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -34,16 +34,15 @@ from models import (
     speech_batch,
     write_onnx,
 )
-from report import Result, Table, arguments, deliver, progress
+from report import Result, Table, arguments, deliver_or_refuse, progress
 from torch import nn
 
-from ds2deploy.bench.machine import describe_machine
 from ds2deploy.bench.timing import latency, ratio, take_turns
 from ds2deploy.compression.compress import compress
 from ds2deploy.model.deepspeech_pytorch import parameter_name
 from ds2deploy.model.load import load_checkpoint
-from ds2deploy.runtimes.artifact import ModelShape
-from ds2deploy.runtimes.errors import ConfigError, Ds2Error, MissingFileError
+from ds2deploy.runtimes.artifact import ModelShape, Precision
+from ds2deploy.runtimes.errors import ConfigError, MissingFileError
 from ds2deploy.runtimes.features import FeatureConfig
 
 THEIRS = "deepspeech.pytorch, eager"
@@ -163,7 +162,7 @@ def measure(clone: Path, shape: ModelShape, seconds: float, rounds: int, speed: 
         rounds: number of rounds.
         speed: factor by which the compressed network has fewer operations.
     """
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
     with tempfile.TemporaryDirectory() as folder:
         whole = make_checkpoint(shape, Path(folder))
         small = Path(folder) / "small.ckpt"
@@ -194,7 +193,6 @@ def measure(clone: Path, shape: ModelShape, seconds: float, rounds: int, speed: 
     return Result(
         name="origin",
         title=f"Against deepspeech.pytorch: {shape_name(shape)}, random weights",
-        machine=describe_machine(),
         quick=shape != LARGE,
         tables=[
             Table(
@@ -213,16 +211,8 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("clone", type=Path, help="folder of a clone of deepspeech.pytorch")
     options = parser.parse_args()
-    try:
-        if options.quick:
-            result = measure(options.clone, TINY, 0.5, 2, speed=1.5)
-        else:
-            result = measure(options.clone, LARGE, 10.0, 5, speed=2.0)
-    except Ds2Error as error:
-        print(f"{Path(__file__).name}: {error}", file=sys.stderr)
-        return 2
-    deliver(result, options)
-    return 0
+    sizes = (TINY, 0.5, 2, 1.5) if options.quick else (LARGE, 10.0, 5, 2.0)
+    return deliver_or_refuse(lambda: measure(options.clone, *sizes), options)
 
 
 if __name__ == "__main__":

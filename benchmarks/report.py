@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from ds2deploy.bench.machine import Machine, describe_machine
+from ds2deploy.runtimes.errors import Ds2Error
 from ds2deploy.runtimes.files import whole_file
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -196,6 +197,21 @@ def deliver(result: Result, options: argparse.Namespace) -> None:
     print(result.json() if options.json else result.markdown(pictures=False))
     if options.out is not None:
         write(result, options.out)
+
+
+def deliver_or_refuse(measure: Callable[[], Result], options: argparse.Namespace) -> int:
+    """Measure and deliver; an error of the input is printed in one line.
+
+    Returns:
+        the exit code: 0, or 2 after such an error.
+    """
+    try:
+        result = measure()
+    except Ds2Error as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    deliver(result, options)
+    return 0
 
 
 def write(result: Result, folder: Path) -> None:
