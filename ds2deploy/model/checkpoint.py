@@ -12,7 +12,7 @@ import torch
 from ds2deploy.config import Recipe
 from ds2deploy.model.network import DeepSpeech2
 from ds2deploy.runtimes.artifact import ArtifactDescription, WeightsSource
-from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError, missing_file
+from ds2deploy.runtimes.errors import DECODING_ERRORS, ModelFileError, missing_file, newer_format
 from ds2deploy.runtimes.features import FeatureExtractor
 from ds2deploy.runtimes.files import whole_file
 from ds2deploy.version import __version__
@@ -116,10 +116,7 @@ def read_header(document: Any, path: Path) -> tuple[Recipe, dict[str, float]]:
     try:
         version = int(document["format_version"])
         if version > FORMAT_VERSION:
-            raise ModelFileError(
-                f"{path}: checkpoint format {version}; this version of ds2deploy reads formats up "
-                f"to {FORMAT_VERSION}: pip install -U ds2deploy"
-            )
+            raise newer_format(path, "checkpoint", version, FORMAT_VERSION)
         recipe = msgspec.convert(document["recipe"], Recipe)
         FeatureExtractor(recipe.features)  # a checkpoint must contain the feature statistics
         return recipe, msgspec.convert(document.get("metrics", {}), dict[str, float])
