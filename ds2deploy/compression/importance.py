@@ -1,7 +1,8 @@
 """Importance of maps, units and singular directions, from the weights and batch norms alone.
 
 A batch norm keeps how much each unit varied in training. What a unit contributes to the layer
-after it is that variance times the squared weights which read it, so no data is needed.
+after it is the variance of the batch norm's output times the squared weights which read it, so no
+data is needed. A unit that never varies contributes nothing, however large its weights are.
 """
 
 from __future__ import annotations
@@ -79,6 +80,17 @@ def map_moments(network: DeepSpeech2, index: int) -> tuple[Tensor, Tensor]:
     return values.mean(1), values.std(1)
 
 
+def norm_deviation(norm: nn.BatchNorm1d) -> Tensor:
+    """Compute the standard deviation (units,) of a batch norm's output, float64.
+
+    It is the scale times the root of var / (var + eps): less than the scale of a unit that hardly
+    varies.
+    """
+    assert norm.running_var is not None
+    variance = norm.running_var.double()
+    return norm.weight.detach().double().abs() * (variance / (variance + norm.eps)).sqrt()
+
+
 def input_moments(network: DeepSpeech2) -> list[tuple[Tensor, Tensor]]:
     """Mean and standard deviation (inputs,) of the input of every RNN, batch norm included."""
     layers = layers_of(network)
@@ -90,7 +102,7 @@ def input_moments(network: DeepSpeech2) -> list[tuple[Tensor, Tensor]]:
             found.append((mean.repeat_interleave(times), deviation.repeat_interleave(times)))
         else:
             norm = layer.batch_norm
-            found.append((norm.bias.detach().double(), norm.weight.detach().double().abs()))
+            found.append((norm.bias.detach().double(), norm_deviation(norm)))
     return found
 
 
@@ -101,12 +113,13 @@ def _of_units(network: DeepSpeech2, layers: list[RecurrentLayer], index: int) ->
     norm = network.output_norm if last else layers[index + 1].batch_norm
     assert norm is not None
     assert norm.running_var is not None
-    shares = _shares(norm.weight.detach().double() ** 2 * _squares(reader))
-    if last and network.lookahead is not None:
-        return shares  # the batch norm has the variance after the lookahead
+    shares = _shares(norm_deviation(norm) ** 2 * _squares(reader))
     rnn = layers[index].rnn
     squares = [_squares(getattr(rnn, "weight_hh_l0" + end)) for end in suffixes(layers[index])]
-    return (shares + _shares(norm.running_var.double() * sum(squares))) / 2
+    # After the lookahead and its clipping, the variance is no longer that of the unit.
+    clipped = last and network.lookahead is not None
+    variance = torch.ones_like(shares) if clipped else norm.running_var.double()
+    return (shares + _shares(variance * sum(squares))) / 2
 
 
 def _squares(weight: Tensor) -> Tensor:

@@ -73,16 +73,31 @@ def silence(network, maps: list[int], units: list[int]) -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("shape", [BIDIRECTIONAL, FORWARD])
-def test_units_of_zero_weight_leave_the_outputs(lively_network, cell, shape):
+@pytest.mark.parametrize(
+    ("scale", "variance"),
+    [pytest.param(0.0, 1.0, id="nothing reads them"), pytest.param(5.0, 1e-12, id="constant")],
+)
+def test_units_that_give_nothing_are_removed_first(lively_network, cell, shape, scale, variance):
     # The output has no bias: the norm before it takes over what is lost if units outnumber labels.
     network = lively_network(msgspec.structs.replace(shape, rnn=cell, hidden=40))
     silence(network, [3, 17], [0, 5, 11])
-    with torch.no_grad():  # nothing reads them, so that they are the least important
+    with torch.no_grad():
         for norm in [*(layer.batch_norm for layer in network.rnns[1:]), network.output_norm]:
-            norm.weight[[0, 5, 11]] = 0
+            norm.weight[[0, 5, 11]] = scale
+            norm.running_var[[0, 5, 11]] = variance
     smaller = apply_sizes(network, Sizes((30, 30), (37, 37, 37), (0, 0, 0)))
     assert (smaller.shape.hidden, smaller.shape.maps) == (37, (30, 30))
     assert np.abs(log_probs(smaller) - log_probs(network)).max() < 2e-6
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_unit_that_the_lookahead_clips_stays_if_its_layer_reads_it(lively_network, cell):
+    network = lively_network(msgspec.structs.replace(FORWARD, rnn=cell))
+    layer, norm = network.rnns[-1], network.output_norm
+    with torch.no_grad():
+        layer.rnn.weight_hh_l0[:, 7] *= 20
+        norm.running_var[[7]] = 1e-12
+    assert importance(network).units[-1][7] > 1 / FORWARD.units[-1]
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
