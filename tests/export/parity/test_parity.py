@@ -19,6 +19,7 @@ from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import BATCHES, FRAMES, Reference, decode_all
 from ds2deploy.export.parity.speech import speech_features, synthesize
 from ds2deploy.export.verification import verify_artifact
+from ds2deploy.model.checkpoint import save_checkpoint
 from ds2deploy.model.load import load_checkpoint
 from ds2deploy.model.session import TorchSession
 from ds2deploy.runtimes.artifact import ArtifactDescription
@@ -113,6 +114,24 @@ def test_damage_is_noticed_and_nothing_is_written(
     with pytest.raises(ParityError, match=r"digits\.ckpt: .* fp32 artifact differ"):
         export_onnx(digits_checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("units", [0, 3])
+def test_units_that_hardly_move_are_counted_where_an_export_fails(
+    units: int, digits_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = load_checkpoint(digits_checkpoint)
+    norm = checkpoint.network.get_submodule("rnns.1.batch_norm")
+    norm.running_var[:units] = 1e-7
+    save_checkpoint(tmp_path / "still.ckpt", checkpoint.network, checkpoint.recipe, {})
+    monkeypatch.setattr(
+        verified_onnx, "lower", lambda network, columns: nudge_a_weight(lower(network, columns))
+    )
+    monkeypatch.setattr("ds2deploy.export.parity.check.FRAMES", (40,))
+    with pytest.raises(ParityError, match=r"still\.ckpt: .* fp32 artifact differ") as caught:
+        export_onnx(tmp_path / "still.ckpt", tmp_path / "out")
+    assert ("in 3 units" in str(caught.value)) == bool(units)
+    assert ("model.norm_eps=0.001" in str(caught.value)) == bool(units)
 
 
 def test_one_bad_precision_spoils_the_whole_export(
