@@ -1,7 +1,7 @@
 """Bulk transcription against `transcribe` on the same files, its memory, its driver, and a cluster.
 
-    python benchmarks/bulk.py [--model M.onnx] [--files 1024] [--rounds 2] [--inputs 1000000]
-                              [--repeat 20000] [--no-ray] [--json]
+    python benchmarks/bulk.py --model M.onnx [--files 1024] [--rounds 2] [--inputs 300000]
+                              [--repeat 20000] [--no-ray]
 
 Four parts; each can be left out with 0:
 
@@ -173,11 +173,11 @@ def driver(count: int, folder: Path) -> dict[str, Any]:
 
 
 def cluster(factor: float, line_s: float) -> dict[str, Any]:
-    """Hours that a corpus takes on 10, 100 and 1,000 workers.
+    """Simulate the hours that a corpus takes on 10, 100 and 1,000 workers.
 
-    Chunks arrive in order, as the driver gives them. One worker in twenty is three times as slow; a
-    worker fails once in 200 h and loses its chunk, and another takes 60 s to start.
-    The driver takes `line_s` for each line, one after the other.
+    One worker in twenty is three times as slow; a worker fails once in 200 h and loses its chunk,
+    and another takes 60 s to start. The driver writes results in the order in which they arrive,
+    one after the other, and takes `line_s` for each line.
     """
     return {f"{workers} workers": _cluster(workers, factor, line_s) for workers in (10, 100, 1000)}
 
@@ -188,29 +188,34 @@ def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
     chunk_s = merge * CHUNK * UTTERANCE_S / factor
     chunks = int(HOURS * 3600 / UTTERANCE_S / CHUNK / merge)
     slow = [3.0 if chance.random() < 0.05 else 1.0 for _ in range(workers)]
-    free = [(0.0, who) for who in range(workers)]
-    heapq.heapify(free)
-    driver_s, end_s, failures, busy_s, waiting = 0.0, 0.0, 0, 0.0, chunks
-    while waiting:
-        now, who = heapq.heappop(free)
+    events: list[tuple[float, int, float]] = []  # end, worker, seconds of a finished chunk or 0
+
+    def begin(at_s: float, who: int) -> None:
         takes = chunk_s * slow[who] * chance.uniform(0.8, 1.25)
-        if chance.random() < takes / (200 * 3600):
+        failed = chance.random() < takes / (200 * 3600)
+        end_s = at_s + (chance.uniform(0, takes) if failed else takes)
+        heapq.heappush(events, (end_s, who, 0.0 if failed else takes))
+
+    for who in range(workers):
+        begin(0.0, who)
+    driver_s, failures, busy_s, done = 0.0, 0, 0.0, 0
+    while done < chunks:
+        now, who, took = heapq.heappop(events)
+        if not took:
             failures += 1
-            heapq.heappush(free, (now + chance.uniform(0, takes) + 60, who))
+            begin(now + 60, who)
             continue
-        waiting -= 1
-        done = now + takes
-        busy_s += takes
-        driver_s = max(driver_s, done) + merge * CHUNK * line_s
-        end_s = max(end_s, done, driver_s)
-        # a worker that has a second chunk waits for the driver only where that is behind
-        heapq.heappush(free, (max(done, driver_s - takes), who))
+        done += 1
+        busy_s += took
+        driver_s = max(driver_s, now) + merge * CHUNK * line_s
+        # a worker has a second chunk, and waits only for a driver that is further behind
+        begin(max(now, driver_s - took), who)
     ideal_s = HOURS * 3600 / factor / sum(1 / one for one in slow)
     return {
-        "hours": round(end_s / 3600, 2),
-        "of_ideal": round(end_s / ideal_s, 3),
-        "workers_busy": round(busy_s / workers / end_s, 3),
-        "driver_busy": round(chunks * merge * CHUNK * line_s / end_s, 4),
+        "hours": round(driver_s / 3600, 2),
+        "of_ideal": round(driver_s / ideal_s, 3),
+        "workers_busy": round(busy_s / workers / driver_s, 3),
+        "driver_busy": round(chunks * merge * CHUNK * line_s / driver_s, 4),
         "failures": failures,
     }
 
