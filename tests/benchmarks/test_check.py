@@ -119,13 +119,17 @@ def test_without_committed_ratios_the_check_fails(check, tmp_path, capsys):
 
 
 def test_committed_ratios_are_those_that_are_measured(check):
-    """And none has a margin so wide that it guards nothing."""
+    """A set that was calibrated before a ratio was new lacks it, and no set has a name of its own.
+
+    None has a margin so wide that it guards nothing.
+    """
     sets = check.read_guards(check.RATIOS)
     if not sets:
         pytest.skip("no ratios are committed: python benchmarks/check.py --calibrate 5")
-    names = {name for found in sets.values() for name in found.ratios}
+    names = max((found.ratios.keys() for found in sets.values()), key=len)
     for found in sets.values():
-        assert found.ratios.keys() == names
+        assert PORTABLE in found.ratios
+        assert found.ratios.keys() <= names
         for name, guard in found.ratios.items():
             assert 0 < guard.margin < guard.ratio, name
             assert len(guard.runs) >= 5
