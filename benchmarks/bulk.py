@@ -185,7 +185,7 @@ def cluster(factor: float, line_s: float) -> dict[str, Any]:
 def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
     chance = random.Random(workers)
     merge = 8  # chunks at once, for fewer events
-    chunk_s = merge * CHUNK * UTTERANCE_S / factor
+    chunk_s, write_s = merge * CHUNK * UTTERANCE_S / factor, merge * CHUNK * line_s
     chunks = int(HOURS * 3600 / UTTERANCE_S / CHUNK / merge)
     slow = [3.0 if chance.random() < 0.05 else 1.0 for _ in range(workers)]
     events: list[tuple[float, int, float]] = []  # end, worker, seconds of a finished chunk or 0
@@ -207,7 +207,7 @@ def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
             continue
         done += 1
         busy_s += took
-        driver_s = max(driver_s, now) + merge * CHUNK * line_s
+        driver_s = max(driver_s, now) + write_s
         # a worker has a second chunk, and waits only for a driver that is further behind
         begin(max(now, driver_s - took), who)
     ideal_s = HOURS * 3600 / factor / sum(1 / one for one in slow)
@@ -215,7 +215,7 @@ def _cluster(workers: int, factor: float, line_s: float) -> dict[str, Any]:
         "hours": round(driver_s / 3600, 2),
         "of_ideal": round(driver_s / ideal_s, 3),
         "workers_busy": round(busy_s / workers / driver_s, 3),
-        "driver_busy": round(chunks * merge * CHUNK * line_s / driver_s, 4),
+        "driver_busy": round(chunks * write_s / driver_s, 4),
         "failures": failures,
     }
 

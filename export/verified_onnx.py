@@ -8,12 +8,13 @@ from pathlib import Path
 
 import lhotse
 import msgspec
+import numpy as np
 import onnx
 from torch import nn
 
 from ds2deploy.data.manifest import read_manifest
 from ds2deploy.export.onnx.graph import build_graph
-from ds2deploy.export.onnx.lowering import lower
+from ds2deploy.export.onnx.lowering import lower, scale_shift
 from ds2deploy.export.parity.check import check_parity
 from ds2deploy.export.parity.reference import Reference
 from ds2deploy.export.parity.report import ParityReport, Progress
@@ -142,9 +143,8 @@ def _amplified_rounding(checkpoint: Checkpoint) -> str:
     units = 0
     for norm in checkpoint.network.modules():
         if isinstance(norm, nn.BatchNorm1d):
-            assert norm.running_var is not None
-            gains = norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
-            units += int((gains > AMPLIFIED).sum())
+            scale, _ = scale_shift(norm)
+            units += int((np.abs(scale) > AMPLIFIED).sum())
     if not units:
         return ""
     return (

@@ -92,7 +92,7 @@ def lower(network: DeepSpeech2, columns: bool = True) -> DeployModel:
         columns: True to give recurrent layers the columns that mark padding.
     """
     conv1, norm1, _, conv2, norm2, _ = network.conv.layers
-    scale, shift = _scale_shift(network.output_norm)
+    scale, shift = scale_shift(network.output_norm)
     output = _array(network.output.weight)
     layers = [layer for layer in network.rnns if isinstance(layer, RecurrentLayer)]
     return DeployModel(
@@ -113,7 +113,7 @@ def _convolution(conv: nn.Module, norm: nn.Module) -> ConvolutionWeights:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     assert conv.bias is not None
-    scale, shift = _scale_shift(norm)
+    scale, shift = scale_shift(norm)
     return ConvolutionWeights(
         weight=_scaled(_array(conv.weight), scale[:, None, None, None]),
         bias=_array(conv.bias) * scale + shift,
@@ -136,7 +136,7 @@ def _projection(layer: RecurrentLayer) -> Array | None:
         return None
     factor = _array(layer.projection.weight)
     if layer.batch_norm is not None:
-        factor = _scaled(factor, _scale_shift(layer.batch_norm)[0])
+        factor = _scaled(factor, scale_shift(layer.batch_norm)[0])
     return np.ascontiguousarray(factor.T)
 
 
@@ -150,7 +150,7 @@ def _direction(
     W, R = stacked("weight_ih"), stacked("weight_hh")
     input_bias, state_bias = stacked("bias_ih"), stacked("bias_hh")
     if layer.batch_norm is not None:
-        scale, shift = _scale_shift(layer.batch_norm)
+        scale, shift = scale_shift(layer.batch_norm)
         if layer.projection is None:
             input_bias = input_bias + W @ shift
             W = _scaled(W, scale)
@@ -168,7 +168,7 @@ def _direction(
     return np.concatenate([W, columns], axis=1), R, biases
 
 
-def _scale_shift(norm: nn.Module) -> tuple[Array, Array]:
+def scale_shift(norm: nn.Module) -> tuple[Array, Array]:
     """Fold a batch norm in evaluation mode: x * scale + shift."""
     assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     assert norm.running_mean is not None

@@ -94,7 +94,8 @@ def test_trained_and_not_trained_again(held_out: ModuleType, recordings: Path, t
     for path in checkpoints:
         assert held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs)
         assert not held_out.is_finished(RunFolder(path.parent), held_out.QUICK.epochs + 1)
-    with pytest.raises(ConfigError, match=r"last\.ckpt: .* another network .*; choose"):
+    refused = r"last\.ckpt: .* another network or augmentation; choose"
+    with pytest.raises(ConfigError, match=refused):
         held_out.check_begun(checkpoints[0], Recipe())
 
 
